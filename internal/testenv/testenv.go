@@ -1,0 +1,260 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package testenv gives tests the real things: pools of every kind on loop
+// devices, the product's binary, the formatting VM.
+//
+// Tests that use it are built with the tag "system". They need root and the
+// packages that hack/setup.sh installs, and fail without: a test that was asked
+// for never skips.
+package testenv
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+)
+
+// workDir is where pools are made: on a real disk, not on a tmpfs.
+const workDir = "/var/tmp"
+
+// Root fails a test that was not started by root.
+func Root(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("this test needs root: run `make test`, or `sudo go test -tags system …`")
+	}
+}
+
+// Dir makes a directory on a real disk, removed after the test.
+func Dir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(workDir, "csi-disktemplate-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Errorf("left behind: %v", err)
+		}
+	})
+	return dir
+}
+
+// Run runs a command and returns what it printed; a failure ends the test.
+func Run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// Kind is a filesystem that a pool can, or cannot, be on.
+type Kind struct {
+	Name string
+	mkfs []string
+}
+
+// The kinds. The first two can hold a pool.
+var (
+	XFS          = Kind{"xfs", []string{"mkfs.xfs", "-q", "-s", "size=4096"}}
+	Btrfs        = Kind{"btrfs", []string{"mkfs.btrfs", "-q"}}
+	XFSNoReflink = Kind{"xfs", []string{"mkfs.xfs", "-q", "-m", "reflink=0"}}
+	Ext4         = Kind{"ext4", []string{"mkfs.ext4", "-q"}}
+	// PoolKinds are those that a pool can be on.
+	PoolKinds = []Kind{XFS, Btrfs}
+)
+
+// Mount makes a filesystem of the given size on a loop device, mounts it, and
+// returns where. It is gone after the test, which must leave nothing mounted
+// below it.
+func (k Kind) Mount(t testing.TB, size int64) string {
+	t.Helper()
+	return Mount(t, size, k.mkfs...)
+}
+
+// Pool is a Mount of a size that suits most tests.
+func (k Kind) Pool(t testing.TB) string {
+	t.Helper()
+	return k.Mount(t, 512<<20)
+}
+
+// Image makes a sparse file of the given size and formats it, unless mkfs is
+// empty. mkfs is the command without the file's name.
+func Image(t testing.TB, size int64, mkfs ...string) string {
+	t.Helper()
+	image := filepath.Join(Dir(t), "image")
+	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, size)); err != nil {
+		t.Fatal(err)
+	}
+	if len(mkfs) > 0 {
+		Run(t, mkfs[0], append(slices.Clone(mkfs[1:]), image)...)
+	}
+	return image
+}
+
+// Mount makes an [Image], mounts it and returns where.
+func Mount(t testing.TB, size int64, mkfs ...string) string {
+	t.Helper()
+	Root(t)
+	image := Image(t, size, mkfs...)
+	at := filepath.Join(filepath.Dir(image), "fs")
+	if err := os.Mkdir(at, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	Run(t, "mount", "-o", "loop", image, at)
+	t.Cleanup(func() { Unmount(t, at) })
+	return at
+}
+
+// Tmpfs mounts a tmpfs and returns where.
+func Tmpfs(t testing.TB) string {
+	t.Helper()
+	Root(t)
+	at := Dir(t)
+	Run(t, "mount", "-t", "tmpfs", "test", at)
+	t.Cleanup(func() { Unmount(t, at) })
+	return at
+}
+
+// Eventually waits for ok. What the kernel does on a last close is done at once
+// here, but on a node udev may hold any block device open for a moment.
+func Eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited 5 s in vain: %s", what)
+		}
+	}
+}
+
+// Unmount takes a mount away, and whatever a failed test left below it.
+func Unmount(t testing.TB, at string) {
+	t.Helper()
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(at))
+	if err != nil {
+		t.Error(err)
+	}
+	for i := len(mounts) - 1; i >= 0; i-- {
+		if m := mounts[i].Mountpoint; m != at {
+			t.Errorf("the test left %s mounted", m)
+			exec.Command("umount", m).Run()
+		}
+	}
+	if out, err := exec.Command("umount", at).CombinedOutput(); err != nil {
+		t.Errorf("umount %s: %v\n%s", at, err, out)
+		exec.Command("umount", "--lazy", at).Run() // leave nothing, whatever holds it
+	}
+}
+
+// Mounts counts the mounts below a directory.
+func Mounts(t testing.TB, below string) int {
+	t.Helper()
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(below))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, m := range mounts {
+		if m.Mountpoint != below {
+			n++
+		}
+	}
+	return n
+}
+
+// LoopsBelow lists the loop devices whose backing file is, or was, in a directory.
+func LoopsBelow(t testing.TB, dir string) []string {
+	t.Helper()
+	names, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, name := range names {
+		if b, err := os.ReadFile(name); err == nil && strings.HasPrefix(string(b), dir+"/") {
+			found = append(found, strings.Split(name, "/")[3])
+		}
+	}
+	return found
+}
+
+// Fill takes all the space that is left on a filesystem.
+func Fill(t testing.TB, dir string) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(dir, "filler"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var at int64
+	for size := int64(1) << 30; size >= 4096; size /= 2 {
+		for syscall.Fallocate(int(f.Fd()), 0, at, size) == nil {
+			at += size
+		}
+	}
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+var build = sync.OnceValues(func() (string, error) {
+	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(strings.TrimSpace(string(root)), "bin", "test")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	// Several test binaries may do this at once: each renames its own into place,
+	// and all are the same.
+	tmp, err := os.MkdirTemp(dir, "build-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(tmp)
+	out := filepath.Join(tmp, "csi-disktemplate")
+	cmd := exec.Command("go", "build", "-trimpath", "-o", out, "github.com/csi-disktemplate/csi-disktemplate/cmd/csi-disktemplate")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("%w\n%s", err, stderr.Bytes())
+	}
+	final := filepath.Join(dir, "csi-disktemplate")
+	return final, os.Rename(out, final)
+})
+
+// Binary builds the product as users get it and returns its path.
+func Binary(t testing.TB) string {
+	t.Helper()
+	path, err := build()
+	if err != nil {
+		t.Fatalf("building the product: %v", err)
+	}
+	return path
+}
+
+// CacheDir is where tests keep the unpacked kernel between runs.
+func CacheDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, "csi-disktemplate-test")
+}

@@ -1,0 +1,142 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build system
+
+package cage
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+)
+
+const uid = 65500
+
+// sh runs a shell script in a cage that has /usr.
+func sh(t *testing.T, script string, change func(*Spec)) (string, error) {
+	t.Helper()
+	testenv.Root(t)
+	s := Spec{
+		UID: uid, GID: uid,
+		Binds:    map[string]string{"/usr": "/usr"},
+		Symlinks: map[string]string{"/lib": "usr/lib", "/lib64": "usr/lib64", "/bin": "usr/bin"},
+		Files:    map[string][]byte{"/given": []byte("content")},
+	}
+	if change != nil {
+		change(&s)
+	}
+	cmd := exec.Command("/usr/bin/sh", "-c", script)
+	cmd.Env = []string{"PATH=/usr/bin"}
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := Run(cmd, s, nil)
+	return out.String(), err
+}
+
+func TestInside(t *testing.T) {
+	for name, c := range map[string]struct{ script, want string }{
+		"what is there":         {"cd /; echo *", "bin dev given lib lib64 usr"},
+		"devices":               {"cd /dev; echo *", "null"},
+		"given file":            {"cat /given", "content"},
+		"who":                   {"id -u; id -g; id -G", "65500\n65500\n65500"},
+		"process id":            {"echo $$", "1"},
+		"no proc":               {"test -e /proc || echo none", "none"},
+		"root is read-only":     {"touch /x 2>&1", "touch: cannot touch '/x': Read-only file system"},
+		"given is read-only":    {"echo y 2>/dev/null >>/given || echo refused", "refused"},
+		"no new privileges":     {"setpriv --dump | grep no_new_privs", "no_new_privs: 1"},
+		"no capabilities":       {"unshare --mount true 2>/dev/null || echo refused", "refused"},
+		"set-uid has no effect": {"su -c id 2>/dev/null || echo refused", "refused"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, _ := sh(t, c.script, nil)
+			if got := strings.TrimSpace(out); got != c.want {
+				t.Errorf("%s: %q, expected %q", c.script, got, c.want)
+			}
+		})
+	}
+}
+
+func TestNoNetwork(t *testing.T) {
+	script := `perl -MSocket -e 'socket(S,PF_INET,SOCK_DGRAM,0) or die; connect(S,sockaddr_in(9,inet_aton("127.0.0.1"))) and print "reached"; print $!'`
+	if out, _ := sh(t, script, nil); !strings.Contains(out, "unreachable") {
+		t.Errorf("connecting to 127.0.0.1: %q", out)
+	}
+}
+
+// TestDeviceModes gives a device node of any mode outside to the user inside.
+func TestDeviceModes(t *testing.T) {
+	dir := testenv.Dir(t)
+	for _, mode := range []string{"600", "660", "000"} {
+		dev := filepath.Join(dir, "zero"+mode)
+		testenv.Run(t, "mknod", "-m", mode, dev, "c", "1", "5")
+		out, err := sh(t, "head -c 4 "+dev+" | od -An -tx1", func(s *Spec) { s.Devices = []string{dev} })
+		if err != nil || strings.TrimSpace(out) != "00 00 00 00" {
+			t.Errorf("mode %s: %q %v", mode, out, err)
+		}
+		if fi, err := os.Stat(dev); err != nil || fi.Mode().Perm().String() != map[string]string{"600": "-rw-------", "660": "-rw-rw----", "000": "----------"}[mode] {
+			t.Errorf("the machine's own node is %v now: %v", fi.Mode(), err)
+		}
+	}
+}
+
+// TestHoldsNoMount keeps a cage running while a mount of the machine goes away.
+func TestHoldsNoMount(t *testing.T) {
+	at := testenv.Tmpfs(t)
+	started := make(chan struct{})
+	done := make(chan error, 1)
+	in, end, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		cmd := exec.Command("/usr/bin/sh", "-c", "read x")
+		cmd.Stdin = in
+		done <- Run(cmd, Spec{UID: uid, GID: uid, Binds: map[string]string{"/usr": "/usr"},
+			Symlinks: map[string]string{"/lib": "usr/lib", "/lib64": "usr/lib64"}}, func() { close(started) })
+	}()
+	<-started
+	tables := mountTables(t, "/usr")
+	if len(tables) == 0 {
+		t.Error("the cage's mount table was not found")
+	}
+	for _, table := range tables {
+		if strings.Contains(table, at) {
+			t.Errorf("the cage holds %s:\n%s", at, table)
+		}
+	}
+	end.Close()
+	<-done
+	in.Close()
+}
+
+// mountTables returns the mount tables of the processes in a cage: those that
+// have a mount at the given path and a root that is a read-only tmpfs.
+func mountTables(t *testing.T, with string) []string {
+	t.Helper()
+	names, err := filepath.Glob("/proc/[0-9]*/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tables []string
+	for _, name := range names {
+		b, err := os.ReadFile(name)
+		table := string(b)
+		root, _, _ := strings.Cut(table, "\n")
+		if err == nil && strings.Contains(root, " / / ro,nosuid") && strings.Contains(root, "tmpfs") && strings.Contains(table, " "+with+" ") {
+			tables = append(tables, table)
+		}
+	}
+	return tables
+}
+
+func TestMissingBind(t *testing.T) {
+	if _, err := sh(t, "true", func(s *Spec) { s.Binds["/x"] = "/nonexistent" }); err == nil || !strings.Contains(err.Error(), "/nonexistent") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,0 +1,205 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package loopdev
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
+)
+
+// BlockSize is the logical block size of every device attached here. A smaller
+// one makes the kernel refuse direct I/O on a reflinked xfs file.
+const BlockSize = 4096
+
+// ErrNotAttached means that the loop device has no backing file.
+var ErrNotAttached = errors.New("the loop device is not attached")
+
+// Device is an open and attached loop device. While it is open its index means
+// the same attachment, unless somebody detaches it by force.
+type Device struct {
+	index int
+	file  *os.File
+}
+
+// Open opens a device that is attached already, else [ErrNotAttached].
+//
+// It is open for reading only: that is enough for all ioctls here, and udev
+// examines every device again that somebody closes after writing.
+func Open(index int) (*Device, error) {
+	d, err := openNode(index, unix.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := d.status(); err != nil {
+		d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// openNode opens a device, attached or not. One that is just being detached
+// gives ENXIO.
+func openNode(index, mode int) (*Device, error) {
+	path := pathOf(index)
+	f, err := sys.Open(path, func() (int, error) { return unix.Open(path, mode|unix.O_CLOEXEC, 0) })
+	if errors.Is(err, unix.ENXIO) {
+		return nil, fmt.Errorf("%w: open %s: %w", ErrNotAttached, path, err)
+	}
+	if errors.Is(err, unix.ENOENT) {
+		return nil, fmt.Errorf("open %s: %w; in a container, mount the host's /dev", path, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	return &Device{index: index, file: f}, nil
+}
+
+func (d *Device) Path() string { return pathOf(d.index) }
+func (d *Device) Index() int   { return d.index }
+
+// File is the open device. It belongs to d.
+func (d *Device) File() *os.File { return d.file }
+
+// Close ends the attachment of an autoclear device that nobody else holds, and
+// leaves any other attached.
+func (d *Device) Close() error { return d.file.Close() }
+
+// Detach detaches the backing file and closes d. If others hold the device, the
+// kernel does it when the last of them lets go.
+//
+// "LOOP_CLR_FD: Disassociate the loop device from any file descriptor." loop(4)
+func (d *Device) Detach() error {
+	err := sys.On(d.file, func(fd int) error {
+		_, err := unix.IoctlRetInt(fd, unix.LOOP_CLR_FD)
+		return err
+	})
+	switch {
+	case errors.Is(err, unix.ENXIO):
+		err = fmt.Errorf("%w: LOOP_CLR_FD %s: %w", ErrNotAttached, d.Path(), err)
+	case err != nil:
+		err = fmt.Errorf("LOOP_CLR_FD %s: %w", d.Path(), err)
+	}
+	return errors.Join(err, d.Close())
+}
+
+// Backs reports whether f is the file behind the device.
+func (d *Device) Backs(f *os.File) (bool, error) {
+	want, err := inodeOf(f)
+	if err != nil {
+		return false, err
+	}
+	status, err := d.status()
+	if err != nil {
+		return false, err
+	}
+	return inode{status.Device, status.Inode} == want, nil
+}
+
+// inode as LOOP_GET_STATUS64 has it. The kernel takes it with the same getattr
+// as fstat(2): on btrfs st_dev is the subvolume's own, not what /proc/self/mountinfo
+// or the superblock have.
+type inode struct{ dev, ino uint64 }
+
+func inodeOf(f *os.File) (inode, error) {
+	var st unix.Stat_t
+	if err := sys.On(f, func(fd int) error { return unix.Fstat(fd, &st) }); err != nil {
+		return inode{}, fmt.Errorf("fstat %s: %w", f.Name(), err)
+	}
+	return inode{uint64(st.Dev), st.Ino}, nil
+}
+
+// status is [ErrNotAttached] on a free device.
+//
+// "LOOP_GET_STATUS64: Get the status of the loop device." loop(4)
+func (d *Device) status() (*unix.LoopInfo64, error) {
+	var info *unix.LoopInfo64
+	err := sys.On(d.file, func(fd int) (err error) {
+		info, err = unix.IoctlLoopGetStatus64(fd)
+		return err
+	})
+	if errors.Is(err, unix.ENXIO) {
+		return nil, fmt.Errorf("%w: LOOP_GET_STATUS64 %s: %w", ErrNotAttached, d.Path(), err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("LOOP_GET_STATUS64 %s: %w", d.Path(), err)
+	}
+	return info, nil
+}
+
+// Find returns the indices of all devices whose backing file is this one,
+// whatever it is called now. Devices come and go meanwhile: the answer holds
+// for what the caller keeps others from changing.
+func Find(backing *os.File) ([]int, error) {
+	nodes, err := existing()
+	if err != nil {
+		return nil, err
+	}
+	var found []int
+	for _, i := range nodes {
+		if !attached(i) {
+			continue
+		}
+		ok, err := backs(i, backing)
+		if err != nil && attached(i) {
+			// Not to know is not to have found: a second attachment of one
+			// file is two filesystems on one disk.
+			return nil, err
+		}
+		if ok {
+			found = append(found, i)
+		}
+	}
+	return found, nil
+}
+
+func backs(index int, f *os.File) (bool, error) {
+	d, err := Open(index)
+	if err != nil {
+		return false, err
+	}
+	defer d.Close()
+	return d.Backs(f)
+}
+
+// existing are all loop devices that the kernel has, in no order.
+func existing() ([]int, error) {
+	dir, err := os.Open("/sys/block")
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil, err
+	}
+	var nodes []int
+	for _, name := range names {
+		if i, ok := IndexOf("/dev/" + name); ok {
+			nodes = append(nodes, i)
+		}
+	}
+	return nodes, nil
+}
+
+// attached looks at sysfs, which disturbs nobody: an open of the device could.
+func attached(index int) bool {
+	return unix.Access("/sys/block/loop"+strconv.Itoa(index)+"/loop", unix.F_OK) == nil
+}
+
+func pathOf(index int) string { return "/dev/loop" + strconv.Itoa(index) }
+
+// IndexOf is the number in a loop device's path: 7 of /dev/loop7. A partition
+// is not a loop device.
+func IndexOf(path string) (int, bool) {
+	digits, ok := strings.CutPrefix(path, "/dev/loop")
+	i, err := strconv.Atoi(digits)
+	return i, ok && err == nil && i >= 0 && strconv.Itoa(i) == digits
+}

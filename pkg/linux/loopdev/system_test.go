@@ -1,0 +1,476 @@
+//go:build system
+
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package loopdev
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
+)
+
+// image makes a file to attach. Its name goes with the pool.
+func image(t testing.TB, path string) *os.File {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	if err := f.Truncate(16 << 20); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func attach(t testing.TB, a *Allocator, f *os.File, o Options) *Device {
+	t.Helper()
+	d, err := a.Attach(f, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Detach() })
+	return d
+}
+
+func sysfs(t testing.TB, d *Device, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(d.Path()), name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(text))
+}
+
+var pools = map[string]func(testing.TB) string{
+	"btrfs": testenv.Btrfs.Pool,
+	"xfs":   testenv.XFS.Pool,
+	"xfs with sectors of 512 bytes": func(t testing.TB) string {
+		return testenv.Mount(t, 512<<20, "mkfs.xfs", "-q", "-s", "size=512", "-m", "reflink=1")
+	},
+}
+
+func TestAttach(t *testing.T) {
+	for name, pool := range pools {
+		t.Run(name, func(t *testing.T) {
+			dir := pool(t)
+			template := image(t, filepath.Join(dir, "template"))
+			if _, err := template.WriteAt(bytes.Repeat([]byte{1}, 1<<20), 0); err != nil {
+				t.Fatal(err)
+			}
+			// A reflinked file is the one whose direct I/O is special on xfs.
+			f := image(t, filepath.Join(dir, "clone"))
+			if err := reflink.Clone(f, template); err != nil {
+				t.Fatal(err)
+			}
+			d := attach(t, new(Allocator), f, Options{Name: strings.Repeat("n", 100)})
+			for name, want := range map[string]string{
+				"loop/dio":                 "1",
+				"loop/autoclear":           "0",
+				"queue/logical_block_size": "4096",
+				"size":                     "32768",
+				"ro":                       "0",
+			} {
+				if got := sysfs(t, d, name); got != want {
+					t.Errorf("%s is %s, not %s", name, got, want)
+				}
+			}
+			status, err := d.status()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, want := unix.ByteSliceToString(status.File_name[:]), strings.Repeat("n", 63); got != want {
+				t.Errorf("lo_file_name is %q", got)
+			}
+			if _, err := d.File().WriteAt(bytes.Repeat([]byte{2}, 8192), 4096); err != nil {
+				t.Fatal(err)
+			}
+			if err := d.File().Sync(); err != nil {
+				t.Fatal(err)
+			}
+			got := make([]byte, 1)
+			if _, err := f.ReadAt(got, 8192); err != nil || got[0] != 2 {
+				t.Errorf("the write did not reach the file: %v, %v", got, err)
+			}
+			if err := d.Detach(); err != nil {
+				t.Fatal(err)
+			}
+			testenv.Eventually(t, "detach", func() bool { return !attached(d.Index()) })
+		})
+	}
+}
+
+// With blocks of 16 KiB a write to a shared extent is 16 KiB or more.
+func TestAttachRefusesBufferedIO(t *testing.T) {
+	dir := testenv.Mount(t, 512<<20, "mkfs.xfs", "-q", "-b", "size=16384", "-s", "size=4096", "-m", "reflink=1")
+	template := image(t, filepath.Join(dir, "template"))
+	if _, err := template.Write(make([]byte, 1<<20)); err != nil {
+		t.Fatal(err)
+	}
+	f := image(t, filepath.Join(dir, "clone"))
+	if err := reflink.Clone(f, template); err != nil {
+		t.Fatal(err)
+	}
+	_, err := new(Allocator).Attach(f, Options{})
+	if !errors.Is(err, ErrNotDirect) {
+		t.Fatal(err)
+	}
+	t.Log(err)
+	if found, err := Find(f); len(found) > 0 || err != nil {
+		t.Errorf("it stayed attached: %v, %v", found, err)
+	}
+}
+
+func TestAttachReadOnlyAndReuse(t *testing.T) {
+	dir := testenv.XFS.Pool(t)
+	f := image(t, filepath.Join(dir, "f"))
+	var a Allocator
+	d := attach(t, &a, f, Options{ReadOnly: true})
+	if got := sysfs(t, d, "ro"); got != "1" {
+		t.Errorf("ro is %s", got)
+	}
+	if err := d.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	// The device that was read-only is the only one it may take.
+	b := Allocator{nodes: 1000, free: []int{d.Index()}}
+	d2 := attach(t, &b, f, Options{})
+	if got := sysfs(t, d2, "ro"); got != "0" || d2.Index() != d.Index() {
+		t.Errorf("loop%d after loop%d: ro is %s", d2.Index(), d.Index(), got)
+	}
+	if _, err := d2.File().WriteAt(make([]byte, 4096), 0); err != nil {
+		t.Error(err)
+	}
+
+	readOnly, err := os.Open(f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer readOnly.Close()
+	if _, err := a.Attach(readOnly, Options{}); err == nil || !strings.Contains(err.Error(), "not open for writing") {
+		t.Errorf("a writable device over a read-only file: %v", err)
+	}
+}
+
+func TestAutoClear(t *testing.T) {
+	f := image(t, filepath.Join(testenv.XFS.Pool(t), "f"))
+	d := attach(t, new(Allocator), f, Options{AutoClear: true})
+	other, err := Open(d.Index())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if !attached(other.Index()) {
+		t.Fatal("detached while open")
+	}
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, "autoclear", func() bool { return !attached(other.Index()) })
+	if _, err := Open(other.Index()); !errors.Is(err, ErrNotAttached) {
+		t.Errorf("Open: %v", err)
+	}
+}
+
+func TestCloseLeavesItAttached(t *testing.T) {
+	f := image(t, filepath.Join(testenv.XFS.Pool(t), "f"))
+	d := attach(t, new(Allocator), f, Options{})
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := Open(d.Index())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := again.Backs(f); !ok || err != nil {
+		t.Errorf("Backs: %v, %v", ok, err)
+	}
+	if err := again.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, "detach", func() bool { return !attached(d.Index()) })
+}
+
+func TestFind(t *testing.T) {
+	for name, pool := range pools {
+		t.Run(name, func(t *testing.T) {
+			dir := pool(t)
+			if name == "btrfs" { // a subvolume has an st_dev of its own
+				dir = filepath.Join(dir, "subvolume")
+				testenv.Run(t, "btrfs", "-q", "subvolume", "create", dir)
+			}
+			fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f := os.NewFile(uintptr(fd), "unnamed")
+			defer f.Close()
+			if err := f.Truncate(16 << 20); err != nil {
+				t.Fatal(err)
+			}
+			other := image(t, filepath.Join(dir, "other"))
+			var a Allocator
+			attach(t, &a, other, Options{})
+			d := attach(t, &a, f, Options{AutoClear: true})
+			check := func(when string, want ...int) {
+				t.Helper()
+				got, err := Find(f)
+				slices.Sort(got)
+				slices.Sort(want)
+				if err != nil || !slices.Equal(got, want) {
+					t.Errorf("%s: %v, not %v (%v)", when, got, want, err)
+				}
+			}
+			check("unnamed", d.Index())
+			path := filepath.Join(dir, "linked")
+			if err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW); err != nil {
+				t.Fatal(err)
+			}
+			if name := sysfs(t, d, "loop/backing_file"); !strings.HasSuffix(name, "(deleted)") {
+				t.Errorf("backing_file was not what this package says it is: %s", name)
+			}
+			check("linked", d.Index())
+			if err := os.Rename(path, path+"2"); err != nil {
+				t.Fatal(err)
+			}
+			check("renamed", d.Index())
+			byName, err := os.Open(path + "2")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer byName.Close()
+			if ok, err := d.Backs(byName); !ok || err != nil {
+				t.Errorf("Backs through its name: %v, %v", ok, err)
+			}
+			if ok, err := d.Backs(other); ok || err != nil {
+				t.Errorf("Backs another: %v, %v", ok, err)
+			}
+			if err := os.Remove(path + "2"); err != nil {
+				t.Fatal(err)
+			}
+			check("removed", d.Index())
+			second := attach(t, &a, f, Options{ReadOnly: true})
+			check("attached twice", d.Index(), second.Index())
+			if err := errors.Join(second.Detach(), d.Close()); err != nil {
+				t.Fatal(err)
+			}
+			testenv.Eventually(t, "detach", func() bool { return !attached(second.Index()) && !attached(d.Index()) })
+			check("detached")
+		})
+	}
+}
+
+// Others take what we have in mind.
+func TestAttachPassesOverTakenDevices(t *testing.T) {
+	dir := testenv.XFS.Pool(t)
+	f := image(t, filepath.Join(dir, "f"))
+	d := attach(t, new(Allocator), image(t, filepath.Join(dir, "theirs")), Options{})
+	const removed = 1 << 19
+	a := Allocator{nodes: 1000, free: append(slices.Repeat([]int{d.Index()}, tries), removed)}
+	mine := attach(t, &a, f, Options{})
+	if mine.Index() == d.Index() {
+		t.Fatal("one device attached twice")
+	}
+	if len(a.trying) != 0 {
+		t.Errorf("not given back: %v", a.trying)
+	}
+	if err := d.configure(f, Options{}); !errors.Is(err, errTaken) {
+		t.Errorf("LOOP_CONFIGURE of a taken device: %v", err)
+	}
+}
+
+const devices, workers = 64, 8
+
+func TestAttachConcurrently(t *testing.T) {
+	dir := testenv.XFS.Pool(t)
+	files := images(t, dir)
+	var a Allocator
+	for range 3 {
+		attached, err := attachAll(files, a.Attach)
+		if err != nil {
+			t.Error(err)
+		}
+		seen := map[int]bool{}
+		for i, d := range attached {
+			if d == nil {
+				continue
+			}
+			if ok, err := d.Backs(files[i]); !ok || err != nil || seen[d.Index()] {
+				t.Errorf("%s: %v, %v", d.Path(), ok, err)
+			}
+			seen[d.Index()] = true
+		}
+		if err := detachAll(attached); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// Many come and go while many stay: the number of devices must not grow with
+// time, since nobody removes them.
+func TestDevicesAreUsedAgain(t *testing.T) {
+	dir := testenv.XFS.Pool(t)
+	files := images(t, dir)
+	var a Allocator
+	stay, err := attachAll(files[:48], a.Attach)
+	defer detachAll(stay)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := existing()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 1000 {
+		d, err := a.Attach(files[63], Options{AutoClear: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	after, err := existing()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d devices, then %d", len(before), len(after))
+	// A quarter is the bound; the rest is for other tests that run now.
+	if limit := len(before)*5/4 + 16; len(after) > limit {
+		t.Errorf("%d devices grew to %d, more than %d", len(before), len(after), limit)
+	}
+}
+
+func images(t testing.TB, dir string) (files []*os.File) {
+	for i := range devices {
+		files = append(files, image(t, filepath.Join(dir, fmt.Sprint("image", i))))
+	}
+	return files
+}
+
+func attachAll(files []*os.File, one func(*os.File, Options) (*Device, error)) ([]*Device, error) {
+	all := make([]*Device, len(files))
+	errs := make([]error, len(files))
+	next := make(chan int)
+	var wg sync.WaitGroup
+	for range workers {
+		wg.Go(func() {
+			for i := range next {
+				all[i], errs[i] = one(files[i], Options{AutoClear: true})
+			}
+		})
+	}
+	for i := range files {
+		next <- i
+	}
+	close(next)
+	wg.Wait()
+	return all, errors.Join(errs...)
+}
+
+func detachAll(all []*Device) error {
+	var errs []error
+	for _, d := range all {
+		if d != nil {
+			errs = append(errs, d.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// BenchmarkAttach attaches 64 files at 8-way concurrency: with an Allocator, and
+// with LOOP_CTL_GET_FREE and a retry on EBUSY as losetup(8) has it.
+func BenchmarkAttach(b *testing.B) {
+	files := images(b, testenv.XFS.Pool(b))
+	var a Allocator
+	b.Run("Allocator", func(b *testing.B) {
+		benchmark(b, files, a.Attach)
+	})
+	b.Run("LOOP_CTL_GET_FREE", func(b *testing.B) {
+		control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer control.Close()
+		var mu sync.Mutex
+		var busy int
+		benchmark(b, files, func(f *os.File, o Options) (*Device, error) {
+			for {
+				i, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+				if err != nil {
+					return nil, err
+				}
+				d, err := openNode(i, unix.O_RDWR)
+				if err != nil {
+					return nil, err
+				}
+				if err = d.configure(f, o); err == nil {
+					return d, d.verify(f, o)
+				}
+				d.Close()
+				if !errors.Is(err, errTaken) {
+					return nil, err
+				}
+				mu.Lock()
+				busy++
+				mu.Unlock()
+			}
+		})
+		b.ReportMetric(float64(busy)/float64(b.N), "EBUSY/op")
+	})
+	b.Run("one at a time", func(b *testing.B) {
+		for b.Loop() {
+			d, err := a.Attach(files[0], Options{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.StopTimer()
+			if err := d.Detach(); err != nil {
+				b.Fatal(err)
+			}
+			b.StartTimer()
+		}
+	})
+}
+
+func benchmark(b *testing.B, files []*os.File, one func(*os.File, Options) (*Device, error)) {
+	b.ReportAllocs()
+	for b.Loop() {
+		all, err := attachAll(files, one)
+		b.StopTimer()
+		if err := errors.Join(err, detachAll(all)); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+}
+
+// BenchmarkFind looks for one file among 64 attached ones.
+func BenchmarkFind(b *testing.B) {
+	files := images(b, testenv.XFS.Pool(b))
+	all, err := attachAll(files, new(Allocator).Attach)
+	defer detachAll(all)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if found, err := Find(files[0]); len(found) != 1 || err != nil {
+			b.Fatal(found, err)
+		}
+	}
+}

@@ -1,0 +1,223 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package mount
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestAttrBits(t *testing.T) {
+	if got := (Attr{}).bits(); got != 0 {
+		t.Errorf("zero value: %#x", got)
+	}
+	all := Attr{ReadOnly: true, NoSUID: true, NoDev: true, NoExec: true, NoATime: true}
+	if got, want := all.bits(), uint64(0x1|0x2|0x4|0x8|0x10); got != want {
+		t.Errorf("all: %#x, not %#x", got, want)
+	}
+}
+
+// tree is a root to open below, and something outside of it to reach.
+//
+//	outside/
+//	root/dir/file
+//	root/in -> dir, root/out -> ../outside, root/abs -> /, root/dangling -> nowhere
+func tree(t *testing.T) *os.File {
+	t.Helper()
+	top := t.TempDir()
+	root := filepath.Join(top, "root")
+	err := errors.Join(
+		os.MkdirAll(filepath.Join(root, "dir"), 0o700),
+		os.Mkdir(filepath.Join(top, "outside"), 0o700),
+		os.WriteFile(filepath.Join(root, "dir", "file"), nil, 0o600),
+		os.Symlink("dir", filepath.Join(root, "in")),
+		os.Symlink("../outside", filepath.Join(root, "out")),
+		os.Symlink("/", filepath.Join(root, "abs")),
+		os.Symlink("nowhere", filepath.Join(root, "dangling")),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+func TestOpenTarget(t *testing.T) {
+	root := tree(t)
+	for _, c := range []struct {
+		rel   string
+		flags int
+		want  error
+	}{
+		{".", 0, nil},
+		{"dir", syscall.O_DIRECTORY, nil},
+		{"dir/file", 0, nil},
+		{"dir/../dir/file", 0, nil},
+		{"dir/file", syscall.O_DIRECTORY, syscall.ENOTDIR},
+		{"missing", 0, os.ErrNotExist},
+		{"..", 0, ErrEscapes},
+		{"../outside", 0, ErrEscapes},
+		{"dir/../../outside", 0, ErrEscapes},
+		{"/etc", 0, ErrEscapes},
+		{"in", 0, ErrSymlink},
+		{"in", syscall.O_DIRECTORY, ErrSymlink},
+		{"in/file", 0, ErrSymlink},
+		{"out", 0, ErrSymlink},
+		{"abs/etc", 0, ErrSymlink},
+		{"dangling", 0, ErrSymlink},
+	} {
+		f, err := OpenTarget(root, c.rel, c.flags)
+		if !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, not %v", c.rel, err, c.want)
+		}
+		if err == nil {
+			f.Close()
+		}
+	}
+}
+
+func TestOpenTargetRefusesMagicLinks(t *testing.T) {
+	proc, err := os.Open("/proc/self")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer proc.Close()
+	if _, err := OpenTarget(proc, "root", 0); !errors.Is(err, ErrSymlink) {
+		t.Error(err)
+	}
+}
+
+// What was checked is what is open: a target that becomes a link afterwards
+// changes nothing, and one that became a link before is refused.
+func TestTargetReplacedBySymlink(t *testing.T) {
+	root := tree(t)
+	path := filepath.Join(root.Name(), "target")
+	before, err := MkdirTarget(root, "target", 0o700)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer before.Close()
+	if err := errors.Join(os.Rename(path, path+"2"), os.Symlink("../outside", path)); err != nil {
+		t.Fatal(err)
+	}
+	info, err := before.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	moved, err := os.Stat(path + "2")
+	if err != nil || !os.SameFile(info, moved) {
+		t.Errorf("the open target is another now (%v)", err)
+	}
+	if _, err := OpenTarget(root, "target", 0); !errors.Is(err, ErrSymlink) {
+		t.Errorf("OpenTarget: %v", err)
+	}
+	if _, err := MkdirTarget(root, "target", 0o700); !errors.Is(err, ErrSymlink) {
+		t.Errorf("MkdirTarget: %v", err)
+	}
+}
+
+func TestMkdirTarget(t *testing.T) {
+	root := tree(t)
+	for _, c := range []struct {
+		rel  string
+		want error
+	}{
+		{"new", nil},
+		{"new", nil}, // again
+		{"dir/new", nil},
+		{"dir/./new/", nil},
+		{".", nil},
+		{"missing/new", os.ErrNotExist},
+		{"dir/file", syscall.ENOTDIR},
+		{"dir/file/new", syscall.ENOTDIR},
+		{"", ErrEscapes},
+		{"..", ErrEscapes},
+		{"../new", ErrEscapes},
+		{"dir/../../new", ErrEscapes},
+		{"/new", ErrEscapes},
+		{"in", ErrSymlink},
+		{"in/new", ErrSymlink},
+		{"out/new", ErrSymlink},
+		{"dangling", ErrSymlink},
+	} {
+		f, err := MkdirTarget(root, c.rel, 0o750)
+		if !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, not %v", c.rel, err, c.want)
+			continue
+		}
+		if err != nil {
+			continue
+		}
+		info, err := f.Stat()
+		if err != nil || !info.IsDir() {
+			t.Errorf("%s: %v is no directory (%v)", c.rel, info, err)
+		}
+		f.Close()
+	}
+	for _, name := range []string{"../new", "../outside/new", "nowhere"} {
+		if _, err := os.Lstat(filepath.Join(root.Name(), name)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s was made (%v)", name, err)
+		}
+	}
+}
+
+func TestAtAndIsMountPoint(t *testing.T) {
+	proc, err := At("/proc")
+	if err != nil || proc == nil || proc.FSType != "proc" || proc.Mountpoint != "/proc" {
+		t.Errorf("/proc: %+v, %v", proc, err)
+	}
+	root := tree(t)
+	for _, name := range []string{"dir", "in", "missing", "dir/file", "dir/file/missing"} {
+		if m, err := At(filepath.Join(root.Name(), name)); m != nil || err != nil {
+			t.Errorf("%s: %+v, %v", name, m, err)
+		}
+	}
+	if err := os.Symlink("/proc", filepath.Join(root.Name(), "proc")); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := At(filepath.Join(root.Name(), "proc")); m != nil || err != nil {
+		t.Errorf("a link to a mount point: %+v, %v", m, err)
+	}
+	if err := os.Symlink("/", filepath.Join(root.Name(), "slash")); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := At(filepath.Join(root.Name(), "slash", "proc")); err != nil || m == nil || m.ID != proc.ID {
+		t.Errorf("a mount point behind a link: %+v, %v", m, err)
+	}
+	if ok, err := IsMountPoint(root); ok || err != nil {
+		t.Errorf("IsMountPoint(%s): %v, %v", root.Name(), ok, err)
+	}
+	f, err := os.Open("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if ok, err := IsMountPoint(f); !ok || err != nil {
+		t.Errorf("IsMountPoint(/proc): %v, %v", ok, err)
+	}
+}
+
+func TestUnmountOfNothing(t *testing.T) {
+	if os.Geteuid() != 0 {
+		if err := Unmount(t.TempDir()); !errors.Is(err, unix.EPERM) {
+			t.Error(err)
+		}
+		return
+	}
+	if err := Unmount(t.TempDir()); !errors.Is(err, ErrNotMounted) {
+		t.Error(err)
+	}
+	if err := Unmount(filepath.Join(t.TempDir(), "missing")); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,487 @@
+//go:build system
+
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package mount
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
+)
+
+// device attaches an image; its path is a Source.
+func device(t testing.TB, mkfs ...string) *loopdev.Device {
+	t.Helper()
+	size := int64(16 << 20)
+	if len(mkfs) > 0 && mkfs[0] == "mkfs.xfs" {
+		size = 300 << 20
+	}
+	f, err := os.OpenFile(testenv.Image(t, size, mkfs...), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	d, err := new(loopdev.Allocator).Attach(f, loopdev.Options{AutoClear: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d
+}
+
+func mkfs(fs string) []string {
+	if fs == "xfs" {
+		return []string{"mkfs.xfs", "-q", "-s", "size=4096"}
+	}
+	return []string{"mkfs.ext4", "-q", "-b", "4096"} // small ones get 1 KiB, less than the device has
+}
+
+// target makes a place to mount on, and unmounts whatever the test leaves there.
+func target(t testing.TB, file bool) *os.File {
+	t.Helper()
+	dir, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	path := filepath.Join(dir.Name(), "target")
+	if file {
+		err = os.WriteFile(path, []byte("below"), 0o600)
+	} else {
+		err = os.Mkdir(path, 0o700)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := OpenTarget(dir, "target", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		f.Close()
+		for {
+			if err := Unmount(path); errors.Is(err, ErrNotMounted) {
+				return
+			} else if err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	return f
+}
+
+func TestNewAttachUnmount(t *testing.T) {
+	for _, fs := range []string{"ext4", "xfs"} {
+		t.Run(fs, func(t *testing.T) {
+			dev := device(t, mkfs(fs)...)
+			attr := Attr{NoSUID: true, NoDev: true, NoExec: true, NoATime: true}
+			d, err := New(Config{FSType: fs, Source: dev.Path(), Attr: attr})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer d.Close()
+			at := target(t, false)
+			if m, err := At(at.Name()); m != nil || err != nil {
+				t.Fatalf("mounted before Attach: %+v, %v", m, err)
+			}
+			// Detached, it can be written to already.
+			file := create(t, d.File(), "file")
+			file.Close()
+
+			if err := d.Attach(at); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := os.Stat(filepath.Join(at.Name(), "file")); err != nil {
+				t.Error(err)
+			}
+			m, err := At(at.Name())
+			if err != nil || m == nil {
+				t.Fatalf("At: %+v, %v", m, err)
+			}
+			if m.FSType != fs || m.Source != dev.Path() || m.Options != "rw,nosuid,nodev,noexec,noatime" {
+				t.Errorf("%+v", m)
+			}
+			if ok, err := IsMountPoint(d.File()); !ok || err != nil {
+				t.Errorf("IsMountPoint of the mount: %v, %v", ok, err)
+			}
+			if ok, err := IsMountPoint(at); ok || err != nil {
+				t.Errorf("IsMountPoint of what is below it: %v, %v", ok, err)
+			}
+			err = Unmount(at.Name())
+			if !errors.Is(err, unix.EBUSY) || !strings.Contains(err.Error(), "fuser") {
+				t.Errorf("Unmount while the descriptor is open: %v", err)
+			}
+			if err := d.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if m, err := At(at.Name()); m == nil || err != nil {
+				t.Errorf("Close unmounted what is attached: %+v, %v", m, err)
+			}
+			if err := Unmount(at.Name()); err != nil {
+				t.Fatal(err)
+			}
+			if err := Unmount(at.Name()); !errors.Is(err, ErrNotMounted) {
+				t.Errorf("Unmount again: %v", err)
+			}
+		})
+	}
+}
+
+func create(t testing.TB, dir *os.File, name string) *os.File {
+	t.Helper()
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return os.NewFile(uintptr(fd), name)
+}
+
+// The loop device goes when the mount goes, and nothing else holds either.
+func TestCloseBeforeAttachUnmounts(t *testing.T) {
+	dev := device(t, mkfs("ext4")...)
+	d, err := New(Config{FSType: "ext4", Source: dev.Path()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	attached := func() bool {
+		_, err := os.Stat("/sys/block/" + filepath.Base(dev.Path()) + "/loop")
+		return err == nil
+	}
+	if err := dev.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if !attached() {
+		t.Fatal("the mount does not hold its device")
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, "unmount and autoclear", func() bool { return !attached() })
+}
+
+func TestReadOnlySuperblock(t *testing.T) {
+	d, err := New(Config{FSType: "ext4", Source: device(t, mkfs("ext4")...).Path(), Data: []string{"ro", "errors=remount-ro"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	_, err = unix.Openat(int(d.File().Fd()), "file", unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+	if !errors.Is(err, unix.EROFS) {
+		t.Errorf("create: %v", err)
+	}
+}
+
+// XFS refuses a UUID twice, unless told.
+func TestFlagOption(t *testing.T) {
+	dev := device(t, mkfs("xfs")...)
+	d, err := New(Config{FSType: "xfs", Source: dev.Path(), Data: []string{"nouuid"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+}
+
+func TestNewFails(t *testing.T) {
+	ext4 := device(t, mkfs("ext4")...)
+	for name, c := range map[string]struct {
+		Config
+		says string
+	}{
+		"unknown filesystem": {Config{FSType: "nosuchfs", Source: ext4.Path()}, "does not know the filesystem"},
+		"wrong filesystem":   {Config{FSType: "xfs", Source: ext4.Path()}, "dmesg | grep -i xfs"},
+		"empty image":        {Config{FSType: "ext4", Source: device(t).Path()}, "dmesg | grep -i ext4"},
+		"unknown option":     {Config{FSType: "ext4", Source: ext4.Path(), Data: []string{"nosuchoption=1"}}, "the kernel says: e ext4: Unknown parameter 'nosuchoption'"},
+		"missing device":     {Config{FSType: "ext4", Source: "/dev/nosuchdevice"}, "the kernel says: e "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, err := New(c.Config)
+			if err == nil {
+				d.Close()
+				t.Fatal("it mounted")
+			}
+			if text := err.Error(); !strings.Contains(text, c.says) || !strings.Contains(text, c.Source) {
+				t.Error(text)
+			}
+			t.Log(err)
+		})
+	}
+}
+
+func TestCloneOfFileOntoFile(t *testing.T) {
+	dir, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if err := os.WriteFile(filepath.Join(dir.Name(), "source"), []byte("source"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	source, err := OpenTarget(dir, "source", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer source.Close()
+	d, err := Clone(source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := d.Attach(target(t, false)); !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOTDIR) {
+		t.Errorf("a file on a directory: %v", err)
+	}
+	if err := d.SetAttr(Attr{ReadOnly: true, NoATime: true}); err != nil {
+		t.Fatal(err)
+	}
+	at := target(t, true)
+	if err := d.Attach(at); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(at.Name()); string(got) != "source" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if _, err := os.OpenFile(at.Name(), os.O_RDWR, 0); !errors.Is(err, unix.EROFS) {
+		t.Errorf("open for writing: %v", err)
+	}
+	m, err := At(at.Name())
+	if err != nil || m == nil || !strings.HasSuffix(m.Root, "/source") || !strings.HasPrefix(m.Options, "ro,") {
+		t.Errorf("At: %+v, %v", m, err)
+	}
+	// The source keeps its own mount.
+	if f, err := os.OpenFile(filepath.Join(dir.Name(), "source"), os.O_RDWR, 0); err != nil {
+		t.Error(err)
+	} else {
+		f.Close()
+	}
+	if err := Unmount(at.Name()); err != nil {
+		t.Error(err)
+	}
+	if got, err := os.ReadFile(at.Name()); string(got) != "below" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// A block volume is a bind mount of its device's node, which is never opened.
+func TestCloneOfDeviceNode(t *testing.T) {
+	dev := device(t)
+	node, err := os.OpenFile(dev.Path(), unix.O_PATH, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer node.Close()
+	d, err := Clone(node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	at := target(t, true)
+	if err := d.Attach(at); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(at.Name())
+	if err != nil || info.Mode()&os.ModeDevice == 0 {
+		t.Errorf("%v, %v", info, err)
+	}
+}
+
+func TestAtShowsTheTopmost(t *testing.T) {
+	at := target(t, false)
+	var roots []*Detached
+	for _, name := range []string{"first", "second"} {
+		d, err := New(Config{FSType: "tmpfs", Source: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		roots = append(roots, d)
+	}
+	if err := roots[0].Attach(at); err != nil {
+		t.Fatal(err)
+	}
+	if err := roots[1].Attach(roots[0].File()); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range roots {
+		d.Close()
+	}
+	for _, want := range []string{"second", "first"} {
+		if m, err := At(at.Name()); err != nil || m == nil || m.Source != want {
+			t.Errorf("%+v, %v, not %s", m, err, want)
+		}
+		if err := Unmount(at.Name()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if m, err := At(at.Name()); m != nil || err != nil {
+		t.Errorf("%+v, %v", m, err)
+	}
+}
+
+func TestUnmountDoesNotFollowLinks(t *testing.T) {
+	at := target(t, false)
+	d, err := New(Config{FSType: "tmpfs"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := d.Attach(at); err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(at.Name(), link); err != nil {
+		t.Fatal(err)
+	}
+	if err := Unmount(link); !errors.Is(err, ErrNotMounted) {
+		t.Errorf("Unmount of a link: %v", err)
+	}
+	if m, err := At(at.Name()); m == nil || err != nil {
+		t.Errorf("it was unmounted: %v", err)
+	}
+}
+
+func TestAttachToRemovedTarget(t *testing.T) {
+	d, err := New(Config{FSType: "tmpfs"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	dir := filepath.Join(t.TempDir(), "target")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	at, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer at.Close()
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Attach(at); !errors.Is(err, unix.ENOENT) || !strings.Contains(err.Error(), "removed") {
+		t.Error(err)
+	}
+}
+
+// An attached mount appears in the peers of a shared parent by itself.
+func TestAttachPropagates(t *testing.T) {
+	parent := target(t, false)
+	peer := target(t, false)
+	for _, args := range [][]string{
+		{"mount", "-t", "tmpfs", "tmpfs", parent.Name()},
+		{"mount", "--make-shared", parent.Name()},
+		{"mount", "--bind", parent.Name(), peer.Name()},
+	} {
+		testenv.Run(t, args[0], args[1:]...)
+	}
+	if err := os.Mkdir(filepath.Join(parent.Name(), "sub"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	at, err := os.Open(filepath.Join(parent.Name(), "sub"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := New(Config{FSType: "tmpfs", Source: "propagated"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = d.Attach(at)
+	if err := errors.Join(err, at.Close(), d.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := At(filepath.Join(peer.Name(), "sub")); err != nil || m == nil || m.Source != "propagated" {
+		t.Errorf("%+v, %v", m, err)
+	}
+	if err := Unmount(filepath.Join(parent.Name(), "sub")); err != nil {
+		t.Error(err)
+	}
+	if m, err := At(filepath.Join(peer.Name(), "sub")); m != nil || err != nil {
+		t.Errorf("it stayed with the peer: %+v, %v", m, err)
+	}
+}
+
+// A volume whose pool ran full may have shut down: it must still be found, and
+// unmounted.
+func TestShutDownFilesystem(t *testing.T) {
+	d, err := New(Config{FSType: "xfs", Source: device(t, mkfs("xfs")...).Path()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	at := target(t, false)
+	if err := d.Attach(at); err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+	root, err := os.Open(at.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	const goingDown = 0x8004587d // XFS_IOC_GOINGDOWN, _IOR('X', 125, __u32)
+	var flags uint32
+	if _, _, e := unix.Syscall(unix.SYS_IOCTL, root.Fd(), goingDown, uintptr(unsafe.Pointer(&flags))); e != 0 {
+		t.Fatal(e)
+	}
+	if ok, err := IsMountPoint(root); !ok && !errors.Is(err, unix.EIO) {
+		t.Errorf("IsMountPoint: %v, %v", ok, err)
+	} else {
+		t.Logf("IsMountPoint: %v, %v", ok, err)
+	}
+	root.Close()
+	if m, err := At(at.Name()); m == nil || err != nil {
+		t.Errorf("At: %+v, %v", m, err)
+	}
+	if err := Unmount(at.Name()); err != nil {
+		t.Error(err)
+	}
+}
+
+func BenchmarkNewAttachUnmount(b *testing.B) {
+	dev := device(b, mkfs("ext4")...)
+	at := target(b, false)
+	for b.Loop() {
+		d, err := New(Config{FSType: "ext4", Source: dev.Path()})
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := errors.Join(d.Attach(at), d.Close(), Unmount(at.Name())); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkCloneAttachUnmount(b *testing.B) {
+	at := target(b, false)
+	source := target(b, false)
+	for b.Loop() {
+		d, err := Clone(source)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := errors.Join(d.Attach(at), d.Close(), Unmount(at.Name())); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkAt(b *testing.B) {
+	for b.Loop() {
+		if m, err := At("/proc"); m == nil || err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,134 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package reflink
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
+)
+
+// ErrUnsupported means that the filesystem cannot share extents.
+var ErrUnsupported = errors.New("the filesystem cannot share extents: use btrfs, or an xfs made with `mkfs.xfs -m reflink=1`")
+
+// Clone makes dst share all of src's extents. dst is open for reading and
+// writing, empty, and on src's filesystem; the contract is not checked, and what
+// dst has beyond src's end would stay. After an error dst is to be thrown away.
+//
+// A full filesystem is visible as errors.Is(err, syscall.ENOSPC).
+//
+// "FICLONE: This ioctl operation reflinks the whole file [...] If a file write
+// should occur to a shared region, the filesystem must ensure that the changes
+// remain private to the file being written." ioctl_ficlone(2)
+func Clone(dst, src *os.File) error {
+	err := sys.On(src, func(srcFd int) error {
+		return sys.On(dst, func(dstFd int) error { return unix.IoctlFileClone(dstFd, srcFd) })
+	})
+	if err != nil {
+		return explain(fmt.Sprintf("FICLONE %s to %s", src.Name(), dst.Name()), err)
+	}
+	return nil
+}
+
+// Try clones one block between two unnamed files in dir, which leaves nothing
+// behind, and returns nil or an error, [ErrUnsupported] if it is for good. A
+// full filesystem is ENOSPC here too.
+func Try(dir *os.File) error {
+	src, err := unnamed(dir)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	dst, err := unnamed(dir)
+	if err != nil {
+		return err
+	}
+	defer dst.Close()
+	// A whole block that is not zero: btrfs keeps less inline in its metadata,
+	// and holes share nothing.
+	block := make([]byte, 4096)
+	block[0] = 1
+	if _, err := src.Write(block); err != nil {
+		return err
+	}
+	err = Clone(dst, src)
+	if errors.Is(err, unix.EINVAL) && !errors.Is(err, ErrUnsupported) {
+		// Two new files of one directory leave no other reason.
+		return fmt.Errorf("%w: %w", ErrUnsupported, err)
+	}
+	return err
+}
+
+// unnamed is O_TMPFILE in open(2).
+func unnamed(dir *os.File) (*os.File, error) {
+	f, err := sys.OpenAt(dir.Name()+"/(unnamed)", dir, func(fd int) (int, error) {
+		return unix.Openat(fd, ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	})
+	if err != nil {
+		return nil, explain("open O_TMPFILE in "+dir.Name(), err)
+	}
+	return f, nil
+}
+
+// fiemap is struct fiemap of linux/fiemap.h without its trailing array.
+type fiemap struct {
+	start, length uint64
+	flags         uint32
+	mapped        uint32
+	count         uint32
+	_             uint32
+}
+
+const (
+	fsIocFiemap    = 0xc020660b // _IOWR('f', 11, struct fiemap), linux/fs.h
+	fiemapFlagSync = 1
+)
+
+// Extents returns the number of f's extents, the measure of what a clone of it
+// costs. What is not written yet is written first, as it has no extents. What
+// xfs preallocates behind a growing file counts too.
+//
+// "If fm_extent_count is zero, then the fm_extents[] array is ignored (no
+// extents will be returned), and the fm_mapped_extents count will hold the
+// number of extents needed [...] to hold the file's current mapping." fiemap.rst
+func Extents(f *os.File) (int, error) {
+	m := fiemap{length: ^uint64(0), flags: fiemapFlagSync}
+	err := sys.On(f, func(fd int) error {
+		if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), fsIocFiemap, uintptr(unsafe.Pointer(&m))); e != 0 {
+			return e
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, explain("FIEMAP "+f.Name(), err)
+	}
+	return int(m.mapped), nil
+}
+
+// explain names the errno, as many have the same text, and what to do about it.
+func explain(op string, err error) error {
+	var errno unix.Errno
+	if !errors.As(err, &errno) {
+		return fmt.Errorf("%s: %w", op, err)
+	}
+	name := unix.ErrnoName(errno)
+	if errno == unix.EOPNOTSUPP {
+		name = "EOPNOTSUPP" // as ioctl_ficlone(2) has it; ENOTSUP is the same number
+	}
+	err = fmt.Errorf("%s: %s: %w", op, name, err)
+	switch errno {
+	case unix.EOPNOTSUPP, unix.ENOTTY, unix.ENOSYS:
+		return fmt.Errorf("%w: %w", ErrUnsupported, err)
+	case unix.EXDEV:
+		return fmt.Errorf("%w; both must be on one filesystem", err)
+	case unix.EINVAL:
+		return fmt.Errorf("%w; on btrfs both must agree on chattr +C (see lsattr)", err)
+	}
+	return err
+}
