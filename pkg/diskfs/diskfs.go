@@ -1,0 +1,324 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package diskfs
+
+import (
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/google/uuid"
+)
+
+// Sizes, in bytes.
+const (
+	MiB = 1 << 20
+	// MaxSize is the largest image: a 32-bit number of MiB, as it stands in a
+	// template's key.
+	MaxSize = (1<<32 - 1) << 20
+
+	// blockSize is both the block and the sector size of every image.
+	blockSize = 4096
+	// usefulSize is the default size where the filesystem itself asks for less.
+	usefulSize = 256 * MiB
+)
+
+var (
+	// ErrUnknown: no filesystem of that name.
+	ErrUnknown = errors.New("unknown filesystem")
+	// ErrInvalid: a label or a format option that is not allowed.
+	ErrInvalid = errors.New("invalid format")
+	// ErrOutOfRange: a size outside the filesystem's limits.
+	ErrOutOfRange = errors.New("size out of range")
+	// ErrCorrupt: the image does not hold the filesystem it should.
+	ErrCorrupt = errors.New("corrupt image")
+	// ErrUnclean: the filesystem was not unmounted, its journal waits for replay.
+	ErrUnclean = errors.New("filesystem not cleanly unmounted")
+)
+
+// Filesystem is one row of the table.
+type Filesystem struct {
+	Name    string   // the filesystem's type, as mount(2) and CSI's fsType spell it
+	Package string   // Debian package that has the programs below
+	Mkfs    string   // formatting program
+	Checker string   // checking program
+	Modules []string // kernel modules that can mount it, without their dependencies
+
+	// MinSize is the smallest image, in bytes, a whole number of MiB: where
+	// mkfs succeeds with every combination of the allowed options and a kernel
+	// mounts the result and writes a file.
+	MinSize int64
+	// MaxLabel is the longest label, in bytes.
+	MaxLabel int
+
+	// MountData are the options every mount of a clone needs.
+	MountData []string
+	// ROMountData are the options with which a read-only mount of a clean
+	// filesystem writes nothing to the device.
+	ROMountData []string
+
+	options     []option
+	mkfs        func(opts map[string]string) []string // everything but label and device
+	check       []string                              // everything but the device
+	conflict    func(opts map[string]string) error    // options that are valid, but not together; may be nil
+	identify    func(r io.ReaderAt) (Superblock, error)
+	verify      func(r io.ReaderAt, size int64) (Superblock, error)
+	newIdentity func(src io.ReaderAt, dst io.WriterAt, id uuid.UUID) error
+}
+
+// table has every filesystem, sorted by name.
+var table = []*Filesystem{&btrfs, &ext4, &raw, &xfs}
+
+// Superblock is what a filesystem says of itself.
+type Superblock struct {
+	UUID      uuid.UUID
+	Label     string
+	Size      int64 // bytes the filesystem covers
+	BlockSize int   // bytes
+}
+
+// Lookup finds a filesystem by name, or returns [ErrUnknown].
+func Lookup(name string) (*Filesystem, error) {
+	var names []string
+	for _, fs := range table {
+		if fs.Name == name {
+			return fs, nil
+		}
+		names = append(names, fs.Name)
+	}
+	return nil, fmt.Errorf("%w %q: choose one of %s", ErrUnknown, name, strings.Join(names, ", "))
+}
+
+// Names lists the filesystems that are formatted, sorted: raw is not among them.
+func Names() []string {
+	var names []string
+	for _, fs := range table {
+		if fs.Formatted() {
+			names = append(names, fs.Name)
+		}
+	}
+	return names
+}
+
+// Formatted reports whether there is a filesystem inside: false for raw, of
+// which there is no template, nothing to verify and no identity.
+func (fs *Filesystem) Formatted() bool { return fs.Mkfs != "" }
+
+// DefaultSize is the size, in bytes, where none is asked for.
+func (fs *Filesystem) DefaultSize() int64 { return max(usefulSize, fs.MinSize) }
+
+// RoundUp rounds a size in bytes up to whole MiB. A size so large that this
+// would overflow is returned as it is: [Filesystem.CheckSize] refuses it.
+func RoundUp(size int64) int64 {
+	if size > MaxSize {
+		return size
+	}
+	return (size + MiB - 1) / MiB * MiB
+}
+
+// CheckSize returns [ErrOutOfRange] for a size, in bytes, outside the limits.
+func (fs *Filesystem) CheckSize(size int64) error {
+	if size >= fs.MinSize && size <= MaxSize {
+		return nil
+	}
+	return fmt.Errorf("%w: size %s: %s takes %s to %s: ask for a size in that range",
+		ErrOutOfRange, human(size), fs.Name, human(fs.MinSize), human(MaxSize))
+}
+
+// CheckLabel returns [ErrInvalid] for a label that the filesystem cannot hold,
+// or that a command line or a path in /dev/disk/by-label would not survive. The
+// empty label is no label.
+func (fs *Filesystem) CheckLabel(label string) error {
+	if len(label) > fs.MaxLabel {
+		return fmt.Errorf("%w: label %q has %d bytes: %s allows %d: shorten it", ErrInvalid, label, len(label), fs.Name, fs.MaxLabel)
+	}
+	if strings.HasPrefix(label, "-") || strings.ContainsFunc(label, notLabel) {
+		return fmt.Errorf("%w: label %q: use letters, digits, '.', '_' and '-', not beginning with '-'", ErrInvalid, label)
+	}
+	return nil
+}
+
+func notLabel(r rune) bool {
+	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '.' && r != '_' && r != '-'
+}
+
+// option is one entry of a filesystem's allow-list.
+type option struct {
+	key  string
+	want string // the allowed values, for people
+	ok   func(value string) bool
+}
+
+// oneOf is an option with a closed list of values.
+func oneOf(key string, values ...string) option {
+	return option{key, strings.Join(values, ", "), func(v string) bool { return slices.Contains(values, v) }}
+}
+
+// number is an option with a range of decimal numbers. Only the canonical
+// spelling is allowed: "5" and "05" would be two templates of one content.
+func number(key, kind string, lo, hi int, ok func(int) bool) option {
+	return option{key, fmt.Sprintf("%s from %d to %d", kind, lo, hi), func(v string) bool {
+		n, err := strconv.Atoi(v)
+		return err == nil && strconv.Itoa(n) == v && n >= lo && n <= hi && ok(n)
+	}}
+}
+
+// CheckOptions returns [ErrInvalid] for a format option that is not on the
+// filesystem's allow-list.
+func (fs *Filesystem) CheckOptions(opts map[string]string) error {
+	for _, key := range slices.Sorted(maps.Keys(opts)) {
+		i := slices.IndexFunc(fs.options, func(o option) bool { return o.key == key })
+		if i < 0 {
+			return fmt.Errorf("%w: option %q: %s has %s", ErrInvalid, key, fs.Name, fs.optionNames())
+		}
+		if o := fs.options[i]; !o.ok(opts[key]) {
+			return fmt.Errorf("%w: option %s=%q of %s: use %s", ErrInvalid, key, opts[key], fs.Name, o.want)
+		}
+	}
+	if fs.conflict != nil {
+		return fs.conflict(opts)
+	}
+	return nil
+}
+
+func (fs *Filesystem) optionNames() string {
+	var names []string
+	for _, o := range fs.options {
+		names = append(names, o.key)
+	}
+	if names == nil {
+		return "no format options"
+	}
+	return "only " + strings.Join(names, ", ")
+}
+
+// MkfsArgs are the arguments of the formatting program, without its name, in an
+// order that depends on nothing but the values. Label and options must have
+// passed their checks, and dev must read as zeroes throughout: mkfs is told so,
+// and neither discards nor zeroes it.
+func (fs *Filesystem) MkfsArgs(dev, label string, opts map[string]string) []string {
+	if !fs.Formatted() {
+		return nil
+	}
+	args := fs.mkfs(opts)
+	if label != "" {
+		args = append(args, "-L", label)
+	}
+	return append(args, dev)
+}
+
+// CheckArgs are the arguments of the checking program, without its name, for a
+// check of dev, unmounted, that writes nothing.
+func (fs *Filesystem) CheckArgs(dev string) []string {
+	if !fs.Formatted() {
+		return nil
+	}
+	return append(slices.Clone(fs.check), dev)
+}
+
+// Verify reads every superblock of an image of size bytes, and returns what the
+// primary says. It returns [ErrCorrupt] unless magic, checksum, geometry and
+// label are right, the filesystem was cleanly unmounted, and every copy of the
+// superblock agrees with the primary.
+func (fs *Filesystem) Verify(r io.ReaderAt, size int64, label string) (Superblock, error) {
+	if !fs.Formatted() {
+		return Superblock{}, fs.nothingInside()
+	}
+	sb, err := fs.verify(r, size)
+	if errors.Is(err, ErrUnclean) {
+		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	if err == nil && sb.Label != label {
+		err = corrupt("label is %q, want %q", sb.Label, label)
+	}
+	if err != nil {
+		return Superblock{}, fmt.Errorf("verify %s image of %s: %w", fs.Name, human(size), err)
+	}
+	return sb, nil
+}
+
+// Identify reads the primary superblock only, and checks its magic, checksum
+// and geometry: cheap enough for every use of an image. The error for anything
+// else is [ErrCorrupt].
+func (fs *Filesystem) Identify(r io.ReaderAt) (Superblock, error) {
+	if !fs.Formatted() {
+		return Superblock{}, fs.nothingInside()
+	}
+	sb, err := fs.identify(r)
+	if err != nil {
+		return Superblock{}, fmt.Errorf("identify %s image: %w", fs.Name, err)
+	}
+	return sb, nil
+}
+
+// NewIdentity gives dst, a clone of src, the filesystem UUID id, so that both
+// can be mounted on one kernel. src and dst may be the same file, and dst may
+// be given yet another identity later. Errors are [ErrUnclean], [ErrCorrupt],
+// [errors.ErrUnsupported] for an image that lacks a feature this needs, or the
+// failure of a read or write; dst is to be discarded after any but the first and
+// third, which come before the first write.
+func (fs *Filesystem) NewIdentity(src io.ReaderAt, dst io.WriterAt, id uuid.UUID) error {
+	if !fs.Formatted() {
+		return fs.nothingInside()
+	}
+	if err := fs.newIdentity(src, dst, id); err != nil {
+		return fmt.Errorf("new identity for %s image: %w", fs.Name, err)
+	}
+	return nil
+}
+
+func (fs *Filesystem) nothingInside() error {
+	return fmt.Errorf("%s: %w: there is no filesystem inside to look at", fs.Name, errors.ErrUnsupported)
+}
+
+// corrupt is [ErrCorrupt] with the reason.
+func corrupt(format string, args ...any) error {
+	return fmt.Errorf("%w: "+format, append([]any{ErrCorrupt}, args...)...)
+}
+
+// read reads n bytes at off. An image that ends too early is corrupt; any other
+// failure is the reader's own.
+func read(r io.ReaderAt, off int64, n int) ([]byte, error) {
+	b := make([]byte, n)
+	switch got, err := r.ReadAt(b, off); {
+	case got == n: // ReadAt may return io.EOF with a full buffer
+		return b, nil
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return nil, corrupt("image ends before byte %d", off+int64(n))
+	default:
+		return nil, fmt.Errorf("read %d bytes at %d: %w", n, off, err)
+	}
+}
+
+// write writes one whole block.
+func write(w io.WriterAt, off int64, block []byte) error {
+	if _, err := w.WriteAt(block, off); err != nil {
+		return fmt.Errorf("write %d bytes at %d: %w", len(block), off, err)
+	}
+	return nil
+}
+
+// crc32c is the CRC-32C as xfs and btrfs use it, inverted at the end; ext4
+// stores it without that inversion.
+func crc32c(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// cString is the text before the first NUL.
+func cString(b []byte) string {
+	s, _, _ := strings.Cut(string(b), "\x00")
+	return s
+}
+
+func human(size int64) string {
+	if size < MiB || size%MiB != 0 {
+		return fmt.Sprintf("%d bytes", size)
+	}
+	return fmt.Sprintf("%d MiB (%d bytes)", size/MiB, size)
+}

@@ -1,0 +1,57 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package diskfs
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// Spec says what an image contains. It is plain data, comparable through
+// [Spec.Equal].
+type Spec struct {
+	Filesystem string            `json:"filesystem"`
+	Size       int64             `json:"size"` // bytes, whole MiB
+	Label      string            `json:"label,omitempty"`
+	Options    map[string]string `json:"options,omitempty"` // further format options, from the filesystem's allow-list
+}
+
+// Validate checks every field against the filesystem's limits, before anything
+// is made. Errors are [ErrUnknown], [ErrOutOfRange] or [ErrInvalid].
+func (s Spec) Validate() error {
+	fs, err := Lookup(s.Filesystem)
+	if err != nil {
+		return err
+	}
+	if err := fs.CheckSize(s.Size); err != nil {
+		return err
+	}
+	if s.Size%MiB != 0 {
+		return fmt.Errorf("%w: size %d: must be a whole number of MiB (1048576 bytes)", ErrInvalid, s.Size)
+	}
+	if err := fs.CheckLabel(s.Label); err != nil {
+		return err
+	}
+	return fs.CheckOptions(s.Options)
+}
+
+// Equal reports whether two specs describe the same content.
+func (s Spec) Equal(o Spec) bool {
+	return s.Filesystem == o.Filesystem && s.Size == o.Size && s.Label == o.Label && maps.Equal(s.Options, o.Options)
+}
+
+// String is for messages: "ext4 256 MiB label=data inode-size=512".
+func (s Spec) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %d MiB", s.Filesystem, s.Size/MiB)
+	if s.Label != "" {
+		fmt.Fprintf(&b, " label=%s", s.Label)
+	}
+	for _, k := range slices.Sorted(maps.Keys(s.Options)) {
+		fmt.Fprintf(&b, " %s=%s", k, s.Options[k])
+	}
+	return b.String()
+}

@@ -1,0 +1,576 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build system
+
+// These tests need root, loop devices and the formatting tools. They fail, and
+// do not skip, where one is missing.
+
+package diskfs
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/uuid"
+)
+
+const gib = 1 << 30
+
+// workDir is on a real disk: /tmp may be RAM.
+func workDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/var/tmp", "diskfs-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+func run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func blank(t testing.TB, size int64) string {
+	t.Helper()
+	path := filepath.Join(workDir(t), "image")
+	must(t, os.WriteFile(path, nil, 0o600))
+	must(t, os.Truncate(path, size))
+	return path
+}
+
+// format makes an image with the package's own arguments, and extra ones.
+func format(t testing.TB, fs *Filesystem, size int64, label string, opts map[string]string, extra ...string) string {
+	t.Helper()
+	must(t, fs.CheckSize(size))
+	must(t, fs.CheckLabel(label))
+	must(t, fs.CheckOptions(opts))
+	path := blank(t, size)
+	run(t, fs.Mkfs, append(extra, fs.MkfsArgs(path, label, opts)...)...)
+	return path
+}
+
+func open(t testing.TB, path string) *os.File {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	must(t, err)
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// clone copies data and keeps holes: lseek(2), SEEK_DATA and SEEK_HOLE.
+func clone(t testing.TB, path string) string {
+	t.Helper()
+	const seekData, seekHole = 3, 4
+	src := open(t, path)
+	info, err := src.Stat()
+	must(t, err)
+	dst := open(t, blank(t, info.Size()))
+	for hole := int64(0); ; {
+		data, err := src.Seek(hole, seekData)
+		if errors.Is(err, syscall.ENXIO) {
+			return dst.Name()
+		}
+		must(t, err)
+		hole, err = src.Seek(data, seekHole)
+		must(t, err)
+		_, err = io.Copy(io.NewOffsetWriter(dst, data), io.NewSectionReader(src, data, hole-data))
+		must(t, err)
+	}
+}
+
+// mounted mounts an image and returns the directory and what unmounts it.
+func mounted(t testing.TB, fs *Filesystem, path string, opts ...string) (string, func()) {
+	t.Helper()
+	dir := filepath.Join(workDir(t), "mnt")
+	must(t, os.Mkdir(dir, 0o700))
+	run(t, "mount", "-t", fs.Name, "-o", strings.Join(append([]string{"loop"}, opts...), ","), path, dir)
+	done := false
+	umount := func() {
+		if !done {
+			done = true
+			run(t, "umount", dir)
+		}
+	}
+	t.Cleanup(umount)
+	return dir, umount
+}
+
+func put(t testing.TB, dir, name, content string) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(dir, name))
+	must(t, err)
+	_, err = f.WriteString(content)
+	must(t, err)
+	must(t, f.Sync())
+	must(t, f.Close())
+}
+
+func contains(t testing.TB, dir, name, content string) {
+	t.Helper()
+	if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(got) != content {
+		t.Errorf("%s: %q, %v, want %q", name, got, err, content)
+	}
+}
+
+// fsck runs the filesystem's own checker.
+func fsck(t testing.TB, fs *Filesystem, path string) {
+	t.Helper()
+	args := fs.CheckArgs(path)
+	if fs.Name == "xfs" {
+		args = append([]string{"-f"}, args...) // a regular file
+	}
+	run(t, fs.Checker, args...)
+}
+
+// is checks that an image is good and has this UUID, by us and by others.
+func is(t testing.TB, fs *Filesystem, path string, size int64, label string, id uuid.UUID) {
+	t.Helper()
+	f := open(t, path)
+	sb, err := fs.Verify(f, size, label)
+	must(t, err)
+	primary, err := fs.Identify(f)
+	must(t, err)
+	if sb != primary || sb.UUID != id || sb.Label != label || sb.BlockSize != 4096 {
+		t.Errorf("%+v, primary %+v, want UUID %s, label %q, blocks of 4096", sb, primary, id, label)
+	}
+	for tag, want := range map[string]string{"UUID": id.String(), "LABEL": label, "TYPE": fs.Name} {
+		if want == "" {
+			continue // blkid exits 2 for a tag that is not there
+		}
+		if got := run(t, "blkid", "-p", "-o", "value", "-s", tag, path); got != want {
+			t.Errorf("blkid: %s=%s, want %s", tag, got, want)
+		}
+	}
+	fsck(t, fs, path)
+}
+
+func identify(t testing.TB, fs *Filesystem, path string) uuid.UUID {
+	t.Helper()
+	sb, err := fs.Identify(open(t, path))
+	must(t, err)
+	return sb.UUID
+}
+
+// rename gives the image at path a new identity, built from the blocks of from.
+func rename(t testing.TB, fs *Filesystem, from, path string) uuid.UUID {
+	t.Helper()
+	id := uuid.New()
+	must(t, fs.NewIdentity(open(t, from), open(t, path), id))
+	return id
+}
+
+// coexist mounts template and clones at once and writes to all.
+func coexist(t testing.TB, fs *Filesystem, paths ...string) {
+	t.Helper()
+	var umounts []func()
+	for i, path := range paths {
+		dir, umount := mounted(t, fs, path) // without MountData: the UUID alone must do
+		umounts = append(umounts, umount)
+		put(t, dir, "file", fmt.Sprint(i))
+	}
+	for _, umount := range umounts {
+		umount()
+	}
+	for i, path := range paths {
+		dir, umount := mounted(t, fs, path, append(fs.MountData, append(fs.ROMountData, "ro")...)...)
+		contains(t, dir, "file", fmt.Sprint(i))
+		umount()
+		fsck(t, fs, path)
+	}
+}
+
+func lifeOf(t *testing.T, fs *Filesystem, size int64, label string, opts map[string]string) {
+	template := format(t, fs, size, label, opts)
+	t.Logf("%s, %s", run(t, "filefrag", template), run(t, "du", "-k", template))
+	first := identify(t, fs, template)
+	is(t, fs, template, size, label, first)
+
+	if _, err := fs.Verify(open(t, template), size, label+"x"); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("wrong label: %v, want ErrCorrupt", err)
+	}
+	if _, err := fs.Verify(open(t, template), size+128*MiB, label); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("larger image: %v, want ErrCorrupt", err)
+	}
+	if _, err := fs.Verify(open(t, template), size-MiB, label); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("smaller image: %v, want ErrCorrupt", err)
+	}
+
+	one, two := clone(t, template), clone(t, template)
+	is(t, fs, one, size, label, rename(t, fs, template, one))
+	rename(t, fs, template, two)
+	is(t, fs, two, size, label, rename(t, fs, two, two)) // twice, and onto itself
+	is(t, fs, template, size, label, first)
+	coexist(t, fs, template, one, two)
+
+	// Used and unmounted, as a template with content is.
+	is(t, fs, two, size, label, identify(t, fs, two))
+	three := clone(t, two)
+	is(t, fs, three, size, label, rename(t, fs, two, three))
+	coexist(t, fs, two, three)
+}
+
+func TestLife(t *testing.T) {
+	for _, name := range Names() {
+		fs := lookup(t, name)
+		for _, size := range slices.Compact([]int64{fs.MinSize, 300 * MiB, 301 * MiB, gib, 100 * gib}) {
+			t.Run(fmt.Sprintf("%s-%dMiB", name, size/MiB), func(t *testing.T) { lifeOf(t, fs, size, "data_1", nil) })
+		}
+	}
+	t.Run("btrfs-mirror-at-256GiB", func(t *testing.T) { lifeOf(t, &btrfs, 257*gib, "", nil) })
+}
+
+func TestLifeWithOptions(t *testing.T) {
+	type opts = map[string]string
+	for name, sets := range map[string][]opts{
+		"ext4": {{"inode-size": "1024", "bytes-per-inode": "2048"}, {"inode-size": "512", "bytes-per-inode": "1024"},
+			{"journal": "off", "reserved-percent": "50"}, {"bytes-per-inode": "67108864"}, {"journal": "on", "reserved-percent": "0"}},
+		"xfs":   {{"inode-size": "2048", "rmapbt": "1", "bigtime": "0"}, {"inode-size": "1024", "rmapbt": "0", "bigtime": "1"}},
+		"btrfs": {{"nodesize": "65536", "metadata-profile": "dup"}, {"nodesize": "4096"}, {"nodesize": "32768"}},
+	} {
+		fs := lookup(t, name)
+		for _, o := range sets {
+			for _, size := range []int64{fs.MinSize, 5 * gib} {
+				t.Run(fmt.Sprintf("%s-%v-%dMiB", name, o, size/MiB), func(t *testing.T) { lifeOf(t, fs, size, "", o) })
+			}
+		}
+	}
+}
+
+// mkfs.ext4 drops a short last group: no size may fall outside what Verify allows.
+func TestVerifyOddSizes(t *testing.T) {
+	for _, name := range Names() {
+		fs := lookup(t, name)
+		for extra := int64(1); extra < 140; extra += 6 {
+			size := max(fs.MinSize, 256*MiB) + extra*MiB
+			for _, o := range []map[string]string{nil, {"bytes-per-inode": "2048"}} {
+				if fs.CheckOptions(o) != nil {
+					continue
+				}
+				if _, err := fs.Verify(open(t, format(t, fs, size, "", o)), size, ""); err != nil {
+					t.Errorf("%v", err)
+				}
+			}
+		}
+	}
+}
+
+// One MiB below MinSize, some allowed format fails or is not what was asked for.
+func TestMinSize(t *testing.T) {
+	hardest := map[string]map[string]string{
+		"ext4": {"inode-size": "1024", "bytes-per-inode": "2048"}, "xfs": nil, "btrfs": {"metadata-profile": "dup"},
+	}
+	for _, name := range Names() {
+		fs := lookup(t, name)
+		if err := fs.CheckSize(fs.MinSize - MiB); !errors.Is(err, ErrOutOfRange) {
+			t.Errorf("%s: %v, want ErrOutOfRange", name, err)
+		}
+		path := blank(t, fs.MinSize-MiB)
+		if out, err := exec.Command(fs.Mkfs, fs.MkfsArgs(path, "", hardest[name])...).CombinedOutput(); err == nil {
+			t.Errorf("%s: mkfs takes less than MinSize: lower it\n%s", name, out)
+		}
+	}
+}
+
+// places are the superblocks of an image, the primary first.
+func places(t testing.TB, fs *Filesystem, path string) []int64 {
+	t.Helper()
+	f := open(t, path)
+	var at []int64
+	switch fs.Name {
+	case "ext4":
+		s, err := readExt4(f)
+		must(t, err)
+		at = append(at, ext4SuperAt)
+		for _, g := range s.backupGroups() {
+			at = append(at, s.backupAt(g))
+		}
+	case "xfs":
+		s, err := readXFS(f, 0)
+		must(t, err)
+		for g := range s.agCount {
+			at = append(at, s.copyAt(g))
+		}
+	case "btrfs":
+		s, err := readBtrfs(f, btrfsPrimary)
+		must(t, err)
+		at = append([]int64{btrfsPrimary}, s.mirrors()...)
+	}
+	return at
+}
+
+func TestDamage(t *testing.T) {
+	const size = 1 * gib
+	for _, name := range Names() {
+		fs := lookup(t, name)
+		path := format(t, fs, size, "l", nil)
+		f := open(t, path)
+		refused := func(what string) {
+			t.Helper()
+			if _, err := fs.Verify(f, size, "l"); !errors.Is(err, ErrCorrupt) {
+				t.Errorf("%s: %s: %v, want ErrCorrupt", name, what, err)
+			}
+		}
+		at := places(t, fs, path)
+		if len(at) < 2 {
+			t.Fatalf("%s: superblocks at %v, want copies", name, at)
+		}
+		for i, place := range at {
+			length := int64(1024)
+			good, err := read(f, place, int(length))
+			must(t, err)
+			for off := int64(0); off < length; off++ {
+				bad := []byte{good[off] ^ 0x10}
+				_, err := f.WriteAt(bad, place+off)
+				must(t, err)
+				refused(fmt.Sprintf("superblock %d, byte %#x flipped", i, off))
+				if name == "btrfs" && off >= 4 && off < btrfsFSID {
+					// The rest of csum, which the kernel does not look at either.
+				} else if _, err := fs.Identify(f); i == 0 && !errors.Is(err, ErrCorrupt) {
+					t.Errorf("%s: Identify with byte %#x flipped: %v", name, off, err)
+				}
+				_, err = f.WriteAt(good[off:off+1], place+off)
+				must(t, err)
+			}
+			_, err = f.WriteAt(make([]byte, length), place)
+			must(t, err)
+			refused(fmt.Sprintf("superblock %d zeroed", i))
+			_, err = f.WriteAt(good, place)
+			must(t, err)
+		}
+		is(t, fs, path, size, "l", identify(t, fs, path))
+		must(t, f.Truncate(at[len(at)-1]))
+		refused("truncated before the last superblock")
+		must(t, f.Truncate(512))
+		refused("truncated to 512 bytes")
+	}
+	f := open(t, format(t, &xfs, 300*MiB, "", nil))
+	s, err := readXFS(f, 0)
+	must(t, err)
+	_, err = f.WriteAt(make([]byte, 64*1024), s.logAt)
+	must(t, err)
+	if _, err := xfs.Verify(f, 300*MiB, ""); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("xfs: zeroed log: %v, want ErrCorrupt", err)
+	}
+}
+
+// live is a copy of a mounted image in which name was just fsynced.
+func live(t *testing.T, fs *Filesystem, path string) string {
+	dir, umount := mounted(t, fs, path)
+	defer umount()
+	put(t, dir, "before", "1")
+	run(t, "sync", "-f", dir)
+	put(t, dir, "file", "synced")
+	return clone(t, path)
+}
+
+func TestUnclean(t *testing.T) {
+	const size = 1 * gib
+	for _, name := range Names() {
+		t.Run(name, func(t *testing.T) {
+			fs := lookup(t, name)
+			template := format(t, fs, size, "", nil)
+			image := live(t, fs, template)
+			if _, err := fs.Verify(open(t, image), size, ""); !errors.Is(err, ErrCorrupt) || !errors.Is(err, ErrUnclean) {
+				t.Fatalf("Verify: %v, want ErrCorrupt and ErrUnclean", err)
+			} else {
+				t.Log(err)
+			}
+			err := fs.NewIdentity(open(t, image), open(t, image), uuid.New())
+			if name == "btrfs" { // its log is replayed whatever the UUID
+				must(t, err)
+			} else {
+				if !errors.Is(err, ErrUnclean) {
+					t.Fatalf("NewIdentity: %v, want ErrUnclean", err)
+				}
+				t.Log(err)
+				_, umount := mounted(t, fs, image, fs.MountData...)
+				umount() // as the message says
+				rename(t, fs, image, image)
+			}
+			dir, umount := mounted(t, fs, image)
+			contains(t, dir, "file", "synced")
+			umount()
+			is(t, fs, image, size, "", identify(t, fs, image))
+		})
+	}
+}
+
+// A snapshot of a frozen filesystem: FIFREEZE leaves ext4 and btrfs with nothing
+// to replay, and xfs with a log that is dirty on purpose (xfs_fs_freeze).
+func TestFrozen(t *testing.T) {
+	for _, name := range Names() {
+		fs := lookup(t, name)
+		template := format(t, fs, gib, "", nil)
+		dir, umount := mounted(t, fs, template)
+		put(t, dir, "file", "synced")
+		run(t, "fsfreeze", "-f", dir)
+		thaw := func() { run(t, "fsfreeze", "-u", dir) }
+		image := func() string { defer thaw(); return clone(t, template) }()
+		umount()
+		err := fs.NewIdentity(open(t, image), open(t, image), uuid.New())
+		if name == "xfs" {
+			if !errors.Is(err, ErrUnclean) {
+				t.Errorf("%s: %v, want ErrUnclean", name, err)
+			}
+			continue
+		}
+		must(t, err)
+		is(t, fs, image, gib, "", identify(t, fs, image))
+	}
+}
+
+// A crash after the new identity: the kernel replays a journal that it began
+// behind the patched record.
+func TestCrashAfterNewIdentity(t *testing.T) {
+	const size = 1 * gib
+	for _, name := range Names() {
+		t.Run(name, func(t *testing.T) {
+			fs := lookup(t, name)
+			template := format(t, fs, size, "", nil)
+			coexist(t, fs, template) // used once
+			image := clone(t, template)
+			id := rename(t, fs, template, image)
+			crashed := live(t, fs, image)
+			dir, umount := mounted(t, fs, crashed)
+			contains(t, dir, "file", "synced")
+			umount()
+			is(t, fs, crashed, size, "", id)
+		})
+	}
+}
+
+// The replay that NewIdentity refuses to precede does undo it.
+func TestExt4ReplayRestoresUUID(t *testing.T) {
+	template := format(t, &ext4, gib, "", nil)
+	dir, umount := mounted(t, &ext4, template)
+	put(t, dir, "orphan", "x")
+	f, err := os.Open(filepath.Join(dir, "orphan"))
+	must(t, err)
+	must(t, os.Remove(f.Name())) // s_last_orphan: the superblock goes through the journal
+	put(t, dir, "file", "synced")
+	image := clone(t, template)
+	must(t, f.Close())
+	umount()
+	id := uuid.New()
+	img := open(t, image)
+	must(t, renameExt4(img, img, 0, ext4SuperAt, id))
+	_, umount = mounted(t, &ext4, image)
+	umount()
+	if got := identify(t, &ext4, image); got == id {
+		t.Errorf("the UUID survived the replay: the refusal may go")
+	}
+}
+
+// The head of an xfs log, wherever it is: a log of 16 MiB, filled many times.
+func TestXFSLogHead(t *testing.T) {
+	const size = 300 * MiB
+	path := format(t, &xfs, size, "", nil, "--unsupported", "-l", "size=16m")
+	seen := map[int64]bool{}
+	wraps, last := 0, int64(0)
+	for round := range 40 {
+		dir, umount := mounted(t, &xfs, path)
+		for i := range 2000 {
+			must(t, os.WriteFile(filepath.Join(dir, fmt.Sprintf("%d-%s", i, strings.Repeat("x", 200))), nil, os.FileMode(0o600+round%8)))
+		}
+		run(t, "sync", "-f", dir)
+		must(t, exec.Command("find", dir, "-type", "f", "-delete").Run())
+		umount()
+		f := open(t, path)
+		if _, err := xfs.Verify(f, size, ""); err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+		s, err := readXFS(f, 0)
+		must(t, err)
+		at, err := s.unmountRecord(f)
+		must(t, err)
+		seen[at] = true
+		if at < last {
+			wraps++
+		}
+		last = at
+		if round%5 == 0 {
+			is(t, &xfs, path, size, "", rename(t, &xfs, path, path))
+		}
+	}
+	t.Logf("%d places, %d wraps", len(seen), wraps)
+	if wraps == 0 {
+		t.Error("the log never wrapped: do more")
+	}
+}
+
+func TestForeignFormatsAreRefused(t *testing.T) {
+	for what, args := range map[string][]string{
+		"ext4 without a seed":  {"mkfs.ext4", "-F", "-q", "-b", "4096", "-O", "metadata_csum,^metadata_csum_seed"},
+		"ext4 with 1 KiB":      {"mkfs.ext4", "-F", "-q", "-b", "1024"},
+		"ext4 sparse_super2":   {"mkfs.ext4", "-F", "-q", "-b", "4096", "-O", "metadata_csum,metadata_csum_seed,sparse_super2"},
+		"xfs with sectors":     {"mkfs.xfs", "-f", "-s", "size=512"},
+		"xfs without checksum": {"mkfs.xfs", "-f", "-m", "crc=0", "-s", "size=4096"},
+		"btrfs with xxhash":    {"mkfs.btrfs", "-f", "--csum", "xxhash"},
+	} {
+		fs := lookup(t, strings.Fields(what)[0])
+		path := blank(t, 300*MiB)
+		run(t, args[0], append(args[1:], path)...)
+		_, err := fs.Verify(open(t, path), 300*MiB, "")
+		if !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: %v, want ErrCorrupt", what, err)
+		}
+		if err := fs.NewIdentity(open(t, path), open(t, path), uuid.New()); err == nil {
+			t.Errorf("%s: got a new identity", what)
+		} else {
+			t.Log(err)
+		}
+	}
+}
+
+// Every use of a template pays these; most of it is system calls.
+func BenchmarkHundredGiB(b *testing.B) {
+	for _, name := range Names() {
+		fs := lookup(b, name)
+		path := format(b, fs, 100*gib, "", nil)
+		src, dst := open(b, path), open(b, clone(b, path))
+		id := uuid.New()
+		b.Run(name+"/Identify", func(b *testing.B) {
+			for b.Loop() {
+				_, err := fs.Identify(src)
+				must(b, err)
+			}
+		})
+		b.Run(name+"/Verify", func(b *testing.B) {
+			for b.Loop() {
+				_, err := fs.Verify(src, 100*gib, "")
+				must(b, err)
+			}
+		})
+		b.Run(name+"/NewIdentity", func(b *testing.B) {
+			for b.Loop() {
+				must(b, fs.NewIdentity(src, dst, id))
+			}
+		})
+	}
+}
