@@ -1,0 +1,121 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/gofrs/flock"
+)
+
+// ErrLocked means that another process holds the lock and did not let go in time.
+var ErrLocked = errors.New("lock is held")
+
+// lockPoll is how often a held lock is tried again. What is waited for takes
+// seconds (a VM), so a twentieth of one is not felt, and costs nothing.
+const lockPoll = 50 * time.Millisecond
+
+// Lock is a held flock(2). The kernel releases it with the process, however
+// that ends, so it is proof of life as no pid is.
+type Lock struct{ f *flock.Flock }
+
+// Lock takes the exclusive lock of the given name, waiting until ctx ends. The
+// error then is [ErrLocked] and names the lockfile and who holds it.
+//
+// A lockfile is never deleted: a process that waits on a deleted one would
+// share its lock with nobody.
+func (p *Pool) Lock(ctx context.Context, name string) (*Lock, error) {
+	path := filepath.Join(p.root, locksDir, name+".lock")
+	f := flock.New(path, flock.SetPermissions(0o600))
+	start := time.Now()
+	ok, err := f.TryLockContext(ctx, lockPoll)
+	if ok {
+		return &Lock{f}, nil
+	}
+	if ctx.Err() == nil {
+		return nil, full(fmt.Errorf("lock %s: %w", path, err))
+	}
+	return nil, fmt.Errorf("%w: %s, after waiting %s, by %s; end that process if it hangs, and leave the file in place: deleting it would split the lock in two (%w)",
+		ErrLocked, path, time.Since(start).Round(time.Millisecond), holders(path), context.Cause(ctx))
+}
+
+// TryLock takes the lock if nobody holds it; else it returns nil and no error.
+func (p *Pool) TryLock(name string) (*Lock, error) {
+	f := flock.New(filepath.Join(p.root, locksDir, name+".lock"), flock.SetPermissions(0o600))
+	ok, err := f.TryLock()
+	if err != nil || !ok {
+		return nil, full(err)
+	}
+	return &Lock{f}, nil
+}
+
+// Unlock releases the lock.
+func (l *Lock) Unlock() error { return l.f.Close() }
+
+// holders describes the processes that hold a flock on path, as far as
+// /proc/locks and /proc/<pid> show them: "pid=7 cmd=…".
+func holders(path string) string {
+	const unknown = "a process that /proc does not show here (in another PID namespace?)"
+	fi, err := os.Stat(path)
+	if err != nil {
+		return unknown
+	}
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		return unknown
+	}
+	var found []string
+	for _, pid := range flockHolders(string(locks), fi.Sys().(*syscall.Stat_t).Ino) {
+		if !hasOpen(pid, fi) {
+			continue
+		}
+		cmd, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		cmd = bytes.ReplaceAll(bytes.TrimRight(cmd, "\x00"), []byte{0}, []byte{' '})
+		found = append(found, fmt.Sprintf("pid=%d cmd=%s", pid, cmd))
+	}
+	if len(found) == 0 {
+		return unknown
+	}
+	return strings.Join(found, ", ")
+}
+
+// flockHolders parses proc_locks(5):
+//
+//	1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF
+//
+// A waiter's line has "->" after the number. The device is not compared: for
+// btrfs it is not the one that stat(2) shows.
+func flockHolders(locks string, inode uint64) []int {
+	var pids []int
+	for line := range strings.Lines(locks) {
+		f := strings.Fields(line)
+		if len(f) < 6 || f[1] != "FLOCK" || !strings.HasSuffix(f[5], ":"+strconv.FormatUint(inode, 10)) {
+			continue
+		}
+		if pid, err := strconv.Atoi(f[4]); err == nil && pid > 0 {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// hasOpen reports whether a process has the file open.
+func hasOpen(pid int, file os.FileInfo) bool {
+	fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	for _, fd := range fds {
+		if fi, err := os.Stat(fd); err == nil && os.SameFile(fi, file) {
+			return true
+		}
+	}
+	return false
+}

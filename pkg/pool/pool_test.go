@@ -1,0 +1,82 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestOpenNeedsDirectory(t *testing.T) {
+	_, err := Open(t.Context(), Config{})
+	if err == nil || !strings.Contains(err.Error(), "--pool") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestExisting(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Symlink(filepath.Join(dir, "nowhere"), filepath.Join(dir, "dangling")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "real"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(filepath.Join(dir, "real"), filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		"":              "",
+		"real/a/b/c":    "real",
+		"dangling/pool": "", // a dangling link counts as missing
+		"link":          "link",
+		"link/pool":     "link",
+	} {
+		got, err := existing(filepath.Join(dir, path))
+		if err != nil || got != filepath.Join(dir, want) {
+			t.Errorf("existing(%q) = %q, %v", path, got, err)
+		}
+	}
+}
+
+func TestFlockHolders(t *testing.T) {
+	const locks = `1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF
+1: -> FLOCK  ADVISORY  WRITE 1235 08:01:5678 0 EOF
+2: POSIX  ADVISORY  WRITE 99 08:01:5678 0 EOF
+3: FLOCK  ADVISORY  WRITE 100 08:01:15678 0 EOF
+4: FLOCK  ADVISORY  WRITE 0 08:01:5678 0 EOF
+5: FLOCK  ADVISORY  READ  7 00:2a:5678 0 EOF
+garbage
+`
+	if got := flockHolders(locks, 5678); !slices.Equal(got, []int{1234, 7}) {
+		t.Errorf("got %v", got)
+	}
+}
+
+func TestOwnDir(t *testing.T) {
+	dir := t.TempDir()
+	fresh := filepath.Join(dir, "a", "b")
+	if err := ownDir(fresh); err != nil {
+		t.Fatal(err)
+	}
+	if fi, err := os.Stat(fresh); err != nil || fi.Mode().Perm() != 0o700 {
+		t.Errorf("a new directory has %v %v", fi.Mode(), err)
+	}
+	if err := os.Chmod(fresh, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := ownDir(fresh); err == nil || !strings.Contains(err.Error(), "chmod 0700 "+fresh) {
+		t.Errorf("a directory that others may write to: %v", err)
+	}
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := ownDir(file); err == nil || !strings.Contains(err.Error(), "not a directory") {
+		t.Errorf("a file: %v", err)
+	}
+}

@@ -1,0 +1,55 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Attr is the extended attribute that holds an image's record, as JSON.
+type Attr string
+
+// The attributes. See the package's comment for why they differ.
+const (
+	TemplateAttr Attr = "user.disktemplate"
+	VolumeAttr   Attr = "trusted.disktemplate"
+)
+
+// ErrNoRecord means that an image has no record, or none that can be read.
+var ErrNoRecord = errors.New("image has no valid record")
+
+// maxRecord bounds a record. The kernel's own limit is 64 KiB; xfs and btrfs keep
+// up to about 4 KiB cheaply.
+const maxRecord = 16 << 10
+
+// SetRecord writes v as the image's record.
+func SetRecord(f *os.File, attr Attr, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if err := unix.Fsetxattr(int(f.Fd()), string(attr), b, 0); err != nil {
+		return full(&os.PathError{Op: "fsetxattr " + string(attr), Path: f.Name(), Err: err})
+	}
+	return nil
+}
+
+// GetRecord reads the image's record into v. It is [ErrNoRecord] if there is
+// none, or not of this form.
+func GetRecord(f *os.File, attr Attr, v any) error {
+	b := make([]byte, maxRecord)
+	n, err := unix.Fgetxattr(int(f.Fd()), string(attr), b)
+	if err != nil {
+		return fmt.Errorf("%w: %s: %s: %w", ErrNoRecord, f.Name(), attr, err)
+	}
+	if err := json.Unmarshal(b[:n], v); err != nil {
+		return fmt.Errorf("%w: %s: %s: %w", ErrNoRecord, f.Name(), attr, err)
+	}
+	return nil
+}

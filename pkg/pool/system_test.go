@@ -1,0 +1,328 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build system
+
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
+)
+
+func mustOpen(t testing.TB, c Config) *Pool {
+	t.Helper()
+	p, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
+func TestOpen(t *testing.T) {
+	for _, kind := range testenv.PoolKinds {
+		t.Run(kind.Name, func(t *testing.T) {
+			dir := filepath.Join(kind.Mount(t, 400<<20), "a", "pool")
+			p := mustOpen(t, Config{Dir: dir, LoopbackSize: 1 << 30})
+			if p.Root() != dir {
+				t.Errorf("the root is %s: no loopback pool is needed here", p.Root())
+			}
+			for _, d := range []string{"", templatesDir, volumesDir, locksDir, cacheDir} {
+				fi, err := os.Stat(filepath.Join(dir, d))
+				if err != nil || fi.Mode().Perm() != 0o700 || fi.Sys().(*syscall.Stat_t).Uid != 0 {
+					t.Errorf("%q: %v %v", d, fi, err)
+				}
+			}
+			if err := p.Check(); err != nil {
+				t.Error(err)
+			}
+			if s, err := p.Space(); err != nil || s.Total <= 0 || s.Total > 400<<20 || s.Available > s.Total {
+				t.Errorf("space %+v %v", s, err)
+			}
+			// A clone of a template is a volume, and on btrfs neither is CoW.
+			src, err := p.NewTemplate()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer src.Close()
+			if _, err := src.Write(make([]byte, 1<<20)); err != nil {
+				t.Fatal(err)
+			}
+			if err := tmpfile.Link(src, p.Template("t")); err != nil {
+				t.Fatal(err)
+			}
+			dst, err := p.NewVolume()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer dst.Close()
+			if err := reflink.Clone(dst, src); err != nil {
+				t.Fatal(err)
+			}
+			if kind.Name == "btrfs" {
+				if out := testenv.Run(t, "lsattr", p.Template("t")); !strings.Contains(strings.Fields(out)[0], "C") {
+					t.Errorf("a template is copy-on-write: %s", out)
+				}
+			}
+			mustOpen(t, Config{Dir: dir}) // again, with content
+		})
+	}
+}
+
+func TestGateRefuses(t *testing.T) {
+	for name, c := range map[string]struct {
+		dir   func() string
+		words []string
+	}{
+		"ext4":                  {func() string { return testenv.Ext4.Mount(t, 64<<20) }, []string{"ext4", "0xef53", "0x9123683e", "0x58465342", "--loopback-pool-size"}},
+		"tmpfs":                 {func() string { return testenv.Tmpfs(t) }, []string{"tmpfs", "0x1021994"}},
+		"ext4, not there yet":   {func() string { return testenv.Ext4.Mount(t, 64<<20) + "/x/y" }, []string{"judged by", "does not exist yet"}},
+		"xfs without reflink=1": {func() string { return testenv.XFSNoReflink.Mount(t, 400<<20) }, []string{"trial clone", "mkfs.xfs -m reflink=1"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := c.dir()
+			os.Chmod(dir, 0o700)
+			_, err := Open(t.Context(), Config{Dir: dir})
+			if !errors.Is(err, ErrUnusable) {
+				t.Fatalf("got %v", err)
+			}
+			t.Log(err)
+			for _, w := range append(c.words, dir) {
+				if !strings.Contains(err.Error(), w) {
+					t.Errorf("the message lacks %q", w)
+				}
+			}
+			if _, err := os.Stat(filepath.Join(dir, templatesDir)); name != "xfs without reflink=1" && err == nil {
+				t.Error("something was made")
+			}
+		})
+	}
+}
+
+func TestGateNote(t *testing.T) {
+	dir := testenv.Ext4.Mount(t, 64<<20)
+	if err := Gate(dir); err == nil || strings.Contains(err.Error(), "judged by") {
+		t.Errorf("the note is only for a directory that is not there: %v", err)
+	}
+}
+
+func TestOtherFilesystemInside(t *testing.T) {
+	dir := filepath.Join(testenv.Btrfs.Mount(t, 400<<20), "pool")
+	if err := os.MkdirAll(filepath.Join(dir, templatesDir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	other := testenv.Btrfs.Mount(t, 200<<20)
+	testenv.Run(t, "mount", "--bind", other, filepath.Join(dir, templatesDir))
+	_, err := Open(t.Context(), Config{Dir: dir})
+	testenv.Run(t, "umount", filepath.Join(dir, templatesDir))
+	if !errors.Is(err, ErrUnusable) || !errors.Is(err, syscall.EXDEV) {
+		t.Errorf("a second btrfs inside: %v", err)
+	}
+}
+
+func TestCheck(t *testing.T) {
+	at := testenv.XFS.Mount(t, 400<<20)
+	p := mustOpen(t, Config{Dir: filepath.Join(at, "pool")})
+	testenv.Run(t, "mount", "-o", "remount,ro", at)
+	if err := p.Check(); !errors.Is(err, ErrUnusable) || !strings.Contains(err.Error(), "read-only") {
+		t.Errorf("read-only: %v", err)
+	}
+	testenv.Run(t, "mount", "-o", "remount,rw", at)
+	testenv.Run(t, "mount", "-t", "tmpfs", "cover", p.Root())
+	if err := p.Check(); !errors.Is(err, ErrUnusable) || !strings.Contains(err.Error(), "no longer the directory") {
+		t.Errorf("covered: %v", err)
+	}
+	testenv.Run(t, "umount", p.Root())
+	if err := p.Check(); err != nil {
+		t.Error(err)
+	}
+}
+
+// loopback makes a loopback pool on the machine's own filesystem.
+func loopback(t *testing.T, dir string, size int64) *Pool {
+	t.Helper()
+	p := mustOpen(t, Config{Dir: dir, LoopbackSize: size})
+	if p.Root() != filepath.Join(dir, loopbackMount) {
+		t.Fatalf("the root is %s", p.Root())
+	}
+	return p
+}
+
+func TestLoopback(t *testing.T) {
+	testenv.Root(t)
+	dir := filepath.Join(testenv.Ext4.Mount(t, 600<<20), "pool")
+	p := loopback(t, dir, 500<<20)
+	at := p.Root()
+	image, err := os.Open(filepath.Join(dir, loopbackImage))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer image.Close()
+	devices := func() []int {
+		d, err := loopdev.Find(image)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	first := devices()
+	if len(first) != 1 {
+		t.Fatalf("devices %v", first)
+	}
+	if err := os.WriteFile(p.Volume("keep"), []byte("data"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	t.Run("mounted", func(t *testing.T) {
+		loopback(t, dir, 500<<20)
+		if again := devices(); len(again) != 1 || again[0] != first[0] || testenv.Mounts(t, dir) != 1 {
+			t.Errorf("was on %v, now on %v, %d mounts", first, again, testenv.Mounts(t, dir))
+		}
+	})
+	t.Run("alive but not visible", func(t *testing.T) {
+		// A volume, or another mount namespace, holds the superblock.
+		elsewhere := testenv.Dir(t)
+		testenv.Run(t, "mount", "--bind", at, elsewhere)
+		p.Close()
+		testenv.Run(t, "umount", at)
+		p = loopback(t, dir, 500<<20)
+		if again := devices(); len(again) != 1 || again[0] != first[0] {
+			t.Errorf("was on %v, now on %v: two filesystems on one disk", first, again)
+		}
+		if err := os.WriteFile(filepath.Join(elsewhere, "seen"), nil, 0o600); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(filepath.Join(at, "seen")); err != nil {
+			t.Errorf("not the same filesystem: %v", err)
+		}
+		testenv.Run(t, "umount", elsewhere)
+	})
+	t.Run("gone", func(t *testing.T) {
+		p.Close()
+		testenv.Run(t, "umount", at)
+		if left := devices(); len(left) != 0 {
+			t.Errorf("still on %v", left)
+		}
+		p = loopback(t, dir, 0x1234<<20) // the size is for making it
+		if b, err := os.ReadFile(p.Volume("keep")); err != nil || string(b) != "data" {
+			t.Errorf("%q %v", b, err)
+		}
+	})
+	t.Run("something else mounted there", func(t *testing.T) {
+		testenv.Run(t, "mount", "-t", "tmpfs", "other", at)
+		_, err := Open(t.Context(), Config{Dir: dir, LoopbackSize: 500 << 20})
+		if !errors.Is(err, ErrUnusable) || !strings.Contains(err.Error(), "other") {
+			t.Errorf("got %v", err)
+		}
+		testenv.Run(t, "umount", at)
+	})
+	if dio, err := os.ReadFile(fmt.Sprintf("/sys/block/loop%d/loop/dio", devices()[0])); err != nil || strings.TrimSpace(string(dio)) != "1" {
+		t.Errorf("dio %q %v", dio, err)
+	}
+	p.Close()
+	testenv.Run(t, "umount", at)
+}
+
+func TestLoopbackTooSmall(t *testing.T) {
+	dir := filepath.Join(testenv.Ext4.Mount(t, 64<<20), "pool")
+	_, err := Open(t.Context(), Config{Dir: dir, LoopbackSize: 10 << 20})
+	if !errors.Is(err, ErrUnusable) || !strings.Contains(err.Error(), "300Mi") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, loopbackImage)); err == nil {
+		t.Error("an image was left")
+	}
+}
+
+// TestLoopbackAtOnce starts several processes' worth of Open at the same time.
+func TestLoopbackAtOnce(t *testing.T) {
+	dir := filepath.Join(testenv.Ext4.Mount(t, 600<<20), "pool")
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			p, err := Open(context.Background(), Config{Dir: dir, LoopbackSize: 400 << 20})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			p.Close()
+		})
+	}
+	wg.Wait()
+	if n := testenv.Mounts(t, dir); n != 1 {
+		t.Errorf("%d mounts", n)
+	}
+	testenv.Run(t, "umount", filepath.Join(dir, loopbackMount))
+}
+
+// TestLockNamesHolder waits for a lock that another process holds for ever.
+func TestLockNamesHolder(t *testing.T) {
+	p := mustOpen(t, Config{Dir: filepath.Join(testenv.XFS.Mount(t, 400<<20), "pool")})
+	path := filepath.Join(p.Root(), locksDir, "key.lock")
+	holder := exec.Command("flock", "--no-fork", path, "sleep", "1000")
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		holder.Process.Kill()
+		holder.Wait()
+	}()
+	for range 500 {
+		l, err := p.TryLock("key")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l == nil {
+			break
+		}
+		l.Unlock()
+		time.Sleep(10 * time.Millisecond)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	_, err := p.Lock(ctx, "key")
+	if !errors.Is(err, ErrLocked) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("got %v", err)
+	}
+	t.Log(err)
+	for _, w := range []string{path, fmt.Sprintf("pid=%d cmd=sleep 1000", holder.Process.Pid), "leave the file"} {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("the message lacks %q", w)
+		}
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Errorf("the lockfile: %v", err)
+	}
+}
+
+func TestLockIsFreed(t *testing.T) {
+	p := mustOpen(t, Config{Dir: filepath.Join(testenv.XFS.Mount(t, 400<<20), "pool")})
+	first, err := p.Lock(t.Context(), "key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second, err := p.TryLock("key"); err != nil || second != nil {
+		t.Errorf("a held lock was given: %v %v", second, err)
+	}
+	time.AfterFunc(100*time.Millisecond, func() { first.Unlock() })
+	second, err := p.Lock(t.Context(), "key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	second.Unlock()
+}
