@@ -1,0 +1,98 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package guest
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"testing"
+)
+
+func TestVerdict(t *testing.T) {
+	v := Verdict{Nonce: "n", OK: true, Stage: StageDone, UUID: "u", Written: 0}
+	b, err := v.Marshal()
+	if err != nil || len(b) != VerdictSize {
+		t.Fatalf("%d bytes, %v", len(b), err)
+	}
+	if got, err := ParseVerdict(b, "n"); err != nil || got != v {
+		t.Errorf("%+v %v", got, err)
+	}
+	for name, c := range map[string]struct {
+		disk  []byte
+		nonce string
+	}{
+		"never written":  {make([]byte, VerdictSize), "n"},
+		"empty":          {nil, "n"},
+		"another run":    {b, "other"},
+		"cut":            {b[:40], "n"},
+		"a flipped byte": {flip(b, 30), "n"},
+		"a wild length":  {flip(b, 11), "n"},
+	} {
+		if got, err := ParseVerdict(c.disk, c.nonce); !errors.Is(err, ErrNoVerdict) || got.OK {
+			t.Errorf("%s: %+v %v", name, got, err)
+		}
+	}
+}
+
+func flip(b []byte, at int) []byte {
+	c := append([]byte(nil), b...)
+	c[at] ^= 0xff
+	return c
+}
+
+// TestVerdictFits cuts what is too long at its beginning: the end explains.
+func TestVerdictFits(t *testing.T) {
+	for _, v := range []Verdict{
+		{Nonce: "n", Output: strings.Repeat("x\n\x00\"", 5000) + "the end"},
+		{Nonce: "n", Output: strings.Repeat("é", 5000) + "the end"},
+		{Nonce: "n", Error: strings.Repeat("e", 9000)},
+		{Nonce: "n", Error: strings.Repeat("e", 3000), Output: strings.Repeat("o", 3000) + "the end"},
+	} {
+		b, err := v.Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := ParseVerdict(b, "n")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v.Output != "" && !strings.HasSuffix(got.Output, "the end") {
+			t.Errorf("the end is lost: …%q", got.Output[max(0, len(got.Output)-20):])
+		}
+	}
+	if _, err := (Verdict{Mkfs: strings.Repeat("m", 9000)}).Marshal(); err == nil {
+		t.Error("what cannot be cut must be an error")
+	}
+}
+
+func TestParseStage(t *testing.T) {
+	if s, ok := ParseStage("  " + StagePrefix + "mkfs\r"); !ok || s != StageMkfs {
+		t.Errorf("%q %v", s, ok)
+	}
+	if _, ok := ParseStage("mkfs"); ok {
+		t.Error("any line is a stage")
+	}
+}
+
+// TestIsInit: a plugin is PID 1 in its container, and not init for that.
+func TestIsInit(t *testing.T) {
+	if IsInit() || os.Args[0] == InitPath {
+		t.Error("this is no formatting VM")
+	}
+}
+
+func FuzzParseVerdict(f *testing.F) {
+	b, err := Verdict{Nonce: "n", OK: true}.Marshal()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if v, err := ParseVerdict(b, "n"); err == nil && v.Nonce != "n" {
+			t.Errorf("accepted %+v", v)
+		}
+	})
+}

@@ -1,0 +1,292 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package vmformat
+
+import (
+	"bytes"
+	"compress/gzip"
+	"crypto/sha256"
+	"debug/elf"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/therootcompany/xz"
+	"github.com/u-root/u-root/pkg/boot/bzimage"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
+)
+
+// vmModules drive the VM's disks. What a kernel has built in is left out.
+var vmModules = []string{"virtio_mmio", "virtio_blk"}
+
+const kernelPackage = "linux-image-cloud-amd64 (or another linux-image)"
+
+// kernel is the one the VM boots.
+type kernel struct {
+	path    string // vmlinuz or vmlinux
+	version string // uname -r
+	modules string // its module directory
+	image   []byte // content of path; only from readKernel
+	digest  string // SHA-256 of image
+}
+
+// findKernel takes the configured kernel, else the newest one that is
+// installed together with its modules.
+func (f *Formatter) findKernel() (kernel, error) {
+	if f.cfg.Kernel != "" {
+		if fi, err := os.Stat(f.cfg.Kernel); err != nil {
+			return kernel{}, fmt.Errorf("%w: --kernel: %w", ErrUnavailable, err)
+		} else if !fi.Mode().IsRegular() {
+			return kernel{}, fmt.Errorf("%w: --kernel %s: not a regular file; give a vmlinuz or vmlinux", ErrUnavailable, f.cfg.Kernel)
+		}
+		return kernel{path: f.cfg.Kernel, modules: f.cfg.Modules}, nil
+	}
+	images, _ := filepath.Glob("/boot/vmlinuz-*")
+	slices.SortFunc(images, func(a, b string) int { return compareVersions(b, a) })
+	for _, image := range images {
+		version := strings.TrimPrefix(filepath.Base(image), "vmlinuz-")
+		modules := filepath.Join("/lib/modules", version)
+		if _, err := os.Stat(filepath.Join(modules, "modules.dep")); err == nil {
+			return kernel{path: image, modules: modules}, nil
+		}
+	}
+	return kernel{}, fmt.Errorf("%w: no /boot/vmlinuz-* with a directory in /lib/modules; install the package %s or give --kernel", ErrUnavailable, kernelPackage)
+}
+
+// compareVersions orders as `sort -V` does: runs of digits by value.
+func compareVersions(a, b string) int {
+	for a != "" && b != "" {
+		da, db := digits(a), digits(b)
+		if da > 0 && db > 0 {
+			na, nb := strings.TrimLeft(a[:da], "0"), strings.TrimLeft(b[:db], "0")
+			if c := len(na) - len(nb); c != 0 {
+				return c
+			}
+			if c := strings.Compare(na, nb); c != 0 {
+				return c
+			}
+			a, b = a[da:], b[db:]
+			continue
+		}
+		if a[0] != b[0] {
+			return int(a[0]) - int(b[0])
+		}
+		a, b = a[1:], b[1:]
+	}
+	return len(a) - len(b)
+}
+
+func digits(s string) int {
+	n := 0
+	for n < len(s) && s[n] >= '0' && s[n] <= '9' {
+		n++
+	}
+	return n
+}
+
+// readKernel finds the kernel and reads it.
+func (f *Formatter) readKernel() (kernel, error) {
+	k, err := f.findKernel()
+	if err != nil {
+		return kernel{}, err
+	}
+	if k.image, err = os.ReadFile(k.path); err != nil {
+		return kernel{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	sum := sha256.Sum256(k.image)
+	k.digest = hex.EncodeToString(sum[:])
+	if k.version, err = kernelVersion(k.image); err != nil {
+		return kernel{}, fmt.Errorf("%w: %s: %w", ErrUnavailable, k.path, err)
+	}
+	if k.modules == "" {
+		k.modules = filepath.Join("/lib/modules", k.version)
+	}
+	return k, nil
+}
+
+// kernelVersion reads the release from a bzImage's header, or from the banner
+// inside a vmlinux.
+func kernelVersion(image []byte) (string, error) {
+	if bytes.HasPrefix(image, []byte(elf.ELFMAG)) {
+		_, rest, found := bytes.Cut(image, []byte("Linux version "))
+		if version, _, ok := bytes.Cut(rest[:min(len(rest), 256)], []byte(" ")); found && ok {
+			return string(version), nil
+		}
+		return "", errors.New("an ELF file without a Linux banner; give a vmlinuz or vmlinux")
+	}
+	desc, err := bzimage.KVer(bytes.NewReader(image))
+	if err != nil {
+		return "", fmt.Errorf("neither a bzImage nor an ELF kernel (%w); give a vmlinuz or vmlinux", err)
+	}
+	version, _, _ := strings.Cut(desc, " ")
+	return version, nil
+}
+
+// vmlinux returns the path of the unpacked kernel, which boots half a second
+// to a second sooner than a bzImage. It is unpacked once and kept in dir.
+func (k kernel) vmlinux(dir string) (string, error) {
+	if bytes.HasPrefix(k.image, []byte(elf.ELFMAG)) {
+		return k.path, nil
+	}
+	cached := filepath.Join(dir, "vmlinux-"+k.digest[:16])
+	if wholeELF(cached) == nil {
+		return cached, nil
+	}
+	var bz bzimage.BzImage
+	if err := bz.UnmarshalBinary(k.image); err != nil {
+		return "", fmt.Errorf("%w: unpacking %s: %w; reinstall it or give another --kernel", ErrUnavailable, k.path, err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	out, err := tmpfile.Create(dir, 0o444)
+	if err != nil {
+		return "", err
+	}
+	defer out.Close()
+	if _, err := out.Write(bz.KernelCode); err != nil {
+		return "", noSpace(fmt.Errorf("keeping the unpacked kernel in %s: %w", dir, err))
+	}
+	if err := out.Sync(); err != nil {
+		return "", noSpace(fmt.Errorf("keeping the unpacked kernel in %s: %w", dir, err))
+	}
+	if err := os.Remove(cached); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", err
+	}
+	if err := tmpfile.Link(out, cached); err != nil && !errors.Is(err, os.ErrExist) {
+		return "", err
+	}
+	return cached, wholeELF(cached)
+}
+
+// wholeELF reports whether every segment of an ELF file lies within it, which
+// an empty or truncated one fails.
+func wholeELF(name string) error {
+	f, err := elf.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := os.Stat(name)
+	if err != nil {
+		return err
+	}
+	for _, p := range f.Progs {
+		if p.Off+p.Filesz > uint64(fi.Size()) {
+			return fmt.Errorf("%s: truncated: a segment ends at %d, the file at %d", name, p.Off+p.Filesz, fi.Size())
+		}
+	}
+	return nil
+}
+
+// module is an unpacked kernel module.
+type module struct {
+	name    string
+	content []byte
+}
+
+// load returns the named modules and all they depend on, dependencies first,
+// without those the kernel has built in.
+func (k kernel) load(names []string) ([]module, error) {
+	hint := fmt.Sprintf("install the modules of kernel %s or give another --kernel", k.version)
+	builtin, err := os.ReadFile(filepath.Join(k.modules, "modules.builtin"))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w; %s", ErrUnavailable, err, hint)
+	}
+	dep, err := os.ReadFile(filepath.Join(k.modules, "modules.dep"))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w; %s", ErrUnavailable, err, hint)
+	}
+	paths, err := resolveModules(names, string(builtin), string(dep))
+	if err != nil {
+		return nil, fmt.Errorf("%w: kernel %s: %w; %s", ErrUnavailable, k.version, err, hint)
+	}
+	var modules []module
+	for _, p := range paths {
+		content, err := readModule(filepath.Join(k.modules, p))
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w; %s", ErrUnavailable, err, hint)
+		}
+		modules = append(modules, module{name: moduleName(p), content: content})
+	}
+	return modules, nil
+}
+
+// resolveModules reads modules.builtin and modules.dep; see depmod(8). A line
+// of the latter is "path: dep dep …", to be loaded from right to left.
+func resolveModules(names []string, builtin, dep string) ([]string, error) {
+	in := map[string]bool{}
+	for line := range strings.Lines(builtin) {
+		in[moduleName(strings.TrimSpace(line))] = true
+	}
+	needs := map[string][]string{}
+	for line := range strings.Lines(dep) {
+		p, deps, ok := strings.Cut(strings.TrimSpace(line), ":")
+		if ok {
+			needs[moduleName(p)] = append([]string{p}, strings.Fields(deps)...)
+		}
+	}
+	var order []string
+	for _, name := range names {
+		if in[name] {
+			continue
+		}
+		chain := needs[name]
+		if chain == nil {
+			return nil, fmt.Errorf("it has no module %s, neither built in nor loadable", name)
+		}
+		for _, p := range slices.Backward(chain) {
+			if !slices.Contains(order, p) {
+				order = append(order, p)
+			}
+		}
+	}
+	return order, nil
+}
+
+// moduleName maps ".../virtio-rng.ko.xz" to "virtio_rng", as the kernel calls it.
+func moduleName(p string) string {
+	name, _, _ := strings.Cut(filepath.Base(p), ".ko")
+	return strings.ReplaceAll(name, "-", "_")
+}
+
+// readModule reads a module, unpacked: distributions compress them in
+// different ways, and the guest's loader takes none.
+func readModule(name string) ([]byte, error) {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	var r io.Reader
+	switch filepath.Ext(name) {
+	case ".ko":
+		return b, nil
+	case ".xz":
+		r, err = xz.NewReader(bytes.NewReader(b), 0)
+	case ".gz":
+		r, err = gzip.NewReader(bytes.NewReader(b))
+	case ".zst":
+		var z *zstd.Decoder
+		if z, err = zstd.NewReader(bytes.NewReader(b)); err == nil {
+			defer z.Close()
+			r = z
+		}
+	default:
+		return nil, fmt.Errorf("%s: unknown compression; .ko, .ko.xz, .ko.gz and .ko.zst are known", name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	if b, err = io.ReadAll(r); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return b, nil
+}

@@ -1,0 +1,136 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package vmformat
+
+import (
+	"bytes"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
+)
+
+// toolDirs are searched after PATH: mkfs lives in sbin, which an ordinary
+// user's PATH lacks.
+var toolDirs = []string{"/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"}
+
+// findTool locates a program: the first regular non-empty file of that name,
+// symbolic links resolved.
+func findTool(name, pkg string) (string, error) {
+	dirs := append(filepath.SplitList(os.Getenv("PATH")), toolDirs...)
+	for _, dir := range dirs {
+		p, err := filepath.EvalSymlinks(filepath.Join(dir, name))
+		if err != nil {
+			continue
+		}
+		if fi, err := os.Stat(p); err == nil && fi.Mode().IsRegular() && fi.Size() > 0 {
+			return p, nil
+		}
+	}
+	return "", fmt.Errorf("%w: %s is in none of %s; install the package %s", ErrUnavailable, name, strings.Join(dirs, ":"), pkg)
+}
+
+// programFiles returns the loader and the libraries that an ELF program needs,
+// as paths in the initramfs → files of the machine. A static program needs none.
+// It reads the ELF headers itself, as ld.so(8) would; nothing is executed.
+func programFiles(program string) (map[string]string, error) {
+	files := map[string]string{}
+	queue := []string{program}
+	for len(queue) > 0 {
+		p := queue[0]
+		queue = queue[1:]
+		interp, needed, runpath, err := dynamic(p)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %s: %w", ErrUnavailable, p, err)
+		}
+		if interp != "" {
+			files[interp] = interp
+		}
+		for _, lib := range needed {
+			at := guest.LibDir + "/" + lib
+			if _, have := files[at]; have {
+				continue
+			}
+			from, err := findLibrary(lib, runpath, p)
+			if err != nil {
+				return nil, err
+			}
+			files[at] = from
+			queue = append(queue, from)
+		}
+	}
+	return files, nil
+}
+
+// dynamic reads what the dynamic loader would read.
+func dynamic(program string) (interp string, needed, runpath []string, err error) {
+	f, err := elf.Open(program)
+	if err != nil {
+		return "", nil, nil, err
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			b := make([]byte, p.Filesz)
+			if _, err := p.ReadAt(b, 0); err != nil {
+				return "", nil, nil, err
+			}
+			interp = string(bytes.TrimRight(b, "\x00"))
+		}
+	}
+	needed, err = f.ImportedLibraries()
+	if err != nil && !errors.Is(err, elf.ErrNoSymbols) {
+		return "", nil, nil, err
+	}
+	for _, tag := range []elf.DynTag{elf.DT_RPATH, elf.DT_RUNPATH} {
+		paths, err := f.DynString(tag)
+		if err != nil {
+			continue
+		}
+		for _, p := range paths {
+			p = strings.ReplaceAll(p, "$ORIGIN", filepath.Dir(program))
+			runpath = append(runpath, filepath.SplitList(p)...)
+		}
+	}
+	return interp, needed, runpath, nil
+}
+
+// findLibrary searches the program's own run path, then the system's.
+func findLibrary(name string, runpath []string, needer string) (string, error) {
+	dirs := append(runpath, systemLibraryDirs()...)
+	for _, dir := range dirs {
+		p, err := filepath.EvalSymlinks(filepath.Join(dir, name))
+		if err == nil {
+			return p, nil
+		}
+	}
+	return "", fmt.Errorf("%w: %s needs the library %s, which is in none of %s; reinstall the package of %s",
+		ErrUnavailable, needer, name, strings.Join(dirs, ":"), needer)
+}
+
+// systemLibraryDirs are those of ld.so.conf(5) and the loader's built-in ones.
+func systemLibraryDirs() []string {
+	var dirs []string
+	confs, _ := filepath.Glob("/etc/ld.so.conf.d/*.conf")
+	for _, conf := range confs {
+		b, err := os.ReadFile(conf)
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(b)) {
+			if line = strings.TrimSpace(line); strings.HasPrefix(line, "/") {
+				dirs = append(dirs, line)
+			}
+		}
+	}
+	multiarch, _ := filepath.Glob("/lib/*-linux-gnu")
+	usrMultiarch, _ := filepath.Glob("/usr/lib/*-linux-gnu")
+	dirs = append(dirs, multiarch...)
+	dirs = append(dirs, usrMultiarch...)
+	return append(dirs, "/lib64", "/usr/lib64", "/lib", "/usr/lib")
+}

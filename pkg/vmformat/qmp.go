@@ -1,0 +1,75 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package vmformat
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// events is what QEMU said of the machine's life over its monitor.
+type events struct {
+	shutdown string   // reason of the SHUTDOWN event; "" if there was none
+	ioErrors []ioFail // BLOCK_IO_ERROR, in order
+}
+
+type ioFail struct {
+	operation string // read or write
+	noSpace   bool
+	reason    string
+}
+
+// reasonGuestShutdown is the only end of a machine that did its work: init
+// powered it off. A panic, or an init that exits, resets it.
+const reasonGuestShutdown = "guest-shutdown"
+
+// qmpMessage is what this client understands of the QEMU Machine Protocol:
+// a greeting, the answers to its two commands, and events.
+type qmpMessage struct {
+	QMP   json.RawMessage `json:"QMP"`
+	Error *struct {
+		Desc string `json:"desc"`
+	} `json:"error"`
+	Event string `json:"event"`
+	Data  struct {
+		Reason    string `json:"reason"`
+		Operation string `json:"operation"`
+		NoSpace   bool   `json:"nospace"`
+	} `json:"data"`
+}
+
+// monitor speaks QMP until the other end closes. A disk that fails stops the
+// machine (werror=stop): it is told to quit at once, as it would wait for ever.
+func monitor(conn io.ReadWriter) (events, error) {
+	var ev events
+	in := json.NewDecoder(conn)
+	for {
+		var m qmpMessage
+		if err := in.Decode(&m); err != nil {
+			if errors.Is(err, io.EOF) {
+				err = nil
+			}
+			return ev, err
+		}
+		var command string
+		switch {
+		case m.QMP != nil:
+			command = "qmp_capabilities"
+		case m.Error != nil:
+			return ev, fmt.Errorf("QEMU's monitor: %s", m.Error.Desc)
+		case m.Event == "SHUTDOWN":
+			ev.shutdown = m.Data.Reason
+		case m.Event == "BLOCK_IO_ERROR":
+			ev.ioErrors = append(ev.ioErrors, ioFail{operation: m.Data.Operation, noSpace: m.Data.NoSpace, reason: m.Data.Reason})
+			command = "quit"
+		}
+		if command != "" {
+			if err := json.NewEncoder(conn).Encode(map[string]string{"execute": command}); err != nil {
+				return ev, err
+			}
+		}
+	}
+}

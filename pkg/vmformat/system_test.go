@@ -1,0 +1,506 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build system
+
+package vmformat
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/cage"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/kvm"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
+)
+
+func newFormatter(t testing.TB, change func(*Config)) *Formatter {
+	t.Helper()
+	c := Config{Init: testenv.Binary(t), CacheDir: testenv.CacheDir(t)}
+	if change != nil {
+		change(&c)
+	}
+	f, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// image makes an empty file.
+func image(t testing.TB, dir string) *os.File {
+	t.Helper()
+	f, err := os.CreateTemp(dir, "image-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close(); os.Remove(f.Name()) })
+	return f
+}
+
+// fsck holds an image against the filesystem's own checker on the node.
+func fsck(t testing.TB, filesystem, path string) {
+	t.Helper()
+	switch filesystem {
+	case "ext4":
+		testenv.Run(t, "e2fsck", "-fn", path)
+	case "xfs":
+		testenv.Run(t, "xfs_repair", "-n", "-f", path)
+	case "btrfs":
+		testenv.Run(t, "btrfs", "check", "--readonly", path)
+	}
+}
+
+func TestFormat(t *testing.T) {
+	testenv.Root(t)
+	dir := testenv.Dir(t)
+	for _, fs := range diskfs.Names() {
+		for _, size := range []int64{300 << 20, 1 << 30, 100 << 30} {
+			t.Run(fmt.Sprintf("%s/%dMiB", fs, size>>20), func(t *testing.T) {
+				f := image(t, dir)
+				var stages []guest.Stage
+				spec := diskfs.Spec{Filesystem: fs, Size: size, Label: "data"}
+				report, err := newFormatter(t, nil).Format(t.Context(), f, spec, func(s guest.Stage) { stages = append(stages, s) })
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := fmt.Sprint(stages); got != "[boot mkfs check done]" {
+					t.Errorf("stages: %s", got)
+				}
+				fsck(t, fs, f.Name())
+				if got := strings.TrimSpace(testenv.Run(t, "blkid", "-p", "-o", "value", "-s", "LABEL", f.Name())); got != "data" {
+					t.Errorf("label %q", got)
+				}
+				if got := strings.TrimSpace(testenv.Run(t, "blkid", "-p", "-o", "value", "-s", "UUID", f.Name())); got != report.UUID {
+					t.Errorf("blkid says UUID %s, the report %s", got, report.UUID)
+				}
+				extents, err := reflink.Extents(f)
+				if err != nil {
+					t.Fatal(err)
+				}
+				fi, err := f.Stat()
+				if err != nil {
+					t.Fatal(err)
+				}
+				allocated := fi.Sys().(*syscall.Stat_t).Blocks * 512
+				t.Logf("%s: boot %s, mkfs %s, check %s, in all %s; %d extents, %d KiB allocated; %s, Linux %s, %s", spec,
+					report.Boot, report.Make, report.Check, report.Elapsed, extents, allocated>>10, report.Mkfs, report.Kernel, report.Accelerator)
+				if allocated > 80<<20 {
+					t.Errorf("%d bytes are allocated: a template must stay sparse", allocated)
+				}
+			})
+		}
+	}
+}
+
+// TestFormatUnprivileged runs the command line as an ordinary user.
+func TestFormatUnprivileged(t *testing.T) {
+	testenv.Root(t)
+	dir := testenv.Dir(t)
+	bin := filepath.Join(dir, "csi-disktemplate")
+	testenv.Run(t, "cp", testenv.Binary(t), bin)
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Chmod(bin, 0o755), os.Mkdir(filepath.Join(dir, "home"), 0o755), os.Chown(filepath.Join(dir, "home"), 65534, 65534)); err != nil {
+		t.Fatal(err)
+	}
+	out := filepath.Join(dir, "home", "disk.img")
+	cmd := exec.Command(bin, "format", "--fs", "ext4", "--size", "64Mi", "-o", out)
+	cmd.Env = []string{"HOME=" + filepath.Join(dir, "home"), "PATH=/usr/bin:/bin"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	if b, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, b)
+	}
+	fsck(t, "ext4", out)
+}
+
+// broken prepares the machine for an ext4 of 64 MiB and lets a test break it.
+func broken(t *testing.T, tamper func(*recipe), damage func(*machine)) (*machine, *os.File) {
+	t.Helper()
+	testenv.Root(t)
+	f := newFormatter(t, nil)
+	spec := diskfs.Spec{Filesystem: "ext4", Size: 64 << 20}
+	r, err := f.gather(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tamper != nil {
+		tamper(r)
+	}
+	m, err := f.plan(r, AccelTCG)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if damage != nil {
+		damage(m)
+	}
+	file := image(t, testenv.Dir(t))
+	if err := file.Truncate(spec.Size); err != nil {
+		t.Fatal(err)
+	}
+	return m, file
+}
+
+// mustFail runs a broken machine and holds the operator's message against words
+// it must contain.
+func mustFail(t *testing.T, m *machine, file *os.File, words ...string) outcome {
+	t.Helper()
+	o := m.run(t.Context(), file, func(guest.Stage) {})
+	err := o.judge()
+	if !errors.Is(err, ErrFormat) {
+		t.Fatalf("judged %v of %+v", err, o)
+	}
+	t.Logf("the operator reads: %v", err)
+	for _, w := range words {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("the message lacks %q", w)
+		}
+	}
+	return o
+}
+
+func TestFailureMissingLibrary(t *testing.T) {
+	m, f := broken(t, func(r *recipe) {
+		for name := range r.files {
+			if strings.HasPrefix(name, guest.LibDir+"/libext2fs") {
+				delete(r.files, name)
+			}
+		}
+	}, nil)
+	o := mustFail(t, m, f, "exit code 127", "libext2fs.so.2", "reinstall its package")
+	if o.exit != nil || o.events.shutdown != reasonGuestShutdown {
+		t.Errorf("QEMU: %v, shutdown %q", o.exit, o.events.shutdown)
+	}
+}
+
+func TestFailureMkfs(t *testing.T) {
+	m, f := broken(t, func(r *recipe) {
+		r.job.Mkfs = append(r.job.Mkfs[:1:1], "-F", "-O", "nosuchfeature", guest.DevicePlaceholder)
+	}, nil)
+	o := mustFail(t, m, f, "mkfs failed with exit code 1", "nosuchfeature")
+	if o.exit != nil || o.events.shutdown != reasonGuestShutdown {
+		t.Errorf("QEMU: %v, shutdown %q", o.exit, o.events.shutdown)
+	}
+}
+
+// TestFailureMkfsWroteNothing has a mkfs that exits with 0 and did nothing.
+func TestFailureMkfsWroteNothing(t *testing.T) {
+	m, f := broken(t, func(r *recipe) { r.job.Mkfs = []string{r.job.Mkfs[0], "-n", "-F", "-q", guest.DevicePlaceholder} }, nil)
+	mustFail(t, m, f, fmt.Sprintf("exit code %d", guest.ExitUnwritten), "left no valid filesystem")
+}
+
+func TestFailureChecker(t *testing.T) {
+	m, f := broken(t, func(r *recipe) { r.job.Check = []string{r.job.Check[0], "-fn", "/dev/nonexistent"} }, nil)
+	mustFail(t, m, f, "check failed with exit code 8", "No such file")
+}
+
+func TestFailureMount(t *testing.T) {
+	m, f := broken(t, func(r *recipe) { r.job.MountData = "nosuchoption" }, nil)
+	mustFail(t, m, f, "the guest's kernel cannot mount the new ext4", "nosuchoption")
+}
+
+func TestFailureInitExits(t *testing.T) {
+	m, f := broken(t, func(r *recipe) { r.files[guest.InitPath] = r.files["/bin/mkfs.ext4"] }, nil)
+	o := mustFail(t, m, f, "crashed or its init ended early", "guest-reset", "Kernel panic")
+	if o.exit != nil {
+		t.Errorf("QEMU: %v; a reset ends it with 0", o.exit)
+	}
+}
+
+func TestFailureLittleMemory(t *testing.T) {
+	m, f := broken(t, nil, func(m *machine) { m.memory = 64 })
+	mustFail(t, m, f, "crashed", "memory too small")
+}
+
+func TestFailureKernelImages(t *testing.T) {
+	for _, c := range []struct {
+		name, word string
+		content    func(r *recipe, whole []byte) []byte
+	}{
+		{"empty vmlinux", "QEMU ended with an error", func(*recipe, []byte) []byte { return nil }},
+		{"truncated vmlinux", "QEMU ended with an error", func(_ *recipe, b []byte) []byte { return b[:len(b)/2] }},
+		{"truncated bzImage", "", func(r *recipe, _ []byte) []byte { return r.kernel.image[:len(r.kernel.image)/2] }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var r *recipe
+			m, f := broken(t, func(rr *recipe) { r = rr }, func(m *machine) { m.timeout = 20 * time.Second })
+			whole, err := os.ReadFile(m.vmlinux)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.vmlinux = filepath.Join(testenv.Dir(t), "kernel")
+			if err := os.WriteFile(m.vmlinux, c.content(r, whole), 0o444); err != nil {
+				t.Fatal(err)
+			}
+			o := mustFail(t, m, f, c.word)
+			if o.noVerdict == nil {
+				t.Error("there is a verdict")
+			}
+		})
+	}
+}
+
+// TestCachedKernelHeals damages the cached vmlinux, which must be unpacked again.
+func TestCachedKernelHeals(t *testing.T) {
+	dir := testenv.Dir(t)
+	k, err := newFormatter(t, nil).readKernel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := k.vmlinux(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, size := range []int64{0, int64(len(want)) / 2} {
+		if err := os.Truncate(first, size); err != nil {
+			t.Fatal(err)
+		}
+		again, err := k.vmlinux(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(again); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("cut to %d bytes: not unpacked again (%v)", size, err)
+		}
+	}
+}
+
+func TestFailureHang(t *testing.T) {
+	m, f := broken(t, func(r *recipe) {
+		if err := r.addProgram("/bin/sleep", "/bin/sleep"); err != nil {
+			t.Fatal(err)
+		}
+		r.job.Mkfs = []string{"/bin/sleep", "1000"}
+	}, func(m *machine) { m.timeout = 8 * time.Second })
+	o := mustFail(t, m, f, "killed at its deadline of 8s", "--format-timeout")
+	if o.elapsed > 20*time.Second {
+		t.Errorf("it took %s", o.elapsed)
+	}
+}
+
+func TestFailureTruncatedInitramfs(t *testing.T) {
+	m, f := broken(t, nil, func(m *machine) {
+		m.initrd = m.initrd[:len(m.initrd)-len(guest.Marker)-300]
+		m.timeout = 20 * time.Second
+	})
+	mustFail(t, m, f)
+}
+
+func TestFailureKilled(t *testing.T) {
+	m, f := broken(t, nil, nil)
+	go func() {
+		for range 200 {
+			if pid := findProcess(m.nonce); pid > 0 {
+				time.Sleep(500 * time.Millisecond)
+				syscall.Kill(pid, syscall.SIGKILL)
+				return
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	}()
+	mustFail(t, m, f, "signal: killed")
+}
+
+func TestCancel(t *testing.T) {
+	m, f := broken(t, nil, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	err := m.run(ctx, f, func(guest.Stage) {}).judge()
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("judged %v", err)
+	}
+	if pid := findProcess(m.nonce); pid > 0 {
+		t.Errorf("QEMU %d still runs", pid)
+	}
+}
+
+// TestFailurePoolFull formats where there is no space, with QEMU stopping as it
+// should, and with QEMU ignoring it, where the guest believes in its success.
+func TestFailurePoolFull(t *testing.T) {
+	for _, werror := range []string{"stop", "ignore"} {
+		t.Run("werror="+werror, func(t *testing.T) {
+			m, _ := broken(t, nil, func(m *machine) { m.werror = werror })
+			dir := testenv.XFS.Mount(t, 300<<20)
+			f := image(t, dir)
+			if err := f.Truncate(64 << 20); err != nil {
+				t.Fatal(err)
+			}
+			testenv.Fill(t, dir)
+			o := m.run(t.Context(), f, func(guest.Stage) {})
+			err := o.judge()
+			t.Logf("verdict OK: %v; the operator reads: %v", o.verdict.OK, err)
+			if !errors.Is(err, ErrNoSpace) || !errors.Is(err, ErrFormat) {
+				t.Errorf("judged %v", err)
+			}
+			if werror == "ignore" && !o.verdict.OK && o.noVerdict == nil {
+				t.Log("this mkfs noticed by itself")
+			}
+		})
+	}
+}
+
+func TestUnavailable(t *testing.T) {
+	f := image(t, testenv.Dir(t))
+	spec := diskfs.Spec{Filesystem: "ext4", Size: 64 << 20}
+	t.Run("qemu", func(t *testing.T) {
+		_, err := newFormatter(t, func(c *Config) { c.QEMU = "/nonexistent/qemu" }).Format(t.Context(), f, spec, nil)
+		unavailable(t, err, "/nonexistent/qemu", "install the package qemu-system-x86")
+	})
+	t.Run("kernel", func(t *testing.T) {
+		_, err := newFormatter(t, func(c *Config) { c.Kernel = "/nonexistent/vmlinuz" }).Format(t.Context(), f, spec, nil)
+		unavailable(t, err, "/nonexistent/vmlinuz", "--kernel")
+	})
+	t.Run("kernel is no kernel", func(t *testing.T) {
+		_, err := newFormatter(t, func(c *Config) { c.Kernel = "/bin/ls" }).Format(t.Context(), f, spec, nil)
+		unavailable(t, err, "/bin/ls", "give a vmlinuz or vmlinux")
+	})
+	t.Run("modules", func(t *testing.T) {
+		k, err := newFormatter(t, nil).findKernel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = newFormatter(t, func(c *Config) { c.Kernel = k.path; c.Modules = "/nonexistent" }).Format(t.Context(), f, spec, nil)
+		unavailable(t, err, "/nonexistent", "install the modules of kernel")
+	})
+	t.Run("kvm", func(t *testing.T) {
+		if kvm.Usable() == nil {
+			t.Log("KVM works here: nothing to refuse")
+			return
+		}
+		_, err := newFormatter(t, func(c *Config) { c.Accel = AccelKVM }).Format(t.Context(), f, spec, nil)
+		unavailable(t, err, "kvm was asked for", "--accel=tcg")
+	})
+	if fi, err := f.Stat(); err != nil || fi.Size() != 0 {
+		t.Errorf("the file was touched: %v %v", fi.Size(), err)
+	}
+}
+
+func unavailable(t *testing.T, err error, words ...string) {
+	t.Helper()
+	if !errors.Is(err, ErrUnavailable) {
+		t.Fatalf("got %v", err)
+	}
+	t.Logf("the operator reads: %v", err)
+	for _, w := range words {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("the message lacks %q", w)
+		}
+	}
+}
+
+// TestDiesWithParent kills a process in the middle of a format: its QEMU must go
+// with it, and its unnamed file too.
+func TestDiesWithParent(t *testing.T) {
+	testenv.Root(t)
+	dir := testenv.Dir(t)
+	cmd := exec.Command(testenv.Binary(t), "format", "--fs", "ext4", "--size", "64Mi", "-o", filepath.Join(dir, "disk.img"))
+	cmd.Env = append(os.Environ(), "XDG_CACHE_HOME="+filepath.Dir(testenv.CacheDir(t)))
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var qemu int
+	for deadline := time.Now().Add(30 * time.Second); qemu == 0 && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		qemu = findChild(cmd.Process.Pid, "qemu-system")
+	}
+	if qemu == 0 {
+		t.Fatal("QEMU never started")
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d", qemu)); err != nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("QEMU %d outlived its parent", qemu)
+		}
+	}
+	if entries, _ := os.ReadDir(dir); len(entries) != 0 {
+		t.Errorf("left behind: %v", entries)
+	}
+}
+
+// realMode is a firmware of a few real-mode instructions: it prints K on the
+// serial port and resets the machine.
+func realMode() []byte {
+	rom := bytes.Repeat([]byte{0xf4}, 64<<10) // hlt
+	code := []byte{
+		0xba, 0xf8, 0x03, // mov dx, 0x3f8
+		0xb0, 'K', // mov al, 'K'
+		0xee,       // out dx, al
+		0xb0, 0xfe, // mov al, 0xfe
+		0xe6, 0x64, // out 0x64, al: reset through the keyboard controller
+		0xf4, // hlt
+	}
+	copy(rom[0xff00:], code)
+	copy(rom[0xfff0:], []byte{0xea, 0x00, 0xff, 0x00, 0xf0}) // jmp f000:ff00
+	return rom
+}
+
+// TestKVMInCage shows that a QEMU in its cage reaches KVM, whatever the mode of
+// /dev/kvm is, with accelerator, seccomp filter and unprivileged user together.
+// Where KVM emulates, it still can run a few real-mode instructions.
+func TestKVMInCage(t *testing.T) {
+	testenv.Root(t)
+	if _, err := os.Stat(kvm.Device); err != nil {
+		t.Logf("no %s on this machine: nothing to reach", kvm.Device)
+		return
+	}
+	m, _ := broken(t, nil, func(m *machine) { m.accel = AccelKVM })
+	s := m.cageSpec()
+	s.Files["/rom"] = realMode()
+	var out bytes.Buffer
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, m.qemu, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+		"-M", "isapc", "-accel", "kvm", "-m", "16", "-bios", "/rom",
+		"-chardev", "stdio,id=con,signal=off", "-serial", "chardev:con",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cage.Run(cmd, s, nil)
+	t.Logf("QEMU: %v, printed %q", err, out.String())
+	if !strings.HasPrefix(out.String(), "K") {
+		t.Error("the guest did not run")
+	}
+}
+
+func findProcess(word string) int {
+	return findWhere(func(_ int, cmdline string) bool {
+		return strings.Contains(cmdline, word) && strings.Contains(cmdline, "qemu-system")
+	})
+}
+
+func findChild(parent int, word string) int {
+	return findWhere(func(pid int, cmdline string) bool {
+		stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		return len(fields) > 1 && fields[1] == strconv.Itoa(parent) && strings.Contains(cmdline, word)
+	})
+}
+
+func findWhere(match func(pid int, cmdline string) bool) int {
+	dirs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, d := range dirs {
+		b, err := os.ReadFile(d)
+		pid, _ := strconv.Atoi(strings.Split(d, "/")[2])
+		if err == nil && match(pid, string(b)) {
+			return pid
+		}
+	}
+	return 0
+}

@@ -1,0 +1,113 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package vmformat
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
+)
+
+// outcome is everything that was seen of one VM.
+type outcome struct {
+	nonce     string
+	timeout   time.Duration
+	exit      error // nil: QEMU exited with 0
+	timedOut  bool  // killed at the deadline
+	canceled  error // why the caller gave up, or nil
+	events    events
+	monitor   error // of the monitor's connection
+	verdict   guest.Verdict
+	noVerdict error    // why there is none, or nil
+	console   []string // last lines printed
+	panic     string   // the kernel's reason, if it printed one
+	elapsed   time.Duration
+}
+
+// judge returns nil only if every witness agrees: QEMU exited with 0 and in
+// time, the guest powered itself off, no disk ever failed, and the guest's own
+// verdict carries this run's nonce and says OK. No single one of them
+// suffices: a guest kernel that panics ends QEMU with 0 too, and a guest on a
+// full disk may believe in its success.
+//
+// The first cause in time is reported, as it explains the others.
+func (o outcome) judge() error {
+	switch {
+	case o.canceled != nil:
+		return o.failed("canceled", o.canceled)
+	case len(o.events.ioErrors) > 0:
+		e := o.events.ioErrors[0]
+		if e.noSpace {
+			return fmt.Errorf("%w: %w: the VM's %s did not fit; free space on the pool or give it more, then try again",
+				ErrFormat, ErrNoSpace, e.operation)
+		}
+		return o.failed(fmt.Sprintf("a disk %s failed: %s; look for errors of the pool's disk in the kernel log", e.operation, e.reason), nil)
+	case o.timedOut:
+		return o.failed(fmt.Sprintf("the VM was killed at its deadline of %s; a loaded node needs a longer --format-timeout", o.timeout), nil)
+	case o.exit != nil:
+		return o.failed("QEMU ended with an error; its words are below", o.exit)
+	case o.noVerdict == nil && !o.verdict.OK:
+		return o.refused()
+	case o.events.shutdown != reasonGuestShutdown:
+		why := o.panic
+		if why == "" {
+			why = "it printed no reason: the kernel image may be damaged or the memory too small"
+		}
+		return o.failed(fmt.Sprintf("the guest's kernel crashed or its init ended early (QMP shutdown reason %q, not %q): %s; try another --kernel",
+			o.events.shutdown, reasonGuestShutdown, why), o.noVerdict)
+	case o.noVerdict != nil:
+		return o.failed("the VM powered off without its verdict", o.noVerdict)
+	case o.verdict.Stage != guest.StageDone || o.verdict.Written != 0:
+		return o.failed(fmt.Sprintf("the verdict says OK at stage %q with %d sectors written by the check; it must be %q and 0",
+			o.verdict.Stage, o.verdict.Written, guest.StageDone), nil)
+	case o.monitor != nil:
+		return o.failed("the connection to QEMU's monitor broke", o.monitor)
+	}
+	return nil
+}
+
+// refused words the failure that the guest itself reports.
+func (o outcome) refused() error {
+	v := o.verdict
+	what := fmt.Sprintf("%s failed: %s", v.Stage, v.Error)
+	if v.ExitCode != 0 {
+		what = fmt.Sprintf("%s failed with exit code %d: %s", v.Stage, v.ExitCode, v.Error)
+	}
+	if v.ExitCode == 127 {
+		what += "; the program could not be started: reinstall its package, and see which library is missing below"
+	}
+	if v.Output != "" {
+		o.console = lastLines(v.Output, consoleLines)
+	}
+	return o.failed(what, nil)
+}
+
+// failed is the report an operator reads: what, why, and the last lines.
+func (o outcome) failed(what string, cause error) error {
+	var tail string
+	if len(o.console) > 0 {
+		tail = fmt.Sprintf("\nlast lines of the VM:\n  %s", strings.Join(o.console, "\n  "))
+	}
+	if cause != nil {
+		return fmt.Errorf("%w after %s: %s: %w%s", ErrFormat, o.elapsed.Round(time.Millisecond), what, cause, tail)
+	}
+	return fmt.Errorf("%w after %s: %s%s", ErrFormat, o.elapsed.Round(time.Millisecond), what, tail)
+}
+
+func lastLines(s string, n int) []string {
+	lines := strings.Split(strings.TrimSpace(s), "\n")
+	return lines[max(0, len(lines)-n):]
+}
+
+// noSpace marks an error as ErrNoSpace where the kernel's reason was that.
+func noSpace(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w: %w", ErrNoSpace, err)
+	}
+	return err
+}

@@ -1,0 +1,393 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package vmformat
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/u-root/u-root/pkg/cpio"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
+)
+
+// good is the outcome of a machine that did its work.
+func good() outcome {
+	return outcome{
+		nonce: "n", timeout: DefaultTimeout,
+		events:  events{shutdown: reasonGuestShutdown},
+		verdict: guest.Verdict{Nonce: "n", OK: true, Stage: guest.StageDone},
+	}
+}
+
+// TestJudge takes one witness away from a good outcome at a time: none of them
+// may be missing.
+func TestJudge(t *testing.T) {
+	if err := good().judge(); err != nil {
+		t.Fatalf("a good outcome: %v", err)
+	}
+	for name, c := range map[string]struct {
+		spoil func(*outcome)
+		words []string
+	}{
+		"exit code":            {func(o *outcome) { o.exit = errors.New("exit status 1") }, []string{"QEMU ended with an error", "exit status 1"}},
+		"deadline":             {func(o *outcome) { o.exit, o.timedOut = errors.New("signal: killed"), true }, []string{"deadline of 2m0s", "--format-timeout"}},
+		"guest reset":          {func(o *outcome) { o.events.shutdown = "guest-reset" }, []string{"guest-reset", "--kernel"}},
+		"panic":                {func(o *outcome) { o.events.shutdown, o.panic = "guest-reset", "Kernel panic - x" }, []string{"Kernel panic - x"}},
+		"no shutdown event":    {func(o *outcome) { o.events.shutdown = "" }, []string{"crashed"}},
+		"host shutdown":        {func(o *outcome) { o.events.shutdown = "host-signal" }, []string{"host-signal"}},
+		"no verdict":           {func(o *outcome) { o.verdict, o.noVerdict = guest.Verdict{}, guest.ErrNoVerdict }, []string{"without its verdict"}},
+		"verdict of failure":   {func(o *outcome) { o.verdict.OK = false; o.verdict.Stage = guest.StageMkfs; o.verdict.ExitCode = 3 }, []string{"mkfs failed", "exit code 3"}},
+		"missing library":      {func(o *outcome) { o.verdict.OK = false; o.verdict.ExitCode = 127 }, []string{"reinstall its package"}},
+		"stage":                {func(o *outcome) { o.verdict.Stage = guest.StageCheck }, []string{`stage "check"`}},
+		"check wrote":          {func(o *outcome) { o.verdict.Written = 8 }, []string{"8 sectors written"}},
+		"disk error":           {func(o *outcome) { o.events.ioErrors = []ioFail{{operation: "write", reason: "EIO"}} }, []string{"disk write failed", "EIO"}},
+		"monitor":              {func(o *outcome) { o.monitor = io.ErrUnexpectedEOF }, []string{"monitor"}},
+		"canceled":             {func(o *outcome) { o.canceled = context.Canceled }, []string{"canceled"}},
+		"a false OK when full": {func(o *outcome) { o.events.ioErrors = []ioFail{{operation: "write", noSpace: true}} }, []string{"free space on the pool"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := good()
+			c.spoil(&o)
+			o.console = []string{"the last line"}
+			err := o.judge()
+			if !errors.Is(err, ErrFormat) {
+				t.Fatalf("judged %v", err)
+			}
+			for _, w := range c.words {
+				if !strings.Contains(err.Error(), w) {
+					t.Errorf("%q lacks %q", err, w)
+				}
+			}
+		})
+	}
+}
+
+func TestLastLines(t *testing.T) {
+	c := &console{progress: func(guest.Stage) {}}
+	for i := range 50 {
+		fmt.Fprintf(c, "line %d\r\n\n", i)
+	}
+	fmt.Fprint(c, "Kernel panic - not syncing: x\n", strings.Repeat("y", 5000))
+	lines, panicLine := c.last()
+	if len(lines) != consoleLines || lines[0] != "line 32" || panicLine != "Kernel panic - not syncing: x" || len(lines[consoleLines-1]) != consoleWidth {
+		t.Errorf("%d lines from %q, panic %q", len(lines), lines[0], panicLine)
+	}
+}
+
+func TestChooseAccel(t *testing.T) {
+	works, fails := func() error { return nil }, func() error { return errors.New("no vmx") }
+	for _, c := range []struct {
+		want   Accel
+		usable func() error
+		got    Accel
+		err    error
+	}{
+		{AccelAuto, works, AccelKVM, nil},
+		{AccelAuto, fails, AccelTCG, nil},
+		{AccelKVM, works, AccelKVM, nil},
+		{AccelKVM, fails, "", ErrUnavailable},
+		{AccelTCG, works, AccelTCG, nil},
+	} {
+		got, err := chooseAccel(c.want, c.usable)
+		if got != c.got || !errors.Is(err, c.err) {
+			t.Errorf("%s: %q %v", c.want, got, err)
+		}
+	}
+	if _, err := New(Config{Accel: "hvf"}); err == nil || !strings.Contains(err.Error(), "auto, kvm, tcg") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestSameCommandLine: what is tested under TCG is what runs under KVM.
+func TestSameCommandLine(t *testing.T) {
+	line := func(a Accel) string {
+		m := machine{accel: a, memory: 256, werror: "stop", caged: true}
+		return strings.Join(m.args(), " ")
+	}
+	kvm, tcg := line(AccelKVM), line(AccelTCG)
+	tcg = strings.Replace(tcg, "-accel tcg,thread=multi -cpu max", "-accel kvm -cpu host", 1)
+	head, rest, _ := strings.Cut(tcg, " tsc_early_khz=")
+	_, rest, _ = strings.Cut(rest, " ")
+	if got := head + " " + rest; got != kvm {
+		t.Errorf("kvm: %s\ntcg: %s", kvm, got)
+	}
+}
+
+// TestMonitor plays QEMU: a greeting, an answer, events.
+func TestMonitor(t *testing.T) {
+	ours, theirs := net.Pipe()
+	type result struct {
+		ev  events
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		ev, err := monitor(ours)
+		done <- result{ev, err}
+	}()
+	say := func(s string) { fmt.Fprintln(theirs, s) }
+	hear := func(want string) {
+		t.Helper()
+		b := make([]byte, 200)
+		n, err := theirs.Read(b)
+		if err != nil || !strings.Contains(string(b[:n]), want) {
+			t.Errorf("heard %q %v, expected %q", b[:n], err, want)
+		}
+	}
+	say(`{"QMP": {"version": {}, "capabilities": []}}`)
+	hear(`"qmp_capabilities"`)
+	say(`{"return": {}}`)
+	say(`{"timestamp": {}, "event": "BLOCK_IO_ERROR", "data": {"operation": "write", "nospace": true, "reason": "No space left on device"}}`)
+	hear(`"quit"`)
+	say(`{"event": "SHUTDOWN", "data": {"guest": false, "reason": "host-qmp-quit"}}`)
+	theirs.Close()
+	r := <-done
+	if r.err != nil || r.ev.shutdown != "host-qmp-quit" || len(r.ev.ioErrors) != 1 || !r.ev.ioErrors[0].noSpace {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestMonitorError(t *testing.T) {
+	for _, said := range []string{`{"error": {"class": "GenericError", "desc": "bad command"}}`, `garbage`} {
+		rw := struct {
+			io.Reader
+			io.Writer
+		}{strings.NewReader(said), io.Discard}
+		if _, err := monitor(rw); err == nil {
+			t.Errorf("%s: no error", said)
+		}
+	}
+}
+
+func TestCompareVersions(t *testing.T) {
+	v := []string{"vmlinuz-6.1.0-9-amd64", "vmlinuz-6.10.0", "vmlinuz-6.1.0-56-amd64", "vmlinuz-5.10.0", "vmlinuz-6.1.0-056-amd64"}
+	slices.SortStableFunc(v, compareVersions)
+	want := "vmlinuz-5.10.0 vmlinuz-6.1.0-9-amd64 vmlinuz-6.1.0-56-amd64 vmlinuz-6.1.0-056-amd64 vmlinuz-6.10.0"
+	if got := strings.Join(v, " "); got != want {
+		t.Errorf("%s", got)
+	}
+}
+
+func TestResolveModules(t *testing.T) {
+	const builtin = "kernel/fs/ext4/ext4.ko\n"
+	const dep = `kernel/drivers/virtio/virtio.ko: kernel/drivers/virtio/virtio-ring.ko.xz
+kernel/drivers/virtio/virtio-ring.ko.xz:
+kernel/drivers/block/virtio_blk.ko.zst: kernel/drivers/virtio/virtio.ko kernel/drivers/virtio/virtio-ring.ko.xz
+kernel/drivers/virtio/virtio_mmio.ko: kernel/drivers/virtio/virtio.ko kernel/drivers/virtio/virtio-ring.ko.xz
+`
+	got, err := resolveModules([]string{"virtio_mmio", "virtio_blk", "ext4"}, builtin, dep)
+	var names []string
+	for _, p := range got {
+		names = append(names, moduleName(p))
+	}
+	if err != nil || strings.Join(names, " ") != "virtio_ring virtio virtio_mmio virtio_blk" {
+		t.Errorf("%v %v", names, err)
+	}
+	if _, err := resolveModules([]string{"zfs"}, builtin, dep); err == nil || !strings.Contains(err.Error(), "zfs") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestReadModule(t *testing.T) {
+	dir := t.TempDir()
+	var zipped bytes.Buffer
+	w := gzip.NewWriter(&zipped)
+	w.Write([]byte("module"))
+	w.Close()
+	for name, content := range map[string][]byte{"a.ko": []byte("module"), "a.ko.gz": zipped.Bytes()} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := readModule(path); err != nil || string(b) != "module" {
+			t.Errorf("%s: %q %v", name, b, err)
+		}
+	}
+	for name, content := range map[string]string{"b.ko.xz": "no xz", "b.ko.zst": "no zstd", "b.ko.gz": "no gzip", "b.ko.lzo": ""} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := readModule(path); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+// testRecipe is one without anything of the machine.
+func testRecipe(t testing.TB, spec diskfs.Spec) *recipe {
+	t.Helper()
+	job, err := newJob(spec, []string{"/modules/virtio.ko"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &recipe{
+		kernel: kernel{digest: "k"},
+		files: map[string]file{
+			"/init":              {0o555 | cpio.S_IFREG, []byte("init")},
+			"/bin/mkfs.ext4":     {0o555 | cpio.S_IFREG, []byte("mkfs")},
+			"/lib/libc.so.6":     {0o555 | cpio.S_IFREG, []byte("libc")},
+			"/modules/virtio.ko": {0o444 | cpio.S_IFREG, []byte("virtio")},
+		},
+		job: job,
+	}
+}
+
+func TestInitramfs(t *testing.T) {
+	spec := diskfs.Spec{Filesystem: "ext4", Size: 64 << 20}
+	first, err := testRecipe(t, spec).initramfs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := testRecipe(t, spec).initramfs()
+	if err != nil || !bytes.Equal(first, second) {
+		t.Errorf("not reproducible: %v", err)
+	}
+	records, err := cpio.ReadAllRecords(cpio.Newc.Reader(bytes.NewReader(first)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, r := range records {
+		names = append(names, r.Name)
+		if r.MTime != 0 || r.UID != 0 || r.GID != 0 {
+			t.Errorf("%s: time %d, owner %d:%d", r.Name, r.MTime, r.UID, r.GID)
+		}
+	}
+	want := "bin dev lib mnt modules proc sys dev/console bin/mkfs.ext4 init lib/libc.so.6 modules/virtio.ko job.json zz-complete"
+	if got := strings.Join(names, " "); got != want {
+		t.Errorf("the archive holds %s", got)
+	}
+}
+
+// TestFingerprint changes each thing that decides the bytes.
+func TestFingerprint(t *testing.T) {
+	spec := diskfs.Spec{Filesystem: "ext4", Size: 64 << 20}
+	of := func(spec diskfs.Spec, change func(*recipe)) string {
+		r := testRecipe(t, spec)
+		if change != nil {
+			change(r)
+		}
+		return fingerprint(r.baseDigest(), r.job)
+	}
+	base := of(spec, nil)
+	if len(base) != 16 || base != of(spec, nil) {
+		t.Errorf("fingerprint %q", base)
+	}
+	label, option, size := spec, spec, spec
+	label.Label, size.Size = "x", 65<<20
+	option.Options = map[string]string{"inode-size": "512"}
+	seen := map[string]string{base: "nothing"}
+	for name, got := range map[string]string{
+		"kernel":    of(spec, func(r *recipe) { r.kernel.digest = "other" }),
+		"init":      of(spec, func(r *recipe) { r.files["/init"] = file{0o555, []byte("other")} }),
+		"mkfs":      of(spec, func(r *recipe) { r.files["/bin/mkfs.ext4"] = file{0o555, []byte("other")} }),
+		"a library": of(spec, func(r *recipe) { r.files["/lib/libc.so.6"] = file{0o555, []byte("other")} }),
+		"a module":  of(spec, func(r *recipe) { r.files["/modules/virtio.ko"] = file{0o444, []byte("other")} }),
+		"one more":  of(spec, func(r *recipe) { r.files["/lib/new"] = file{0o444, nil} }),
+		"label":     of(label, nil),
+		"option":    of(option, nil),
+		"size":      of(size, nil),
+	} {
+		if other, dup := seen[got]; dup {
+			t.Errorf("%s changes as much as %s", name, other)
+		}
+		seen[got] = name
+	}
+}
+
+// TestProgramFiles compares what the ELF headers say with what ldd says.
+func TestProgramFiles(t *testing.T) {
+	program, err := exec.LookPath("ls")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := programFiles(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("ldd", program).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(out)) {
+		name, rest, found := strings.Cut(strings.TrimSpace(line), " => ")
+		if !found {
+			continue
+		}
+		want, _, _ := strings.Cut(rest, " ")
+		want, err := filepath.EvalSymlinks(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := files[guest.LibDir+"/"+name]; got != want {
+			t.Errorf("%s is %q, ldd says %q", name, got, want)
+		}
+	}
+	if _, err := programFiles("/etc/passwd"); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("no ELF file: %v", err)
+	}
+}
+
+func TestFindTool(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("PATH", dir)
+	if err := errors.Join(
+		os.WriteFile(filepath.Join(dir, "empty"), nil, 0o755),
+		os.Mkdir(filepath.Join(dir, "directory"), 0o755),
+		os.WriteFile(filepath.Join(dir, "real"), []byte("x"), 0o755),
+		os.Symlink("real", filepath.Join(dir, "link")),
+	); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"empty", "directory", "missing"} {
+		_, err := findTool(name, "some-package")
+		if !errors.Is(err, ErrUnavailable) {
+			t.Fatalf("%s: %v", name, err)
+		}
+		for _, w := range []string{name, "some-package", dir} {
+			if !strings.Contains(err.Error(), w) {
+				t.Errorf("%q lacks %q", err, w)
+			}
+		}
+	}
+	if got, err := findTool("link", ""); err != nil || got != filepath.Join(dir, "real") {
+		t.Errorf("%q %v", got, err)
+	}
+}
+
+func TestFormatChecksSpecFirst(t *testing.T) {
+	f, err := New(Config{Timeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.Format(t.Context(), nil, diskfs.Spec{Filesystem: "ext4", Size: 1 << 60}, nil)
+	if !errors.Is(err, diskfs.ErrOutOfRange) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func FuzzMonitor(f *testing.F) {
+	f.Add([]byte(`{"QMP": {}}{"event": "SHUTDOWN", "data": {"reason": "guest-shutdown"}}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		monitor(struct {
+			io.Reader
+			io.Writer
+		}{bytes.NewReader(b), io.Discard})
+	})
+}
