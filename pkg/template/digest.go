@@ -1,0 +1,68 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package template
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"io"
+	"os"
+	"syscall"
+)
+
+// whence values of lseek(2) that package io does not name.
+const (
+	seekData = 3
+	seekHole = 4
+)
+
+const digestBlock = 4096
+
+// digest returns the SHA-256 of an image's content: of each block that is not
+// all zeros, its offset and its bytes. Holes are skipped, so it takes
+// milliseconds at any size; and since zeros count as holes, it does not depend on
+// how the filesystem beneath chose to store them.
+func digest(f *os.File) (string, error) {
+	h := sha256.New()
+	zero := make([]byte, digestBlock)
+	buf := make([]byte, 256*digestBlock)
+	var at [8]byte
+	for pos := int64(0); ; {
+		start, err := f.Seek(pos, seekData)
+		if errors.Is(err, syscall.ENXIO) { // no data after pos
+			return hex.EncodeToString(h.Sum(nil)), nil
+		}
+		if err != nil {
+			return "", err
+		}
+		end, err := f.Seek(start, seekHole)
+		if err != nil {
+			return "", err
+		}
+		start -= start % digestBlock
+		for pos = start; pos < end; {
+			n, err := f.ReadAt(buf[:min(int64(len(buf)), end-pos)], pos)
+			if err != nil && err != io.EOF {
+				return "", err
+			}
+			if n == 0 {
+				break // truncated while reading; the size was checked before
+			}
+			for b := buf[:n]; len(b) > 0; {
+				block := b[:min(digestBlock, len(b))]
+				if !bytes.Equal(block, zero[:len(block)]) {
+					binary.LittleEndian.PutUint64(at[:], uint64(pos))
+					h.Write(at[:])
+					h.Write(block)
+				}
+				b = b[len(block):]
+				pos += int64(len(block))
+			}
+		}
+		pos = end
+	}
+}

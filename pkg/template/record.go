@@ -1,0 +1,108 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package template
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+)
+
+// ErrCorrupt means that a file in the pool is not the template its name says.
+var ErrCorrupt = errors.New("template is corrupt")
+
+// RecordVersion is the version of the form of [Record] written here.
+const RecordVersion = 1
+
+// Record says how a template was made. It is kept as JSON in the image's
+// attribute user.disktemplate.
+type Record struct {
+	Version    int         `json:"version"`
+	Key        string      `json:"key"`
+	Spec       diskfs.Spec `json:"spec"`
+	Provenance Provenance  `json:"provenance"`
+	Digest     string      `json:"digest"` // see digest in digest.go
+	Built      time.Time   `json:"built"`
+	BuildMS    int64       `json:"buildMillis"`
+}
+
+// Provenance is what the formatter says of its work.
+type Provenance struct {
+	Fingerprint string `json:"fingerprint"` // of what really ran
+	UUID        string `json:"uuid"`
+	Kernel      string `json:"kernel"` // release of the kernel that checked it
+	Mkfs        string `json:"mkfs"`   // version line
+	Accelerator string `json:"accelerator"`
+}
+
+// Template is an open template. The caller closes it.
+type Template struct {
+	*os.File
+	Record
+	// Hit tells that it was there before the call.
+	Hit bool
+}
+
+// identity of a file's content as stat(2) tells it: as long as it stays the
+// same, what was verified once is still verified.
+type identity struct {
+	dev, ino     uint64
+	size         int64
+	mtime, ctime syscall.Timespec
+}
+
+func identify(f *os.File) (identity, error) {
+	fi, err := f.Stat()
+	if err != nil {
+		return identity{}, err
+	}
+	st := fi.Sys().(*syscall.Stat_t)
+	return identity{dev: st.Dev, ino: st.Ino, size: st.Size, mtime: st.Mtim, ctime: st.Ctim}, nil
+}
+
+// verify holds an open image against its key: a record that fits, the size, the
+// superblock, and the digest of all its data.
+func verify(f *os.File, key string) (Record, error) {
+	var r Record
+	if err := pool.GetRecord(f, pool.TemplateAttr, &r); err != nil {
+		return r, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	if r.Version != RecordVersion {
+		return r, fmt.Errorf("%w: its record has version %d, this plugin knows %d", ErrCorrupt, r.Version, RecordVersion)
+	}
+	if r.Key != key {
+		return r, fmt.Errorf("%w: its record is of %q", ErrCorrupt, r.Key)
+	}
+	fi, err := f.Stat()
+	if err != nil {
+		return r, err
+	}
+	if fi.Size() != r.Spec.Size {
+		return r, fmt.Errorf("%w: it has %d bytes, its record says %d", ErrCorrupt, fi.Size(), r.Spec.Size)
+	}
+	fs, err := diskfs.Lookup(r.Spec.Filesystem)
+	if err != nil {
+		return r, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	sb, err := fs.Verify(f, r.Spec.Size, r.Spec.Label)
+	if err != nil {
+		return r, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	if sb.UUID.String() != r.Provenance.UUID {
+		return r, fmt.Errorf("%w: its filesystem is %s, its record says %s", ErrCorrupt, sb.UUID, r.Provenance.UUID)
+	}
+	sum, err := digest(f)
+	if err != nil {
+		return r, err
+	}
+	if sum != r.Digest {
+		return r, fmt.Errorf("%w: its data have the digest %s, its record says %s", ErrCorrupt, sum, r.Digest)
+	}
+	return r, nil
+}

@@ -1,0 +1,315 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package template
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+	"k8s.io/klog/v2"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+)
+
+var (
+	// ErrBuilding means that the caller's time ended before the template was
+	// ready. The build goes on: asking again joins it.
+	ErrBuilding = errors.New("template is still being built")
+	// ErrNoFormatter means that the machine cannot format, and no template of the
+	// wanted content was left from when it could.
+	ErrNoFormatter = errors.New("no template and no way to build one")
+)
+
+// DefaultLockTimeout is how long a build waits for another process that holds
+// its lock. It is five times what a VM is given, so that a hung build dies
+// before those who wait for it give up.
+const DefaultLockTimeout = 600 * time.Second
+
+// Config is what a Store is made of. Pool, Fingerprint and Format are required.
+type Config struct {
+	Pool *pool.Pool
+	// Fingerprint names by content all that decides the bytes of a template.
+	Fingerprint func(diskfs.Spec) (string, error)
+	// Format makes an empty file into what spec says, verified and durable.
+	Format      func(ctx context.Context, f *os.File, spec diskfs.Spec) (Provenance, error)
+	LockTimeout time.Duration // 0 is DefaultLockTimeout
+	// Observe, if not nil, is told of each build that ended.
+	Observe func(spec diskfs.Spec, took time.Duration, err error)
+}
+
+// Store has the templates of a pool.
+type Store struct {
+	cfg    Config
+	ctx    context.Context // of builds: canceled by Close
+	cancel context.CancelFunc
+	builds singleflight.Group
+	active sync.WaitGroup
+
+	mu       sync.Mutex
+	verified map[identity]Record
+}
+
+// NewStore returns a Store of c's pool.
+func NewStore(c Config) *Store {
+	if c.LockTimeout == 0 {
+		c.LockTimeout = DefaultLockTimeout
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Store{cfg: c, ctx: ctx, cancel: cancel, verified: map[identity]Record{}}
+}
+
+// Close ends the builds under way and waits until nothing of them is left.
+func (s *Store) Close() {
+	s.cancel()
+	s.active.Wait()
+}
+
+// Key names the template of a spec.
+func Key(spec diskfs.Spec, fingerprint string) string {
+	return fmt.Sprintf("%s-%dm-%s", spec.Filesystem, spec.Size/diskfs.MiB, fingerprint)
+}
+
+// Ensure returns the template of spec, building it if there is none. Errors are
+// those of spec's validation, [ErrBuilding] when ctx ends first, [ErrNoFormatter],
+// [pool.ErrFull], [pool.ErrLocked], or what Format returned.
+func (s *Store) Ensure(ctx context.Context, spec diskfs.Spec) (*Template, error) {
+	if err := spec.Validate(); err != nil {
+		return nil, err
+	}
+	if fs, err := diskfs.Lookup(spec.Filesystem); err != nil || !fs.Formatted() {
+		return nil, fmt.Errorf("%w: filesystem %q has no template: its volumes are sparse files", diskfs.ErrInvalid, spec.Filesystem)
+	}
+	fp, err := s.cfg.Fingerprint(spec)
+	if err != nil {
+		return s.newest(spec, err)
+	}
+	key := Key(spec, fp)
+	// Without the lock: a hit waits for nobody.
+	t, err := s.Lookup(key)
+	if err == nil {
+		t.Hit = true
+		return t, nil
+	}
+	if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, ErrCorrupt) {
+		return nil, err
+	}
+	if err := s.join(ctx, key, spec); err != nil {
+		return nil, err
+	}
+	return s.Lookup(key)
+}
+
+// join waits for the build of key, starting it if none is under way.
+func (s *Store) join(ctx context.Context, key string, spec diskfs.Spec) error {
+	start := time.Now()
+	done := s.builds.DoChan(key, func() (any, error) {
+		s.active.Add(1)
+		defer s.active.Done()
+		return nil, s.build(key, spec)
+	})
+	select {
+	case r := <-done:
+		return r.Err
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %s (%s), waited %s; try again, the build goes on meanwhile: %w",
+			ErrBuilding, key, spec, time.Since(start).Round(time.Millisecond), context.Cause(ctx))
+	}
+}
+
+// build makes the template of key, unless another process has made it by the
+// time its lock is ours.
+func (s *Store) build(key string, spec diskfs.Spec) error {
+	waiting, cancel := context.WithTimeout(s.ctx, s.cfg.LockTimeout)
+	defer cancel()
+	lock, err := s.cfg.Pool.Lock(waiting, key)
+	if err != nil {
+		return err
+	}
+	defer lock.Unlock()
+
+	old, err := s.Lookup(key)
+	switch {
+	case err == nil:
+		return old.Close()
+	case errors.Is(err, ErrCorrupt):
+		klog.ErrorS(err, "Rebuilding a corrupt template", "template", key)
+	case !errors.Is(err, os.ErrNotExist):
+		return err
+	}
+	start := time.Now()
+	err = s.format(key, spec, start)
+	if s.cfg.Observe != nil {
+		s.cfg.Observe(spec, time.Since(start), err)
+	}
+	return err
+}
+
+// format builds the template as a file without a name and links it in.
+func (s *Store) format(key string, spec diskfs.Spec, start time.Time) error {
+	f, err := s.cfg.Pool.NewTemplate()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	klog.InfoS("Building a template", "template", key, "spec", spec.String())
+	made, err := s.cfg.Format(s.ctx, f, spec)
+	if err != nil {
+		return fmt.Errorf("building template %s: %w", key, err)
+	}
+	if Key(spec, made.Fingerprint) != key {
+		return fmt.Errorf("building template %s: the formatter's files changed meanwhile, it is %s now; try again", key, made.Fingerprint)
+	}
+	r := Record{Version: RecordVersion, Key: key, Spec: spec, Provenance: made, Built: start.UTC()}
+	if r.Digest, err = digest(f); err != nil {
+		return err
+	}
+	r.BuildMS = time.Since(start).Milliseconds()
+	if err := pool.SetRecord(f, pool.TemplateAttr, r); err != nil {
+		return err
+	}
+	// What is about to get its name must pass what every later hit must pass.
+	if _, err := verify(f, key); err != nil {
+		return err
+	}
+	if err := s.publish(f, key); err != nil {
+		return err
+	}
+	klog.InfoS("Built a template", "template", key, "duration", time.Since(start).Round(time.Millisecond),
+		"accelerator", made.Accelerator, "kernel", made.Kernel, "mkfs", made.Mkfs)
+	return nil
+}
+
+// publish gives a whole template its name, durably. The lock is held and the
+// key was looked up under it, so what still stands there is corrupt.
+func (s *Store) publish(f *os.File, key string) error {
+	path := s.cfg.Pool.Template(key)
+	if err := f.Sync(); err != nil {
+		return pool.Full(err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%s is in the way of a template: %w; move it away", path, err)
+	}
+	if err := tmpfile.Link(f, path); err != nil {
+		return pool.Full(err)
+	}
+	return pool.Full(tmpfile.SyncDir(filepath.Dir(path)))
+}
+
+// Lookup opens and verifies the template of a key. It is [os.ErrNotExist] if
+// there is none, [ErrCorrupt] if what is there is not that template.
+//
+// The whole content is read the first time this process meets a file, and again
+// only when stat(2) shows that the file changed.
+func (s *Store) Lookup(key string) (*Template, error) {
+	path := s.cfg.Pool.Template(key)
+	fi, err := os.Lstat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !fi.Mode().IsRegular() { // opening a FIFO would hang
+		return nil, fmt.Errorf("template %s: %w: it is not a regular file (%s)", key, ErrCorrupt, fi.Mode().Type())
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	r, err := s.verifyOnce(f, key)
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("template %s: %w", key, err)
+	}
+	return &Template{File: f, Record: r}, nil
+}
+
+func (s *Store) verifyOnce(f *os.File, key string) (Record, error) {
+	id, err := identify(f)
+	if err != nil {
+		return Record{}, err
+	}
+	s.mu.Lock()
+	r, known := s.verified[id]
+	s.mu.Unlock()
+	if known && r.Key == key {
+		return r, nil
+	}
+	if r, err = verify(f, key); err != nil {
+		return Record{}, err
+	}
+	s.mu.Lock()
+	s.verified[id] = r
+	s.mu.Unlock()
+	return r, nil
+}
+
+// newest returns the latest template of spec's content, whatever made it: a
+// cache that is warm keeps serving when the formatter is gone.
+func (s *Store) newest(spec diskfs.Spec, cause error) (*Template, error) {
+	keys, err := s.cfg.Pool.Templates()
+	if err != nil {
+		return nil, err
+	}
+	var best *Template
+	for _, key := range keys {
+		if !strings.HasPrefix(key, Key(spec, "")) {
+			continue
+		}
+		t, err := s.Lookup(key)
+		if err != nil {
+			continue
+		}
+		if !t.Spec.Equal(spec) || best != nil && t.Built.Before(best.Built) {
+			t.Close()
+			continue
+		}
+		if best != nil {
+			best.Close()
+		}
+		best = t
+	}
+	if best == nil {
+		return nil, fmt.Errorf("%w of %s: %w", ErrNoFormatter, spec, cause)
+	}
+	best.Hit = true
+	klog.InfoS("Serving a template that could not be built again", "template", best.Key, "built", best.Built, "cause", cause)
+	return best, nil
+}
+
+// CleanAll removes every template that nobody is building or replacing, and
+// returns how many it removed and how many it left because their lock was held.
+// Clones are not touched: they share extents, not names. Lockfiles stay.
+func (s *Store) CleanAll() (removed, busy int, err error) {
+	keys, err := s.cfg.Pool.Templates()
+	if err != nil {
+		return 0, 0, err
+	}
+	var errs []error
+	for _, key := range keys {
+		lock, err := s.cfg.Pool.TryLock(key)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if lock == nil {
+			busy++
+			continue
+		}
+		if err := os.Remove(s.cfg.Pool.Template(key)); err != nil {
+			errs = append(errs, err)
+		} else {
+			removed++
+		}
+		lock.Unlock()
+	}
+	return removed, busy, errors.Join(errs...)
+}

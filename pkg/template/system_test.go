@@ -1,0 +1,515 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build system
+
+package template
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
+)
+
+// Tests that need no VM format with the node's own mkfs: a real filesystem in
+// a few milliseconds.
+var spec = diskfs.Spec{Filesystem: "ext4", Size: 64 << 20, Label: "t"}
+
+const fp = "0123456789abcdef"
+
+func mkfs(_ context.Context, f *os.File, spec diskfs.Spec) (Provenance, error) {
+	fs, err := diskfs.Lookup(spec.Filesystem)
+	if err != nil {
+		return Provenance{}, err
+	}
+	if err := f.Truncate(spec.Size); err != nil {
+		return Provenance{}, err
+	}
+	cmd := exec.Command(fs.Mkfs, fs.MkfsArgs("/proc/self/fd/3", spec.Label, spec.Options)...)
+	cmd.ExtraFiles = []*os.File{f}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return Provenance{}, fmt.Errorf("%w: %s", err, out)
+	}
+	sb, err := fs.Identify(f)
+	if err != nil {
+		return Provenance{}, err
+	}
+	return Provenance{Fingerprint: fp, UUID: sb.UUID.String()}, f.Sync()
+}
+
+func newPool(t testing.TB, kind testenv.Kind) *pool.Pool {
+	t.Helper()
+	p, err := pool.Open(t.Context(), pool.Config{Dir: filepath.Join(kind.Pool(t), "pool")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
+func newStore(t testing.TB, p *pool.Pool, change func(*Config)) *Store {
+	t.Helper()
+	c := Config{Pool: p, Fingerprint: func(diskfs.Spec) (string, error) { return fp, nil }, Format: mkfs}
+	if change != nil {
+		change(&c)
+	}
+	s := NewStore(c)
+	t.Cleanup(s.Close)
+	return s
+}
+
+func ensure(t testing.TB, s *Store, hit bool) *Template {
+	t.Helper()
+	tmpl, err := s.Ensure(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tmpl.Close() })
+	if tmpl.Hit != hit {
+		t.Errorf("hit is %v, expected %v", tmpl.Hit, hit)
+	}
+	return tmpl
+}
+
+// onlyTemplates holds the pool's directory against having these keys and
+// nothing else: no staging file, no debris.
+func onlyTemplates(t testing.TB, p *pool.Pool, want ...string) {
+	t.Helper()
+	keys, err := p.Templates()
+	if err != nil || strings.Join(keys, " ") != strings.Join(want, " ") {
+		t.Errorf("templates are %q, not %q (%v)", keys, want, err)
+	}
+}
+
+func TestEnsure(t *testing.T) {
+	for _, kind := range testenv.PoolKinds {
+		t.Run(kind.Name, func(t *testing.T) {
+			p := newPool(t, kind)
+			s := newStore(t, p, nil)
+			first := ensure(t, s, false)
+			key := "ext4-64m-" + fp
+			if first.Key != key || first.Spec.Label != "t" || first.Provenance.UUID == "" || first.Built.IsZero() || first.Digest == "" {
+				t.Errorf("record %+v", first.Record)
+			}
+			onlyTemplates(t, p, key)
+			ensure(t, s, true)
+			ensure(t, newStore(t, p, nil), true) // another process
+			attr := make([]byte, 4096)
+			n, err := syscall.Getxattr(p.Template(key), "user.disktemplate", attr)
+			if err != nil || !strings.Contains(string(attr[:n]), `"uuid":"`+first.Provenance.UUID) {
+				t.Errorf("user.disktemplate is %q: %v", attr[:max(n, 0)], err)
+			}
+			testenv.Run(t, "e2fsck", "-fn", p.Template(key))
+		})
+	}
+}
+
+// TestCorruptIsRebuilt damages a published template in every way that a disk or
+// an operator may.
+func TestCorruptIsRebuilt(t *testing.T) {
+	write := func(off int64, b []byte) func(path string) error {
+		return func(path string) error {
+			f, err := os.OpenFile(path, os.O_RDWR, 0)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			_, err = f.WriteAt(b, off)
+			return err
+		}
+	}
+	for name, damage := range map[string]func(path string) error{
+		"truncated":        func(path string) error { return os.Truncate(path, 1<<20) },
+		"empty":            func(path string) error { return os.Truncate(path, 0) },
+		"all zeros":        func(path string) error { return errors.Join(os.Truncate(path, 0), os.Truncate(path, spec.Size)) },
+		"zeroed start":     write(0, make([]byte, 8192)),
+		"flipped metadata": write(4096*3+100, []byte{0xff, 0xee}),
+		"data in a hole":   write(40<<20, []byte("x")),
+		"no record":        func(path string) error { return syscall.Removexattr(path, string(pool.TemplateAttr)) },
+		"garbled record":   func(path string) error { return syscall.Setxattr(path, string(pool.TemplateAttr), []byte("{"), 0) },
+		"newer record": func(path string) error {
+			return syscall.Setxattr(path, string(pool.TemplateAttr), []byte(`{"version":99}`), 0)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPool(t, testenv.XFS)
+			s := newStore(t, p, nil)
+			first := ensure(t, s, false)
+			clone := filepath.Join(p.Root(), "clone")
+			testenv.Run(t, "cp", "--reflink=always", p.Template(first.Key), clone)
+			if err := damage(p.Template(first.Key)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Lookup(first.Key); !errors.Is(err, ErrCorrupt) {
+				t.Errorf("noticed: %v", err)
+			} else {
+				t.Log(err)
+			}
+			again := ensure(t, s, false)
+			if again.Provenance.UUID == first.Provenance.UUID {
+				t.Error("it was not built again")
+			}
+			ensure(t, s, true)
+			onlyTemplates(t, p, first.Key)
+			testenv.Run(t, "e2fsck", "-fn", clone)
+		})
+	}
+}
+
+func TestNotAFile(t *testing.T) {
+	p := newPool(t, testenv.XFS)
+	s := newStore(t, p, nil)
+	path := p.Template("ext4-64m-" + fp)
+	for name, put := range map[string]func() error{
+		"symlink":   func() error { return os.Symlink("/etc/passwd", path) },
+		"fifo":      func() error { return syscall.Mkfifo(path, 0o600) },
+		"directory": func() error { return os.Mkdir(path, 0o700) },
+	} {
+		if err := put(); err != nil {
+			t.Fatal(err)
+		}
+		ensure(t, s, false)
+		if err := os.Remove(path); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(path, "sub"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Ensure(t.Context(), spec); err == nil || !strings.Contains(err.Error(), "move it away") {
+		t.Errorf("a full directory in the way: %v", err)
+	}
+}
+
+func TestFailedFormatLeavesNothing(t *testing.T) {
+	p := newPool(t, testenv.XFS)
+	boom := errors.New("boom")
+	var observed error
+	s := newStore(t, p, func(c *Config) {
+		c.Format = func(_ context.Context, f *os.File, spec diskfs.Spec) (Provenance, error) {
+			f.Truncate(spec.Size)
+			return Provenance{}, boom
+		}
+		c.Observe = func(_ diskfs.Spec, _ time.Duration, err error) { observed = err }
+	})
+	if _, err := s.Ensure(t.Context(), spec); !errors.Is(err, boom) || !errors.Is(observed, boom) {
+		t.Errorf("got %v, observed %v", err, observed)
+	}
+	onlyTemplates(t, p)
+	if l, err := p.TryLock("ext4-64m-" + fp); err != nil || l == nil {
+		t.Errorf("the lock is still held: %v", err)
+	} else {
+		l.Unlock()
+	}
+}
+
+// TestUnformattedIsRefused has a formatter that claims success and wrote nothing,
+// the defect by which all-zero images once were cached.
+func TestUnformattedIsRefused(t *testing.T) {
+	p := newPool(t, testenv.XFS)
+	s := newStore(t, p, func(c *Config) {
+		c.Format = func(_ context.Context, f *os.File, spec diskfs.Spec) (Provenance, error) {
+			return Provenance{Fingerprint: fp}, f.Truncate(spec.Size)
+		}
+	})
+	if _, err := s.Ensure(t.Context(), spec); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("got %v", err)
+	}
+	onlyTemplates(t, p)
+}
+
+func TestFormatterChangedMeanwhile(t *testing.T) {
+	p := newPool(t, testenv.XFS)
+	s := newStore(t, p, func(c *Config) {
+		c.Fingerprint = func(diskfs.Spec) (string, error) { return "another-one", nil }
+	})
+	if _, err := s.Ensure(t.Context(), spec); err == nil || !strings.Contains(err.Error(), "changed meanwhile") {
+		t.Errorf("got %v", err)
+	}
+	onlyTemplates(t, p)
+}
+
+// TestBuildOutlivesCaller lets the first caller give up; the second finds the
+// build that the first began.
+func TestBuildOutlivesCaller(t *testing.T) {
+	p := newPool(t, testenv.XFS)
+	proceed := make(chan struct{})
+	var builds atomic.Int32
+	s := newStore(t, p, func(c *Config) {
+		c.Format = func(ctx context.Context, f *os.File, spec diskfs.Spec) (Provenance, error) {
+			builds.Add(1)
+			<-proceed
+			return mkfs(ctx, f, spec)
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err := s.Ensure(ctx, spec)
+	if !errors.Is(err, ErrBuilding) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("got %v", err)
+	}
+	t.Log(err)
+	close(proceed)
+	testenv.Eventually(t, "the build", func() bool {
+		keys, err := p.Templates()
+		return err == nil && len(keys) == 1
+	})
+	ensure(t, s, true)
+	if builds.Load() != 1 {
+		t.Errorf("%d builds", builds.Load())
+	}
+}
+
+func TestCloseEndsBuilds(t *testing.T) {
+	p := newPool(t, testenv.XFS)
+	s := NewStore(Config{Pool: p, Fingerprint: func(diskfs.Spec) (string, error) { return fp, nil },
+		Format: func(ctx context.Context, _ *os.File, _ diskfs.Spec) (Provenance, error) {
+			<-ctx.Done()
+			return Provenance{}, ctx.Err()
+		}})
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	s.Ensure(ctx, spec)
+	s.Close()
+	onlyTemplates(t, p)
+}
+
+func TestLockHeldForEver(t *testing.T) {
+	p := newPool(t, testenv.XFS)
+	s := newStore(t, p, func(c *Config) { c.LockTimeout = 200 * time.Millisecond })
+	held, err := p.Lock(t.Context(), "ext4-64m-"+fp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Ensure(t.Context(), spec)
+	if !errors.Is(err, pool.ErrLocked) || !strings.Contains(err.Error(), fmt.Sprintf("pid=%d", os.Getpid())) {
+		t.Errorf("got %v", err)
+	}
+	held.Unlock()
+	tmpl := ensure(t, s, false)
+	// A hit, a clone and a lookup never take the lock.
+	held, err = p.Lock(t.Context(), tmpl.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Unlock()
+	ensure(t, s, true)
+}
+
+// TestOpenTemplateSurvivesRemoval clones from a descriptor whose name is gone.
+func TestOpenTemplateSurvivesRemoval(t *testing.T) {
+	p := newPool(t, testenv.XFS)
+	s := newStore(t, p, nil)
+	tmpl := ensure(t, s, false)
+	if removed, busy, err := s.CleanAll(); removed != 1 || busy != 0 || err != nil {
+		t.Errorf("%d removed, %d busy, %v", removed, busy, err)
+	}
+	dst, err := p.NewVolume()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dst.Close()
+	if err := reflink.Clone(dst, tmpl.File); err != nil {
+		t.Fatal(err)
+	}
+	a, errA := digest(dst)
+	if errA != nil || a != tmpl.Digest {
+		t.Errorf("the clone has digest %s, the template %s: %v", a, tmpl.Digest, errA)
+	}
+}
+
+func TestCleanAll(t *testing.T) {
+	p := newPool(t, testenv.XFS)
+	s := newStore(t, p, nil)
+	if removed, busy, err := s.CleanAll(); removed != 0 || busy != 0 || err != nil {
+		t.Errorf("an empty pool: %d removed, %d busy, %v", removed, busy, err)
+	}
+	tmpl := ensure(t, s, false)
+	held, err := p.Lock(t.Context(), tmpl.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if removed, busy, err := s.CleanAll(); removed != 0 || busy != 1 || err != nil {
+		t.Errorf("while locked: %d removed, %d busy, %v", removed, busy, err)
+	}
+	held.Unlock()
+	if removed, busy, err := s.CleanAll(); removed != 1 || busy != 0 || err != nil {
+		t.Errorf("%d removed, %d busy, %v", removed, busy, err)
+	}
+	onlyTemplates(t, p)
+	if _, err := os.Stat(filepath.Join(p.Root(), "locks", tmpl.Key+".lock")); err != nil {
+		t.Errorf("the lockfile: %v", err)
+	}
+	ensure(t, s, false)
+}
+
+// TestWarmCacheServes has no formatter any more.
+func TestWarmCacheServes(t *testing.T) {
+	p := newPool(t, testenv.XFS)
+	old := ensure(t, newStore(t, p, nil), false)
+	gone := errors.New("mkfs.ext4 is gone")
+	s := newStore(t, p, func(c *Config) {
+		c.Fingerprint = func(diskfs.Spec) (string, error) { return "", gone }
+	})
+	if tmpl := ensure(t, s, true); tmpl.Key != old.Key {
+		t.Errorf("served %s", tmpl.Key)
+	}
+	other := spec
+	other.Label = "other"
+	if _, err := s.Ensure(t.Context(), other); !errors.Is(err, ErrNoFormatter) || !errors.Is(err, gone) {
+		t.Errorf("other content: %v", err)
+	} else {
+		t.Log(err)
+	}
+}
+
+func TestInvalidSpecs(t *testing.T) {
+	p := newPool(t, testenv.XFS)
+	s := newStore(t, p, nil)
+	for name, c := range map[string]struct {
+		spec diskfs.Spec
+		want error
+	}{
+		"size":       {diskfs.Spec{Filesystem: "ext4", Size: 1}, diskfs.ErrOutOfRange},
+		"too large":  {diskfs.Spec{Filesystem: "ext4", Size: diskfs.MaxSize + diskfs.MiB}, diskfs.ErrOutOfRange},
+		"filesystem": {diskfs.Spec{Filesystem: "ntfs", Size: 1 << 30}, diskfs.ErrUnknown},
+		"raw":        {diskfs.Spec{Filesystem: "raw", Size: 1 << 30}, diskfs.ErrInvalid},
+	} {
+		if _, err := s.Ensure(t.Context(), c.spec); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	onlyTemplates(t, p)
+	if locks, err := os.ReadDir(filepath.Join(p.Root(), "locks")); err != nil || len(locks) != 0 {
+		t.Errorf("refused before anything is made: %v %v", locks, err)
+	}
+}
+
+// realStore formats in a VM.
+func realStore(t testing.TB, p *pool.Pool, bin string, count func()) *Store {
+	t.Helper()
+	formatter, err := vmformat.New(vmformat.Config{Init: bin, CacheDir: p.CacheDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newStore(t, p, func(c *Config) {
+		c.Fingerprint = formatter.Fingerprint
+		c.Format = func(ctx context.Context, f *os.File, spec diskfs.Spec) (Provenance, error) {
+			count()
+			r, err := formatter.Format(ctx, f, spec, nil)
+			return Provenance{Fingerprint: r.Fingerprint, UUID: r.UUID}, err
+		}
+	})
+}
+
+// Environment of a process that TestManyCallersOneVM starts.
+const (
+	envPool   = "TEST_TEMPLATE_POOL"
+	envBinary = "TEST_TEMPLATE_BINARY"
+)
+
+// TestManyCallersOneVM has 16 callers in 4 processes miss the same template.
+func TestManyCallersOneVM(t *testing.T) {
+	if dir := os.Getenv(envPool); dir != "" {
+		fourCallers(t, dir)
+		return
+	}
+	for _, kind := range testenv.PoolKinds {
+		t.Run(kind.Name, func(t *testing.T) {
+			p := newPool(t, kind)
+			bin := testenv.Binary(t)
+			outs := make([]strings.Builder, 4)
+			var wg sync.WaitGroup
+			for i := range outs {
+				wg.Go(func() {
+					cmd := exec.Command(os.Args[0], "-test.run=^TestManyCallersOneVM$", "-test.v")
+					cmd.Env = append(os.Environ(), envPool+"="+p.Root(), envBinary+"="+bin)
+					cmd.Stdout, cmd.Stderr = &outs[i], &outs[i]
+					if err := cmd.Run(); err != nil {
+						t.Errorf("process %d: %v\n%s", i, err, outs[i].String())
+					}
+				})
+			}
+			wg.Wait()
+			vms, callers := 0, 0
+			for i := range outs {
+				vms += strings.Count(outs[i].String(), "VM booted")
+				callers += strings.Count(outs[i].String(), "caller served")
+			}
+			if vms != 1 || callers != 16 {
+				t.Errorf("%d VMs for %d callers", vms, callers)
+			}
+		})
+	}
+}
+
+func fourCallers(t *testing.T, dir string) {
+	p, err := pool.Open(t.Context(), pool.Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := realStore(t, p, os.Getenv(envBinary), func() { fmt.Println("VM booted") })
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			tmpl, err := s.Ensure(t.Context(), spec)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			tmpl.Close()
+			fmt.Println("caller served")
+		})
+	}
+	wg.Wait()
+}
+
+// BenchmarkClone clones templates of every filesystem, size and pool, as one
+// step of making a volume.
+func BenchmarkClone(b *testing.B) {
+	for _, kind := range testenv.PoolKinds {
+		p := newPool(b, kind)
+		s := realStore(b, p, testenv.Binary(b), func() {})
+		for _, fs := range diskfs.Names() {
+			for _, size := range []int64{1 << 30, 100 << 30} {
+				b.Run(fmt.Sprintf("%s-pool/%s-%dGiB", kind.Name, fs, size>>30), func(b *testing.B) {
+					tmpl, err := s.Ensure(b.Context(), diskfs.Spec{Filesystem: fs, Size: size})
+					if err != nil {
+						b.Fatal(err)
+					}
+					defer tmpl.Close()
+					extents, err := reflink.Extents(tmpl.File)
+					if err != nil {
+						b.Fatal(err)
+					}
+					b.ReportMetric(float64(extents), "extents")
+					for b.Loop() {
+						f, err := p.NewVolume()
+						if err != nil {
+							b.Fatal(err)
+						}
+						if err := reflink.Clone(f, tmpl.File); err != nil {
+							b.Fatal(err)
+						}
+						f.Close()
+					}
+				})
+			}
+		}
+	}
+}
