@@ -1,0 +1,527 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build system
+
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
+)
+
+// node is a pool and a kubelet directory, as the plugin has them.
+type node struct {
+	*Manager
+	t       testing.TB
+	kubelet string
+}
+
+// newNode makes a pool on a filesystem of its own. The test must leave it as it
+// found it: without volumes, loop devices and mounts.
+func newNode(t testing.TB, kind testenv.Kind, size int64) *node {
+	t.Helper()
+	p, err := pool.Open(t.Context(), pool.Config{Dir: filepath.Join(kind.Mount(t, size), "pool")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	formatter, err := vmformat.New(vmformat.Config{Init: testenv.Binary(t), CacheDir: testenv.CacheDir(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := template.NewStore(template.Config{
+		Pool:        p,
+		Fingerprint: formatter.Fingerprint,
+		Format: func(ctx context.Context, f *os.File, spec diskfs.Spec) (template.Provenance, error) {
+			r, err := formatter.Format(ctx, f, spec, nil)
+			return template.Provenance{Fingerprint: r.Fingerprint, UUID: r.UUID}, err
+		},
+	})
+	t.Cleanup(store.Close)
+	kubelet := testenv.Dir(t)
+	m, err := NewManager(Config{Pool: p, Templates: store, TargetRoot: kubelet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &node{Manager: m, t: t, kubelet: kubelet}
+	t.Cleanup(func() {
+		m.Close()
+		n.mustBeEmpty()
+	})
+	return n
+}
+
+// mustBeEmpty holds the node against having no volume.
+func (n *node) mustBeEmpty() {
+	n.t.Helper()
+	if names, err := n.pool.Volumes(); err != nil || len(names) > 0 {
+		n.t.Errorf("volumes left: %v %v", names, err)
+	}
+	if loops := testenv.LoopsBelow(n.t, n.pool.Root()); len(loops) > 0 {
+		n.t.Errorf("loop devices left: %v", loops)
+	}
+	if c := testenv.Mounts(n.t, n.kubelet); c > 0 {
+		n.t.Errorf("%d mounts left", c)
+	}
+}
+
+// target makes the parent of a target path, as kubelet does.
+func (n *node) target(id string) string {
+	n.t.Helper()
+	dir := filepath.Join(n.kubelet, "pods", id, "volumes")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		n.t.Fatal(err)
+	}
+	return filepath.Join(dir, "mount")
+}
+
+func (n *node) request(id, filesystem string, size int64) Request {
+	return Request{
+		ID: id, Target: n.target(id), Mode: ModeFilesystem,
+		Spec: diskfs.Spec{Filesystem: filesystem, Size: size},
+		Pod:  Pod{Namespace: "default", Name: "pod-" + id},
+	}
+}
+
+func (n *node) mustPublish(r Request) Result {
+	n.t.Helper()
+	res, err := n.Publish(n.t.Context(), r)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return res
+}
+
+func (n *node) mustUnpublish(r Request) {
+	n.t.Helper()
+	if err := n.Unpublish(r.ID, r.Target); err != nil {
+		n.t.Error(err)
+	}
+	if _, err := os.Lstat(r.Target); !errors.Is(err, os.ErrNotExist) {
+		n.t.Errorf("target %s is still there: %v", r.Target, err)
+	}
+}
+
+func fsck(t testing.TB, filesystem, path string) {
+	t.Helper()
+	switch filesystem {
+	case "ext4":
+		testenv.Run(t, "e2fsck", "-fn", path)
+	case "xfs":
+		testenv.Run(t, "xfs_repair", "-n", "-f", path)
+	case "btrfs":
+		testenv.Run(t, "btrfs", "check", "--readonly", path)
+	}
+}
+
+func findmnt(t testing.TB, column, target string) string {
+	t.Helper()
+	return strings.TrimSpace(testenv.Run(t, "findmnt", "-n", "-o", column, "--mountpoint", target))
+}
+
+// TestClones mounts four clones of each template at once and checks everything
+// about them, for every filesystem, size and kind of pool.
+func TestClones(t *testing.T) {
+	for _, kind := range testenv.PoolKinds {
+		t.Run(kind.Name, func(t *testing.T) {
+			n := newNode(t, kind, 2<<30)
+			for _, fs := range diskfs.Names() {
+				for _, size := range []int64{300 << 20, 1 << 30, 100 << 30} {
+					t.Run(fmt.Sprintf("%s-%dMiB", fs, size>>20), func(t *testing.T) {
+						n := &node{n.Manager, t, n.kubelet}
+						n.fourClones(fs, size)
+					})
+				}
+			}
+		})
+	}
+}
+
+func (n *node) fourClones(fs string, size int64) {
+	t := n.t
+	uuids := map[string]bool{}
+	var requests []Request
+	var key string
+	for i := range 4 {
+		r := n.request(fmt.Sprintf("%s-%d-%d", fs, size>>20, i), fs, size)
+		r.Spec.Label = "lbl"
+		res := n.mustPublish(r)
+		if res.TemplateHit != (i > 0) {
+			t.Errorf("volume %d: template hit %v", i, res.TemplateHit)
+		}
+		key = res.Template
+		requests = append(requests, r)
+	}
+	for i, r := range requests {
+		if got := findmnt(t, "FSTYPE", r.Target); got != fs {
+			t.Errorf("mounted as %q", got)
+		}
+		uuids[findmnt(t, "UUID", r.Target)] = true
+		if got := findmnt(t, "LABEL", r.Target); got != "lbl" {
+			t.Errorf("label %q", got)
+		}
+		for _, option := range []string{"nosuid", "nodev"} {
+			if got := findmnt(t, "VFS-OPTIONS", r.Target); !strings.Contains(got, option) {
+				t.Errorf("options %q lack %s", got, option)
+			}
+		}
+		sys := filepath.Join("/sys/block", filepath.Base(findmnt(t, "SOURCE", r.Target)))
+		for file, want := range map[string]string{"loop/dio": "1", "loop/autoclear": "1", "queue/logical_block_size": "4096"} {
+			if b, err := os.ReadFile(filepath.Join(sys, file)); err != nil || strings.TrimSpace(string(b)) != want {
+				t.Errorf("%s/%s is %q (%v), not %s", sys, file, b, err, want)
+			}
+		}
+		if err := os.WriteFile(filepath.Join(r.Target, "file"), fmt.Append(nil, i), 0o644); err != nil {
+			t.Error(err)
+		}
+		u, err := n.Stats(r.ID, r.Target)
+		if err != nil || u.TotalBytes < size*7/10 || u.TotalBytes > size || u.AvailableBytes > u.TotalBytes {
+			t.Errorf("stats %+v of %d bytes: %v", u, size, err)
+		}
+	}
+	if len(uuids) != 4 {
+		t.Errorf("four clones have the UUIDs %v", uuids)
+	}
+	for i, r := range requests {
+		if b, err := os.ReadFile(filepath.Join(r.Target, "file")); err != nil || string(b) != fmt.Sprint(i) {
+			t.Errorf("volume %d has %q: %v", i, b, err)
+		}
+		// The checkers want it unmounted; Unpublish must cope with that.
+		testenv.Run(t, "umount", r.Target)
+		fsck(t, fs, n.pool.Volume(r.ID))
+		n.mustUnpublish(r)
+	}
+	fsck(t, fs, n.pool.Template(key))
+}
+
+func TestPublishIsIdempotent(t *testing.T) {
+	n := newNode(t, testenv.XFS, 1<<30)
+	r := n.request("v1", "ext4", 64<<20)
+	n.mustPublish(r)
+	if res := n.mustPublish(r); !res.Existed {
+		t.Error("the second publish made something")
+	}
+	if c := testenv.Mounts(t, n.kubelet); c != 1 {
+		t.Errorf("%d mounts", c)
+	}
+	for name, change := range map[string]func(*Request){
+		"size":       func(r *Request) { r.Spec.Size *= 2 },
+		"filesystem": func(r *Request) { r.Spec.Filesystem = "btrfs"; r.Spec.Size = 128 << 20 },
+		"label":      func(r *Request) { r.Spec.Label = "other" },
+		"read-only":  func(r *Request) { r.ReadOnly = true },
+		"mode":       func(r *Request) { r.Mode = ModeDiskImage },
+	} {
+		other := r
+		change(&other)
+		if _, err := n.Publish(t.Context(), other); !errors.Is(err, ErrExists) {
+			t.Errorf("%s changed: %v", name, err)
+		} else {
+			t.Log(err)
+		}
+	}
+	elsewhere := r
+	elsewhere.Target = n.target("elsewhere")
+	if _, err := n.Publish(t.Context(), elsewhere); !errors.Is(err, ErrState) {
+		t.Errorf("another target: %v", err)
+	}
+	second := n.request("v2", "ext4", 64<<20)
+	second.Target = r.Target
+	if _, err := n.Publish(t.Context(), second); !errors.Is(err, ErrExists) {
+		t.Errorf("a target that has another volume: %v", err)
+	}
+	if err := n.Unpublish("v2", r.Target); !errors.Is(err, ErrState) {
+		t.Errorf("unpublishing an unknown volume where another is mounted: %v", err)
+	}
+	n.mustUnpublish(r)
+	n.mustUnpublish(r)
+}
+
+// TestPublishGoesOn repeats a publish that died after each of its effects.
+func TestPublishGoesOn(t *testing.T) {
+	n := newNode(t, testenv.XFS, 1<<30)
+	for _, mode := range Modes {
+		t.Run(string(mode), func(t *testing.T) {
+			n := &node{n.Manager, t, n.kubelet}
+			r := n.request("half-"+strings.ToLower(string(mode)), "ext4", 64<<20)
+			r.Mode = mode
+			img, _, err := n.create(t.Context(), r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := n.link(img); err != nil {
+				t.Fatal(err)
+			}
+			img.Close()
+			if res := n.mustPublish(r); !res.Existed {
+				t.Error("the image was made anew")
+			}
+			if mode == ModeDiskImage { // died between its two mounts
+				testenv.Run(t, "umount", filepath.Join(r.Target, DiskImageName))
+				n.mustPublish(r)
+				if findmnt(t, "FSTYPE", filepath.Join(r.Target, DiskImageName)) != "xfs" {
+					t.Error("disk.img is not bound again")
+				}
+			}
+			n.mustUnpublish(r)
+		})
+	}
+	t.Run("attached, not mounted", func(t *testing.T) {
+		n := &node{n.Manager, t, n.kubelet}
+		r := n.request("attached", "ext4", 64<<20)
+		n.mustPublish(r)
+		img, err := n.open(r.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer img.Close()
+		indices, err := loopdev.Find(img.File)
+		if err != nil || len(indices) != 1 {
+			t.Fatalf("%v %v", indices, err)
+		}
+		held, err := loopdev.Open(indices[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		testenv.Run(t, "umount", r.Target)
+		n.mustPublish(r)
+		held.Close()
+		if again, err := loopdev.Find(img.File); err != nil || len(again) != 1 || again[0] != indices[0] {
+			t.Errorf("was on loop %v, now on %v: %v", indices, again, err)
+		}
+		img.Close()
+		n.mustUnpublish(r)
+	})
+}
+
+func TestReadOnly(t *testing.T) {
+	n := newNode(t, testenv.XFS, 1<<30)
+	for _, fs := range diskfs.Names() {
+		r := n.request("ro-"+fs, fs, 300<<20)
+		r.ReadOnly = true
+		n.mustPublish(r)
+		if err := os.WriteFile(filepath.Join(r.Target, "f"), nil, 0o644); !errors.Is(err, syscall.EROFS) {
+			t.Errorf("%s: writing gave %v", fs, err)
+		}
+		n.mustUnpublish(r)
+	}
+}
+
+func TestDiskImage(t *testing.T) {
+	for _, kind := range testenv.PoolKinds {
+		t.Run(kind.Name, func(t *testing.T) {
+			n := newNode(t, kind, 1<<30)
+			r := n.request("vm-disk", "ext4", 64<<20)
+			r.Mode = ModeDiskImage
+			n.mustPublish(r)
+			disk := filepath.Join(r.Target, DiskImageName)
+			if fi, err := os.Stat(disk); err != nil || fi.Size() != r.Spec.Size {
+				t.Fatalf("disk.img: %v", err)
+			}
+			fsck(t, "ext4", disk)
+			if loops := testenv.LoopsBelow(t, n.pool.Root()); len(loops) != 0 {
+				t.Errorf("loop devices %v", loops)
+			}
+			f, err := os.OpenFile(disk, os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.WriteAt([]byte("hello"), 32<<20); err != nil {
+				t.Error(err)
+			}
+			f.Close()
+			// Nothing else fits, and the disk cannot be exchanged.
+			if err := os.WriteFile(filepath.Join(r.Target, "other"), nil, 0o644); !errors.Is(err, syscall.ENOSPC) {
+				t.Errorf("another file: %v", err)
+			}
+			if err := os.Remove(disk); !errors.Is(err, syscall.EBUSY) {
+				t.Errorf("removing disk.img: %v", err)
+			}
+			if u, err := n.Stats(r.ID, r.Target); err != nil || u.TotalBytes != r.Spec.Size {
+				t.Errorf("stats %+v: %v", u, err)
+			}
+			n.mustUnpublish(r)
+
+			r = n.request("vm-disk-ro", "ext4", 64<<20)
+			r.Mode, r.ReadOnly = ModeDiskImage, true
+			n.mustPublish(r)
+			if _, err := os.OpenFile(filepath.Join(r.Target, DiskImageName), os.O_RDWR, 0); !errors.Is(err, syscall.EROFS) {
+				t.Errorf("opening a read-only disk for writing: %v", err)
+			}
+			n.mustUnpublish(r)
+		})
+	}
+}
+
+func TestBadTargets(t *testing.T) {
+	n := newNode(t, testenv.XFS, 1<<30)
+	base := filepath.Join(n.kubelet, "pods")
+	outside := testenv.Dir(t)
+	if err := errors.Join(
+		os.MkdirAll(filepath.Join(base, "real"), 0o755),
+		os.WriteFile(filepath.Join(base, "file"), nil, 0o644),
+		os.Symlink(outside, filepath.Join(base, "link")),
+		os.Symlink("real", filepath.Join(base, "inner")),
+	); err != nil {
+		t.Fatal(err)
+	}
+	for name, target := range map[string]string{
+		"a file":                filepath.Join(base, "file"),
+		"a symlink":             filepath.Join(base, "inner"),
+		"a symlink outside":     filepath.Join(base, "link"),
+		"below a symlink":       filepath.Join(base, "link", "mount"),
+		"below a file":          filepath.Join(base, "file", "mount"),
+		"outside":               filepath.Join(outside, "mount"),
+		"outside by dots":       n.kubelet + "/../" + filepath.Base(outside) + "/mount",
+		"relative":              "pods/real/mount",
+		"the kubelet directory": n.kubelet,
+		"with NUL":              filepath.Join(base, "real") + "/a\x00b",
+		"without a parent":      filepath.Join(base, "missing", "mount"),
+	} {
+		r := n.request("bad", "ext4", 64<<20)
+		r.Target = target
+		if _, err := n.Publish(t.Context(), r); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		} else {
+			t.Logf("%s: %v", name, err)
+		}
+	}
+	if entries, err := os.ReadDir(outside); err != nil || len(entries) != 0 {
+		t.Errorf("something was made outside: %v %v", entries, err)
+	}
+}
+
+// TestUnpublishLeavesOthersAlone has mounts at the target that are not ours.
+func TestUnpublishLeavesOthersAlone(t *testing.T) {
+	n := newNode(t, testenv.XFS, 1<<30)
+	r := n.request("mine", "ext4", 64<<20)
+	if err := n.Unpublish("unknown", n.target("unknown")); err != nil {
+		t.Errorf("nothing there: %v", err)
+	}
+	n.mustPublish(r)
+	testenv.Run(t, "umount", r.Target)
+	testenv.Run(t, "mount", "-t", "tmpfs", "somebody-elses", r.Target)
+	if err := n.Unpublish(r.ID, r.Target); !errors.Is(err, ErrExists) {
+		t.Errorf("unpublish below another mount: %v", err)
+	}
+	if got := findmnt(t, "SOURCE", r.Target); got != "somebody-elses" {
+		t.Errorf("the other mount is %q now", got)
+	}
+	testenv.Run(t, "umount", r.Target)
+	n.mustUnpublish(r)
+}
+
+func TestBusy(t *testing.T) {
+	n := newNode(t, testenv.XFS, 1<<30)
+	r := n.request("busy", "ext4", 64<<20)
+	n.mustPublish(r)
+	f, err := os.Create(filepath.Join(r.Target, "open"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Unpublish(r.ID, r.Target); !errors.Is(err, syscall.EBUSY) {
+		t.Errorf("unpublishing a volume in use: %v", err)
+	} else {
+		t.Log(err)
+	}
+	f.Close()
+	n.mustUnpublish(r)
+}
+
+// TestFullPool clones and mounts where there is no space.
+func TestFullPool(t *testing.T) {
+	for _, kind := range testenv.PoolKinds {
+		t.Run(kind.Name, func(t *testing.T) {
+			n := newNode(t, kind, 400<<20)
+			first := n.request("first", "ext4", 64<<20)
+			n.mustPublish(first)
+			testenv.Fill(t, n.pool.Root())
+			var failed error
+			var made []Request
+			// A clone costs a few blocks of metadata: some still fit.
+			for i := 0; failed == nil && i < 3000; i++ {
+				r := n.request(fmt.Sprintf("more-%d", i), "ext4", 64<<20)
+				if _, failed = n.Publish(t.Context(), r); failed == nil {
+					made = append(made, r)
+				}
+			}
+			t.Logf("after %d more volumes: %v", len(made), failed)
+			if !errors.Is(failed, pool.ErrFull) {
+				t.Errorf("a full pool: %v", failed)
+			}
+			names, err := n.pool.Volumes()
+			if err != nil || len(names) != 1+len(made) {
+				t.Errorf("%d volumes for %d published: %v", len(names), 1+len(made), err)
+			}
+			if got := len(testenv.LoopsBelow(t, n.pool.Root())); got != 1+len(made) {
+				t.Errorf("%d loop devices for %d volumes", got, 1+len(made))
+			}
+			for _, r := range append(made, first) {
+				n.mustUnpublish(r)
+			}
+			if err := os.Remove(filepath.Join(n.pool.Root(), "filler")); err != nil {
+				t.Error(err)
+			}
+			again := n.request("again", "ext4", 64<<20)
+			n.mustPublish(again)
+			n.mustUnpublish(again)
+		})
+	}
+}
+
+func TestConcurrent(t *testing.T) {
+	for _, kind := range testenv.PoolKinds {
+		t.Run(kind.Name, func(t *testing.T) {
+			n := newNode(t, kind, 1<<30)
+			var wg sync.WaitGroup
+			for w := range 16 {
+				wg.Go(func() {
+					for i := range 4 {
+						r := n.request(fmt.Sprintf("c-%d-%d", w, i), []string{"ext4", "xfs", "btrfs"}[w%3], 300<<20)
+						if _, err := n.Publish(t.Context(), r); err != nil {
+							t.Error(err)
+							continue
+						}
+						n.mustUnpublish(r)
+					}
+				})
+			}
+			wg.Wait()
+		})
+	}
+}
+
+// BenchmarkPublish publishes and unpublishes on a pool that has the template.
+func BenchmarkPublish(b *testing.B) {
+	for _, kind := range testenv.PoolKinds {
+		for _, fs := range diskfs.Names() {
+			b.Run(kind.Name+"-pool/"+fs, func(b *testing.B) {
+				n := newNode(b, kind, 1<<30)
+				warm := n.request("warm", fs, 300<<20)
+				n.mustPublish(warm)
+				n.mustUnpublish(warm)
+				r := n.request("bench", fs, 300<<20)
+				for b.Loop() {
+					n.mustPublish(r)
+					b.StopTimer()
+					n.mustUnpublish(r)
+					b.StartTimer()
+				}
+			})
+		}
+	}
+}
