@@ -1,0 +1,136 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package archtest holds the imports against the house's plan: they run one way
+// down, and each outside library stays in the rooms that need it.
+package archtest
+
+import (
+	"fmt"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/csi-disktemplate/csi-disktemplate/"
+
+// rooms lists what each room may import of the project, itself aside. A name
+// that ends in "/" stands for all packages below it.
+var rooms = map[string][]string{
+	"cmd/csi-disktemplate/": {"pkg/"},
+	"pkg/driver/":           {"pkg/volume", "pkg/template", "pkg/diskfs", "pkg/pool"},
+	"pkg/volume/":           {"pkg/template", "pkg/diskfs", "pkg/pool", "pkg/linux/"},
+	"pkg/template/":         {"pkg/diskfs", "pkg/pool", "pkg/linux/"},
+	"pkg/pool/":             {"pkg/linux/"},
+	"pkg/vmformat/":         {"pkg/diskfs", "pkg/linux/"},
+	"pkg/diskfs/":           {},
+	"pkg/linux/":            {},
+	"hack/":                 {"pkg/"},
+	"internal/":             {},
+}
+
+// outside lists the only rooms that may import a library.
+var outside = map[string][]string{
+	"golang.org/x/sys/unix":                        {"pkg/linux/", "pkg/pool/", "pkg/vmformat/guest/", "hack/"},
+	"github.com/container-storage-interface/spec/": {"pkg/driver/", "hack/demo/"},
+	"google.golang.org/grpc":                       {"pkg/driver/", "hack/demo/"},
+	"github.com/prometheus/":                       {"pkg/driver/", "cmd/csi-disktemplate/"},
+	"os/exec":                                      {"pkg/vmformat/", "pkg/linux/cage/", "pkg/pool/", "hack/", "internal/"},
+	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv": {},
+}
+
+func TestImports(t *testing.T) {
+	root := "../.."
+	seen := 0
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && (strings.HasPrefix(d.Name(), ".") && path != root || d.Name() == "bin") {
+			return fs.SkipDir
+		}
+		// Tests may look into every room.
+		if filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ImportsOnly)
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(root, path)
+		if err != nil {
+			return err
+		}
+		seen++
+		for _, spec := range file.Imports {
+			name, err := strconv.Unquote(spec.Path.Value)
+			if err != nil {
+				return err
+			}
+			for _, wrong := range check(filepath.ToSlash(rel), name) {
+				t.Error(wrong)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if seen < 50 {
+		t.Errorf("only %d files were found", seen)
+	}
+}
+
+// check returns what is wrong with an import.
+func check(file, imported string) (wrong []string) {
+	room := roomOf(file)
+	if room == "" {
+		return []string{file + " is in no room: add it to the plan"}
+	}
+	if name, ours := strings.CutPrefix(imported, module); ours {
+		if !strings.HasPrefix(name+"/", room) && !slices.ContainsFunc(rooms[room], func(r string) bool { return covers(r, name) }) {
+			wrong = append(wrong, fmt.Sprintf("%s imports %s: %s may import only %v", file, name, room, rooms[room]))
+		}
+	}
+	for library, where := range outside {
+		if covers(library, imported) && !slices.ContainsFunc(where, func(w string) bool { return strings.HasPrefix(file, w) }) {
+			wrong = append(wrong, fmt.Sprintf("%s imports %s, which belongs to %v alone", file, imported, where))
+		}
+	}
+	return wrong
+}
+
+func roomOf(file string) string {
+	for room := range rooms {
+		if strings.HasPrefix(file, room) {
+			return room
+		}
+	}
+	return ""
+}
+
+// covers reports whether an import is the one named, or below it.
+func covers(rule, imported string) bool {
+	return imported == strings.TrimSuffix(rule, "/") || strings.HasPrefix(imported, strings.TrimSuffix(rule, "/")+"/")
+}
+
+// TestTheCheckItself: a rule that allows everything holds nothing.
+func TestTheCheckItself(t *testing.T) {
+	for file, imported := range map[string]string{
+		"pkg/volume/x.go":   module + "pkg/driver",
+		"pkg/template/x.go": module + "pkg/vmformat",
+		"pkg/driver/x.go":   module + "pkg/linux/loopdev",
+		"pkg/diskfs/x.go":   "golang.org/x/sys/unix",
+		"pkg/volume/y.go":   "os/exec",
+		"elsewhere/x.go":    "fmt",
+	} {
+		if len(check(file, imported)) == 0 {
+			t.Errorf("%s may import %s", file, imported)
+		}
+	}
+}
