@@ -62,6 +62,21 @@ func Run(t testing.TB, name string, args ...string) string {
 	return string(out)
 }
 
+// Fsck holds an unmounted image against the filesystem's own checker.
+func Fsck(t testing.TB, filesystem, path string) {
+	t.Helper()
+	switch filesystem {
+	case "ext4":
+		Run(t, "e2fsck", "-fn", path)
+	case "xfs":
+		Run(t, "xfs_repair", "-n", "-f", path)
+	case "btrfs":
+		Run(t, "btrfs", "check", "--readonly", path)
+	default:
+		t.Fatalf("no checker for %q", filesystem)
+	}
+}
+
 // Kind is a filesystem that a pool can, or cannot, be on.
 type Kind struct {
 	Name string

@@ -91,8 +91,11 @@ func verify(f *os.File, key string) (Record, error) {
 		return r, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	sb, err := fs.Verify(f, r.Spec.Size, r.Spec.Label)
-	if err != nil {
+	if errors.Is(err, diskfs.ErrCorrupt) {
 		return r, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	if err != nil { // a disk that cannot be read says nothing of the template
+		return r, err
 	}
 	if sb.UUID.String() != r.Provenance.UUID {
 		return r, fmt.Errorf("%w: its filesystem is %s, its record says %s", ErrCorrupt, sb.UUID, r.Provenance.UUID)

@@ -51,19 +51,6 @@ func image(t testing.TB, dir string) *os.File {
 	return f
 }
 
-// fsck holds an image against the filesystem's own checker on the node.
-func fsck(t testing.TB, filesystem, path string) {
-	t.Helper()
-	switch filesystem {
-	case "ext4":
-		testenv.Run(t, "e2fsck", "-fn", path)
-	case "xfs":
-		testenv.Run(t, "xfs_repair", "-n", "-f", path)
-	case "btrfs":
-		testenv.Run(t, "btrfs", "check", "--readonly", path)
-	}
-}
-
 func TestFormat(t *testing.T) {
 	testenv.Root(t)
 	dir := testenv.Dir(t)
@@ -80,7 +67,7 @@ func TestFormat(t *testing.T) {
 				if got := fmt.Sprint(stages); got != "[boot mkfs check done]" {
 					t.Errorf("stages: %s", got)
 				}
-				fsck(t, fs, f.Name())
+				testenv.Fsck(t, fs, f.Name())
 				if got := strings.TrimSpace(testenv.Run(t, "blkid", "-p", "-o", "value", "-s", "LABEL", f.Name())); got != "data" {
 					t.Errorf("label %q", got)
 				}
@@ -122,7 +109,7 @@ func TestFormatUnprivileged(t *testing.T) {
 	if b, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, b)
 	}
-	fsck(t, "ext4", out)
+	testenv.Fsck(t, "ext4", out)
 }
 
 // broken prepares the machine for an ext4 of 64 MiB and lets a test break it.
@@ -503,4 +490,22 @@ func findWhere(match func(pid int, cmdline string) bool) int {
 		}
 	}
 	return 0
+}
+
+// BenchmarkFormat builds what a template is made of, once per filesystem and run.
+func BenchmarkFormat(b *testing.B) {
+	testenv.Root(b)
+	dir := testenv.Dir(b)
+	f := newFormatter(b, nil)
+	for _, fs := range diskfs.Names() {
+		b.Run(fs+"-1GiB", func(b *testing.B) {
+			for b.Loop() {
+				file := image(b, dir)
+				if _, err := f.Format(b.Context(), file, diskfs.Spec{Filesystem: fs, Size: 1 << 30}, nil); err != nil {
+					b.Fatal(err)
+				}
+				file.Close()
+			}
+		})
+	}
 }

@@ -117,18 +117,6 @@ func (n *node) mustUnpublish(r Request) {
 	}
 }
 
-func fsck(t testing.TB, filesystem, path string) {
-	t.Helper()
-	switch filesystem {
-	case "ext4":
-		testenv.Run(t, "e2fsck", "-fn", path)
-	case "xfs":
-		testenv.Run(t, "xfs_repair", "-n", "-f", path)
-	case "btrfs":
-		testenv.Run(t, "btrfs", "check", "--readonly", path)
-	}
-}
-
 func findmnt(t testing.TB, column, target string) string {
 	t.Helper()
 	return strings.TrimSpace(testenv.Run(t, "findmnt", "-n", "-o", column, "--mountpoint", target))
@@ -203,10 +191,10 @@ func (n *node) fourClones(fs string, size int64) {
 		}
 		// The checkers want it unmounted; Unpublish must cope with that.
 		testenv.Run(t, "umount", r.Target)
-		fsck(t, fs, n.pool.Volume(r.ID))
+		testenv.Fsck(t, fs, n.pool.Volume(r.ID))
 		n.mustUnpublish(r)
 	}
-	fsck(t, fs, n.pool.Template(key))
+	testenv.Fsck(t, fs, n.pool.Template(key))
 }
 
 func TestPublishIsIdempotent(t *testing.T) {
@@ -332,7 +320,7 @@ func TestDiskImage(t *testing.T) {
 			if fi, err := os.Stat(disk); err != nil || fi.Size() != r.Spec.Size {
 				t.Fatalf("disk.img: %v", err)
 			}
-			fsck(t, "ext4", disk)
+			testenv.Fsck(t, "ext4", disk)
 			if loops := testenv.LoopsBelow(t, n.pool.Root()); len(loops) != 0 {
 				t.Errorf("loop devices %v", loops)
 			}
