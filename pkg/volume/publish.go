@@ -58,6 +58,9 @@ func (m *Manager) Publish(ctx context.Context, r Request) (res Result, err error
 		res.Existed = true
 		if at.mounted {
 			shown, err := m.shown(img, rel)
+			if errors.Is(err, errForeign) {
+				return res, fmt.Errorf("%w: %w", ErrExists, err)
+			}
 			if err != nil || shown.whole {
 				return res, err
 			}

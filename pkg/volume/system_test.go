@@ -403,7 +403,10 @@ func TestUnpublishLeavesOthersAlone(t *testing.T) {
 	n.mustPublish(r)
 	testenv.Run(t, "umount", r.Target)
 	testenv.Run(t, "mount", "-t", "tmpfs", "somebody-elses", r.Target)
-	if err := n.Unpublish(r.ID, r.Target); !errors.Is(err, ErrExists) {
+	if _, err := n.Publish(t.Context(), r); !errors.Is(err, ErrExists) {
+		t.Errorf("publish below another mount: %v", err)
+	}
+	if err := n.Unpublish(r.ID, r.Target); !errors.Is(err, ErrState) {
 		t.Errorf("unpublish below another mount: %v", err)
 	}
 	if got := findmnt(t, "SOURCE", r.Target); got != "somebody-elses" {

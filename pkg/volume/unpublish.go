@@ -50,6 +50,9 @@ func (m *Manager) Unpublish(id, target string) error {
 			return fmt.Errorf("%w: volume %s does not exist, yet its target path %q is a mount point; see with findmnt whose it is and unmount it by hand", ErrState, id, target)
 		}
 		shown, err := m.shown(img, rel)
+		if errors.Is(err, errForeign) {
+			return fmt.Errorf("%w: %w", ErrState, err)
+		}
 		if err != nil {
 			return err
 		}
@@ -88,8 +91,11 @@ type shown struct {
 	whole  bool // nothing is missing of it
 }
 
+// errForeign means that what is mounted at a target is not the volume.
+var errForeign = errors.New("not this volume's mount")
+
 // shown proves that the mount at a target shows the volume's image, and else
-// is ErrExists.
+// is errForeign.
 func (m *Manager) shown(img *image, rel string) (shown, error) {
 	path := filepath.Join(m.rootPath, rel)
 	info, err := mount.At(path)
@@ -108,7 +114,8 @@ func (m *Manager) shown(img *image, rel string) (shown, error) {
 			return shown{device: index, whole: true}, err
 		}
 	}
-	return shown{}, fmt.Errorf("%w: target path %q is a mount of %s (%s), not of volume %s; unmount that first", ErrExists, path, info.Source, info.FSType, img.ID)
+	return shown{}, fmt.Errorf("%w: target path %q is a mount of %s (%s), not of volume %s; see with findmnt whose it is and unmount that first",
+		errForeign, path, info.Source, info.FSType, img.ID)
 }
 
 // backs reports whether the image is behind a loop device.
