@@ -243,7 +243,7 @@ var build = sync.OnceValues(func() (string, error) {
 	}
 	defer os.RemoveAll(tmp)
 	out := filepath.Join(tmp, "csi-disktemplate")
-	cmd := exec.Command("go", "build", "-trimpath", "-o", out, "github.com/csi-disktemplate/csi-disktemplate/cmd/csi-disktemplate")
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", out, "github.com/csi-disktemplate/csi-disktemplate/cmd/csi-disktemplate")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

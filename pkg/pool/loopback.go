@@ -131,15 +131,26 @@ func openLoopbackImage(dir string, size int64) (*os.File, error) {
 	return f, nil
 }
 
+// findMkfs looks on PATH and where mkfs is even if PATH does not say so.
+func findMkfs() (string, error) {
+	const name = "mkfs.xfs"
+	for _, candidate := range []string{name, "/usr/sbin/" + name, "/sbin/" + name} {
+		if path, err := exec.LookPath(candidate); err == nil {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("%w: %s is neither on PATH nor in /usr/sbin; install the package xfsprogs", ErrUnusable, name)
+}
+
 // makeXFS formats the pool itself. This is the one mkfs that runs on the node:
 // it works on an empty file, once per node, with no option of any user.
 func makeXFS(f *os.File, size int64) error {
 	if err := f.Truncate(size); err != nil {
 		return fmt.Errorf("--loopback-pool-size %d: %w", size, err)
 	}
-	mkfs, err := exec.LookPath("mkfs.xfs")
+	mkfs, err := findMkfs()
 	if err != nil {
-		return fmt.Errorf("%w: %w; install the package xfsprogs", ErrUnusable, err)
+		return err
 	}
 	// 4 KiB sectors: the volumes' own loop devices need them for direct I/O.
 	cmd := exec.Command(mkfs, "-q", "-f", "-m", "reflink=1", "-s", "size=4096", "-d", "file,name=/proc/self/fd/3,size="+fmt.Sprint(size))

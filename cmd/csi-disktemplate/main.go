@@ -1,0 +1,46 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Command csi-disktemplate is the CSI node plugin, the operator's tool, and
+// /init of the formatting VM.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"k8s.io/klog/v2"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
+)
+
+// klogWriter takes the lines of package log.
+type klogWriter struct{}
+
+func (klogWriter) Write(b []byte) (int, error) {
+	klog.V(4).Info(strings.TrimSpace(string(b)))
+	return len(b), nil
+}
+
+// version is set by the linker (see the Makefile).
+var version = "dev"
+
+func main() {
+	if guest.IsInit() {
+		guest.Main()
+	}
+	// Libraries that print by themselves do so where the level asks for it.
+	log.SetFlags(0)
+	log.SetOutput(klogWriter{})
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	if err := newCommand().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "csi-disktemplate:", err)
+		os.Exit(1)
+	}
+}

@@ -1,0 +1,125 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"flag"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"k8s.io/klog/v2"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/driver"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
+)
+
+// newCommand is `csi-disktemplate`: without a subcommand it runs the plugin.
+func newCommand() *cobra.Command {
+	var o pluginOptions
+	cmd := &cobra.Command{
+		Use:   "csi-disktemplate",
+		Short: "CSI node plugin: freshly formatted disks in milliseconds",
+		Long: `csi-disktemplate gives pods freshly formatted disks in milliseconds.
+
+Without a subcommand it runs the CSI node plugin. Each kind of disk is formatted
+once, in a small VM, and kept as a template on a btrfs or xfs pool; every volume is
+a copy-on-write clone of its template with an identity of its own.`,
+		Example: `  csi-disktemplate --pool /var/lib/csi-disktemplate --node-id "$(hostname)"
+  csi-disktemplate --pool /var/lib/csi-disktemplate --loopback-pool-size 20Gi --node-id node1
+  csi-disktemplate format --fs xfs --size 1Gi -o disk.img`,
+		Version:       version,
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return runPlugin(cmd.Context(), o)
+		},
+	}
+	o.add(cmd.Flags())
+	addLogFlags(cmd.PersistentFlags())
+	cmd.AddCommand(newFormatCommand(), newCleanAllCommand())
+	return cmd
+}
+
+// addLogFlags offers what users of klog know, and no more.
+func addLogFlags(f *pflag.FlagSet) {
+	var all flag.FlagSet
+	klog.InitFlags(&all)
+	for _, name := range []string{"v", "vmodule"} {
+		f.AddGoFlag(all.Lookup(name))
+	}
+}
+
+// poolFlags say where the pool is.
+type poolFlags struct{ dir, loopback string }
+
+func (p *poolFlags) add(f *pflag.FlagSet) {
+	f.StringVar(&p.dir, "pool", "", "directory for templates and volumes, on btrfs or xfs; made if missing (required)")
+	f.StringVar(&p.loopback, "loopback-pool-size", "", "where --pool cannot share extents (ext4): size of an xfs to make in a sparse file there, as 20Gi; an existing one is used as it is")
+}
+
+func (p *poolFlags) config() (pool.Config, error) {
+	c := pool.Config{Dir: p.dir}
+	if p.loopback == "" {
+		return c, nil
+	}
+	var err error
+	c.LoopbackSize, err = parseSize("loopback-pool-size", p.loopback)
+	if err == nil && c.LoopbackSize <= 0 {
+		err = fmt.Errorf("--loopback-pool-size %q: must be more than 0", p.loopback)
+	}
+	return c, err
+}
+
+// pluginOptions are the flags of the plugin.
+type pluginOptions struct {
+	endpoint, nodeID, driverName string
+	kubeletDir, httpEndpoint     string
+	pool                         poolFlags
+	vm                           vmFlags
+}
+
+func (o *pluginOptions) add(f *pflag.FlagSet) {
+	f.StringVar(&o.endpoint, "endpoint", cmp.Or(os.Getenv("CSI_ENDPOINT"), "unix:///csi/csi.sock"), "where to serve CSI; the environment's CSI_ENDPOINT is the default if set")
+	f.StringVar(&o.nodeID, "node-id", os.Getenv("NODE_NAME"), "name of this node, also its topology segment; the environment's NODE_NAME is the default (required)")
+	f.StringVar(&o.driverName, "driver-name", driver.DefaultName, "name of the driver, as in CSIDriver and in pods")
+	f.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "kubelet's root directory; nothing outside of it is ever mounted or unmounted")
+	f.StringVar(&o.httpEndpoint, "http-endpoint", "", "address for /healthz, /readyz and /metrics, as :9808 (default: not served)")
+	o.pool.add(f)
+	o.vm.add(f)
+}
+
+func newCleanAllCommand() *cobra.Command {
+	var p poolFlags
+	cmd := &cobra.Command{
+		Use:   "clean-all --pool DIR",
+		Short: "Remove every cached template that is not being built",
+		Long: `Remove every cached template that is not being built.
+
+Volumes are not touched: they keep what they cloned. A running plugin builds
+templates again as they are asked for. Templates whose lock another process
+holds are left.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := p.config()
+			if err != nil {
+				return err
+			}
+			pl, err := pool.Open(cmd.Context(), c)
+			if err != nil {
+				return err
+			}
+			defer pl.Close()
+			removed, busy, err := template.NewStore(template.Config{Pool: pl}).CleanAll()
+			fmt.Fprintf(cmd.OutOrStdout(), "%d templates removed, %d left because they are being built\n", removed, busy)
+			return err
+		},
+	}
+	p.add(cmd.Flags())
+	return cmd
+}

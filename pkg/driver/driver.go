@@ -1,0 +1,154 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc"
+	"k8s.io/klog/v2"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+)
+
+const (
+	// DefaultName is the driver's name, as in CSIDriver and in pods.
+	DefaultName = "csi.disktemplate.io"
+	// TopologyKey is the topology segment that names the node of a volume.
+	TopologyKey = "topology.csi.disktemplate.io/node"
+
+	// drainTimeout is what calls under way get to finish after SIGTERM: less
+	// than the 30 s after which Kubernetes kills a container.
+	drainTimeout = 25 * time.Second
+)
+
+// Config is what a Driver serves. All of it is required.
+type Config struct {
+	Endpoint string // unix:// and an absolute path
+	Name     string
+	Version  string
+	NodeID   string
+	Volumes  *volume.Manager
+	// Health tells what is missing for the plugin to do its work, or nil.
+	Health  func() error
+	Metrics *Metrics
+}
+
+// Validate checks the texts.
+func (c Config) Validate() error {
+	switch {
+	case c.NodeID == "":
+		return errors.New("--node-id must not be empty; in a DaemonSet set NODE_NAME from spec.nodeName")
+	case len(c.NodeID) > 256: // CSI 1.13, NodeGetInfoResponse.node_id
+		return fmt.Errorf("--node-id has %d bytes, CSI allows 256", len(c.NodeID))
+	case c.Name == "" || len(c.Name) > 63: // CSI 1.13, GetPluginInfoResponse.name
+		return fmt.Errorf("--driver-name %q must have 1 to 63 characters", c.Name)
+	}
+	if _, err := socketPath(c.Endpoint); err != nil {
+		return fmt.Errorf("--endpoint %q: %w", c.Endpoint, err)
+	}
+	return nil
+}
+
+// Serve answers CSI calls until ctx ends, then lets the calls under way finish.
+func Serve(ctx context.Context, c Config) error {
+	if err := c.Validate(); err != nil {
+		return err
+	}
+	l, err := listen(c.Endpoint)
+	if err != nil {
+		return fmt.Errorf("--endpoint %q: %w", c.Endpoint, err)
+	}
+	// Should draining take too long, a call still gets to clean up after itself.
+	server := grpc.NewServer(grpc.UnaryInterceptor(c.Metrics.intercept), grpc.WaitForHandlers(true))
+	csi.RegisterIdentityServer(server, &identityServer{cfg: c})
+	csi.RegisterNodeServer(server, &nodeServer{cfg: c})
+
+	stopped := make(chan struct{})
+	defer func() { <-stopped }()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		defer close(stopped)
+		<-ctx.Done()
+		drain(server)
+	}()
+	klog.InfoS("Serving CSI", "endpoint", c.Endpoint, "driver", c.Name, "node", c.NodeID, "version", c.Version)
+	return server.Serve(l)
+}
+
+// drain stops accepting calls and waits for those under way, but not for ever.
+func drain(server *grpc.Server) {
+	done := make(chan struct{})
+	go func() {
+		server.GracefulStop()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(drainTimeout):
+		klog.InfoS("Ending calls that did not finish in time", "timeout", drainTimeout)
+		server.Stop()
+		<-done
+	}
+}
+
+// maxSocketPath is the size of sun_path in unix(7), less the final NUL.
+const maxSocketPath = 107
+
+// socketPath returns the path in an endpoint.
+func socketPath(endpoint string) (string, error) {
+	path, ok := strings.CutPrefix(endpoint, "unix://")
+	if !ok {
+		path, ok = strings.CutPrefix(endpoint, "unix:")
+	}
+	if !ok || !strings.HasPrefix(path, "/") {
+		return "", errors.New("must be unix:// and an absolute path, as unix:///csi/csi.sock")
+	}
+	if len(path) > maxSocketPath {
+		return "", fmt.Errorf("its path has %d bytes, a socket's may have %d", len(path), maxSocketPath)
+	}
+	return path, nil
+}
+
+// listen opens a unix socket that only root can connect to. What a dead plugin
+// left there is replaced, what a living one serves is not.
+func listen(endpoint string) (net.Listener, error) {
+	path, err := socketPath(endpoint)
+	if err != nil {
+		return nil, err
+	}
+	fi, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+	case err != nil:
+		return nil, err
+	case fi.Mode().Type() != os.ModeSocket:
+		return nil, fmt.Errorf("%s is not a socket (%s); move it away", path, fi.Mode().Type())
+	default:
+		conn, err := net.DialTimeout("unix", path, time.Second)
+		if err == nil {
+			conn.Close()
+			return nil, errors.New("another process serves there; stop it first")
+		}
+		// Only this says that nobody listens; a busy listener says EAGAIN.
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			return nil, fmt.Errorf("another process may serve there: %w", err)
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+	}
+	old := syscall.Umask(0o177)
+	defer syscall.Umask(old)
+	return net.Listen("unix", path)
+}

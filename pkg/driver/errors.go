@@ -1,0 +1,65 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"context"
+	"errors"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+)
+
+// errBusy means that another call works on the same volume.
+var errBusy = errors.New("another operation on this volume is under way; try again")
+
+// errUnhealthy means that Probe found something missing.
+var errUnhealthy = errors.New("the plugin cannot do its work")
+
+// code maps an error to the status code that the CSI specification gives it
+// ("Error Scheme"). This is the only place that does.
+func code(err error) codes.Code {
+	if s, ok := status.FromError(err); ok { // made by gRPC itself, as Unimplemented
+		return s.Code()
+	}
+	switch {
+	case errors.Is(err, volume.ErrNotFound): // whatever the reason
+		return codes.NotFound
+	case errors.Is(err, errBusy), errors.Is(err, template.ErrBuilding) && !errors.Is(err, context.DeadlineExceeded):
+		return codes.Aborted
+	case errors.Is(err, context.DeadlineExceeded) && errors.Is(err, template.ErrBuilding):
+		return codes.DeadlineExceeded
+	case errors.Is(err, diskfs.ErrOutOfRange):
+		return codes.OutOfRange
+	case errors.Is(err, volume.ErrInvalid), errors.Is(err, diskfs.ErrUnknown), errors.Is(err, diskfs.ErrInvalid):
+		return codes.InvalidArgument
+	case errors.Is(err, volume.ErrExists):
+		return codes.AlreadyExists
+	case errors.Is(err, pool.ErrFull):
+		return codes.ResourceExhausted
+	case errors.Is(err, volume.ErrState), errors.Is(err, template.ErrNoFormatter), errors.Is(err, pool.ErrUnusable), errors.Is(err, errUnhealthy):
+		return codes.FailedPrecondition
+	case errors.Is(err, pool.ErrLocked):
+		return codes.Unavailable
+	case errors.Is(err, context.Canceled):
+		return codes.Canceled
+	}
+	return codes.Internal
+}
+
+// toStatus makes err what goes over the wire.
+func toStatus(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	return status.Error(code(err), err.Error())
+}

@@ -1,0 +1,111 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"context"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"github.com/kubernetes-csi/csi-lib-utils/protosanitizer"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+	"k8s.io/klog/v2"
+)
+
+// Metrics counts and times what the driver does.
+type Metrics struct {
+	calls     *prometheus.HistogramVec
+	templates *prometheus.CounterVec
+}
+
+// NewMetrics registers the driver's metrics.
+func NewMetrics(r prometheus.Registerer) *Metrics {
+	m := &Metrics{
+		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "csi_disktemplate_operation_duration_seconds",
+			Help: "Duration of CSI calls by method and gRPC status code.",
+			// From a hit (a millisecond) to a template build that takes its full time.
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 19),
+		}, []string{"method", "code"}),
+		templates: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "csi_disktemplate_template_requests_total",
+			Help: "Volumes cloned from a template that was there (hit) or had to be built (miss).",
+		}, []string{"result"}),
+	}
+	r.MustRegister(m.calls, m.templates)
+	return m
+}
+
+func (m *Metrics) template(hit bool) {
+	result := "miss"
+	if hit {
+		result = "hit"
+	}
+	m.templates.WithLabelValues(result).Inc()
+}
+
+// details are the words a handler adds to the line that is logged of its call.
+type details struct{ pairs []any }
+
+type detailsKey struct{}
+
+// note adds to the call's log line.
+func note(ctx context.Context, pairs ...any) {
+	if d, ok := ctx.Value(detailsKey{}).(*details); ok {
+		d.pairs = append(d.pairs, pairs...)
+	}
+}
+
+// quiet are the methods that are called all the time and change nothing.
+var quiet = map[string]bool{
+	"Probe": true, "GetPluginInfo": true, "GetPluginCapabilities": true,
+	"NodeGetCapabilities": true, "NodeGetInfo": true, "NodeGetVolumeStats": true,
+}
+
+// intercept gives every call its status code, its metric and its one log line.
+func (m *Metrics) intercept(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	method := path.Base(info.FullMethod)
+	d := &details{}
+	if v, ok := req.(interface{ GetVolumeId() string }); ok {
+		d.pairs = append(d.pairs, "volume", v.GetVolumeId())
+	}
+	klog.V(5).InfoS("Request", "method", method, "request", sanitized{req})
+	start := time.Now()
+	resp, err := handler(context.WithValue(ctx, detailsKey{}, d), req)
+	took := time.Since(start)
+	err = toStatus(err)
+	c := code(err)
+	m.calls.WithLabelValues(method, c.String()).Observe(took.Seconds())
+	d.pairs = append(d.pairs, "duration", took, "code", c.String())
+	switch {
+	case err != nil:
+		klog.ErrorS(err, method, d.pairs...)
+	case quiet[method]:
+		klog.V(4).InfoS(method, d.pairs...)
+	default:
+		klog.InfoS(method, d.pairs...)
+	}
+	return resp, err
+}
+
+// sanitized prints a request without its secrets, when it is printed at all.
+type sanitized struct{ req any }
+
+func (s sanitized) String() string {
+	req := s.req
+	// The tokens of a pod's service account come in the volume context, which
+	// protosanitizer has no reason to strip.
+	if p, ok := req.(*csi.NodePublishVolumeRequest); ok {
+		if _, has := p.GetVolumeContext()[keyTokens]; has {
+			p = proto.Clone(p).(*csi.NodePublishVolumeRequest)
+			p.VolumeContext[keyTokens] = "***stripped***"
+			req = p
+		}
+	}
+	return strings.TrimSpace(protosanitizer.StripSecrets(req).String())
+}
