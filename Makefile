@@ -1,0 +1,110 @@
+# Copyright The csi-disktemplate Authors.
+# SPDX-License-Identifier: Apache-2.0
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+GO := $(shell command -v go || echo /usr/local/go/bin/go)
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+
+# Tests run `go`, and mkfs, which an ordinary user's PATH lacks.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin:$(patsubst %/,%,$(dir $(GO)))
+# The version comes from the line above. Go's own stamp fails where the checkout
+# belongs to another user, as under sudo.
+export GOFLAGS := $(filter-out -buildvcs%,$(shell $(GO) env GOFLAGS 2>/dev/null)) -buildvcs=false
+
+TESTFLAGS := -timeout 30m
+# System tests share the machine's loop devices, and each VM takes a core.
+SYSTEMFLAGS := -tags system -p 2 -count 1 $(TESTFLAGS)
+
+# As root: through sudo unless we are. sudo resets the environment, so Go's part
+# of it goes along; the module cache too, to download nothing twice.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo -H)
+AS_ROOT = $(SUDO) env "PATH=$$PATH" $(foreach v,GOFLAGS GOMODCACHE GOPROXY GOSUMDB GOTOOLCHAIN,"$(v)=$$($(GO) env $(v))")
+
+# The race detector needs a C compiler and its headers.
+RACE = $(shell echo '\#include <stdlib.h>' | $$($(GO) env CC) -E - >/dev/null 2>&1 && echo -race)
+
+TOOL := $(GO) tool -modfile=hack/tools/go.mod
+DEMO_DIR := /var/cache/csi-disktemplate-demo
+DEMO_FLAGS :=
+
+section = @printf '\n=== %s\n' "$(1)"
+
+##@ Try it
+
+.PHONY: demo
+demo: need-go ## Show it at work: installs what is missing, runs the plugin on a pool of its own
+	@$(SUDO) hack/setup.sh --demo
+	@$(MAKE) --no-print-directory build
+	@$(GO) build -o bin/demo ./hack/demo
+	@# What root built under sudo belongs to who called.
+	@[ -z "$${SUDO_UID:-}" ] || chown -R --no-dereference "$$SUDO_UID:$$SUDO_GID" bin
+	@$(SUDO) bin/demo --plugin bin/csi-disktemplate --pool $(DEMO_DIR) $(DEMO_FLAGS)
+
+.PHONY: demo-clean
+demo-clean: ## Remove the demo's pool
+	@! mountpoint -q $(DEMO_DIR)/mnt || $(SUDO) umount $(DEMO_DIR)/mnt
+	$(SUDO) rm -rf --one-file-system $(DEMO_DIR)
+
+##@ Build
+
+.PHONY: build
+build: need-go ## Build bin/csi-disktemplate
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/csi-disktemplate ./cmd/csi-disktemplate
+
+.PHONY: setup
+setup: ## Install what building, running and testing need besides Go (Debian, Ubuntu)
+	$(SUDO) hack/setup.sh
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf bin
+
+##@ Check
+
+.PHONY: test
+test: setup lint ## Check everything: lint, unit tests, tests of the whole system; asks for root
+	$(call section,Unit tests)
+	$(GO) test -race $(TESTFLAGS) ./...
+	$(call section,System tests: pools$(comma) mounts and VMs$(comma) as root)
+	@mkdir -p bin/test
+	@echo "go test -race $(SYSTEMFLAGS) ./..."
+	@$(AS_ROOT) $(GO) test -race $(SYSTEMFLAGS) ./...
+	$(call section,All tests passed)
+
+.PHONY: test-unit
+test-unit: need-go ## Run the tests that need nothing but Go: no root, no packages
+	$(GO) test $(RACE) $(TESTFLAGS) ./...
+
+.PHONY: bench
+bench: need-go ## Run the benchmarks; asks for root
+	@mkdir -p bin/test
+	@$(AS_ROOT) $(GO) test $(SYSTEMFLAGS) -p 1 -run '^$$' -bench . -benchmem ./...
+
+.PHONY: lint
+lint: need-go ## Check form and find mistakes: gofmt, go vet, staticcheck, govulncheck
+	$(call section,gofmt)
+	@bad=$$($(GO)fmt -l cmd hack internal pkg); [ -z "$$bad" ] || { echo "run gofmt -w on:" $$bad; exit 1; }
+	$(call section,go vet)
+	$(GO) vet ./...
+	$(GO) vet -tags system ./...
+	$(call section,staticcheck)
+	$(TOOL) staticcheck ./...
+	$(TOOL) staticcheck -tags system ./...
+	$(call section,govulncheck)
+	@GO=$(GO) hack/tools/govulncheck.sh ./...
+
+.PHONY: help
+help: ## Show this
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: need-go
+need-go:
+	@[ -x "$(GO)" ] || { echo "Go was found neither on PATH nor in /usr/local/go: see https://go.dev/doc/install, and go.mod for the version" >&2; exit 1; }
+
+comma := ,
