@@ -21,6 +21,7 @@ var btrfs = Filesystem{
 	// What metadata-profile=dup takes. single would go down to 45 MiB, where
 	// with nodesize=65536 there is no room left for one file.
 	MinSize:  109 * MiB,
+	MaxSize:  MaxSize,
 	MaxLabel: 255,
 	// No ROMountData: a read-only mount writes only to replay a log, and a
 	// clean filesystem has none.

@@ -54,6 +54,9 @@ type Filesystem struct {
 	// mkfs succeeds with every combination of the allowed options and a kernel
 	// mounts the result and writes a file.
 	MinSize int64
+	// MaxSize is the largest image, in bytes: where the checker still fits into
+	// the memory of the formatting VM.
+	MaxSize int64
 	// MaxLabel is the longest label, in bytes.
 	MaxLabel int
 
@@ -124,11 +127,11 @@ func RoundUp(size int64) int64 {
 
 // CheckSize returns [ErrOutOfRange] for a size, in bytes, outside the limits.
 func (fs *Filesystem) CheckSize(size int64) error {
-	if size >= fs.MinSize && size <= MaxSize {
+	if size >= fs.MinSize && size <= fs.MaxSize {
 		return nil
 	}
 	return fmt.Errorf("%w: size %s: %s takes %s to %s: ask for a size in that range",
-		ErrOutOfRange, human(size), fs.Name, human(fs.MinSize), human(MaxSize))
+		ErrOutOfRange, human(size), fs.Name, human(fs.MinSize), human(fs.MaxSize))
 }
 
 // CheckLabel returns [ErrInvalid] for a label that the filesystem cannot hold,

@@ -79,17 +79,17 @@ func TestRoundUp(t *testing.T) {
 
 func TestCheckSize(t *testing.T) {
 	for _, fs := range table {
-		for _, size := range []int64{fs.MinSize, fs.MinSize + 1, MaxSize} {
+		for _, size := range []int64{fs.MinSize, fs.MinSize + 1, fs.MaxSize} {
 			if err := fs.CheckSize(size); err != nil {
 				t.Errorf("%s: %v", fs.Name, err)
 			}
 		}
-		for _, size := range []int64{math.MinInt64, -1, 0, fs.MinSize - MiB, fs.MinSize - 1, MaxSize + 1, math.MaxInt64} {
+		for _, size := range []int64{math.MinInt64, -1, 0, fs.MinSize - MiB, fs.MinSize - 1, fs.MaxSize + 1, MaxSize + 1, math.MaxInt64} {
 			err := fs.CheckSize(size)
 			if !errors.Is(err, ErrOutOfRange) {
 				t.Fatalf("%s: CheckSize(%d) = %v, want ErrOutOfRange", fs.Name, size, err)
 			}
-			for _, want := range []string{human(size), human(fs.MinSize), human(MaxSize)} {
+			for _, want := range []string{human(size), human(fs.MinSize), human(fs.MaxSize)} {
 				if !strings.Contains(err.Error(), want) {
 					t.Errorf("%q does not say %q", err, want)
 				}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strconv"
 
@@ -23,7 +24,10 @@ var ext4 = Filesystem{
 	Modules: []string{"ext4"},
 	// Below 8 MiB mkfs leaves out the journal with no more than a remark, and at
 	// 8 MiB inode-size=1024 with bytes-per-inode=2048 leaves no room for one.
-	MinSize:     9 * MiB,
+	MinSize: 9 * MiB,
+	// e2fsck keeps bitmaps of every block: in 256 MiB it checks 8 TiB, and at
+	// 15 TiB the kernel kills it.
+	MaxSize:     8 << 40,
 	MaxLabel:    16,
 	ROMountData: []string{"noload"}, // ext4(5): do not load the journal, that is, never replay it
 	options: []option{
@@ -305,9 +309,9 @@ func (s *ext4Super) checkBackup(r io.ReaderAt, group int64) error {
 	if _, err := parseExt4(b); err != nil {
 		return err
 	}
-	// s_block_group_nr has 16 bits.
-	if n := binary.LittleEndian.Uint16(b[ext4GroupNumber:]); n != uint16(group) {
-		return corrupt("s_block_group_nr is %d, want %d", n, uint16(group))
+	// s_block_group_nr has 16 bits; mkfs writes the largest for all beyond.
+	if n := binary.LittleEndian.Uint16(b[ext4GroupNumber:]); int64(n) != min(group, math.MaxUint16) {
+		return corrupt("s_block_group_nr is %d, want %d", n, min(group, math.MaxUint16))
 	}
 	for _, f := range []struct {
 		name    string

@@ -5,4 +5,4 @@ package diskfs
 
 // raw is no filesystem: no template, no VM, a sparse file. Its consumer decides
 // what goes inside, so there is nothing to verify, and two of them never clash.
-var raw = Filesystem{Name: "raw", MinSize: MiB}
+var raw = Filesystem{Name: "raw", MinSize: MiB, MaxSize: MaxSize}

@@ -22,6 +22,7 @@ var xfs = Filesystem{
 	Checker:  "xfs_repair",
 	Modules:  []string{"xfs"},
 	MinSize:  300 * MiB, // mkfs.xfs(8), since 5.19: "Filesystem must be larger than 300MB."
+	MaxSize:  MaxSize,
 	MaxLabel: 12,
 	// A new identity makes nouuid unnecessary; it is the second belt, for xfs
 	// refuses a mount rather than risk two filesystems with one UUID.
