@@ -15,6 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ErrBuild means that the cage could not be put together: nothing was started.
+var ErrBuild = errors.New("cannot build a cage")
+
 // Spec says what the program will find in its cage.
 type Spec struct {
 	UID, GID uint32            // who it runs as; no supplementary groups
@@ -41,7 +44,7 @@ func Run(cmd *exec.Cmd, s Spec, started func()) error {
 
 func run(cmd *exec.Cmd, s Spec, started func()) error {
 	if err := build(s); err != nil {
-		return fmt.Errorf("cage for %s: %w", cmd.Path, err)
+		return fmt.Errorf("%w: %s: %w", ErrBuild, cmd.Path, err)
 	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("PR_SET_NO_NEW_PRIVS: %w", err)
@@ -67,8 +70,11 @@ const newRoot = "/proc"
 // build gives the calling thread a mount namespace that holds the cage alone.
 func build(s Spec) error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("unshare(CLONE_NEWNS): %w", err)
+		return fmt.Errorf("unshare(CLONE_NEWNS): %w; root needs CAP_SYS_ADMIN here: run the container privileged", err)
 	}
+	// What is made here is for another user to read, whatever umask root has.
+	// Unsharing the namespace has made the umask this thread's own as well.
+	unix.Umask(0)
 	// Private, so that nothing done here reaches the machine.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("making mounts private: %w", err)

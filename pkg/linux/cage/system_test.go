@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
@@ -59,6 +60,18 @@ func TestInside(t *testing.T) {
 				t.Errorf("%s: %q, expected %q", c.script, got, c.want)
 			}
 		})
+	}
+}
+
+// TestUmask: a hardened root shell has 077, and the cage is for another user.
+func TestUmask(t *testing.T) {
+	defer syscall.Umask(syscall.Umask(0o077))
+	out, err := sh(t, "cat /given && head -c 1 /dev/zero | od -An -tx1", func(s *Spec) { s.Devices = []string{"/dev/zero"} })
+	if err != nil || strings.TrimSpace(out) != "content 00" {
+		t.Errorf("%q %v", out, err)
+	}
+	if got := syscall.Umask(0o077); got != 0o077 {
+		t.Errorf("the umask of the process is %#o now", got)
 	}
 }
 

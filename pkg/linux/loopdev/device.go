@@ -62,6 +62,30 @@ func openNode(index, mode int) (*Device, error) {
 	return &Device{index: index, file: f}, nil
 }
 
+// OpenBacked opens a device whose backing file is this one, or returns
+// [ErrNotAttached]. It is proven to be the one after it was opened: before, it
+// could have become another file's.
+func OpenBacked(backing *os.File) (*Device, error) {
+	indices, err := Find(backing)
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range indices {
+		d, err := Open(i)
+		if errors.Is(err, ErrNotAttached) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if ok, err := d.Backs(backing); err == nil && ok {
+			return d, nil
+		}
+		d.Close()
+	}
+	return nil, fmt.Errorf("%w: no device has %s", ErrNotAttached, backing.Name())
+}
+
 func (d *Device) Path() string { return pathOf(d.index) }
 func (d *Device) Index() int   { return d.index }
 

@@ -84,3 +84,17 @@ func MkdirTarget(root *os.File, rel string, perm os.FileMode) (*os.File, error) 
 	}
 	return OpenTarget(parent, name, unix.O_DIRECTORY)
 }
+
+// RmdirTarget removes an empty directory below root, found as [OpenTarget] does.
+func RmdirTarget(root *os.File, rel string) error {
+	parent, err := OpenTarget(root, filepath.Dir(rel), unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	err = sys.On(parent, func(fd int) error { return unix.Unlinkat(fd, filepath.Base(rel), unix.AT_REMOVEDIR) })
+	if err != nil {
+		return &os.PathError{Op: "rmdir", Path: filepath.Join(root.Name(), rel), Err: err}
+	}
+	return nil
+}
