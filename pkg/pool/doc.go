@@ -12,7 +12,7 @@
 //
 // The layout, all of it 0700 and root's:
 //
-//	templates/   one read-only image per key, its record in user.disktemplate
+//	templates/   one image per key, mode 0400, its record in user.disktemplate
 //	volumes/     one image per volume, its record in trusted.disktemplate
 //	locks/       one lockfile per template key; never deleted, see [Pool.Lock]
 //	cache/       what can be made again: the unpacked kernel

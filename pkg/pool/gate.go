@@ -80,8 +80,23 @@ func existing(dir string) (string, error) {
 	}
 }
 
-// tryClone clones a block, as only that proves that it works, between the two
-// directories that hold images.
+// tryReflink clones a block within dir: only that proves that an xfs was made
+// with reflink.
+func tryReflink(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := reflink.Try(d); err != nil {
+		return full(fmt.Errorf("%w: a trial clone in %s failed: %w; make the xfs with `mkfs.xfs -m reflink=1`, "+
+			"or add --loopback-pool-size to make an xfs pool in a file there", ErrUnusable, dir, err))
+	}
+	return nil
+}
+
+// tryClone clones a block between the two directories that hold images: on
+// btrfs they must agree on copy-on-write.
 func (p *Pool) tryClone() error {
 	src, err := p.NewTemplate()
 	if err != nil {
@@ -100,8 +115,8 @@ func (p *Pool) tryClone() error {
 		if marked := full(err); errors.Is(marked, ErrFull) {
 			return marked
 		}
-		return fmt.Errorf("%w: a trial clone in %s failed: %w; an xfs must be made with `mkfs.xfs -m reflink=1`, "+
-			"and on btrfs both image directories must agree on chattr +C", ErrUnusable, p.root, err)
+		return fmt.Errorf("%w: a trial clone from %s to %s in %s failed: %w; on btrfs both must agree on chattr +C: "+
+			"move their files away, run `chattr +C` on both, and start again", ErrUnusable, templatesDir, volumesDir, p.root, err)
 	}
 	return nil
 }

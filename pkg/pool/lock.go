@@ -62,6 +62,11 @@ func (p *Pool) TryLock(name string) (*Lock, error) {
 // Unlock releases the lock.
 func (l *Lock) Unlock() error { return l.f.Close() }
 
+// LockHolders describes who holds the lock of the given name, for a message.
+func (p *Pool) LockHolders(name string) string {
+	return holders(filepath.Join(p.root, locksDir, name+".lock"))
+}
+
 // holders describes the processes that hold a flock on path, as far as
 // /proc/locks and /proc/<pid> show them: "pid=7 cmd=…".
 func holders(path string) string {

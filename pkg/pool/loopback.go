@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/gofrs/flock"
@@ -29,6 +30,13 @@ const (
 	minLoopback = 300 << 20
 )
 
+// shared are the f_type values, statfs(2), of filesystems that other machines may
+// see too, where neither a lock nor the list of loop devices tells of them.
+var shared = []int64{
+	unix.NFS_SUPER_MAGIC, unix.SMB_SUPER_MAGIC, unix.SMB2_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC,
+	unix.CEPH_SUPER_MAGIC, unix.V9FS_MAGIC, unix.FUSE_SUPER_MAGIC, unix.AFS_SUPER_MAGIC, unix.CODA_SUPER_MAGIC,
+}
+
 // openLoopback finds or makes the xfs in dir/pool.img and returns where it is
 // mounted.
 //
@@ -37,6 +45,12 @@ const (
 // the device that backs the image already is mounted again; a second one would
 // be two live filesystems on one disk.
 func openLoopback(ctx context.Context, dir string, size int64) (string, error) {
+	if id, err := statfs(dir); err != nil {
+		return "", err
+	} else if slices.Contains(shared, id.magic) {
+		return "", fmt.Errorf("%w: %s is on a network or user-space filesystem (f_type %#x): two nodes would mount one image; give --pool a directory on a local disk",
+			ErrUnusable, dir, id.magic)
+	}
 	lock := flock.New(filepath.Join(dir, loopbackLock), flock.SetPermissions(0o600))
 	if ok, err := lock.TryLockContext(ctx, lockPoll); !ok {
 		return "", fmt.Errorf("lock %s: %w", lock.Path(), err)
@@ -64,7 +78,7 @@ func openLoopback(ctx context.Context, dir string, size int64) (string, error) {
 			return at, err
 		}
 	}
-	return at, mountLoopback(image, devices, at)
+	return at, mountLoopback(image, at)
 }
 
 // isMountOf reports whether the loop device is mounted at the path already. A
@@ -80,12 +94,9 @@ func isMountOf(at string, index int) (bool, error) {
 	return false, fmt.Errorf("%w: %s is a mount of %s; unmount it", ErrUnusable, at, info.Source)
 }
 
-func mountLoopback(image *os.File, devices []int, at string) error {
-	var dev *loopdev.Device
-	var err error
-	if len(devices) == 1 {
-		dev, err = loopdev.Open(devices[0])
-	} else {
+func mountLoopback(image *os.File, at string) error {
+	dev, err := loopdev.OpenBacked(image)
+	if errors.Is(err, loopdev.ErrNotAttached) {
 		dev, err = new(loopdev.Allocator).Attach(image, loopdev.Options{AutoClear: true, Name: loopbackImage})
 	}
 	if err != nil {

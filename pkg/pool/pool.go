@@ -67,16 +67,38 @@ func Open(ctx context.Context, c Config) (*Pool, error) {
 	if err := ownDir(dir); err != nil {
 		return nil, err
 	}
-	root := dir
-	if gate != nil {
-		if root, err = openLoopback(ctx, dir, c.LoopbackSize); err != nil {
-			return nil, fmt.Errorf("loopback pool in %s: %w", dir, err)
-		}
+	if gate == nil {
+		gate = tryReflink(dir)
 	}
-	if err := Gate(root); err != nil {
-		return nil, err
+	if gate == nil {
+		return layOut(dir)
+	}
+	if c.LoopbackSize == 0 {
+		return nil, gate
+	}
+	root, err := openLoopback(ctx, dir, c.LoopbackSize)
+	if err != nil {
+		return nil, fmt.Errorf("loopback pool in %s: %w", dir, err)
 	}
 	return layOut(root)
+}
+
+// OpenExisting opens the pool that Open made in dir before, loopback or not, and
+// makes none. A loopback pool that is not mounted is [ErrUnusable].
+func OpenExisting(dir string) (*Pool, error) {
+	for _, root := range []string{dir, filepath.Join(dir, loopbackMount)} {
+		if fi, err := os.Stat(filepath.Join(root, templatesDir)); err == nil && fi.IsDir() {
+			if err := Gate(root); err != nil {
+				return nil, err
+			}
+			return layOut(root)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(dir, loopbackImage)); err == nil {
+		return nil, fmt.Errorf("%w: the loopback pool in %s is not mounted; start the plugin, or `mount -o loop %s %s`",
+			ErrUnusable, dir, filepath.Join(dir, loopbackImage), filepath.Join(dir, loopbackMount))
+	}
+	return nil, fmt.Errorf("%w: there is no pool in %q; give --pool the directory that the plugin was given", ErrUnusable, dir)
 }
 
 // layOut makes the directories of a pool whose filesystem has passed the gate.

@@ -92,7 +92,7 @@ func TestGateRefuses(t *testing.T) {
 		"ext4":                  {func() string { return testenv.Ext4.Mount(t, 64<<20) }, []string{"ext4", "0xef53", "0x9123683e", "0x58465342", "--loopback-pool-size"}},
 		"tmpfs":                 {func() string { return testenv.Tmpfs(t) }, []string{"tmpfs", "0x1021994"}},
 		"ext4, not there yet":   {func() string { return testenv.Ext4.Mount(t, 64<<20) + "/x/y" }, []string{"judged by", "does not exist yet"}},
-		"xfs without reflink=1": {func() string { return testenv.XFSNoReflink.Mount(t, 400<<20) }, []string{"trial clone", "mkfs.xfs -m reflink=1"}},
+		"xfs without reflink=1": {func() string { return testenv.XFSNoReflink.Mount(t, 400<<20) }, []string{"trial clone", "mkfs.xfs -m reflink=1", "--loopback-pool-size"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := c.dir()
@@ -107,7 +107,7 @@ func TestGateRefuses(t *testing.T) {
 					t.Errorf("the message lacks %q", w)
 				}
 			}
-			if _, err := os.Stat(filepath.Join(dir, templatesDir)); name != "xfs without reflink=1" && err == nil {
+			if _, err := os.Stat(filepath.Join(dir, templatesDir)); err == nil {
 				t.Error("something was made")
 			}
 		})
@@ -236,6 +236,36 @@ func TestLoopback(t *testing.T) {
 	}
 	p.Close()
 	testenv.Run(t, "umount", at)
+}
+
+// TestLoopbackOnXFSWithoutReflink: it is not the name of the filesystem that decides.
+func TestLoopbackOnXFSWithoutReflink(t *testing.T) {
+	dir := filepath.Join(testenv.XFSNoReflink.Mount(t, 600<<20), "pool")
+	p := loopback(t, dir, 400<<20)
+	p.Close()
+	testenv.Run(t, "umount", p.Root())
+}
+
+func TestOpenExisting(t *testing.T) {
+	at := testenv.Ext4.Mount(t, 600<<20)
+	if _, err := OpenExisting(at); !errors.Is(err, ErrUnusable) || !strings.Contains(err.Error(), "no pool") {
+		t.Errorf("an empty directory: %v", err)
+	}
+	if entries, err := os.ReadDir(at); err != nil || len(entries) != 1 { // lost+found
+		t.Errorf("something was made: %v %v", entries, err)
+	}
+	dir := filepath.Join(at, "pool")
+	p := loopback(t, dir, 400<<20)
+	again, err := OpenExisting(dir)
+	if err != nil || again.Root() != p.Root() {
+		t.Fatalf("a loopback pool: %v", err)
+	}
+	again.Close()
+	p.Close()
+	testenv.Run(t, "umount", p.Root())
+	if _, err := OpenExisting(dir); !errors.Is(err, ErrUnusable) || !strings.Contains(err.Error(), "not mounted") {
+		t.Errorf("a loopback pool that is not mounted: %v", err)
+	}
 }
 
 func TestLoopbackTooSmall(t *testing.T) {

@@ -131,60 +131,59 @@ func kernelVersion(image []byte) (string, error) {
 }
 
 // vmlinux returns the path of the unpacked kernel, which boots half a second
-// to a second sooner than a bzImage. It is unpacked once and kept in dir.
+// to a second sooner than a bzImage. It is unpacked once and kept in dir, under
+// a name that has the digests of both, so that a damaged one is never used.
 func (k kernel) vmlinux(dir string) (string, error) {
 	if bytes.HasPrefix(k.image, []byte(elf.ELFMAG)) {
 		return k.path, nil
 	}
-	cached := filepath.Join(dir, "vmlinux-"+k.digest[:16])
-	if wholeELF(cached) == nil {
-		return cached, nil
+	prefix := filepath.Join(dir, "vmlinux-"+k.digest[:16]+"-")
+	kept, _ := filepath.Glob(prefix + "*")
+	for _, name := range kept {
+		if b, err := os.ReadFile(name); err == nil && name == prefix+shortDigest(b) {
+			return name, nil
+		}
+		os.Remove(name)
 	}
 	var bz bzimage.BzImage
 	if err := bz.UnmarshalBinary(k.image); err != nil {
 		return "", fmt.Errorf("%w: unpacking %s: %w; reinstall it or give another --kernel", ErrUnavailable, k.path, err)
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", err
+	name := prefix + shortDigest(bz.KernelCode)
+	if err := keep(name, bz.KernelCode); err != nil {
+		return "", noSpace(fmt.Errorf("keeping the unpacked kernel: %w", err))
 	}
-	out, err := tmpfile.Create(dir, 0o444)
-	if err != nil {
-		return "", err
-	}
-	defer out.Close()
-	if _, err := out.Write(bz.KernelCode); err != nil {
-		return "", noSpace(fmt.Errorf("keeping the unpacked kernel in %s: %w", dir, err))
-	}
-	if err := out.Sync(); err != nil {
-		return "", noSpace(fmt.Errorf("keeping the unpacked kernel in %s: %w", dir, err))
-	}
-	if err := os.Remove(cached); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return "", err
-	}
-	if err := tmpfile.Link(out, cached); err != nil && !errors.Is(err, os.ErrExist) {
-		return "", err
-	}
-	return cached, wholeELF(cached)
+	return name, nil
 }
 
-// wholeELF reports whether every segment of an ELF file lies within it, which
-// an empty or truncated one fails.
-func wholeELF(name string) error {
-	f, err := elf.Open(name)
+// keep makes a file of the content, unless it is there already: two formats may
+// unpack the same kernel at once.
+func keep(name string, content []byte) error {
+	dir := filepath.Dir(name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	f, err := tmpfile.Create(dir, 0o444)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	fi, err := os.Stat(name)
-	if err != nil {
+	if _, err := f.Write(content); err != nil {
 		return err
 	}
-	for _, p := range f.Progs {
-		if p.Off+p.Filesz > uint64(fi.Size()) {
-			return fmt.Errorf("%s: truncated: a segment ends at %d, the file at %d", name, p.Off+p.Filesz, fi.Size())
-		}
+	// QEMU's user reads it, whatever umask root has.
+	if err := errors.Join(f.Chmod(0o444), f.Sync()); err != nil {
+		return err
+	}
+	if err := tmpfile.Link(f, name); !errors.Is(err, os.ErrExist) {
+		return err
 	}
 	return nil
+}
+
+func shortDigest(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:8])
 }
 
 // module is an unpacked kernel module.

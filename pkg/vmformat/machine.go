@@ -65,10 +65,16 @@ func (f *Formatter) findQEMU() (string, error) {
 		return findTool(qemuName, qemuPackage)
 	}
 	p, err := filepath.EvalSymlinks(f.cfg.QEMU)
+	if err == nil {
+		p, err = filepath.Abs(p)
+	}
 	if err != nil {
 		return "", fmt.Errorf("%w: --qemu %s: %w; install the package %s", ErrUnavailable, f.cfg.QEMU, err, qemuPackage)
 	}
-	return filepath.Abs(p)
+	if filepath.Dir(p) == "/" {
+		return "", fmt.Errorf("%w: --qemu %s: must not lie in the root directory, which QEMU's cage hides; move it to one of its own", ErrUnavailable, p)
+	}
+	return p, nil
 }
 
 // plan decides the machine for a recipe.
@@ -184,7 +190,12 @@ func (m *machine) cageSpec() cage.Spec {
 		}
 	}
 	if !strings.HasPrefix(m.qemu, "/usr/") {
-		s.Binds[filepath.Dir(m.qemu)] = filepath.Dir(m.qemu)
+		// Its firmware lies beside it: /opt/qemu/bin/… needs /opt/qemu/share.
+		dir := filepath.Dir(filepath.Dir(m.qemu))
+		if dir == "/" {
+			dir = filepath.Dir(m.qemu)
+		}
+		s.Binds[dir] = dir
 	}
 	return s
 }

@@ -12,8 +12,8 @@ import (
 
 // events is what QEMU said of the machine's life over its monitor.
 type events struct {
-	shutdown string   // reason of the SHUTDOWN event; "" if there was none
-	ioErrors []ioFail // BLOCK_IO_ERROR, in order
+	shutdown string  // reason of the SHUTDOWN event; "" if there was none
+	ioError  *ioFail // the first BLOCK_IO_ERROR, if there was one
 }
 
 type ioFail struct {
@@ -41,11 +41,15 @@ type qmpMessage struct {
 	} `json:"data"`
 }
 
+// maxMonitor bounds what is read of a QEMU, in bytes. A format takes some
+// hundred; one that says more than this has been taken over.
+const maxMonitor = 1 << 20
+
 // monitor speaks QMP until the other end closes. A disk that fails stops the
 // machine (werror=stop): it is told to quit at once, as it would wait for ever.
 func monitor(conn io.ReadWriter) (events, error) {
 	var ev events
-	in := json.NewDecoder(conn)
+	in := json.NewDecoder(io.LimitReader(conn, maxMonitor))
 	for {
 		var m qmpMessage
 		if err := in.Decode(&m); err != nil {
@@ -63,7 +67,9 @@ func monitor(conn io.ReadWriter) (events, error) {
 		case m.Event == "SHUTDOWN":
 			ev.shutdown = m.Data.Reason
 		case m.Event == "BLOCK_IO_ERROR":
-			ev.ioErrors = append(ev.ioErrors, ioFail{operation: m.Data.Operation, noSpace: m.Data.NoSpace, reason: m.Data.Reason})
+			if ev.ioError == nil {
+				ev.ioError = &ioFail{operation: m.Data.Operation, noSpace: m.Data.NoSpace, reason: m.Data.Reason}
+			}
 			command = "quit"
 		}
 		if command != "" {

@@ -43,17 +43,19 @@ func (f *Formatter) gather(spec diskfs.Spec) (*recipe, error) {
 	if err != nil {
 		return nil, err
 	}
-	k, err := f.readKernel()
-	if err != nil {
-		return nil, err
-	}
-	r := &recipe{kernel: k, files: map[string]file{}}
+	// What is quickly found to be missing comes first: without it every request
+	// asks again.
 	programs := map[string]string{guest.InitPath: f.cfg.Init}
 	for _, name := range []string{fs.Mkfs, fs.Checker} {
 		if programs["/bin/"+name], err = findTool(name, fs.Package); err != nil {
 			return nil, err
 		}
 	}
+	k, err := f.readKernel()
+	if err != nil {
+		return nil, err
+	}
+	r := &recipe{kernel: k, files: map[string]file{}}
 	for at, from := range programs {
 		if err := r.addProgram(at, from); err != nil {
 			return nil, err

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/cage"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
 )
 
@@ -40,8 +41,10 @@ func (o outcome) judge() error {
 	switch {
 	case o.canceled != nil:
 		return o.failed("canceled", o.canceled)
-	case len(o.events.ioErrors) > 0:
-		e := o.events.ioErrors[0]
+	case errors.Is(o.exit, cage.ErrBuild):
+		return fmt.Errorf("%w: %w", ErrUnavailable, o.exit)
+	case o.events.ioError != nil:
+		e := o.events.ioError
 		if e.noSpace {
 			return fmt.Errorf("%w: %w: the VM's %s did not fit; free space on the pool or give it more, then try again",
 				ErrFormat, ErrNoSpace, e.operation)

@@ -55,10 +55,10 @@ type Config struct {
 }
 
 const (
-	// DefaultTimeout is well above the 4–9 s that a format takes under TCG on a
-	// loaded two-core machine, and well below the ten minutes that other
-	// processes wait for the template: a hung build dies before they give up.
-	DefaultTimeout = 120 * time.Second
+	// DefaultTimeout is well above the 2–9 s that a format takes under TCG on a
+	// loaded two-core machine. It is below the 2 minutes after which kubelet gives
+	// a call up, so that a hung VM's error reaches the pod that waits for it.
+	DefaultTimeout = 100 * time.Second
 	// DefaultUID is a number no distribution gives to a user: above the ranges of
 	// adduser(8) and systemd's dynamic users, below those of subuid(5).
 	DefaultUID = 65500

@@ -45,7 +45,7 @@ func TestJudge(t *testing.T) {
 		words []string
 	}{
 		"exit code":            {func(o *outcome) { o.exit = errors.New("exit status 1") }, []string{"QEMU ended with an error", "exit status 1"}},
-		"deadline":             {func(o *outcome) { o.exit, o.timedOut = errors.New("signal: killed"), true }, []string{"deadline of 2m0s", "--format-timeout"}},
+		"deadline":             {func(o *outcome) { o.exit, o.timedOut = errors.New("signal: killed"), true }, []string{"deadline of 1m40s", "--format-timeout"}},
 		"guest reset":          {func(o *outcome) { o.events.shutdown = "guest-reset" }, []string{"guest-reset", "--kernel"}},
 		"panic":                {func(o *outcome) { o.events.shutdown, o.panic = "guest-reset", "Kernel panic - x" }, []string{"Kernel panic - x"}},
 		"no shutdown event":    {func(o *outcome) { o.events.shutdown = "" }, []string{"crashed"}},
@@ -55,10 +55,10 @@ func TestJudge(t *testing.T) {
 		"missing library":      {func(o *outcome) { o.verdict.OK = false; o.verdict.ExitCode = 127 }, []string{"reinstall its package"}},
 		"stage":                {func(o *outcome) { o.verdict.Stage = guest.StageCheck }, []string{`stage "check"`}},
 		"check wrote":          {func(o *outcome) { o.verdict.Written = 8 }, []string{"8 sectors written"}},
-		"disk error":           {func(o *outcome) { o.events.ioErrors = []ioFail{{operation: "write", reason: "EIO"}} }, []string{"disk write failed", "EIO"}},
+		"disk error":           {func(o *outcome) { o.events.ioError = &ioFail{operation: "write", reason: "EIO"} }, []string{"disk write failed", "EIO"}},
 		"monitor":              {func(o *outcome) { o.monitor = io.ErrUnexpectedEOF }, []string{"monitor"}},
 		"canceled":             {func(o *outcome) { o.canceled = context.Canceled }, []string{"canceled"}},
-		"a false OK when full": {func(o *outcome) { o.events.ioErrors = []ioFail{{operation: "write", noSpace: true}} }, []string{"free space on the pool"}},
+		"a false OK when full": {func(o *outcome) { o.events.ioError = &ioFail{operation: "write", noSpace: true} }, []string{"free space on the pool"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := good()
@@ -157,7 +157,7 @@ func TestMonitor(t *testing.T) {
 	say(`{"event": "SHUTDOWN", "data": {"guest": false, "reason": "host-qmp-quit"}}`)
 	theirs.Close()
 	r := <-done
-	if r.err != nil || r.ev.shutdown != "host-qmp-quit" || len(r.ev.ioErrors) != 1 || !r.ev.ioErrors[0].noSpace {
+	if r.err != nil || r.ev.shutdown != "host-qmp-quit" || r.ev.ioError == nil || !r.ev.ioError.noSpace {
 		t.Errorf("%+v", r)
 	}
 }
