@@ -29,12 +29,19 @@ var (
 	// ErrNoFormatter means that the machine cannot format, and no template of the
 	// wanted content was left from when it could.
 	ErrNoFormatter = errors.New("no template and no way to build one")
+	// ErrChanged means that the formatter is not the one that was asked for any
+	// more: asking again asks the new one.
+	ErrChanged = errors.New("the formatter's files changed meanwhile")
 )
 
 // DefaultLockTimeout is how long a build waits for another process that holds
 // its lock. It is five times what a VM is given, so that a hung build dies
 // before those who wait for it give up.
 const DefaultLockTimeout = 600 * time.Second
+
+// DefaultMaxBuilds bounds what many different disks, asked for at once, can take
+// of a node: a build has a processor and some hundred MiB of memory.
+const DefaultMaxBuilds = 2
 
 // Config is what a Store is made of. Pool, Fingerprint and Format are required.
 type Config struct {
@@ -44,6 +51,7 @@ type Config struct {
 	// Format makes an empty file into what spec says, verified and durable.
 	Format      func(ctx context.Context, f *os.File, spec diskfs.Spec) (Provenance, error)
 	LockTimeout time.Duration // 0 is DefaultLockTimeout
+	MaxBuilds   int           // builds at the same time; 0 is DefaultMaxBuilds
 	// Observe, if not nil, is told of each build that ended.
 	Observe func(spec diskfs.Spec, took time.Duration, err error)
 }
@@ -54,6 +62,7 @@ type Store struct {
 	ctx    context.Context // of builds: canceled by Close
 	cancel context.CancelFunc
 	builds singleflight.Group
+	slots  chan struct{} // one for each build that may run
 	active sync.WaitGroup
 
 	mu       sync.Mutex
@@ -65,8 +74,11 @@ func NewStore(c Config) *Store {
 	if c.LockTimeout == 0 {
 		c.LockTimeout = DefaultLockTimeout
 	}
+	if c.MaxBuilds == 0 {
+		c.MaxBuilds = DefaultMaxBuilds
+	}
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Store{cfg: c, ctx: ctx, cancel: cancel, verified: map[identity]Record{}}
+	return &Store{cfg: c, ctx: ctx, cancel: cancel, slots: make(chan struct{}, c.MaxBuilds), verified: map[identity]Record{}}
 }
 
 // Close ends the builds under way and waits until nothing of them is left.
@@ -95,19 +107,25 @@ func (s *Store) Ensure(ctx context.Context, spec diskfs.Spec) (*Template, error)
 		return s.newest(spec, err)
 	}
 	key := Key(spec, fp)
-	// Without the lock: a hit waits for nobody.
-	t, err := s.Lookup(key)
-	if err == nil {
-		t.Hit = true
-		return t, nil
+	for tries := 0; ; tries++ {
+		// Without the lock: a hit waits for nobody.
+		t, err := s.Lookup(key)
+		if err == nil {
+			t.Hit = tries == 0
+			return t, nil
+		}
+		// Absent right after it was built: a clean-all came between. Once more, then.
+		if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, ErrCorrupt) || tries > 1 {
+			return nil, err
+		}
+		err = s.join(ctx, key, spec)
+		if errors.Is(err, ErrNoFormatter) {
+			return s.newest(spec, err)
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
-	if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, ErrCorrupt) {
-		return nil, err
-	}
-	if err := s.join(ctx, key, spec); err != nil {
-		return nil, err
-	}
-	return s.Lookup(key)
 }
 
 // join waits for the build of key, starting it if none is under way.
@@ -116,14 +134,18 @@ func (s *Store) join(ctx context.Context, key string, spec diskfs.Spec) error {
 	done := s.builds.DoChan(key, func() (any, error) {
 		s.active.Add(1)
 		defer s.active.Done()
-		return nil, s.build(key, spec)
+		err := s.build(key, spec)
+		if err != nil { // those who asked may have given up
+			klog.ErrorS(err, "Building a template failed", "template", key)
+		}
+		return nil, err
 	})
 	select {
 	case r := <-done:
 		return r.Err
 	case <-ctx.Done():
-		return fmt.Errorf("%w: %s (%s), waited %s; try again, the build goes on meanwhile: %w",
-			ErrBuilding, key, spec, time.Since(start).Round(time.Millisecond), context.Cause(ctx))
+		return fmt.Errorf("%w: %s (%s), waited %s; try again, the build goes on meanwhile, by %s: %w",
+			ErrBuilding, key, spec, time.Since(start).Round(time.Millisecond), s.cfg.Pool.LockHolders(key), context.Cause(ctx))
 	}
 }
 
@@ -147,6 +169,12 @@ func (s *Store) build(key string, spec diskfs.Spec) error {
 	case !errors.Is(err, os.ErrNotExist):
 		return err
 	}
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	case <-s.ctx.Done():
+		return context.Cause(s.ctx)
+	}
 	start := time.Now()
 	err = s.format(key, spec, start)
 	if s.cfg.Observe != nil {
@@ -168,7 +196,7 @@ func (s *Store) format(key string, spec diskfs.Spec, start time.Time) error {
 		return fmt.Errorf("building template %s: %w", key, err)
 	}
 	if Key(spec, made.Fingerprint) != key {
-		return fmt.Errorf("building template %s: the formatter's files changed meanwhile, it is %s now; try again", key, made.Fingerprint)
+		return fmt.Errorf("%w: template %s, its fingerprint is %s now; try again", ErrChanged, key, made.Fingerprint)
 	}
 	r := Record{Version: RecordVersion, Key: key, Spec: spec, Provenance: made, Built: start.UTC()}
 	if r.Digest, err = digest(f); err != nil {
@@ -176,6 +204,9 @@ func (s *Store) format(key string, spec diskfs.Spec, start time.Time) error {
 	}
 	r.BuildMS = time.Since(start).Milliseconds()
 	if err := pool.SetRecord(f, pool.TemplateAttr, r); err != nil {
+		return err
+	}
+	if err := f.Chmod(0o400); err != nil { // nobody writes to a template again
 		return err
 	}
 	// What is about to get its name must pass what every later hit must pass.

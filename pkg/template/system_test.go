@@ -238,7 +238,7 @@ func TestFormatterChangedMeanwhile(t *testing.T) {
 	s := newStore(t, p, func(c *Config) {
 		c.Fingerprint = func(diskfs.Spec) (string, error) { return "another-one", nil }
 	})
-	if _, err := s.Ensure(t.Context(), spec); err == nil || !strings.Contains(err.Error(), "changed meanwhile") {
+	if _, err := s.Ensure(t.Context(), spec); !errors.Is(err, ErrChanged) {
 		t.Errorf("got %v", err)
 	}
 	onlyTemplates(t, p)
@@ -375,6 +375,54 @@ func TestWarmCacheServes(t *testing.T) {
 		t.Errorf("other content: %v", err)
 	} else {
 		t.Log(err)
+	}
+}
+
+// TestQEMUGone has a formatter that knows its fingerprint and cannot run.
+func TestQEMUGone(t *testing.T) {
+	p := newPool(t, testenv.XFS)
+	old := ensure(t, newStore(t, p, nil), false)
+	s := newStore(t, p, func(c *Config) {
+		c.Fingerprint = func(diskfs.Spec) (string, error) { return "fedcba9876543210", nil }
+		c.Format = func(context.Context, *os.File, diskfs.Spec) (Provenance, error) {
+			return Provenance{}, fmt.Errorf("%w: no qemu", ErrNoFormatter)
+		}
+	})
+	if tmpl := ensure(t, s, true); tmpl.Key != old.Key {
+		t.Errorf("served %s", tmpl.Key)
+	}
+}
+
+// TestMaxBuilds asks for many different templates at once.
+func TestMaxBuilds(t *testing.T) {
+	p := newPool(t, testenv.XFS)
+	var now, most atomic.Int32
+	s := newStore(t, p, func(c *Config) {
+		c.MaxBuilds = 2
+		c.Format = func(ctx context.Context, f *os.File, spec diskfs.Spec) (Provenance, error) {
+			n := now.Add(1)
+			defer now.Add(-1)
+			for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+			}
+			time.Sleep(20 * time.Millisecond)
+			return mkfs(ctx, f, spec)
+		}
+	})
+	var wg sync.WaitGroup
+	for i := range 10 {
+		wg.Go(func() {
+			spec := diskfs.Spec{Filesystem: "ext4", Size: int64(64+i) << 20}
+			tmpl, err := s.Ensure(t.Context(), spec)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			tmpl.Close()
+		})
+	}
+	wg.Wait()
+	if most.Load() != 2 {
+		t.Errorf("%d builds at once", most.Load())
 	}
 }
 
