@@ -19,7 +19,8 @@
 // device clears itself with its last user, so that the mount is the only thing
 // that holds it. A diskImage volume is the image itself, bound to the file
 // disk.img in a tmpfs that has room for nothing else: a pod can neither see the
-// pool nor put more than its disk there.
+// pool nor put a file there. It can grow its disk.img, though, as any file that
+// it may write: no limit but the pool's space holds for that.
 //
 // What is unmounted or deleted is proven to be the volume's: a mount by its
 // loop device's backing inode, a disk.img by its own.

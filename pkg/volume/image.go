@@ -84,7 +84,36 @@ func clone(img *image, from *os.File) error {
 	if err := fs.NewIdentity(from, img.File, img.UUID); err != nil {
 		return err
 	}
-	return pool.SetRecord(img.File, pool.VolumeAttr, img.Record)
+	if err := pool.SetRecord(img.File, pool.VolumeAttr, img.Record); err != nil {
+		return err
+	}
+	if img.Mode == ModeDiskImage {
+		// What has a name is whole, even after a power cut. Attaching a loop device
+		// does this for the others, before anything is mounted.
+		return img.Sync()
+	}
+	return nil
+}
+
+// torn reports whether a power cut has taken part of an image that had its name
+// and was not shown to anybody yet. Its record is there, its content is not.
+func (img *image) torn() (bool, error) {
+	fi, err := img.Stat()
+	if err != nil {
+		return false, err
+	}
+	if img.Mode == ModeDiskImage || fi.Size() != img.Spec.Size { // what is in a disk image is the VM's affair
+		return fi.Size() < img.Spec.Size, nil
+	}
+	fs, err := diskfs.Lookup(img.Spec.Filesystem)
+	if err != nil {
+		return false, err
+	}
+	sb, err := fs.Identify(img.File)
+	if errors.Is(err, diskfs.ErrCorrupt) {
+		return false, fmt.Errorf("%w: volume %s: %w; what it held is lost: delete the pod", ErrState, img.ID, err)
+	}
+	return err == nil && sb.UUID != img.UUID, err
 }
 
 // link gives the image its name. From here on the volume exists.

@@ -11,9 +11,13 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"github.com/moby/sys/mountinfo"
+	"k8s.io/klog/v2"
+
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 )
 
 // Publish makes an ephemeral volume and attaches it at its target, or finds it
@@ -48,7 +52,7 @@ func (m *Manager) Publish(ctx context.Context, r Request) (res Result, err error
 		}
 	}()
 
-	img, err := m.open(r.ID)
+	img, err := m.resume(r, at)
 	switch {
 	case err == nil:
 		defer img.Close()
@@ -91,9 +95,33 @@ func (m *Manager) Publish(ctx context.Context, r Request) (res Result, err error
 	}
 	defer target.Close()
 	if !at.exists {
-		undo = append(undo, func() error { return syscall.Rmdir(r.Target) })
+		undo = append(undo, func() error { return mount.RmdirTarget(m.root, rel) })
 	}
 	return res, m.show(img, target, r)
+}
+
+// resume opens the image that an earlier publish of the same volume left, and
+// is ErrNotFound if there is none that is whole.
+func (m *Manager) resume(r Request, at spot) (*image, error) {
+	img, err := m.open(r.ID)
+	if err != nil || at.mounted {
+		return img, err
+	}
+	torn, err := img.torn()
+	if err != nil || torn {
+		img.Close()
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !torn {
+		return img, nil
+	}
+	klog.InfoS("Making a volume anew that a power cut has torn", "volume", r.ID)
+	if err := m.unlink(r.ID); err != nil {
+		return nil, err
+	}
+	return nil, fmt.Errorf("%w: %s", ErrNotFound, r.ID)
 }
 
 // spot is what stands at a target path.
@@ -118,6 +146,12 @@ func (m *Manager) look(rel string) (spot, error) {
 	}
 	defer target.Close()
 	mounted, err := mount.IsMountPoint(target)
+	if errors.Is(err, syscall.EIO) {
+		// A filesystem that has shut down answers nothing, but the mount table does.
+		var info *mountinfo.Info
+		info, err = mount.At(filepath.Join(m.rootPath, rel))
+		mounted = info != nil
+	}
 	return spot{exists: true, mounted: mounted}, err
 }
 
@@ -128,7 +162,7 @@ func (m *Manager) show(img *image, target *os.File, r Request) error {
 	}
 	dev, err := m.attach(img)
 	if err != nil {
-		return fmt.Errorf("attaching volume %s: %w", r.ID, err)
+		return pool.Full(fmt.Errorf("attaching volume %s: %w", r.ID, err))
 	}
 	// From here the mount holds the device; without one it clears itself.
 	defer dev.Close()
@@ -155,12 +189,9 @@ func (m *Manager) show(img *image, target *os.File, r Request) error {
 // image that was made a moment ago has none, and is spared the search.
 func (m *Manager) attach(img *image) (*loopdev.Device, error) {
 	if !img.fresh {
-		devices, err := loopdev.Find(img.File)
-		if err != nil {
-			return nil, err
-		}
-		if len(devices) > 0 {
-			return loopdev.Open(devices[0])
+		dev, err := loopdev.OpenBacked(img.File)
+		if !errors.Is(err, loopdev.ErrNotAttached) {
+			return dev, err
 		}
 	}
 	return m.loops.Attach(img.File, loopdev.Options{AutoClear: true, Name: img.ID})
@@ -171,8 +202,9 @@ func (m *Manager) attach(img *image) (*loopdev.Device, error) {
 func imageSource(id string) string { return "csi-disktemplate:" + id }
 
 // showImage binds the image to disk.img in a tmpfs that has room for the two
-// inodes it needs and for no data: what a pod writes goes to its disk, and it
-// cannot put anything beside it.
+// inodes it needs and for no data, so that a pod can put nothing beside it. The
+// image itself is an ordinary file in the pod's hands: nothing keeps a pod from
+// growing it, but the space of the pool.
 func (m *Manager) showImage(img *image, target *os.File, r Request) error {
 	attr := mount.Attr{NoSUID: true, NoDev: true, NoExec: true, ReadOnly: r.ReadOnly}
 	dir, err := mount.New(mount.Config{

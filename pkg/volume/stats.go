@@ -4,6 +4,7 @@
 package volume
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"syscall"
@@ -30,11 +31,17 @@ func (m *Manager) Stats(id, path string) (Usage, error) {
 		return Usage{}, err
 	}
 	defer img.Close()
-	if at, err := m.look(rel); err != nil || !at.mounted {
+	at, err := m.look(rel)
+	if err != nil && !errors.Is(err, ErrInvalid) {
+		return Usage{}, err
+	}
+	if !at.mounted {
 		return Usage{}, fmt.Errorf("%w: volume %s is not published at %q (it is meant for %q)", ErrNotFound, id, path, img.Target)
 	}
-	if _, err := m.shown(img, rel); err != nil {
+	if _, err := m.shown(img, rel); errors.Is(err, errForeign) {
 		return Usage{}, fmt.Errorf("%w: %w", ErrNotFound, err)
+	} else if err != nil {
+		return Usage{}, err
 	}
 	if img.Mode == ModeDiskImage {
 		return imageUsage(img)
@@ -59,6 +66,7 @@ func imageUsage(img *image) (Usage, error) {
 	if err != nil {
 		return Usage{}, err
 	}
-	used := min(fi.Sys().(*syscall.Stat_t).Blocks*512, fi.Size())
-	return Usage{TotalBytes: fi.Size(), UsedBytes: used, AvailableBytes: fi.Size() - used}, nil
+	// The size it was made with: a pod may have grown the file.
+	used := fi.Sys().(*syscall.Stat_t).Blocks * 512
+	return Usage{TotalBytes: img.Spec.Size, UsedBytes: used, AvailableBytes: max(0, img.Spec.Size-used)}, nil
 }

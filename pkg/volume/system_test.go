@@ -416,6 +416,121 @@ func TestUnpublishLeavesOthersAlone(t *testing.T) {
 	n.mustUnpublish(r)
 }
 
+// TestUnpublishElsewhere names a target where the volume is not: it stays.
+func TestUnpublishElsewhere(t *testing.T) {
+	n := newNode(t, testenv.XFS, 1<<30)
+	r := n.request("here", "ext4", 64<<20)
+	n.mustPublish(r)
+	elsewhere := n.target("elsewhere")
+	if err := os.Mkdir(elsewhere, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Unpublish(r.ID, elsewhere); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(elsewhere); err != nil {
+		t.Errorf("a directory that is not its target: %v", err)
+	}
+	if res := n.mustPublish(r); !res.Existed {
+		t.Error("the volume is gone")
+	}
+	n.mustUnpublish(r)
+}
+
+// TestShutDown takes an xfs away from below a pod, as a disk error does: it
+// answers every question with EIO from then on, and must go away all the same.
+func TestShutDown(t *testing.T) {
+	n := newNode(t, testenv.XFS, 1<<30)
+	r := n.request("broken", "xfs", 300<<20)
+	n.mustPublish(r)
+	testenv.Run(t, "xfs_io", "-x", "-c", "shutdown", r.Target)
+	if _, err := os.ReadDir(r.Target); !errors.Is(err, syscall.EIO) {
+		t.Errorf("reading it: %v", err)
+	}
+	if _, err := n.Publish(t.Context(), r); err != nil {
+		t.Errorf("publishing it again: %v", err)
+	}
+	if _, err := n.Stats(r.ID, r.Target); errors.Is(err, ErrNotFound) {
+		t.Errorf("stats: %v", err)
+	}
+	n.mustUnpublish(r)
+}
+
+// TestDiskImageRemoved has a pod that removes its disk.img from a mount
+// namespace that lacks the bind, which takes the host's bind away too.
+func TestDiskImageRemoved(t *testing.T) {
+	n := newNode(t, testenv.XFS, 1<<30)
+	r := n.request("removed", "ext4", 64<<20)
+	r.Mode = ModeDiskImage
+	n.mustPublish(r)
+	disk := filepath.Join(r.Target, DiskImageName)
+	testenv.Run(t, "unshare", "--mount", "sh", "-c", "umount "+disk+" && rm "+disk)
+	if _, err := os.Lstat(disk); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("disk.img: %v", err)
+	}
+	n.mustPublish(r)
+	if fi, err := os.Stat(disk); err != nil || fi.Size() != r.Spec.Size {
+		t.Errorf("published again: %v", err)
+	}
+	testenv.Run(t, "unshare", "--mount", "sh", "-c", "umount "+disk+" && rm "+disk)
+	n.mustUnpublish(r)
+}
+
+// TestDiskImageGrown shows what a pod can do to its disk.img, and that it does
+// not become more of a volume by that.
+func TestDiskImageGrown(t *testing.T) {
+	n := newNode(t, testenv.XFS, 1<<30)
+	r := n.request("grown", "ext4", 64<<20)
+	r.Mode = ModeDiskImage
+	n.mustPublish(r)
+	if err := os.Truncate(filepath.Join(r.Target, DiskImageName), 1<<40); err != nil {
+		t.Error(err)
+	}
+	if u, err := n.Stats(r.ID, r.Target); err != nil || u.TotalBytes != r.Spec.Size {
+		t.Errorf("stats %+v: %v", u, err)
+	}
+	n.mustPublish(r)
+	n.mustUnpublish(r)
+}
+
+// TestTorn has images as a power cut may leave them, before they were shown.
+func TestTorn(t *testing.T) {
+	n := newNode(t, testenv.Btrfs, 1<<30)
+	for name, tear := range map[string]func(img *image, template string) error{
+		"empty": func(img *image, _ string) error { return img.Truncate(0) },
+		"without its identity": func(img *image, template string) error {
+			b := make([]byte, 4096)
+			from, err := os.Open(template)
+			if err != nil {
+				return err
+			}
+			defer from.Close()
+			if _, err := from.ReadAt(b, 0); err != nil {
+				return err
+			}
+			_, err = img.WriteAt(b, 0)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := &node{n.Manager, t, n.kubelet}
+			r := n.request("torn", "ext4", 64<<20)
+			img, _, err := n.create(t.Context(), r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(n.link(img), tear(img, n.pool.Template(img.Template))); err != nil {
+				t.Fatal(err)
+			}
+			img.Close()
+			if res := n.mustPublish(r); res.Existed {
+				t.Error("a torn image was published")
+			}
+			n.mustUnpublish(r)
+		})
+	}
+}
+
 func TestBusy(t *testing.T) {
 	n := newNode(t, testenv.XFS, 1<<30)
 	r := n.request("busy", "ext4", 64<<20)
@@ -510,6 +625,36 @@ func BenchmarkPublish(b *testing.B) {
 					n.mustPublish(r)
 					b.StopTimer()
 					n.mustUnpublish(r)
+					b.StartTimer()
+				}
+			})
+		}
+	}
+}
+
+// BenchmarkSpawnedTools does with mkfs and mount(8), on the same pool, what
+// BenchmarkPublish does: a formatted, mounted disk.
+func BenchmarkSpawnedTools(b *testing.B) {
+	for _, kind := range testenv.PoolKinds {
+		for _, name := range diskfs.Names() {
+			b.Run(kind.Name+"-pool/"+name, func(b *testing.B) {
+				fs, err := diskfs.Lookup(name)
+				if err != nil {
+					b.Fatal(err)
+				}
+				dir := kind.Mount(b, 1<<30)
+				image, at := filepath.Join(dir, "image"), testenv.Dir(b)
+				for b.Loop() {
+					if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, 300<<20)); err != nil {
+						b.Fatal(err)
+					}
+					testenv.Run(b, fs.Mkfs, fs.MkfsArgs(image, "", nil)...)
+					testenv.Run(b, "mount", "-o", "loop", image, at)
+					b.StopTimer()
+					testenv.Run(b, "umount", at)
+					if err := os.Remove(image); err != nil {
+						b.Fatal(err)
+					}
 					b.StartTimer()
 				}
 			})

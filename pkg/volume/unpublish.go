@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"k8s.io/klog/v2"
 
@@ -33,6 +32,9 @@ func (m *Manager) Unpublish(id, target string) error {
 	}
 	if img != nil {
 		defer img.Close()
+		if img.Target != target {
+			return nil // it is not published there, and stays where it is
+		}
 	}
 	for {
 		at, err := m.look(rel)
@@ -70,7 +72,7 @@ func (m *Manager) Unpublish(id, target string) error {
 // unmount takes one mount of the volume away.
 func (m *Manager) unmount(img *image, target string) error {
 	if img.Mode == ModeDiskImage {
-		if err := mount.Unmount(filepath.Join(target, DiskImageName)); err != nil && !errors.Is(err, mount.ErrNotMounted) {
+		if err := mount.Unmount(filepath.Join(target, DiskImageName)); err != nil && !errors.Is(err, mount.ErrNotMounted) && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}
@@ -79,9 +81,8 @@ func (m *Manager) unmount(img *image, target string) error {
 
 // removeTarget removes the empty directory that Publish made, or kubelet.
 func (m *Manager) removeTarget(rel string) {
-	path := filepath.Join(m.rootPath, rel)
-	if err := syscall.Rmdir(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		klog.ErrorS(err, "Leaving the target directory behind", "path", path)
+	if err := mount.RmdirTarget(m.root, rel); err != nil && !errors.Is(err, os.ErrNotExist) {
+		klog.ErrorS(err, "Leaving the target directory behind", "path", filepath.Join(m.rootPath, rel))
 	}
 }
 
@@ -137,6 +138,9 @@ func sameFile(f *os.File, path string) (bool, error) {
 		return false, err
 	}
 	b, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) { // a pod can do that from a namespace that lacks the bind
+		return false, nil
+	}
 	if err != nil {
 		return false, err
 	}
@@ -150,7 +154,7 @@ func reportHeld(img *image, device int) {
 		return
 	}
 	if held, err := backs(device, img.File); err == nil && held {
-		klog.InfoS("An unpublished volume is still held, by a copy of its mount in another mount namespace; its space is freed when that ends",
+		klog.InfoS("An unpublished volume is still held, as by a copy of its mount in another mount namespace; its space is freed when that ends",
 			"volume", img.ID, "loopDevice", device)
 	}
 }
