@@ -5,30 +5,12 @@ package main
 
 import (
 	"fmt"
-	"math"
 	"time"
 
 	"github.com/spf13/pflag"
-	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
 )
-
-// parseSize reads the flag's value, a Kubernetes quantity, as bytes.
-func parseSize(flag, value string) (int64, error) {
-	q, err := resource.ParseQuantity(value)
-	if err != nil {
-		return 0, fmt.Errorf("--%s %q is not a quantity (%w); write a number with a unit, as 512Mi or 20Gi", flag, value, err)
-	}
-	// Of what no int64 holds, Value returns the low bits: they may look harmless.
-	if q.CmpInt64(math.MaxInt64) > 0 {
-		return math.MaxInt64, nil
-	}
-	if q.CmpInt64(math.MinInt64) < 0 {
-		return math.MinInt64, nil
-	}
-	return q.Value(), nil
-}
 
 // vmFlags say what the formatting VM is made of.
 type vmFlags struct {

@@ -72,11 +72,7 @@ func formatSpec(name, size, label string, options map[string]string) (diskfs.Spe
 	}
 	spec := diskfs.Spec{Filesystem: fs.Name, Size: fs.DefaultSize(), Label: label, Options: options}
 	if size != "" {
-		if spec.Size, err = parseSize("size", size); err != nil {
-			return spec, err
-		}
-		spec.Size = diskfs.RoundUp(spec.Size)
-		if err := fs.CheckSize(spec.Size); err != nil {
+		if spec.Size, err = fs.ParseSize(size); err != nil {
 			return spec, fmt.Errorf("--size %q: %w", size, err)
 		}
 	}
@@ -90,7 +86,7 @@ func format(ctx context.Context, w io.Writer, vm vmFlags, spec diskfs.Spec, outp
 	}
 	f, err := tmpfile.Create(filepath.Dir(output), 0o644)
 	if err != nil {
-		return fmt.Errorf("--output: %w", err)
+		return fmt.Errorf("--output: %w; the filesystem there must know unnamed files (O_TMPFILE), as btrfs, ext4, xfs and tmpfs do", err)
 	}
 	defer f.Close()
 	start := time.Now()

@@ -30,7 +30,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	dc := driver.Config{Endpoint: o.endpoint, Name: o.driverName, Version: version, NodeID: o.nodeID}
 	pc, err := o.pool.config()
 	// All that can be judged by the flags alone, before anything is made.
-	if err := errors.Join(err, dc.Validate(), o.vm.validate()); err != nil {
+	if err := errors.Join(err, dc.Validate(), o.vm.validate(), o.validate()); err != nil {
 		return err
 	}
 	p, err := pool.Open(ctx, pc)
@@ -51,6 +51,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 		Pool:        p,
 		Fingerprint: formatter.Fingerprint,
 		Format:      formatFunc(formatter),
+		MaxBuilds:   o.maxVMs,
 		Observe:     observeBuilds(registry),
 	})
 	defer store.Close()
@@ -64,7 +65,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	if err := health(); err != nil {
 		klog.ErrorS(err, "Not ready; what templates there are will be served")
 	}
-	warm(formatter)
+	go warm(formatter)
 	g, ctx := errgroup.WithContext(ctx)
 	if o.httpEndpoint != "" {
 		l, err := net.Listen("tcp", o.httpEndpoint)

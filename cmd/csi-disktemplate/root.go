@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 	"k8s.io/klog/v2"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/driver"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
@@ -69,17 +70,20 @@ func (p *poolFlags) config() (pool.Config, error) {
 		return c, nil
 	}
 	var err error
-	c.LoopbackSize, err = parseSize("loopback-pool-size", p.loopback)
-	if err == nil && c.LoopbackSize <= 0 {
-		err = fmt.Errorf("--loopback-pool-size %q: must be more than 0", p.loopback)
+	if c.LoopbackSize, err = diskfs.ParseSize(p.loopback); err != nil {
+		return c, fmt.Errorf("--loopback-pool-size: %w", err)
 	}
-	return c, err
+	if c.LoopbackSize <= 0 {
+		return c, fmt.Errorf("--loopback-pool-size %q: must be more than 0", p.loopback)
+	}
+	return c, nil
 }
 
 // pluginOptions are the flags of the plugin.
 type pluginOptions struct {
 	endpoint, nodeID, driverName string
 	kubeletDir, httpEndpoint     string
+	maxVMs                       int
 	pool                         poolFlags
 	vm                           vmFlags
 }
@@ -90,12 +94,21 @@ func (o *pluginOptions) add(f *pflag.FlagSet) {
 	f.StringVar(&o.driverName, "driver-name", driver.DefaultName, "name of the driver, as in CSIDriver and in pods")
 	f.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "kubelet's root directory; nothing outside of it is ever mounted or unmounted")
 	f.StringVar(&o.httpEndpoint, "http-endpoint", "", "address for /healthz, /readyz and /metrics, as :9808 (default: not served)")
+	f.IntVar(&o.maxVMs, "max-formatting-vms", template.DefaultMaxBuilds, "how many templates are built at the same time; each takes a processor and about 310 MiB of memory")
 	o.pool.add(f)
 	o.vm.add(f)
 }
 
+// validate checks what no part of the plugin checks itself.
+func (o *pluginOptions) validate() error {
+	if o.maxVMs < 1 {
+		return fmt.Errorf("--max-formatting-vms %d: must be at least 1", o.maxVMs)
+	}
+	return nil
+}
+
 func newCleanAllCommand() *cobra.Command {
-	var p poolFlags
+	var dir string
 	cmd := &cobra.Command{
 		Use:   "clean-all --pool DIR",
 		Short: "Remove every cached template that is not being built",
@@ -106,11 +119,7 @@ templates again as they are asked for. Templates whose lock another process
 holds are left.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := p.config()
-			if err != nil {
-				return err
-			}
-			pl, err := pool.Open(cmd.Context(), c)
+			pl, err := pool.OpenExisting(dir)
 			if err != nil {
 				return err
 			}
@@ -120,6 +129,6 @@ holds are left.`,
 			return err
 		},
 	}
-	p.add(cmd.Flags())
+	cmd.Flags().StringVar(&dir, "pool", "", "the plugin's pool directory (required)")
 	return cmd
 }

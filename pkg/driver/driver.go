@@ -15,6 +15,7 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/klog/v2"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
@@ -48,10 +49,10 @@ func (c Config) Validate() error {
 	switch {
 	case c.NodeID == "":
 		return errors.New("--node-id must not be empty; in a DaemonSet set NODE_NAME from spec.nodeName")
-	case len(c.NodeID) > 256: // CSI 1.13, NodeGetInfoResponse.node_id
-		return fmt.Errorf("--node-id has %d bytes, CSI allows 256", len(c.NodeID))
-	case c.Name == "" || len(c.Name) > 63: // CSI 1.13, GetPluginInfoResponse.name
-		return fmt.Errorf("--driver-name %q must have 1 to 63 characters", c.Name)
+	case len(validation.IsValidLabelValue(c.NodeID)) > 0: // it is the topology segment, and so a label of the node
+		return fmt.Errorf("--node-id %q: %s", c.NodeID, strings.Join(validation.IsValidLabelValue(c.NodeID), "; "))
+	case len(c.Name) > 63 || len(validation.IsDNS1123Subdomain(c.Name)) > 0: // CSI 1.13, GetPluginInfoResponse.name
+		return fmt.Errorf("--driver-name %q must be a domain name of at most 63 characters, as %s", c.Name, DefaultName)
 	}
 	if _, err := socketPath(c.Endpoint); err != nil {
 		return fmt.Errorf("--endpoint %q: %w", c.Endpoint, err)

@@ -31,7 +31,7 @@ func code(err error) codes.Code {
 	switch {
 	case errors.Is(err, volume.ErrNotFound): // whatever the reason
 		return codes.NotFound
-	case errors.Is(err, errBusy), errors.Is(err, template.ErrBuilding) && !errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, errBusy), errors.Is(err, template.ErrChanged), errors.Is(err, template.ErrBuilding) && !errors.Is(err, context.DeadlineExceeded):
 		return codes.Aborted
 	case errors.Is(err, context.DeadlineExceeded) && errors.Is(err, template.ErrBuilding):
 		return codes.DeadlineExceeded

@@ -74,6 +74,12 @@ func (s *nodeServer) NodeGetVolumeStats(_ context.Context, req *csi.NodeGetVolum
 	if req.GetVolumePath() == "" {
 		return nil, invalid("volume_path: must not be empty")
 	}
+	// What is measured is held open, and could not be unmounted meanwhile.
+	done, err := s.busy.start(req.GetVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	u, err := s.cfg.Volumes.Stats(req.GetVolumeId(), strings.TrimRight(req.GetVolumePath(), "/"))
 	if errors.Is(err, volume.ErrInvalid) { // CSI 1.13: not at that path is NOT_FOUND, whatever the path
 		err = fmt.Errorf("%w: %w", volume.ErrNotFound, err)

@@ -6,12 +6,10 @@ package driver
 import (
 	"fmt"
 	"maps"
-	"math"
 	"slices"
 	"strings"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
-	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
@@ -110,7 +108,7 @@ func inlineSpec(fsType string, ctx map[string]string) (diskfs.Spec, error) {
 	}
 	spec := diskfs.Spec{Filesystem: fs.Name, Label: ctx[attrLabel], Size: fs.DefaultSize()}
 	if v, ok := ctx[attrSize]; ok {
-		if spec.Size, err = parseSize(fs, v); err != nil {
+		if spec.Size, err = fs.ParseSize(v); err != nil {
 			return diskfs.Spec{}, fmt.Errorf("volume attribute %s %q: %w", attrSize, v, err)
 		}
 	}
@@ -118,25 +116,6 @@ func inlineSpec(fsType string, ctx map[string]string) (diskfs.Spec, error) {
 		return diskfs.Spec{}, fmt.Errorf("volume attribute %s: %w", attrLabel, err)
 	}
 	return spec, nil
-}
-
-// parseSize reads a Kubernetes quantity as bytes, rounded up to whole MiB.
-func parseSize(fs *diskfs.Filesystem, s string) (int64, error) {
-	q, err := resource.ParseQuantity(s)
-	if err != nil {
-		return 0, invalid("not a quantity (%v); write a number with a unit, as 512Mi or 10Gi", err)
-	}
-	size := q.Value() // rounded up to bytes
-	// Of what no int64 holds, Value returns the low bits: they may look harmless.
-	if q.CmpInt64(math.MaxInt64) > 0 {
-		size = math.MaxInt64
-	} else if q.CmpInt64(math.MinInt64) < 0 {
-		size = math.MinInt64
-	}
-	if size > 0 {
-		size = diskfs.RoundUp(size)
-	}
-	return size, fs.CheckSize(size)
 }
 
 // accessMode reports whether a mode is read-only, and refuses those that need

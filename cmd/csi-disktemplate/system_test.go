@@ -1,0 +1,410 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build system
+
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/gofrs/flock"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+)
+
+// fails runs the product, which must fail and say certain things.
+func fails(t *testing.T, args []string, says ...string) {
+	t.Helper()
+	code, out := testenv.Product(t, args...)
+	if code != 1 {
+		t.Errorf("exit code %d, not 1", code)
+	}
+	for _, s := range says {
+		if !strings.Contains(out, s) {
+			t.Errorf("does not say %s", s)
+		}
+	}
+	if strings.Contains(out, "panic:") || strings.Contains(out, "goroutine ") {
+		t.Error("crashed")
+	}
+}
+
+// names lists a directory.
+func names(t *testing.T, dir string) (found []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		found = append(found, e.Name())
+	}
+	return found
+}
+
+// TestBadFlags starts the plugin in ways that cannot work. It must say what to
+// do, and must not have made anything.
+func TestBadFlags(t *testing.T) {
+	t.Setenv("NODE_NAME", "")
+	t.Setenv("CSI_ENDPOINT", "")
+	fs := testenv.XFS.Mount(t, 512<<20)
+	kubelet := testenv.Dir(t)
+	good := map[string]string{"--pool": filepath.Join(fs, "pool"), "--node-id": "node1", "--kubelet-dir": kubelet, "--endpoint": "unix://" + filepath.Join(kubelet, "csi.sock")}
+	for name, c := range map[string]struct {
+		with map[string]string
+		says []string
+	}{
+		"no pool":                   {map[string]string{"--pool": ""}, []string{"--pool", "btrfs", "xfs"}},
+		"no node":                   {map[string]string{"--node-id": ""}, []string{"--node-id", "NODE_NAME"}},
+		"no driver name":            {map[string]string{"--driver-name": ""}, []string{"--driver-name", "63"}},
+		"accelerator":               {map[string]string{"--accel": "warp"}, []string{"--accel", `"warp"`, "auto, kvm, tcg"}},
+		"format timeout":            {map[string]string{"--format-timeout": "0s"}, []string{"--format-timeout", "0s", "more than 0"}},
+		"format timeout in words":   {map[string]string{"--format-timeout": "soon"}, []string{"--format-timeout", `"soon"`}},
+		"endpoint":                  {map[string]string{"--endpoint": "tcp://0.0.0.0:1"}, []string{"--endpoint", "tcp://0.0.0.0:1", "unix:///csi/csi.sock"}},
+		"loopback size in words":    {map[string]string{"--loopback-pool-size": "big"}, []string{"--loopback-pool-size", `"big"`, "10Gi"}},
+		"loopback size zero":        {map[string]string{"--loopback-pool-size": "0"}, []string{"--loopback-pool-size", `"0"`, "more than 0"}},
+		"loopback size negative":    {map[string]string{"--loopback-pool-size": "-20Gi"}, []string{"--loopback-pool-size", `"-20Gi"`, "more than 0"}},
+		"unknown flag":              {map[string]string{"--pol": "x"}, []string{"--pol"}},
+		"unknown word":              {map[string]string{"fromat": ""}, []string{"fromat"}},
+		"pool below a file":         {map[string]string{"--pool": "/etc/passwd/pool"}, []string{"/etc/passwd"}},
+		"two things that are wrong": {map[string]string{"--node-id": "", "--accel": "warp"}, []string{"--node-id", "--accel"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var args []string
+			for flag, value := range good {
+				if _, given := c.with[flag]; !given {
+					args = append(args, flag, value)
+				}
+			}
+			for flag, value := range c.with {
+				args = append(args, flag)
+				if strings.HasPrefix(flag, "--") {
+					args = append(args, value)
+				}
+			}
+			fails(t, args, c.says...)
+			if made := append(names(t, fs), names(t, kubelet)...); len(made) > 0 {
+				t.Errorf("made %v", made)
+			}
+		})
+	}
+
+	// These need a pool to find out. It stays: it is a good one.
+	for name, c := range map[string]struct{ flag, value, says string }{
+		"no kubelet directory":         {"--kubelet-dir", "/nonexistent/kubelet", "--kubelet-dir"},
+		"no directory for the socket":  {"--endpoint", "unix:///nonexistent/csi.sock", "--endpoint"},
+		"HTTP endpoint without a port": {"--http-endpoint", "127.0.0.1", "--http-endpoint"},
+		"a file at the socket's path":  {"--endpoint", "unix:///etc/passwd", "not a socket"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			args := []string{c.flag, c.value, "--accel", "tcg"}
+			for flag, value := range good {
+				if flag != c.flag {
+					args = append(args, flag, value)
+				}
+			}
+			fails(t, args, c.says, c.value)
+			if made := names(t, kubelet); len(made) > 0 {
+				t.Errorf("made %v", made)
+			}
+		})
+	}
+}
+
+// TestBadPools starts the plugin where no pool can be.
+func TestBadPools(t *testing.T) {
+	kubelet := testenv.Dir(t)
+	ext4, tmpfs, noReflink := testenv.Ext4.Mount(t, 512<<20), testenv.Tmpfs(t), testenv.XFSNoReflink.Mount(t, 512<<20)
+	xfs := testenv.XFS.Mount(t, 512<<20)
+	if err := errors.Join(
+		os.WriteFile(filepath.Join(xfs, "file"), nil, 0o600),
+		os.Mkdir(filepath.Join(xfs, "open"), 0o700), os.Chmod(filepath.Join(xfs, "open"), 0o777),
+	); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		pool string
+		more []string
+		says []string
+	}{
+		"ext4":                 {pool: filepath.Join(ext4, "pool"), says: []string{"ext4", "btrfs", "xfs", "--loopback-pool-size"}},
+		"ext4, file too small": {pool: filepath.Join(ext4, "small"), more: []string{"--loopback-pool-size", "10Mi"}, says: []string{"--loopback-pool-size", "300Mi"}},
+		"ext4, file too large": {pool: filepath.Join(ext4, "large"), more: []string{"--loopback-pool-size", "1e30"}, says: []string{"--loopback-pool-size", "too large"}},
+		"tmpfs":                {pool: filepath.Join(tmpfs, "pool"), says: []string{"tmpfs", "btrfs", "xfs", "--loopback-pool-size"}},
+		"xfs without reflink":  {pool: filepath.Join(noReflink, "pool"), says: []string{"reflink=1"}},
+		"a file":               {pool: filepath.Join(xfs, "file"), says: []string{"not a directory"}},
+		"open to others":       {pool: filepath.Join(xfs, "open"), says: []string{"0777", "chmod 0700"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			args := append(c.more, "--pool", c.pool, "--node-id", "node1", "--kubelet-dir", kubelet, "--endpoint", "unix://"+filepath.Join(kubelet, "csi.sock"))
+			fails(t, args, append(c.says, c.pool)...)
+		})
+	}
+	for _, path := range []string{
+		filepath.Join(ext4, "pool"), filepath.Join(tmpfs, "pool"),
+		filepath.Join(ext4, "small", "pool.img"), filepath.Join(ext4, "large", "pool.img"),
+	} {
+		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s was made: %v", path, err)
+		}
+	}
+}
+
+func TestFormatCommand(t *testing.T) {
+	for name, c := range map[string]struct {
+		args  []string
+		size  int64
+		check []string
+		says  []string
+	}{
+		"ext4": {
+			[]string{"--size", "64Mi", "--label", "data"}, 64 << 20, []string{"e2fsck", "-fn"},
+			[]string{"ext4 64 MiB label=data", "UUID ", "mke2fs", "Linux ", "under tcg"},
+		},
+		"xfs": {
+			[]string{"--fs", "xfs", "--size", "320M", "--option", "inode-size=1024", "--option", "rmapbt=1"}, 306 << 20, []string{"xfs_repair", "-n", "-f"},
+			[]string{"xfs 306 MiB inode-size=1024 rmapbt=1", "UUID ", "mkfs.xfs", "Linux ", "under tcg"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := testenv.Dir(t)
+			image := filepath.Join(dir, "disk.img")
+			code, out := testenv.Product(t, append([]string{"format", "--accel", "tcg", "-o", image}, c.args...)...)
+			if code != 0 {
+				t.Fatalf("exit code %d", code)
+			}
+			for _, s := range append(c.says, "boot ", "mkfs ", "check ", image) {
+				if !strings.Contains(out, s) {
+					t.Errorf("does not say %s", s)
+				}
+			}
+			if strings.ContainsAny(out, "\r\x1b") {
+				t.Errorf("control characters for what is no terminal: %q", out)
+			}
+			fi, err := os.Stat(image)
+			if err != nil || fi.Size() != c.size || fi.Mode() != 0o644 {
+				t.Fatalf("%v: %v", fi, err)
+			}
+			testenv.Run(t, c.check[0], append(c.check[1:], image)...)
+			if got := names(t, dir); !slices.Equal(got, []string{"disk.img"}) {
+				t.Errorf("made %v", got)
+			}
+		})
+	}
+}
+
+// TestFormatNeedsNoRoot formats as a user who may do nothing.
+func TestFormatNeedsNoRoot(t *testing.T) {
+	const nobody = 65534
+	dir := testenv.Dir(t)
+	binary := filepath.Join(dir, "csi-disktemplate") // the checkout may be closed to others
+	testenv.Run(t, "cp", testenv.Binary(t), binary)
+	home := filepath.Join(dir, "home")
+	if err := errors.Join(os.Mkdir(home, 0o700), os.Chown(home, nobody, nobody), os.Chmod(dir, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	image := filepath.Join(home, "disk.img")
+	cmd := exec.CommandContext(t.Context(), binary, "format", "--accel", "tcg", "--size", "64Mi", "-o", image)
+	cmd.Env = []string{"HOME=" + home, "PATH=/usr/bin:/bin"}
+	cmd.Dir = home
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	if code, _ := testenv.Finish(t, cmd); code != 0 {
+		t.Fatalf("exit code %d", code)
+	}
+	testenv.Run(t, "e2fsck", "-fn", image)
+}
+
+// TestFormatRaw makes a raw image where there is nothing to make a VM of.
+func TestFormatRaw(t *testing.T) {
+	image := filepath.Join(testenv.Dir(t), "disk.img")
+	code, out := testenv.Product(t, "format", "--fs", "raw", "--size", "3Gi", "--qemu", "/nonexistent", "--kernel", "/nonexistent", "-o", image)
+	if code != 0 || !strings.Contains(out, "raw 3072 MiB") {
+		t.Fatalf("exit code %d", code)
+	}
+	fi, err := os.Stat(image)
+	if err != nil || fi.Size() != 3<<30 {
+		t.Fatalf("%v: %v", fi, err)
+	}
+	if used := fi.Sys().(*syscall.Stat_t).Blocks * 512; used != 0 {
+		t.Errorf("%d bytes are allocated", used)
+	}
+}
+
+// TestFormatFails looks at what is left of runs that must fail: nothing, and
+// what was there before.
+func TestFormatFails(t *testing.T) {
+	dir := testenv.Dir(t)
+	if err := errors.Join(
+		os.WriteFile(filepath.Join(dir, "old.img"), []byte("precious"), 0o600),
+		os.Symlink("nowhere", filepath.Join(dir, "dangling.img")),
+		os.Mkdir(filepath.Join(dir, "dir.img"), 0o700),
+	); err != nil {
+		t.Fatal(err)
+	}
+	before := names(t, dir)
+	check := func(t *testing.T) {
+		t.Helper()
+		if after := names(t, dir); !slices.Equal(before, after) {
+			t.Errorf("there was %v, there is %v", before, after)
+		}
+		if b, err := os.ReadFile(filepath.Join(dir, "old.img")); err != nil || string(b) != "precious" {
+			t.Errorf("the old file has %q: %v", b, err)
+		}
+	}
+	new := filepath.Join(dir, "new.img")
+	cases := map[string]struct{ args, says []string }{
+		"existing file":        {[]string{"-o", filepath.Join(dir, "old.img")}, []string{"--output", "old.img", "exists"}},
+		"dangling link":        {[]string{"-o", filepath.Join(dir, "dangling.img")}, []string{"--output", "dangling.img", "exists"}},
+		"existing directory":   {[]string{"-o", filepath.Join(dir, "dir.img")}, []string{"--output", "dir.img", "exists"}},
+		"missing directory":    {[]string{"-o", filepath.Join(dir, "missing", "new.img")}, []string{"--output", "missing"}},
+		"existing file of raw": {[]string{"--fs", "raw", "-o", filepath.Join(dir, "old.img")}, []string{"--output", "exists"}},
+		"no QEMU":              {[]string{"--qemu", "/nonexistent/qemu"}, []string{"--qemu", "/nonexistent/qemu", "qemu-system-x86"}},
+		"no kernel":            {[]string{"--kernel", "/nonexistent/vmlinuz"}, []string{"--kernel", "/nonexistent/vmlinuz"}},
+		"not a kernel":         {[]string{"--kernel", "/etc/passwd"}, []string{"/etc/passwd", "vmlinuz or vmlinux"}},
+		"QEMU that fails":      {[]string{"--qemu", "/bin/false", "--accel", "tcg"}, []string{"QEMU ended with an error"}},
+		"too little time":      {[]string{"--format-timeout", "300ms", "--accel", "tcg"}, []string{"300ms", "--format-timeout", "boot", "failed"}},
+	}
+	for name, c := range badSpecs {
+		cases["bad "+name] = struct{ args, says []string }{c.args, c.says}
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			fails(t, append([]string{"format", "-o", new}, c.args...), c.says...)
+			check(t)
+		})
+	}
+	t.Run("interrupted", func(t *testing.T) {
+		var out bytes.Buffer
+		cmd := exec.CommandContext(t.Context(), testenv.Binary(t), "format", "--accel", "tcg", "-o", new)
+		cmd.Stdout, cmd.Stderr = &out, &out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		// It has a child when QEMU runs.
+		testenv.Eventually(t, "a VM", func() bool {
+			lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", cmd.Process.Pid))
+			return slices.ContainsFunc(lists, func(list string) bool {
+				b, _ := os.ReadFile(list)
+				return len(b) > 0
+			})
+		})
+		if err := cmd.Process.Signal(os.Interrupt); err != nil {
+			t.Error(err)
+		}
+		cmd.Wait() // the state tells the same
+		t.Logf("%s\n%s", cmd.ProcessState, &out)
+		if cmd.ProcessState.ExitCode() != 1 || !strings.Contains(out.String(), "canceled") {
+			t.Errorf("ended with %s", cmd.ProcessState)
+		}
+		check(t)
+	})
+}
+
+// TestCleanAllCommand removes templates, but not those that somebody works on.
+func TestCleanAllCommand(t *testing.T) {
+	for _, kind := range testenv.PoolKinds {
+		t.Run(kind.Name, func(t *testing.T) {
+			dir := filepath.Join(kind.Mount(t, 512<<20), "pool")
+			clean := func(want string) {
+				t.Helper()
+				if code, out := testenv.Product(t, "clean-all", "--pool", dir); code != 0 || out != want+"\n" {
+					t.Errorf("exit code %d, %q; not %q", code, out, want)
+				}
+			}
+			open(t, pool.Config{Dir: dir})
+			clean("0 templates removed, 0 left because they are being built")
+			for _, name := range []string{"templates/a", "templates/b", "templates/c", "volumes/v", "cache/k"} {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(name), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			lock := flock.New(filepath.Join(dir, "locks", "b.lock"))
+			if ok, err := lock.TryLock(); !ok {
+				t.Fatal(err)
+			}
+			defer lock.Close()
+			clean("2 templates removed, 1 left because they are being built")
+			if got := names(t, filepath.Join(dir, "templates")); !slices.Equal(got, []string{"b"}) {
+				t.Errorf("templates %v", got)
+			}
+			clean("0 templates removed, 1 left because they are being built")
+			if err := lock.Unlock(); err != nil {
+				t.Fatal(err)
+			}
+			clean("1 templates removed, 0 left because they are being built")
+			clean("0 templates removed, 0 left because they are being built")
+			for _, d := range []struct {
+				name string
+				want []string
+			}{{"templates", nil}, {"locks", []string{"a.lock", "b.lock", "c.lock"}}, {"volumes", []string{"v"}}, {"cache", []string{"k"}}} {
+				if got := names(t, filepath.Join(dir, d.name)); !slices.Equal(got, d.want) {
+					t.Errorf("%s: %v", d.name, got)
+				}
+			}
+		})
+	}
+}
+
+// open makes a pool.
+func open(t *testing.T, c pool.Config) {
+	t.Helper()
+	p, err := pool.Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Close()
+}
+
+func TestCleanAllOfLoopbackPool(t *testing.T) {
+	dir := filepath.Join(testenv.Ext4.Mount(t, 512<<20), "pool")
+	open(t, pool.Config{Dir: dir, LoopbackSize: 400 << 20})
+	mounted := true
+	t.Cleanup(func() {
+		if mounted {
+			testenv.Run(t, "umount", filepath.Join(dir, "mnt"))
+		}
+	})
+	if err := os.WriteFile(filepath.Join(dir, "mnt", "templates", "a"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, removed := range []int{1, 0} {
+		if code, out := testenv.Product(t, "clean-all", "--pool", dir); code != 0 || out != fmt.Sprintf("%d templates removed, 0 left because they are being built\n", removed) {
+			t.Errorf("exit code %d, not %d removed: %s", code, removed, out)
+		}
+	}
+	testenv.Run(t, "umount", filepath.Join(dir, "mnt"))
+	mounted = false
+	fails(t, []string{"clean-all", "--pool", dir}, dir, "not mounted")
+}
+
+// TestCleanAllWithoutPool gives the command what is no pool. It makes none.
+func TestCleanAllWithoutPool(t *testing.T) {
+	fs := testenv.XFS.Mount(t, 512<<20)
+	if err := os.WriteFile(filepath.Join(fs, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{fs, filepath.Join(fs, "missing"), filepath.Join(fs, "file")} {
+		fails(t, []string{"clean-all", "--pool", dir}, dir, "no pool", "--pool")
+	}
+	fails(t, []string{"clean-all"}, "--pool")
+	if got := names(t, fs); !slices.Equal(got, []string{"file"}) {
+		t.Errorf("made %v", got)
+	}
+}
+
+func TestVersion(t *testing.T) {
+	if code, out := testenv.Product(t, "--version"); code != 0 || !strings.Contains(out, "dev") {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+}

@@ -1,0 +1,292 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+func TestValidate(t *testing.T) {
+	good := Config{Endpoint: "unix:///csi/csi.sock", Name: DefaultName, NodeID: "node1"}
+	if err := good.Validate(); err != nil {
+		t.Error(err)
+	}
+	for name, c := range map[string]struct {
+		change func(*Config)
+		says   []string
+	}{
+		"no node":        {func(c *Config) { c.NodeID = "" }, []string{"--node-id", "NODE_NAME"}},
+		"long node":      {func(c *Config) { c.NodeID = strings.Repeat("n", 64) }, []string{"--node-id", "nnn", "63"}},
+		"node with /":    {func(c *Config) { c.NodeID = "rack/7" }, []string{"--node-id", `"rack/7"`}},
+		"no name":        {func(c *Config) { c.Name = "" }, []string{"--driver-name", `""`, "63"}},
+		"name with /":    {func(c *Config) { c.Name = "../other" }, []string{"--driver-name", `"../other"`, DefaultName}},
+		"long name":      {func(c *Config) { c.Name = strings.Repeat("n", 64) }, []string{"--driver-name", "nnn", "63"}},
+		"no endpoint":    {func(c *Config) { c.Endpoint = "" }, []string{"--endpoint", `""`, "unix:///csi/csi.sock"}},
+		"a path":         {func(c *Config) { c.Endpoint = "/csi/csi.sock" }, []string{"--endpoint", `"/csi/csi.sock"`, "unix:///csi/csi.sock"}},
+		"TCP":            {func(c *Config) { c.Endpoint = "tcp://127.0.0.1:1" }, []string{"--endpoint", "tcp://", "unix:///csi/csi.sock"}},
+		"a relative one": {func(c *Config) { c.Endpoint = "unix://csi.sock" }, []string{"--endpoint", "unix://csi.sock", "absolute"}},
+		"a long one":     {func(c *Config) { c.Endpoint = "unix:///" + strings.Repeat("p", 107) }, []string{"--endpoint", "ppp", "108", "107"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bad := good
+			c.change(&bad)
+			err := bad.Validate()
+			t.Log(err)
+			for _, s := range c.says {
+				if err == nil || !strings.Contains(err.Error(), s) {
+					t.Errorf("does not say %s", s)
+				}
+			}
+			if served := Serve(t.Context(), bad); served == nil || served.Error() != err.Error() {
+				t.Errorf("Serve says %v", served)
+			}
+		})
+	}
+}
+
+func TestListen(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "csi.sock")
+	for _, endpoint := range []string{"unix://" + path, "unix:" + path} {
+		l, err := listen(endpoint)
+		if err != nil {
+			t.Fatalf("%s: %v", endpoint, err)
+		}
+		fi, err := os.Lstat(path)
+		if err != nil || fi.Mode() != os.ModeSocket|0o600 {
+			t.Errorf("%s: %v, %v", endpoint, fi.Mode(), err)
+		}
+		if _, err := listen(endpoint); err == nil || !strings.Contains(err.Error(), "another process") {
+			t.Errorf("a living socket: %v", err)
+		} else {
+			t.Log(err)
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the socket stays: %v", err)
+		}
+	}
+}
+
+func TestListenReplacesADeadSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "csi.sock")
+	dead, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead.SetUnlinkOnClose(false) // as after SIGKILL
+	dead.Close()
+	l, err := listen("unix://" + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+}
+
+// TestListenSparesABusySocket has a listener that lives and takes no more calls.
+func TestListenSparesABusySocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "csi.sock")
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(fd)
+	if err := errors.Join(syscall.Bind(fd, &syscall.SockaddrUnix{Name: path}), syscall.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial("unix", path) // fills the backlog of 0, which holds one
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	l, err := listen("unix://" + path)
+	if err == nil {
+		l.Close()
+		t.Fatal("replaced the socket of a living process")
+	}
+	t.Log(err)
+	if _, err := os.Lstat(path); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestListenMovesNothingAway(t *testing.T) {
+	dir := t.TempDir()
+	if err := errors.Join(
+		os.WriteFile(filepath.Join(dir, "file"), []byte("precious"), 0o600),
+		os.Mkdir(filepath.Join(dir, "dir"), 0o700),
+		os.Symlink("file", filepath.Join(dir, "link")),
+	); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"file", "dir", "link"} {
+		path := filepath.Join(dir, name)
+		_, err := listen("unix://" + path)
+		t.Log(err)
+		if err == nil || !strings.Contains(err.Error(), "not a socket") || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s in the way: %v", name, err)
+		}
+		if _, err := os.Lstat(path); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := listen("unix://" + filepath.Join(dir, "missing", "csi.sock")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no directory for it: %v", err)
+	}
+}
+
+func TestInflight(t *testing.T) {
+	var busy inflight
+	done, err := busy.start("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := busy.start("a"); code(err) != codes.Aborted || !strings.Contains(err.Error(), "volume a") {
+		t.Errorf("a second operation on a volume: %v", err)
+	}
+	other, err := busy.start("b")
+	if err != nil {
+		t.Errorf("an operation on another volume: %v", err)
+	}
+	other()
+	done()
+	if done, err = busy.start("a"); err != nil {
+		t.Errorf("after the first ended: %v", err)
+	}
+	done()
+	if len(busy.ids) != 0 {
+		t.Errorf("remembers %v", busy.ids)
+	}
+
+	var inside, begun atomic.Int32
+	var wg sync.WaitGroup
+	for range 32 {
+		wg.Go(func() {
+			done, err := busy.start("c")
+			if err != nil {
+				return
+			}
+			begun.Add(1)
+			if inside.Add(1) != 1 {
+				t.Error("two operations at once")
+			}
+			inside.Add(-1)
+			done()
+		})
+	}
+	wg.Wait()
+	if begun.Load() == 0 {
+		t.Error("none began")
+	}
+}
+
+func TestSanitized(t *testing.T) {
+	req := inline("xfs", keyTokens, `{"":{"token":"hush-token"}}`, "size", "1Gi")
+	req.Secrets = map[string]string{"password": "hush-secret"}
+	printed := sanitized{req}.String()
+	t.Log(printed)
+	if strings.Contains(printed, "hush") {
+		t.Error("prints secrets")
+	}
+	for _, s := range []string{"csi-0123456789abcdef", "1Gi", "web-0", "xfs", "stripped"} {
+		if !strings.Contains(printed, s) {
+			t.Errorf("does not print %s", s)
+		}
+	}
+	if !strings.Contains(req.VolumeContext[keyTokens], "hush-token") || req.Secrets["password"] != "hush-secret" {
+		t.Error("changed the request itself")
+	}
+	if printed := (sanitized{&csi.NodeGetInfoRequest{}}).String(); printed != "{}" {
+		t.Errorf("an empty request prints as %q", printed)
+	}
+}
+
+// TestIntercept looks at what a caller and the metrics get of an error.
+func TestIntercept(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	m := NewMetrics(registry)
+	info := &grpc.UnaryServerInfo{FullMethod: "/csi.v1.Node/NodePublishVolume"}
+	_, err := m.intercept(t.Context(), inline(""), info, func(ctx context.Context, _ any) (any, error) {
+		note(ctx, "key", "value")
+		return nil, errBusy
+	})
+	if status.Code(err) != codes.Aborted || status.Convert(err).Message() != errBusy.Error() {
+		t.Errorf("the caller gets %v", err)
+	}
+	m.template(true)
+	m.template(false)
+	note(t.Context(), "outside of", "a call") // does nothing
+
+	page := httptest.NewRecorder()
+	HTTPHandler(func() error { return nil }, registry).ServeHTTP(page, httptest.NewRequest("GET", "/metrics", nil))
+	for _, line := range []string{
+		`csi_disktemplate_operation_duration_seconds_count{code="Aborted",method="NodePublishVolume"} 1`,
+		`csi_disktemplate_template_requests_total{result="hit"} 1`,
+		`csi_disktemplate_template_requests_total{result="miss"} 1`,
+	} {
+		if !strings.Contains(page.Body.String(), line+"\n") {
+			t.Errorf("no metric %s in\n%s", line, page.Body)
+		}
+	}
+}
+
+func TestHTTP(t *testing.T) {
+	var reason error
+	h := HTTPHandler(func() error { return reason }, prometheus.NewRegistry())
+	get := func(method, path string) (int, string) {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(method, path, nil))
+		return w.Code, w.Body.String()
+	}
+	for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
+		if c, body := get("GET", path); c != http.StatusOK {
+			t.Errorf("%s: %d %s", path, c, body)
+		}
+		if c, _ := get("POST", path); c != http.StatusMethodNotAllowed {
+			t.Errorf("POST %s: %d", path, c)
+		}
+	}
+	reason = errors.New("install the package qemu")
+	if c, body := get("GET", "/readyz"); c != http.StatusServiceUnavailable || !strings.Contains(body, reason.Error()) {
+		t.Errorf("not ready: %d %s", c, body)
+	}
+	if c, _ := get("GET", "/healthz"); c != http.StatusOK {
+		t.Errorf("alive, but not ready: %d", c)
+	}
+}
+
+func TestProbe(t *testing.T) {
+	reason := errors.New("install the package qemu")
+	s := &identityServer{cfg: Config{Health: func() error { return reason }}}
+	if _, err := s.Probe(t.Context(), nil); code(err) != codes.FailedPrecondition || !errors.Is(err, reason) {
+		t.Errorf("something is missing: %v", err)
+	}
+	reason = nil
+	if r, err := s.Probe(t.Context(), nil); err != nil || !r.GetReady().GetValue() {
+		t.Errorf("all is there: %v %v", r, err)
+	}
+}

@@ -1,0 +1,78 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+)
+
+func TestCode(t *testing.T) {
+	for name, c := range map[string]struct {
+		err  error
+		want codes.Code
+	}{
+		"busy":                     {errBusy, codes.Aborted},
+		"building":                 {template.ErrBuilding, codes.Aborted},
+		"formatter changed":        {template.ErrChanged, codes.Aborted},
+		"building, canceled":       {fmt.Errorf("%w: %w", template.ErrBuilding, context.Canceled), codes.Aborted},
+		"building, out of time":    {fmt.Errorf("%w: %w", template.ErrBuilding, context.DeadlineExceeded), codes.DeadlineExceeded},
+		"size":                     {diskfs.ErrOutOfRange, codes.OutOfRange},
+		"filesystem":               {diskfs.ErrUnknown, codes.InvalidArgument},
+		"label or option":          {diskfs.ErrInvalid, codes.InvalidArgument},
+		"request":                  {volume.ErrInvalid, codes.InvalidArgument},
+		"volume exists":            {volume.ErrExists, codes.AlreadyExists},
+		"no volume":                {volume.ErrNotFound, codes.NotFound},
+		"no volume at this path":   {fmt.Errorf("%w: %w", volume.ErrNotFound, volume.ErrExists), codes.NotFound},
+		"no volume at such a path": {fmt.Errorf("%w: %w", volume.ErrNotFound, volume.ErrInvalid), codes.NotFound},
+		"full":                     {fmt.Errorf("%w: %w", pool.ErrFull, syscall.ENOSPC), codes.ResourceExhausted},
+		"state":                    {volume.ErrState, codes.FailedPrecondition},
+		"no formatter":             {template.ErrNoFormatter, codes.FailedPrecondition},
+		"pool":                     {pool.ErrUnusable, codes.FailedPrecondition},
+		"unhealthy":                {errUnhealthy, codes.FailedPrecondition},
+		"locked":                   {pool.ErrLocked, codes.Unavailable},
+		"locked, out of time":      {fmt.Errorf("%w: %w", pool.ErrLocked, context.DeadlineExceeded), codes.Unavailable},
+		"canceled":                 {context.Canceled, codes.Canceled},
+		"corrupt":                  {template.ErrCorrupt, codes.Internal},
+		"from the kernel":          {syscall.EIO, codes.Internal},
+		"anything":                 {errors.New("?"), codes.Internal},
+		"from gRPC":                {status.Error(codes.Unimplemented, "no"), codes.Unimplemented},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for how, err := range map[string]error{
+				"as it is": c.err,
+				"wrapped":  fmt.Errorf("volume v: %w (and cleaning up after it: %w)", c.err, errors.New("more")),
+				"joined":   errors.Join(c.err, syscall.EIO),
+			} {
+				if got := code(err); got != c.want {
+					t.Errorf("%s: %s, not %s", how, got, c.want)
+				}
+				sent := toStatus(err)
+				if status.Code(sent) != c.want {
+					t.Errorf("%s: sent as %s, not %s", how, status.Code(sent), c.want)
+				}
+				if again := toStatus(sent); !errors.Is(again, sent) {
+					t.Errorf("%s: changed by a second translation: %v", how, again)
+				}
+			}
+			if got := status.Convert(toStatus(c.err)).Message(); name != "from gRPC" && got != c.err.Error() {
+				t.Errorf("the message became %q", got)
+			}
+		})
+	}
+	if err := toStatus(nil); err != nil || code(nil) != codes.OK {
+		t.Errorf("no error became %v, %s", err, code(nil))
+	}
+}

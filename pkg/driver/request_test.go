@@ -1,0 +1,253 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+)
+
+const mib = diskfs.MiB
+
+// inline is the request that kubelet makes for an inline volume.
+func inline(fsType string, attributes ...string) *csi.NodePublishVolumeRequest {
+	req := &csi.NodePublishVolumeRequest{
+		VolumeId:   "csi-0123456789abcdef",
+		TargetPath: "/var/lib/kubelet/pods/uid/volumes/kubernetes.io~csi/scratch/mount",
+		VolumeCapability: &csi.VolumeCapability{
+			AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{FsType: fsType}},
+			AccessMode: &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER},
+		},
+		VolumeContext: map[string]string{
+			keyEphemeral:                             "true",
+			keyPodName:                               "web-0",
+			keyPodNS:                                 "shop",
+			keyPodUID:                                "uid",
+			kubeletPrefix + "serviceAccount.name":    "default",
+			kubeletPrefix + "some-key-of-the-future": "x",
+		},
+	}
+	for i := 0; i < len(attributes); i += 2 {
+		req.VolumeContext[attributes[i]] = attributes[i+1]
+	}
+	return req
+}
+
+func mode(m csi.VolumeCapability_AccessMode_Mode) func(*csi.NodePublishVolumeRequest) {
+	return func(r *csi.NodePublishVolumeRequest) { r.VolumeCapability.AccessMode.Mode = m }
+}
+
+func flags(f ...string) func(*csi.NodePublishVolumeRequest) {
+	return func(r *csi.NodePublishVolumeRequest) { r.VolumeCapability.GetMount().MountFlags = f }
+}
+
+func TestPublishRequest(t *testing.T) {
+	request := func(fs string, size int64, change func(*volume.Request)) volume.Request {
+		r := volume.Request{
+			ID:     "csi-0123456789abcdef",
+			Target: "/var/lib/kubelet/pods/uid/volumes/kubernetes.io~csi/scratch/mount",
+			Spec:   diskfs.Spec{Filesystem: fs, Size: size},
+			Mode:   volume.ModeFilesystem,
+			Pod:    volume.Pod{Namespace: "shop", Name: "web-0", UID: "uid"},
+		}
+		if change != nil {
+			change(&r)
+		}
+		return r
+	}
+	readOnly := func(r *volume.Request) { r.ReadOnly = true }
+	label := func(l string) func(*volume.Request) { return func(r *volume.Request) { r.Spec.Label = l } }
+	for name, c := range map[string]struct {
+		req    *csi.NodePublishVolumeRequest
+		change func(*csi.NodePublishVolumeRequest)
+		want   volume.Request
+	}{
+		"nothing said":                 {req: inline(""), want: request("ext4", 256*mib, nil)},
+		"ext4's default size":          {req: inline("ext4"), want: request("ext4", 256*mib, nil)},
+		"btrfs' default size":          {req: inline("btrfs"), want: request("btrfs", 256*mib, nil)},
+		"xfs' default is its minimum":  {req: inline("xfs"), want: request("xfs", 300*mib, nil)},
+		"binary unit":                  {req: inline("xfs", "size", "1Gi"), want: request("xfs", 1024*mib, nil)},
+		"decimal unit, rounded up":     {req: inline("ext4", "size", "1500M"), want: request("ext4", 1431*mib, nil)},
+		"plain bytes, rounded up":      {req: inline("ext4", "size", "67108865"), want: request("ext4", 65*mib, nil)},
+		"a fraction of a unit":         {req: inline("ext4", "size", "0.5Gi"), want: request("ext4", 512*mib, nil)},
+		"a fraction of a byte":         {req: inline("ext4", "size", "67108864.5"), want: request("ext4", 65*mib, nil)},
+		"with exponent":                {req: inline("ext4", "size", "1e9"), want: request("ext4", 954*mib, nil)},
+		"rounding reaches the minimum": {req: inline("ext4", "size", "8388609"), want: request("ext4", 9*mib, nil)},
+		"ext4's minimum":               {req: inline("ext4", "size", "9Mi"), want: request("ext4", 9*mib, nil)},
+		"btrfs' minimum":               {req: inline("btrfs", "size", "109Mi"), want: request("btrfs", 109*mib, nil)},
+		"the maximum":                  {req: inline("xfs", "size", "4294967295Mi"), want: request("xfs", diskfs.MaxSize, nil)},
+		"rounded up to the maximum":    {req: inline("xfs", "size", "4503599626321919"), want: request("xfs", diskfs.MaxSize, nil)},
+		"label":                        {req: inline("ext4", "label", "data_1.x-Y"), want: request("ext4", 256*mib, label("data_1.x-Y"))},
+		"longest label of ext4":        {req: inline("ext4", "label", strings.Repeat("l", 16)), want: request("ext4", 256*mib, label(strings.Repeat("l", 16)))},
+		"longest label of xfs":         {req: inline("xfs", "label", strings.Repeat("l", 12)), want: request("xfs", 300*mib, label(strings.Repeat("l", 12)))},
+		"longest label of btrfs":       {req: inline("btrfs", "label", strings.Repeat("l", 255)), want: request("btrfs", 256*mib, label(strings.Repeat("l", 255)))},
+		"empty label":                  {req: inline("ext4", "label", ""), want: request("ext4", 256*mib, nil)},
+		"published as filesystem":      {req: inline("ext4", "publishAs", "filesystem"), want: request("ext4", 256*mib, nil)},
+		"published as disk image": {req: inline("ext4", "publishAs", "diskImage"),
+			want: request("ext4", 256*mib, func(r *volume.Request) { r.Mode = volume.ModeDiskImage })},
+		"slash after the target": {req: inline(""), want: request("ext4", 256*mib, nil),
+			change: func(r *csi.NodePublishVolumeRequest) { r.TargetPath += "/" }},
+		"longest volume id": {req: inline(""), want: request("ext4", 256*mib, func(r *volume.Request) { r.ID = strings.Repeat("v", 128) }),
+			change: func(r *csi.NodePublishVolumeRequest) { r.VolumeId = strings.Repeat("v", 128) }},
+		"read-only volume": {req: inline(""), want: request("ext4", 256*mib, readOnly),
+			change: func(r *csi.NodePublishVolumeRequest) { r.Readonly = true }},
+		"read-only mode":  {req: inline(""), change: mode(csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY), want: request("ext4", 256*mib, readOnly)},
+		"single writer":   {req: inline(""), change: mode(csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER), want: request("ext4", 256*mib, nil)},
+		"several writers": {req: inline(""), change: mode(csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER), want: request("ext4", 256*mib, nil)},
+		"read-only flag":  {req: inline(""), change: flags("ro"), want: request("ext4", 256*mib, readOnly)},
+		"noatime flag":    {req: inline(""), change: flags("noatime"), want: request("ext4", 256*mib, func(r *volume.Request) { r.NoATime = true })},
+		"idle flags":      {req: inline(""), change: flags("rw", "nosuid", "nodev", "relatime"), want: request("ext4", 256*mib, nil)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if c.change != nil {
+				c.change(c.req)
+			}
+			got, err := publishRequest(c.req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !got.Spec.Equal(c.want.Spec) {
+				t.Errorf("asks for %s, not %s", got.Spec, c.want.Spec)
+			}
+			got.Spec, c.want.Spec = diskfs.Spec{}, diskfs.Spec{}
+			if got.ID != c.want.ID || got.Target != c.want.Target || got.Mode != c.want.Mode ||
+				got.ReadOnly != c.want.ReadOnly || got.NoATime != c.want.NoATime || got.Pod != c.want.Pod {
+				t.Errorf("is  %+v\nnot %+v", got, c.want)
+			}
+		})
+	}
+}
+
+// TestBadPublishRequest reads the messages as the author of a pod would: what is
+// wrong, what was given, what is allowed.
+func TestBadPublishRequest(t *testing.T) {
+	const (
+		maxBytes    = "4503599626321920" // u32 MiB
+		ext4Max     = "8796093022208"    // 8 TiB
+		ext4Min     = "9437184"
+		btrfsMin    = "114294784"
+		xfsMin      = "314572800"
+		allowed     = "label, publishAs, size"
+		filesystems = "btrfs, ext4, xfs"
+		anID        = "letters, digits, '.', '_' or '-'"
+	)
+	id := func(id string) func(*csi.NodePublishVolumeRequest) {
+		return func(r *csi.NodePublishVolumeRequest) { r.VolumeId = id }
+	}
+	bad, outside := codes.InvalidArgument, codes.OutOfRange
+	for name, c := range map[string]struct {
+		req    *csi.NodePublishVolumeRequest
+		change func(*csi.NodePublishVolumeRequest)
+		code   codes.Code
+		says   []string
+	}{
+		"unknown attribute":      {req: inline("", "siez", "1Gi"), code: bad, says: []string{"attribute", `"siez"`, allowed}},
+		"attribute in the plain": {req: inline("", "fsType", "xfs"), code: bad, says: []string{`"fsType"`, allowed}},
+		"attribute by case":      {req: inline("", "Size", "1Gi"), code: bad, says: []string{`"Size"`, allowed}},
+		"unknown filesystem":     {req: inline("ntfs"), code: bad, says: []string{"fsType", `"ntfs"`, filesystems}},
+		"filesystem by case":     {req: inline("EXT4"), code: bad, says: []string{"fsType", `"EXT4"`, filesystems}},
+		"raw":                    {req: inline("raw"), code: bad, says: []string{"fsType", `"raw"`, filesystems}},
+
+		"size zero":           {req: inline("ext4", "size", "0"), code: outside, says: []string{"size", `"0"`, ext4Min, ext4Max}},
+		"size negative":       {req: inline("ext4", "size", "-1Gi"), code: outside, says: []string{"size", `"-1Gi"`, ext4Min, ext4Max}},
+		"size in halves":      {req: inline("ext4", "size", "0.5"), code: outside, says: []string{"size", `"0.5"`, ext4Min, ext4Max}},
+		"ext4 too small":      {req: inline("ext4", "size", "8Mi"), code: outside, says: []string{"size", `"8Mi"`, "ext4", ext4Min, ext4Max}},
+		"btrfs too small":     {req: inline("btrfs", "size", "108Mi"), code: outside, says: []string{"size", `"108Mi"`, "btrfs", btrfsMin, maxBytes}},
+		"xfs too small":       {req: inline("xfs", "size", "299Mi"), code: outside, says: []string{"size", `"299Mi"`, "xfs", xfsMin, maxBytes}},
+		"above u32 MiB":       {req: inline("xfs", "size", "4294967296Mi"), code: outside, says: []string{"size", `"4294967296Mi"`, xfsMin, maxBytes}},
+		"one byte above":      {req: inline("xfs", "size", "4503599626321921"), code: outside, says: []string{"size", `"4503599626321921"`, xfsMin, maxBytes}},
+		"a fraction above":    {req: inline("xfs", "size", "4503599626321920.5"), code: outside, says: []string{"size", xfsMin, maxBytes}},
+		"the largest int64":   {req: inline("ext4", "size", "9223372036854775807"), code: outside, says: []string{"size", ext4Min, ext4Max}},
+		"above every int64":   {req: inline("ext4", "size", "1e30"), code: outside, says: []string{"size", `"1e30"`, ext4Min, ext4Max}},
+		"2^64 and a GiB":      {req: inline("ext4", "size", "18446744074783293440"), code: outside, says: []string{"size", `"18446744074783293440"`, ext4Min, ext4Max}},
+		"-2^64 and a GiB":     {req: inline("ext4", "size", "-18446744072635809792"), code: outside, says: []string{"size", `"-18446744072635809792"`, ext4Min, ext4Max}},
+		"below every int64":   {req: inline("ext4", "size", "-1e30"), code: outside, says: []string{"size", `"-1e30"`, ext4Min, ext4Max}},
+		"size empty":          {req: inline("ext4", "size", ""), code: bad, says: []string{"size", `""`, "quantity", "512Mi"}},
+		"size in words":       {req: inline("ext4", "size", "lots"), code: bad, says: []string{"size", `"lots"`, "quantity", "512Mi"}},
+		"size with MB":        {req: inline("ext4", "size", "10MB"), code: bad, says: []string{"size", `"10MB"`, "quantity", "512Mi"}},
+		"size in hexadecimal": {req: inline("ext4", "size", "0x100000"), code: bad, says: []string{"size", `"0x100000"`, "quantity"}},
+		"size after a space":  {req: inline("ext4", "size", " 1Gi"), code: bad, says: []string{"size", `" 1Gi"`, "quantity"}},
+		"size not a number":   {req: inline("ext4", "size", "NaN"), code: bad, says: []string{"size", `"NaN"`, "quantity"}},
+		"size of many digits": {req: inline("ext4", "size", strings.Repeat("9", 400)), code: outside, says: []string{"size", ext4Min, ext4Max}},
+		// Computing these takes longer than anybody waits.
+		"size to the skies":    {req: inline("ext4", "size", "1e999999999"), code: bad, says: []string{"size", `"1e999999999"`, "quantity", "512Mi"}},
+		"size to nothing":      {req: inline("ext4", "size", "1e-999999999"), code: bad, says: []string{"size", `"1e-999999999"`, "quantity", "512Mi"}},
+		"label too long, ext4": {req: inline("ext4", "label", strings.Repeat("l", 17)), code: bad, says: []string{"label", "lllll", "17", "16"}},
+		"label too long, xfs":  {req: inline("xfs", "label", strings.Repeat("l", 13)), code: bad, says: []string{"label", "lllll", "13", "12"}},
+		"label as an option":   {req: inline("ext4", "label", "-F"), code: bad, says: []string{"label", `"-F"`, "letters"}},
+		"label with a space":   {req: inline("ext4", "label", "a b"), code: bad, says: []string{"label", `"a b"`, "letters"}},
+		"label with NUL":       {req: inline("ext4", "label", "a\x00b"), code: bad, says: []string{"label", `"a\x00b"`, "letters"}},
+		"label not ASCII":      {req: inline("ext4", "label", "ä"), code: bad, says: []string{"label", `"ä"`, "letters"}},
+		"label with a line":    {req: inline("ext4", "label", "a\nb"), code: bad, says: []string{"label", `"a\nb"`, "letters"}},
+		"published as block":   {req: inline("", "publishAs", "block"), code: bad, says: []string{"publishAs", `"block"`, "filesystem diskImage"}},
+		"published as nothing": {req: inline("", "publishAs", ""), code: bad, says: []string{"publishAs", `""`, "filesystem diskImage"}},
+		"published by case":    {req: inline("", "publishAs", "diskimage"), code: bad, says: []string{"publishAs", `"diskimage"`, "filesystem diskImage"}},
+
+		"no volume id":           {req: inline(""), change: id(""), code: bad, says: []string{"volume_id", "empty"}},
+		"volume id with a slash": {req: inline(""), change: id("a/b"), code: bad, says: []string{"volume_id", `"a/b"`, anID}},
+		"volume id upwards":      {req: inline(""), change: id(".."), code: bad, says: []string{"volume_id", `".."`, anID}},
+		"volume id here":         {req: inline(""), change: id("."), code: bad, says: []string{"volume_id", `"."`, anID}},
+		"volume id with NUL":     {req: inline(""), change: id("a\x00b"), code: bad, says: []string{"volume_id", `"a\x00b"`, anID}},
+		"volume id with a line":  {req: inline(""), change: id("a\n"), code: bad, says: []string{"volume_id", `"a\n"`, anID}},
+		"volume id as an option": {req: inline(""), change: id("-a"), code: bad, says: []string{"volume_id", `"-a"`, anID}},
+		"volume id not ASCII":    {req: inline(""), change: id("ä"), code: bad, says: []string{"volume_id", `"ä"`, anID}},
+		"volume id of 129 bytes": {req: inline(""), change: id(strings.Repeat("v", 129)), code: bad, says: []string{"volume_id", "vvv", "129", "128"}},
+		"volume id of 300 bytes": {req: inline(""), change: id(strings.Repeat("v", 300)), code: bad, says: []string{"volume_id", "vvv", "300", "128"}},
+
+		"no target": {req: inline(""), code: bad, says: []string{"target_path", "empty"},
+			change: func(r *csi.NodePublishVolumeRequest) { r.TargetPath = "" }},
+		"no capability": {req: inline(""), code: bad, says: []string{"volume_capability", "empty"},
+			change: func(r *csi.NodePublishVolumeRequest) { r.VolumeCapability = nil }},
+		"no access type": {req: inline(""), code: bad, says: []string{"access_type", "mount"},
+			change: func(r *csi.NodePublishVolumeRequest) { r.VolumeCapability.AccessType = nil }},
+		"block": {req: inline(""), code: bad, says: []string{"access_type", "mount"},
+			change: func(r *csi.NodePublishVolumeRequest) {
+				r.VolumeCapability.AccessType = &csi.VolumeCapability_Block{Block: &csi.VolumeCapability_BlockVolume{}}
+			}},
+		"no access mode": {req: inline(""), code: bad, says: []string{"access_mode", "UNKNOWN", "SINGLE_NODE"},
+			change: func(r *csi.NodePublishVolumeRequest) { r.VolumeCapability.AccessMode = nil }},
+		"read on many nodes":  {req: inline(""), change: mode(csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY), code: bad, says: []string{"access_mode", "MULTI_NODE_READER_ONLY", "SINGLE_NODE"}},
+		"write on one node":   {req: inline(""), change: mode(csi.VolumeCapability_AccessMode_MULTI_NODE_SINGLE_WRITER), code: bad, says: []string{"access_mode", "MULTI_NODE_SINGLE_WRITER", "SINGLE_NODE"}},
+		"write on many nodes": {req: inline(""), change: mode(csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER), code: bad, says: []string{"access_mode", "MULTI_NODE_MULTI_WRITER", "SINGLE_NODE"}},
+		"a mode of tomorrow":  {req: inline(""), change: mode(99), code: bad, says: []string{"access_mode", "99", "SINGLE_NODE"}},
+		"staged": {req: inline(""), code: bad, says: []string{"staging_target_path", `"/staging"`, "empty"},
+			change: func(r *csi.NodePublishVolumeRequest) { r.StagingTargetPath = "/staging" }},
+		"not ephemeral": {req: inline(""), code: bad, says: []string{"volume_context", keyEphemeral, `""`, `"true"`},
+			change: func(r *csi.NodePublishVolumeRequest) { delete(r.VolumeContext, keyEphemeral) }},
+		"ephemeral: false": {req: inline("", keyEphemeral, "false"), code: bad, says: []string{"volume_context", keyEphemeral, `"false"`, `"true"`}},
+		"no context": {req: inline(""), code: bad, says: []string{"volume_context", keyEphemeral},
+			change: func(r *csi.NodePublishVolumeRequest) { r.VolumeContext = nil }},
+		"mount flag suid":          {req: inline(""), change: flags("suid"), code: bad, says: []string{"mount_flags", `"suid"`, "noatime"}},
+		"mount flag of ext4":       {req: inline(""), change: flags("noatime", "data=journal"), code: bad, says: []string{"mount_flags", `"data=journal"`, "noatime"}},
+		"mount flags in one":       {req: inline(""), change: flags("ro,suid"), code: bad, says: []string{"mount_flags", `"ro,suid"`, "noatime"}},
+		"mount flag that is empty": {req: inline(""), change: flags(""), code: bad, says: []string{"mount_flags", `""`, "noatime"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if c.change != nil {
+				c.change(c.req)
+			}
+			_, err := publishRequest(c.req)
+			err = toStatus(err)
+			t.Log(err)
+			if got := status.Code(err); got != c.code {
+				t.Errorf("code %s, not %s", got, c.code)
+			}
+			for _, s := range c.says {
+				if !strings.Contains(status.Convert(err).Message(), s) {
+					t.Errorf("does not say %s", s)
+				}
+			}
+		})
+	}
+	if _, err := publishRequest(nil); status.Code(toStatus(err)) != bad {
+		t.Errorf("an empty request: %v", err)
+	}
+}
