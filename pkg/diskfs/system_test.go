@@ -11,24 +11,58 @@ package diskfs
 import (
 	"errors"
 	"fmt"
-	"io"
+	"log"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/google/uuid"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
 )
 
 const gib = 1 << 30
 
-// workDir is on a real disk: /tmp may be RAM.
+// pool is where images are made: an xfs, so that a copy of one that is mounted
+// shows it as it was at one moment, as a crash does. A copy that reads block by
+// block shows what never was, and now and then cannot be recovered.
+var pool string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("/var/tmp", "diskfs-")
+		if err != nil {
+			log.Fatal(err)
+		}
+		defer os.RemoveAll(dir)
+		image := filepath.Join(dir, "image")
+		pool = filepath.Join(dir, "pool")
+		for _, argv := range [][]string{
+			{"truncate", "-s", "64G", image},
+			{"mkfs.xfs", "-q", "-s", "size=4096", image},
+			{"mkdir", pool},
+			{"mount", "-o", "loop", image, pool},
+		} {
+			if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
+				log.Printf("%v: %v\n%s", argv, err, out)
+				return 1
+			}
+		}
+		defer func() {
+			if out, err := exec.Command("umount", pool).CombinedOutput(); err != nil {
+				log.Printf("umount %s: %v\n%s", pool, err, out)
+			}
+		}()
+		return m.Run()
+	}())
+}
+
 func workDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/var/tmp", "diskfs-")
+	dir, err := os.MkdirTemp(pool, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,33 +109,24 @@ func format(t testing.TB, fs *Filesystem, size int64, label string, opts map[str
 	return path
 }
 
-func open(t testing.TB, path string) *os.File {
+func open(t testing.TB, path string, flags ...int) *os.File {
 	t.Helper()
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	mode := os.O_RDWR
+	for _, f := range flags {
+		mode |= f
+	}
+	f, err := os.OpenFile(path, mode, 0o600)
 	must(t, err)
 	t.Cleanup(func() { f.Close() })
 	return f
 }
 
-// clone copies data and keeps holes: lseek(2), SEEK_DATA and SEEK_HOLE.
+// clone copies an image as it is at this moment, mounted or not.
 func clone(t testing.TB, path string) string {
 	t.Helper()
-	const seekData, seekHole = 3, 4
-	src := open(t, path)
-	info, err := src.Stat()
-	must(t, err)
-	dst := open(t, blank(t, info.Size()))
-	for hole := int64(0); ; {
-		data, err := src.Seek(hole, seekData)
-		if errors.Is(err, syscall.ENXIO) {
-			return dst.Name()
-		}
-		must(t, err)
-		hole, err = src.Seek(data, seekHole)
-		must(t, err)
-		_, err = io.Copy(io.NewOffsetWriter(dst, data), io.NewSectionReader(src, data, hole-data))
-		must(t, err)
-	}
+	dst := open(t, filepath.Join(workDir(t), "image"), os.O_CREATE)
+	must(t, reflink.Clone(dst, open(t, path)))
+	return dst.Name()
 }
 
 // mounted mounts an image and returns the directory and what unmounts it.
