@@ -175,6 +175,29 @@ func Unmount(t testing.TB, at string) {
 	}
 }
 
+// Umount unmounts a loop mount and waits until its superblock is gone too. That
+// is not the same: a mount namespace that copied the mount keeps it alive, and
+// tests that run beside this one make such namespaces for some milliseconds.
+func Umount(t testing.TB, at string) {
+	t.Helper()
+	source := strings.TrimSpace(Run(t, "findmnt", "-n", "-o", "SOURCE", "--mountpoint", at))
+	name := filepath.Join("/sys/block", filepath.Base(source), "loop/backing_file")
+	backing, err := os.ReadFile(name)
+	Run(t, "umount", at)
+	if err == nil {
+		Eventually(t, "the superblock of "+at+" to go", func() bool {
+			now, err := os.ReadFile(name)
+			return err != nil || !bytes.Equal(now, backing)
+		})
+	}
+}
+
+// NoLoopsBelow waits until no loop device has its file in a directory.
+func NoLoopsBelow(t testing.TB, dir string) {
+	t.Helper()
+	Eventually(t, "the loop devices of files in "+dir+" to go", func() bool { return len(LoopsBelow(t, dir)) == 0 })
+}
+
 // Mounts counts the mounts below a directory.
 func Mounts(t testing.TB, below string) int {
 	t.Helper()

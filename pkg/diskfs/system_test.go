@@ -21,6 +21,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
 )
 
@@ -139,7 +140,7 @@ func mounted(t testing.TB, fs *Filesystem, path string, opts ...string) (string,
 	umount := func() {
 		if !done {
 			done = true
-			run(t, "umount", dir)
+			testenv.Umount(t, dir)
 		}
 	}
 	t.Cleanup(umount)

@@ -170,9 +170,7 @@ func diskImage(p *plugin) {
 	if err != nil || fi.Size() != 300*mib {
 		p.t.Errorf("disk.img: %v", err)
 	}
-	if loops := testenv.LoopsBelow(p.t, p.pool); len(loops) > 0 {
-		p.t.Errorf("loop devices %v", loops)
-	}
+	testenv.NoLoopsBelow(p.t, p.pool)
 	stats, err := p.NodeGetVolumeStats(p.t.Context(), &csi.NodeGetVolumeStatsRequest{VolumeId: r.VolumeId, VolumePath: r.TargetPath})
 	if err != nil || len(stats.GetUsage()) != 1 || stats.GetUsage()[0].Total != 300*mib {
 		p.t.Errorf("stats %v: %v", stats, err)

@@ -214,7 +214,7 @@ func TestLoopback(t *testing.T) {
 	})
 	t.Run("gone", func(t *testing.T) {
 		p.Close()
-		testenv.Run(t, "umount", at)
+		testenv.Umount(t, at)
 		if left := devices(); len(left) != 0 {
 			t.Errorf("still on %v", left)
 		}
@@ -235,7 +235,7 @@ func TestLoopback(t *testing.T) {
 		t.Errorf("dio %q %v", dio, err)
 	}
 	p.Close()
-	testenv.Run(t, "umount", at)
+	testenv.Umount(t, at)
 }
 
 // TestLoopbackOnXFSWithoutReflink: it is not the name of the filesystem that decides.
@@ -243,7 +243,7 @@ func TestLoopbackOnXFSWithoutReflink(t *testing.T) {
 	dir := filepath.Join(testenv.XFSNoReflink.Mount(t, 600<<20), "pool")
 	p := loopback(t, dir, 400<<20)
 	p.Close()
-	testenv.Run(t, "umount", p.Root())
+	testenv.Umount(t, p.Root())
 }
 
 func TestOpenExisting(t *testing.T) {
@@ -262,7 +262,7 @@ func TestOpenExisting(t *testing.T) {
 	}
 	again.Close()
 	p.Close()
-	testenv.Run(t, "umount", p.Root())
+	testenv.Umount(t, p.Root())
 	if _, err := OpenExisting(dir); !errors.Is(err, ErrUnusable) || !strings.Contains(err.Error(), "not mounted") {
 		t.Errorf("a loopback pool that is not mounted: %v", err)
 	}

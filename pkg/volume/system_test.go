@@ -72,9 +72,7 @@ func (n *node) mustBeEmpty() {
 	if names, err := n.pool.Volumes(); err != nil || len(names) > 0 {
 		n.t.Errorf("volumes left: %v %v", names, err)
 	}
-	if loops := testenv.LoopsBelow(n.t, n.pool.Root()); len(loops) > 0 {
-		n.t.Errorf("loop devices left: %v", loops)
-	}
+	testenv.NoLoopsBelow(n.t, n.pool.Root())
 	if c := testenv.Mounts(n.t, n.kubelet); c > 0 {
 		n.t.Errorf("%d mounts left", c)
 	}
@@ -190,7 +188,7 @@ func (n *node) fourClones(fs string, size int64) {
 			t.Errorf("volume %d has %q: %v", i, b, err)
 		}
 		// The checkers want it unmounted; Unpublish must cope with that.
-		testenv.Run(t, "umount", r.Target)
+		testenv.Umount(t, r.Target)
 		testenv.Fsck(t, fs, n.pool.Volume(r.ID))
 		n.mustUnpublish(r)
 	}
@@ -321,9 +319,7 @@ func TestDiskImage(t *testing.T) {
 				t.Fatalf("disk.img: %v", err)
 			}
 			testenv.Fsck(t, "ext4", disk)
-			if loops := testenv.LoopsBelow(t, n.pool.Root()); len(loops) != 0 {
-				t.Errorf("loop devices %v", loops)
-			}
+			testenv.NoLoopsBelow(t, n.pool.Root())
 			f, err := os.OpenFile(disk, os.O_RDWR, 0)
 			if err != nil {
 				t.Fatal(err)
@@ -401,7 +397,7 @@ func TestUnpublishLeavesOthersAlone(t *testing.T) {
 		t.Errorf("nothing there: %v", err)
 	}
 	n.mustPublish(r)
-	testenv.Run(t, "umount", r.Target)
+	testenv.Umount(t, r.Target)
 	testenv.Run(t, "mount", "-t", "tmpfs", "somebody-elses", r.Target)
 	if _, err := n.Publish(t.Context(), r); !errors.Is(err, ErrExists) {
 		t.Errorf("publish below another mount: %v", err)

@@ -75,9 +75,10 @@ func build(s Spec) error {
 	// What is made here is for another user to read, whatever umask root has.
 	// Unsharing the namespace has made the umask this thread's own as well.
 	unix.Umask(0)
-	// Private, so that nothing done here reaches the machine.
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("making mounts private: %w", err)
+	// Nothing done here may reach the machine; but what the machine unmounts until
+	// the old root is dropped below goes away here too, where it is shared.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("making mounts slaves: %w", err)
 	}
 	if err := unix.Mount("tmpfs", newRoot, "tmpfs", unix.MS_NOSUID, "mode=0755"); err != nil {
 		return fmt.Errorf("mounting tmpfs: %w", err)
