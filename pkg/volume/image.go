@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
@@ -98,6 +99,13 @@ func clone(img *image, from *os.File) error {
 // torn reports whether a power cut has taken part of an image that had its name
 // and was not shown to anybody yet. Its record is there, its content is not.
 func (img *image) torn() (bool, error) {
+	dev, err := loopdev.OpenBacked(img.File)
+	if err == nil { // attached, and so synced
+		return false, dev.Close()
+	}
+	if !errors.Is(err, loopdev.ErrNotAttached) {
+		return false, err
+	}
 	fi, err := img.Stat()
 	if err != nil {
 		return false, err

@@ -56,9 +56,6 @@ func (m *Manager) Publish(ctx context.Context, r Request) (res Result, err error
 	switch {
 	case err == nil:
 		defer img.Close()
-		if err := img.conflict(r); err != nil {
-			return res, err
-		}
 		res.Existed = true
 		if at.mounted {
 			shown, err := m.shown(img, rel)
@@ -97,20 +94,35 @@ func (m *Manager) Publish(ctx context.Context, r Request) (res Result, err error
 	if !at.exists {
 		undo = append(undo, func() error { return mount.RmdirTarget(m.root, rel) })
 	}
+	// A template may have taken its time: look again.
+	if mounted, err := mount.IsMountPoint(target); err != nil {
+		return res, err
+	} else if mounted {
+		return res, fmt.Errorf("%w: something was mounted at target path %q meanwhile; unpublish or unmount that first", ErrExists, r.Target)
+	}
 	return res, m.show(img, target, r)
 }
 
-// resume opens the image that an earlier publish of the same volume left, and
-// is ErrNotFound if there is none that is whole.
-func (m *Manager) resume(r Request, at spot) (*image, error) {
+// resume opens the image that an earlier publish of the same volume left. It is
+// ErrNotFound if there is none that is whole, and what conflict says if the
+// volume is not the one that is asked for.
+func (m *Manager) resume(r Request, at spot) (_ *image, err error) {
 	img, err := m.open(r.ID)
-	if err != nil || at.mounted {
-		return img, err
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			img.Close()
+		}
+	}()
+	if err := img.conflict(r); err != nil {
+		return nil, err
+	}
+	if at.mounted {
+		return img, nil
 	}
 	torn, err := img.torn()
-	if err != nil || torn {
-		img.Close()
-	}
 	if err != nil {
 		return nil, err
 	}
