@@ -158,7 +158,7 @@ func observeBuilds(r prometheus.Registerer) func(diskfs.Spec, time.Duration, err
 	builds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "csi_disktemplate_template_build_duration_seconds",
 		Help:    "Duration of template builds by filesystem and result.",
-		Buckets: prometheus.ExponentialBuckets(0.5, 2, 9), // to 128 s, the VM's deadline
+		Buckets: prometheus.ExponentialBuckets(0.5, 2, 9), // to 128 s, beyond the VM's deadline
 	}, []string{"filesystem", "result"})
 	r.MustRegister(builds)
 	return func(spec diskfs.Spec, took time.Duration, err error) {

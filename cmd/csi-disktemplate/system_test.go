@@ -324,18 +324,20 @@ func TestCleanAllCommand(t *testing.T) {
 			}
 			open(t, pool.Config{Dir: dir})
 			clean("0 templates removed, 0 left because they are being built")
-			for _, name := range []string{"templates/a", "templates/b", "templates/c", "volumes/v", "cache/k"} {
+			const a, b, c = "btrfs-128m-000000000000000a", "ext4-64m-000000000000000b", "xfs-300m-000000000000000c"
+			const notOurs = "notes.txt"
+			for _, name := range []string{"templates/" + a, "templates/" + b, "templates/" + c, "templates/" + notOurs, "volumes/v", "cache/k"} {
 				if err := os.WriteFile(filepath.Join(dir, name), []byte(name), 0o600); err != nil {
 					t.Fatal(err)
 				}
 			}
-			lock := flock.New(filepath.Join(dir, "locks", "b.lock"))
+			lock := flock.New(filepath.Join(dir, "locks", b+".lock"))
 			if ok, err := lock.TryLock(); !ok {
 				t.Fatal(err)
 			}
 			defer lock.Close()
 			clean("2 templates removed, 1 left because they are being built")
-			if got := names(t, filepath.Join(dir, "templates")); !slices.Equal(got, []string{"b"}) {
+			if got := names(t, filepath.Join(dir, "templates")); !slices.Equal(got, []string{b, notOurs}) {
 				t.Errorf("templates %v", got)
 			}
 			clean("0 templates removed, 1 left because they are being built")
@@ -347,7 +349,7 @@ func TestCleanAllCommand(t *testing.T) {
 			for _, d := range []struct {
 				name string
 				want []string
-			}{{"templates", nil}, {"locks", []string{"a.lock", "b.lock", "c.lock"}}, {"volumes", []string{"v"}}, {"cache", []string{"k"}}} {
+			}{{"templates", []string{notOurs}}, {"locks", []string{a + ".lock", b + ".lock", c + ".lock"}}, {"volumes", []string{"v"}}, {"cache", []string{"k"}}} {
 				if got := names(t, filepath.Join(dir, d.name)); !slices.Equal(got, d.want) {
 					t.Errorf("%s: %v", d.name, got)
 				}
@@ -375,7 +377,7 @@ func TestCleanAllOfLoopbackPool(t *testing.T) {
 			testenv.Run(t, "umount", filepath.Join(dir, "mnt"))
 		}
 	})
-	if err := os.WriteFile(filepath.Join(dir, "mnt", "templates", "a"), nil, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "mnt", "templates", "ext4-64m-000000000000000a"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, removed := range []int{1, 0} {

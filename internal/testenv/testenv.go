@@ -29,6 +29,12 @@ import (
 // workDir is where pools are made: on a real disk, not on a tmpfs.
 const workDir = "/var/tmp"
 
+// mkfs and its like lie where an ordinary user's PATH does not lead, and that
+// is what `sudo env "PATH=$PATH"` hands on.
+func init() {
+	os.Setenv("PATH", os.Getenv("PATH")+":/usr/local/sbin:/usr/sbin:/sbin")
+}
+
 // Root fails a test that was not started by root.
 func Root(t testing.TB) {
 	t.Helper()

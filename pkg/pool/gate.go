@@ -81,16 +81,22 @@ func existing(dir string) (string, error) {
 }
 
 // tryReflink clones a block within dir: only that proves that an xfs was made
-// with reflink.
+// with reflink. It is ErrUnusable if it was not; a full pool proves nothing.
 func tryReflink(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	if err := reflink.Try(d); err != nil {
-		return full(fmt.Errorf("%w: a trial clone in %s failed: %w; make the xfs with `mkfs.xfs -m reflink=1`, "+
-			"or add --loopback-pool-size to make an xfs pool in a file there", ErrUnusable, dir, err))
+	err = reflink.Try(d)
+	switch {
+	case errors.Is(err, reflink.ErrUnsupported):
+		return fmt.Errorf("%w: a trial clone in %s failed: %w; make the xfs with `mkfs.xfs -m reflink=1`, "+
+			"or add --loopback-pool-size to make an xfs pool in a file there", ErrUnusable, dir, err)
+	case errors.Is(full(err), ErrFull):
+		return nil // no answer; layOut says so
+	case err != nil:
+		return fmt.Errorf("a trial clone in %s failed: %w; look for errors of its disk in the kernel log", dir, err)
 	}
 	return nil
 }

@@ -73,22 +73,20 @@ func openLoopback(ctx context.Context, dir string, size int64) (string, error) {
 	if len(devices) > 1 {
 		return "", fmt.Errorf("%w: %s is attached to the loop devices %v at once; stop what uses all but one and detach them with `losetup -d`", ErrUnusable, image.Name(), devices)
 	}
-	if len(devices) == 1 {
-		if mounted, err := isMountOf(at, devices[0]); err != nil || mounted {
-			return at, err
-		}
+	if mounted, err := isMountOf(at, devices); err != nil || mounted {
+		return at, err
 	}
 	return at, mountLoopback(image, at)
 }
 
-// isMountOf reports whether the loop device is mounted at the path already. A
-// mount of anything else there is an error.
-func isMountOf(at string, index int) (bool, error) {
+// isMountOf reports whether one of the loop devices is mounted at the path
+// already. A mount of anything else there is an error.
+func isMountOf(at string, devices []int) (bool, error) {
 	info, err := mount.At(at)
 	if err != nil || info == nil {
 		return false, err
 	}
-	if i, ok := loopdev.IndexOf(info.Source); ok && i == index {
+	if i, ok := loopdev.IndexOf(info.Source); ok && slices.Contains(devices, i) {
 		return true, nil
 	}
 	return false, fmt.Errorf("%w: %s is a mount of %s; unmount it", ErrUnusable, at, info.Source)

@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 )
@@ -49,6 +50,8 @@ const (
 	cacheDir     = "cache"
 )
 
+var subdirs = []string{templatesDir, volumesDir, locksDir, cacheDir}
+
 // Open checks that the directory can be a pool and lays it out.
 func Open(ctx context.Context, c Config) (*Pool, error) {
 	if c.Dir == "" {
@@ -73,6 +76,9 @@ func Open(ctx context.Context, c Config) (*Pool, error) {
 	if gate == nil {
 		return layOut(dir)
 	}
+	if !errors.Is(gate, ErrUnusable) { // it says nothing of what the filesystem can do
+		return nil, gate
+	}
 	if c.LoopbackSize == 0 {
 		return nil, gate
 	}
@@ -87,18 +93,32 @@ func Open(ctx context.Context, c Config) (*Pool, error) {
 // makes none. A loopback pool that is not mounted is [ErrUnusable].
 func OpenExisting(dir string) (*Pool, error) {
 	for _, root := range []string{dir, filepath.Join(dir, loopbackMount)} {
-		if fi, err := os.Stat(filepath.Join(root, templatesDir)); err == nil && fi.IsDir() {
-			if err := Gate(root); err != nil {
-				return nil, err
-			}
-			return layOut(root)
+		if !isPool(root) {
+			continue
 		}
+		d, err := os.Open(root)
+		if err != nil {
+			return nil, err
+		}
+		id, err := statfs(root)
+		return &Pool{root: root, dir: d, id: id}, err
 	}
 	if _, err := os.Stat(filepath.Join(dir, loopbackImage)); err == nil {
 		return nil, fmt.Errorf("%w: the loopback pool in %s is not mounted; start the plugin, or `mount -o loop %s %s`",
 			ErrUnusable, dir, filepath.Join(dir, loopbackImage), filepath.Join(dir, loopbackMount))
 	}
 	return nil, fmt.Errorf("%w: there is no pool in %q; give --pool the directory that the plugin was given", ErrUnusable, dir)
+}
+
+// isPool reports whether a directory has all that layOut makes, as it makes it.
+func isPool(root string) bool {
+	for _, name := range subdirs {
+		fi, err := os.Lstat(filepath.Join(root, name))
+		if err != nil || fi.Mode() != os.ModeDir|0o700 || int(fi.Sys().(*syscall.Stat_t).Uid) != os.Geteuid() {
+			return false
+		}
+	}
+	return true
 }
 
 // layOut makes the directories of a pool whose filesystem has passed the gate.
@@ -112,7 +132,7 @@ func layOut(root string) (*Pool, error) {
 		d.Close()
 		return nil, err
 	}
-	for _, name := range []string{templatesDir, volumesDir, locksDir, cacheDir} {
+	for _, name := range subdirs {
 		if err := p.subdir(name); err != nil {
 			d.Close()
 			return nil, err
@@ -122,7 +142,10 @@ func layOut(root string) (*Pool, error) {
 		d.Close()
 		return nil, err
 	}
-	if err := p.tryClone(); err != nil {
+	if err := p.tryClone(); errors.Is(err, ErrFull) {
+		// A full pool must open: its volumes are to be unpublished.
+		klog.ErrorS(err, "The pool has no space for a trial clone")
+	} else if err != nil {
 		d.Close()
 		return nil, err
 	}
@@ -142,8 +165,10 @@ func (p *Pool) subdir(name string) error {
 	if !fi.IsDir() {
 		return fmt.Errorf("%w: %s is not a directory (%s); move it away", ErrUnusable, path, fi.Mode().Type())
 	}
-	if err := os.Chmod(path, 0o700); err != nil {
-		return err
+	if fi.Mode().Perm() != 0o700 {
+		if err := os.Chmod(path, 0o700); err != nil {
+			return err
+		}
 	}
 	id, err := statfs(path)
 	if err != nil {

@@ -45,6 +45,9 @@ func SetRecord(f *os.File, attr Attr, v any) error {
 func GetRecord(f *os.File, attr Attr, v any) error {
 	b := make([]byte, maxRecord)
 	n, err := unix.Fgetxattr(int(f.Fd()), string(attr), b)
+	if err != nil && err != unix.ENODATA && err != unix.ERANGE { // a disk that cannot be read says nothing
+		return &os.PathError{Op: "fgetxattr " + string(attr), Path: f.Name(), Err: err}
+	}
 	if err != nil {
 		return fmt.Errorf("%w: %s: %s: %w", ErrNoRecord, f.Name(), attr, err)
 	}

@@ -238,6 +238,37 @@ func TestLoopback(t *testing.T) {
 	testenv.Umount(t, at)
 }
 
+// TestOpenFull: a plugin that starts on a full pool has volumes to unpublish.
+func TestOpenFull(t *testing.T) {
+	for _, kind := range testenv.PoolKinds {
+		t.Run(kind.Name, func(t *testing.T) {
+			dir := filepath.Join(kind.Mount(t, 400<<20), "pool")
+			mustOpen(t, Config{Dir: dir})
+			testenv.Fill(t, dir)
+			mustOpen(t, Config{Dir: dir, LoopbackSize: 400 << 20})
+			p, err := OpenExisting(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.Close()
+		})
+	}
+}
+
+// TestOpenExistingSparesOthers has a directory that only looks a little like ours.
+func TestOpenExistingSparesOthers(t *testing.T) {
+	site := filepath.Join(testenv.XFS.Pool(t), "site")
+	if err := os.MkdirAll(filepath.Join(site, templatesDir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenExisting(site); !errors.Is(err, ErrUnusable) {
+		t.Errorf("got %v", err)
+	}
+	if entries, err := os.ReadDir(site); err != nil || len(entries) != 1 {
+		t.Errorf("something was made: %v %v", entries, err)
+	}
+}
+
 // TestLoopbackOnXFSWithoutReflink: it is not the name of the filesystem that decides.
 func TestLoopbackOnXFSWithoutReflink(t *testing.T) {
 	dir := filepath.Join(testenv.XFSNoReflink.Mount(t, 600<<20), "pool")

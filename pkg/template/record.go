@@ -17,8 +17,8 @@ import (
 // ErrCorrupt means that a file in the pool is not the template its name says.
 var ErrCorrupt = errors.New("template is corrupt")
 
-// RecordVersion is the version of the form of [Record] written here.
-const RecordVersion = 1
+// recordVersion is the version of the form of [Record] written here.
+const recordVersion = 1
 
 // Record says how a template was made. It is kept as JSON in the image's
 // attribute user.disktemplate.
@@ -70,11 +70,13 @@ func identify(f *os.File) (identity, error) {
 // superblock, and the digest of all its data.
 func verify(f *os.File, key string) (Record, error) {
 	var r Record
-	if err := pool.GetRecord(f, pool.TemplateAttr, &r); err != nil {
+	if err := pool.GetRecord(f, pool.TemplateAttr, &r); errors.Is(err, pool.ErrNoRecord) {
 		return r, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	} else if err != nil {
+		return r, err
 	}
-	if r.Version != RecordVersion {
-		return r, fmt.Errorf("%w: its record has version %d, this plugin knows %d", ErrCorrupt, r.Version, RecordVersion)
+	if r.Version != recordVersion {
+		return r, fmt.Errorf("%w: its record has version %d, this plugin knows %d", ErrCorrupt, r.Version, recordVersion)
 	}
 	if r.Key != key {
 		return r, fmt.Errorf("%w: its record is of %q", ErrCorrupt, r.Key)

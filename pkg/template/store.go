@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -62,8 +63,7 @@ type Store struct {
 	ctx    context.Context // of builds: canceled by Close
 	cancel context.CancelFunc
 	builds singleflight.Group
-	slots  chan struct{} // one for each build that may run
-	active sync.WaitGroup
+	slots  chan struct{} // has one element for each build under way
 
 	mu       sync.Mutex
 	verified map[identity]Record
@@ -84,8 +84,12 @@ func NewStore(c Config) *Store {
 // Close ends the builds under way and waits until nothing of them is left.
 func (s *Store) Close() {
 	s.cancel()
-	s.active.Wait()
+	for range cap(s.slots) { // free when a build has ended, and then taken for good
+		s.slots <- struct{}{}
+	}
 }
+
+var keyPattern = regexp.MustCompile(`^[a-z0-9]+-[0-9]+m-[0-9a-f]{16}$`)
 
 // Key names the template of a spec.
 func Key(spec diskfs.Spec, fingerprint string) string {
@@ -132,8 +136,6 @@ func (s *Store) Ensure(ctx context.Context, spec diskfs.Spec) (*Template, error)
 func (s *Store) join(ctx context.Context, key string, spec diskfs.Spec) error {
 	start := time.Now()
 	done := s.builds.DoChan(key, func() (any, error) {
-		s.active.Add(1)
-		defer s.active.Done()
 		err := s.build(key, spec)
 		if err != nil { // those who asked may have given up
 			klog.ErrorS(err, "Building a template failed", "template", key)
@@ -172,8 +174,8 @@ func (s *Store) build(key string, spec diskfs.Spec) error {
 	select {
 	case s.slots <- struct{}{}:
 		defer func() { <-s.slots }()
-	case <-s.ctx.Done():
-		return context.Cause(s.ctx)
+	case <-waiting.Done(): // others must not wait for a lock whose holder only waits
+		return fmt.Errorf("%w: %s waited for %d other builds: %w", ErrBuilding, key, cap(s.slots), context.Cause(waiting))
 	}
 	start := time.Now()
 	err = s.format(key, spec, start)
@@ -198,7 +200,7 @@ func (s *Store) format(key string, spec diskfs.Spec, start time.Time) error {
 	if Key(spec, made.Fingerprint) != key {
 		return fmt.Errorf("%w: template %s, its fingerprint is %s now; try again", ErrChanged, key, made.Fingerprint)
 	}
-	r := Record{Version: RecordVersion, Key: key, Spec: spec, Provenance: made, Built: start.UTC()}
+	r := Record{Version: recordVersion, Key: key, Spec: spec, Provenance: made, Built: start.UTC()}
 	if r.Digest, err = digest(f); err != nil {
 		return err
 	}
@@ -326,6 +328,9 @@ func (s *Store) CleanAll() (removed, busy int, err error) {
 	}
 	var errs []error
 	for _, key := range keys {
+		if !keyPattern.MatchString(key) {
+			continue // nothing of ours
+		}
 		lock, err := s.cfg.Pool.TryLock(key)
 		if err != nil {
 			errs = append(errs, err)

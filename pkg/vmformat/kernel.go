@@ -27,6 +27,9 @@ import (
 // vmModules drive the VM's disks. What a kernel has built in is left out.
 var vmModules = []string{"virtio_mmio", "virtio_blk"}
 
+// bootDir is where distributions install kernels.
+var bootDir = "/boot"
+
 const kernelPackage = "linux-image-cloud-amd64 (or another linux-image)"
 
 // kernel is the one the VM boots.
@@ -49,7 +52,7 @@ func (f *Formatter) findKernel() (kernel, error) {
 		}
 		return kernel{path: f.cfg.Kernel, modules: f.cfg.Modules}, nil
 	}
-	images, _ := filepath.Glob("/boot/vmlinuz-*")
+	images, _ := filepath.Glob(filepath.Join(bootDir, "vmlinuz-*"))
 	slices.SortFunc(images, func(a, b string) int { return compareVersions(b, a) })
 	for _, image := range images {
 		version := strings.TrimPrefix(filepath.Base(image), "vmlinuz-")
@@ -58,7 +61,7 @@ func (f *Formatter) findKernel() (kernel, error) {
 			return kernel{path: image, modules: modules}, nil
 		}
 	}
-	return kernel{}, fmt.Errorf("%w: no /boot/vmlinuz-* with a directory in /lib/modules; install the package %s or give --kernel", ErrUnavailable, kernelPackage)
+	return kernel{}, fmt.Errorf("%w: no %s/vmlinuz-* with a directory in /lib/modules; install the package %s or give --kernel", ErrUnavailable, bootDir, kernelPackage)
 }
 
 // compareVersions orders as `sort -V` does: runs of digits by value.
@@ -138,8 +141,12 @@ func (k kernel) vmlinux(dir string) (string, error) {
 		return k.path, nil
 	}
 	prefix := filepath.Join(dir, "vmlinux-"+k.digest[:16]+"-")
-	kept, _ := filepath.Glob(prefix + "*")
-	for _, name := range kept {
+	kept, _ := os.ReadDir(dir) // not there yet, or unreadable: then keep says so
+	for _, entry := range kept {
+		name := filepath.Join(dir, entry.Name())
+		if !strings.HasPrefix(name, prefix) {
+			continue
+		}
 		if b, err := os.ReadFile(name); err == nil && name == prefix+shortDigest(b) {
 			return name, nil
 		}

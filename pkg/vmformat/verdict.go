@@ -6,6 +6,7 @@ package vmformat
 import (
 	"errors"
 	"fmt"
+	"os/exec"
 	"strings"
 	"syscall"
 	"time"
@@ -52,6 +53,8 @@ func (o outcome) judge() error {
 		return o.failed(fmt.Sprintf("a disk %s failed: %s; look for errors of the pool's disk in the kernel log", e.operation, e.reason), nil)
 	case o.timedOut:
 		return o.failed(fmt.Sprintf("the VM was killed at its deadline of %s; a loaded node needs a longer --format-timeout", o.timeout), nil)
+	case o.exit != nil && !errors.As(o.exit, new(*exec.ExitError)):
+		return o.failed("QEMU could not be started", o.exit)
 	case o.exit != nil:
 		return o.failed("QEMU ended with an error; its words are below", o.exit)
 	case o.noVerdict == nil && !o.verdict.OK:

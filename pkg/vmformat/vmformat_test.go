@@ -44,7 +44,8 @@ func TestJudge(t *testing.T) {
 		spoil func(*outcome)
 		words []string
 	}{
-		"exit code":            {func(o *outcome) { o.exit = errors.New("exit status 1") }, []string{"QEMU ended with an error", "exit status 1"}},
+		"exit code":            {func(o *outcome) { o.exit = &exec.ExitError{ProcessState: &os.ProcessState{}} }, []string{"QEMU ended with an error", "exit status 0"}},
+		"not started":          {func(o *outcome) { o.exit = errors.New("exec format error") }, []string{"QEMU could not be started", "exec format error"}},
 		"deadline":             {func(o *outcome) { o.exit, o.timedOut = errors.New("signal: killed"), true }, []string{"deadline of 1m40s", "--format-timeout"}},
 		"guest reset":          {func(o *outcome) { o.events.shutdown = "guest-reset" }, []string{"guest-reset", "--kernel"}},
 		"panic":                {func(o *outcome) { o.events.shutdown, o.panic = "guest-reset", "Kernel panic - x" }, []string{"Kernel panic - x"}},
@@ -368,6 +369,35 @@ func TestFindTool(t *testing.T) {
 	}
 	if got, err := findTool("link", ""); err != nil || got != filepath.Join(dir, "real") {
 		t.Errorf("%q %v", got, err)
+	}
+}
+
+// TestMissingNamesPackage takes each part of the VM away: the operator must read
+// which package has it.
+func TestMissingNamesPackage(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	oldTools, oldBoot := toolDirs, bootDir
+	toolDirs, bootDir = nil, t.TempDir()
+	defer func() { toolDirs, bootDir = oldTools, oldBoot }()
+	f, err := New(Config{Accel: AccelTCG})
+	if err != nil {
+		t.Fatal(err)
+	}
+	missing := f.Check()
+	if !errors.Is(missing, ErrUnavailable) {
+		t.Fatalf("got %v", missing)
+	}
+	t.Log(missing)
+	for _, w := range []string{"qemu-system-x86", "linux-image-cloud-amd64", "mkfs.ext4", "e2fsprogs", "mkfs.xfs", "xfsprogs", "mkfs.btrfs", "btrfs-progs"} {
+		if !strings.Contains(missing.Error(), w) {
+			t.Errorf("the message lacks %q", w)
+		}
+	}
+	for _, fs := range diskfs.Names() {
+		spec := diskfs.Spec{Filesystem: fs, Size: 1 << 30}
+		if _, err := f.Fingerprint(spec); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%s: %v", fs, err)
+		}
 	}
 }
 

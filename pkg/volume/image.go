@@ -39,6 +39,9 @@ func (m *Manager) open(id string) (*image, error) {
 	img := &image{File: f}
 	if err := pool.GetRecord(f, pool.VolumeAttr, &img.Record); err != nil {
 		f.Close()
+		if !errors.Is(err, pool.ErrNoRecord) {
+			return nil, err
+		}
 		return nil, fmt.Errorf("%w: %w; the file is not one of ours: move it away", ErrState, err)
 	}
 	if img.Version != recordVersion || img.ID != id {

@@ -21,7 +21,8 @@ import (
 )
 
 // Publish makes an ephemeral volume and attaches it at its target, or finds it
-// there and the same. Nothing of it is left when it fails.
+// there and the same. Nothing of what it made is left when it fails; an image
+// that an earlier publish made stays for the next.
 //
 // Errors are ErrInvalid, ErrExists, ErrState, what [template.Store.Ensure]
 // returns, [pool.ErrFull], or the kernel's.
@@ -145,16 +146,22 @@ type spot struct {
 // look tells what stands at a target. What cannot become a target is ErrInvalid.
 func (m *Manager) look(rel string) (spot, error) {
 	parent, err := mount.OpenTarget(m.root, filepath.Dir(rel), syscall.O_DIRECTORY)
-	if err != nil {
+	if isPathError(err) {
 		return spot{}, fmt.Errorf("%w: the target path's parent directory must exist, without symbolic links: %w", ErrInvalid, err)
+	}
+	if err != nil {
+		return spot{}, err
 	}
 	parent.Close()
 	target, err := mount.OpenTarget(m.root, rel, syscall.O_DIRECTORY)
 	if errors.Is(err, os.ErrNotExist) {
 		return spot{}, nil
 	}
-	if err != nil {
+	if isPathError(err) {
 		return spot{}, fmt.Errorf("%w: the target path must be a directory, or free for one: %w", ErrInvalid, err)
+	}
+	if err != nil {
+		return spot{}, err
 	}
 	defer target.Close()
 	mounted, err := mount.IsMountPoint(target)
@@ -165,6 +172,16 @@ func (m *Manager) look(rel string) (spot, error) {
 		mounted = info != nil
 	}
 	return spot{exists: true, mounted: mounted}, err
+}
+
+// isPathError reports whether an error is the path's fault and not the machine's.
+func isPathError(err error) bool {
+	for _, fault := range []error{os.ErrNotExist, mount.ErrSymlink, mount.ErrEscapes, syscall.ENOTDIR, syscall.ENAMETOOLONG, syscall.EINVAL} {
+		if errors.Is(err, fault) {
+			return true
+		}
+	}
+	return false
 }
 
 // show publishes an image at a target.

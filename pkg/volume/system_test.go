@@ -569,9 +569,9 @@ func TestFullPool(t *testing.T) {
 			if err != nil || len(names) != 1+len(made) {
 				t.Errorf("%d volumes for %d published: %v", len(names), 1+len(made), err)
 			}
-			if got := len(testenv.LoopsBelow(t, n.pool.Root())); got != 1+len(made) {
-				t.Errorf("%d loop devices for %d volumes", got, 1+len(made))
-			}
+			testenv.Eventually(t, "a loop device for each volume", func() bool {
+				return len(testenv.LoopsBelow(t, n.pool.Root())) == 1+len(made)
+			})
 			for _, r := range append(made, first) {
 				n.mustUnpublish(r)
 			}
