@@ -22,8 +22,8 @@
 // pool nor put a file there. It can grow its disk.img, though, as any file that
 // it may write: no limit but the pool's space holds for that.
 //
-// What is unmounted or deleted is proven to be the volume's: a mount by its
-// loop device's backing inode, a disk.img by its own.
+// What is unmounted is proven to be the volume's: a filesystem by the inode behind
+// its loop device, a disk image's tmpfs by its source, which only root can give.
 //
 // No process is started here, and no lock is held; the caller lets one
 // operation at a time work on a volume.
