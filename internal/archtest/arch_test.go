@@ -28,6 +28,7 @@ var rooms = map[string][]string{
 	"pkg/template/":         {"pkg/diskfs", "pkg/pool", "pkg/linux/"},
 	"pkg/pool/":             {"pkg/linux/"},
 	"pkg/vmformat/":         {"pkg/diskfs", "pkg/linux/"},
+	"pkg/growfs/":           {"pkg/diskfs", "pkg/linux/"},
 	"pkg/diskfs/":           {},
 	"pkg/linux/":            {},
 	"hack/":                 {"pkg/"},
@@ -40,7 +41,7 @@ var outside = map[string][]string{
 	"github.com/container-storage-interface/spec/": {"pkg/driver/", "hack/demo/"},
 	"google.golang.org/grpc":                       {"pkg/driver/", "hack/demo/"},
 	"github.com/prometheus/":                       {"pkg/driver/", "cmd/csi-disktemplate/"},
-	"os/exec":                                      {"pkg/vmformat/", "pkg/linux/cage/", "pkg/pool/", "hack/", "internal/"},
+	"os/exec":                                      {"pkg/vmformat/", "pkg/growfs/", "pkg/linux/cage/", "pkg/pool/", "hack/", "internal/"},
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv": {},
 }
 

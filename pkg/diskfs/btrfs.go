@@ -127,6 +127,7 @@ func parseBtrfs(b []byte, off int64) (btrfsSuper, error) {
 		UUID:      uuid.UUID(b[btrfsFSID : btrfsFSID+16]),
 		Label:     cString(b[btrfsLabel : btrfsLabel+btrfsLabelSize]),
 		Size:      int64(le.Uint64(b[btrfsTotalBytes:])),
+		Slack:     blockSize,
 		BlockSize: blockSize,
 	}
 	return s, nil

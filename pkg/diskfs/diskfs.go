@@ -66,9 +66,14 @@ type Filesystem struct {
 	// filesystem writes nothing to the device.
 	ROMountData []string
 
+	// Grower is the program that grows the filesystem while it is not mounted, for
+	// those that cannot everywhere grow while they are; empty for the others.
+	Grower string
+
 	options     []option
 	mkfs        func(opts map[string]string) []string // everything but label and device
 	check       []string                              // everything but the device
+	repair      []string                              // likewise: what Grower wants done before
 	conflict    func(opts map[string]string) error    // options that are valid, but not together; may be nil
 	identify    func(r io.ReaderAt) (Superblock, error)
 	verify      func(r io.ReaderAt, size int64) (Superblock, error)
@@ -83,8 +88,12 @@ type Superblock struct {
 	UUID      uuid.UUID
 	Label     string
 	Size      int64 // bytes the filesystem covers
+	Slack     int64 // bytes at the end that it may leave unused: fewer than so many
 	BlockSize int   // bytes
 }
+
+// Short reports whether the filesystem could grow on a device of size bytes.
+func (sb Superblock) Short(size int64) bool { return size-sb.Size >= sb.Slack }
 
 // Lookup finds a filesystem by name, or returns [ErrUnknown].
 func Lookup(name string) (*Filesystem, error) {
@@ -224,6 +233,20 @@ func (fs *Filesystem) CheckArgs(dev string) []string {
 	}
 	return append(slices.Clone(fs.check), dev)
 }
+
+// RepairArgs are the arguments of the checking program, without its name, that
+// make dev, unmounted, ready for [Filesystem.GrowArgs]: the journal is replayed,
+// and what can be mended without a doubt is. nil if there is no Grower.
+func (fs *Filesystem) RepairArgs(dev string) []string {
+	if fs.Grower == "" {
+		return nil
+	}
+	return append(slices.Clone(fs.repair), dev)
+}
+
+// GrowArgs are the arguments of Grower, without its name, that make the
+// filesystem on dev, unmounted, as large as dev.
+func (fs *Filesystem) GrowArgs(dev string) []string { return []string{dev} }
 
 // Verify reads every superblock of an image of size bytes, and returns what the
 // primary says. It returns [ErrCorrupt] unless magic, checksum, geometry and

@@ -38,6 +38,8 @@ var ext4 = Filesystem{
 	},
 	mkfs:        ext4Mkfs,
 	check:       []string{"-fn"},
+	Grower:      "resize2fs",
+	repair:      []string{"-fp"},
 	conflict:    ext4Conflict,
 	identify:    func(r io.ReaderAt) (Superblock, error) { sb, err := readExt4(r); return sb.Superblock, err },
 	verify:      verifyExt4,
@@ -186,6 +188,7 @@ func parseExt4(b []byte) (ext4Super, error) {
 		UUID:      uuid.UUID(b[ext4UUID : ext4UUID+16]),
 		Label:     cString(b[ext4Label : ext4Label+16]),
 		Size:      s.blocks * blockSize,
+		Slack:     s.maxSlack(),
 		BlockSize: blockSize,
 	}
 	return s, nil
@@ -253,8 +256,8 @@ func verifyExt4(r io.ReaderAt, size int64) (Superblock, error) {
 	if err != nil {
 		return Superblock{}, err
 	}
-	if slack := s.maxSlack(); s.Size > size || size-s.Size >= slack {
-		return Superblock{}, corrupt("the filesystem covers %d bytes, want at most %d and more than %d", s.Size, size, size-slack)
+	if s.Size > size || s.Short(size) {
+		return Superblock{}, corrupt("the filesystem covers %d bytes, want at most %d and more than %d", s.Size, size, size-s.Slack)
 	}
 	if !s.seedKnown {
 		return Superblock{}, corrupt("no metadata_csum_seed: clones could not get an identity of their own")

@@ -129,6 +129,7 @@ func parseXFS(b []byte) (xfsSuper, error) {
 	s.Superblock = Superblock{
 		UUID:      uuid.UUID(b[xfsUUID : xfsUUID+16]),
 		Label:     cString(b[xfsLabel : xfsLabel+12]),
+		Slack:     xfsSlack,
 		BlockSize: blockSize,
 	}
 	if err := s.checkGeometry(be.Uint64(b[xfsDBlocks:])); err != nil {
@@ -181,7 +182,7 @@ func verifyXFS(r io.ReaderAt, size int64) (Superblock, error) {
 	if err != nil {
 		return Superblock{}, err
 	}
-	if s.Size > size || size-s.Size >= xfsSlack {
+	if s.Size > size || s.Short(size) {
 		return Superblock{}, corrupt("the filesystem covers %d bytes, want at most %d and more than %d", s.Size, size, size-xfsSlack)
 	}
 	if s.raw[xfsInProgress] != 0 {

@@ -14,6 +14,7 @@
 //
 //	templates/   one image per key, mode 0400, its record in user.disktemplate
 //	volumes/     one image per volume, its record in trusted.disktemplate
+//	snapshots/   one image per snapshot, likewise
 //	locks/       one lockfile per template key; never deleted, see [Pool.Lock]
 //	cache/       what can be made again: the unpacked kernel
 //

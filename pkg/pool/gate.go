@@ -101,47 +101,69 @@ func tryReflink(dir string) error {
 	return nil
 }
 
-// tryClone clones a block between the two directories that hold images: on
-// btrfs they must agree on copy-on-write.
+// tryClone clones a block from the directory of templates into the others that
+// hold images: on btrfs they must agree on copy-on-write.
 func (p *Pool) tryClone() error {
 	src, err := p.NewTemplate()
 	if err != nil {
 		return err
 	}
 	defer src.Close()
-	dst, err := p.NewVolume()
+	if _, err := src.Write(make([]byte, os.Getpagesize())); err != nil {
+		return full(err)
+	}
+	for _, dir := range imageDirs[1:] {
+		if err := p.tryCloneInto(dir, src); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *Pool) tryCloneInto(dir string, src *os.File) error {
+	dst, err := p.newImage(dir)
 	if err != nil {
 		return err
 	}
 	defer dst.Close()
-	if _, err := src.Write(make([]byte, os.Getpagesize())); err != nil {
-		return full(err)
-	}
 	if err := reflink.Clone(dst, src); err != nil {
 		if marked := full(err); errors.Is(marked, ErrFull) {
 			return marked
 		}
 		return fmt.Errorf("%w: a trial clone from %s to %s in %s failed: %w; on btrfs both must agree on chattr +C: "+
-			"move their files away, run `chattr +C` on both, and start again", ErrUnusable, templatesDir, volumesDir, p.root, err)
+			"move their files away, run `chattr +C` on both, and start again", ErrUnusable, templatesDir, dir, p.root, err)
 	}
 	return nil
 }
 
-// setNoCOW marks the image directories on btrfs, while all of them are empty:
-// afterwards the flag would hold for new files only, which could then not
-// share extents with the old.
+// setNoCOW makes the image directories agree on btrfs. The flag holds for files
+// made afterwards only, which cannot share extents with those made before: it is
+// set while all of them are empty, and a directory that came later follows those
+// that have images.
 func (p *Pool) setNoCOW() error {
 	if p.id.magic != unix.BTRFS_SUPER_MAGIC {
 		return nil
 	}
-	for _, dir := range []string{templatesDir, volumesDir} {
-		if names, err := p.names(dir); err != nil || len(names) > 0 {
+	nocow := true
+	var empty []string
+	for _, dir := range imageDirs {
+		names, err := p.names(dir)
+		if err != nil {
+			return err
+		}
+		path := filepath.Join(p.root, dir)
+		if len(names) == 0 {
+			empty = append(empty, path)
+		} else if nocow, err = hasFlag(path, nocowFlag); err != nil {
 			return err
 		}
 	}
-	for _, dir := range []string{templatesDir, volumesDir} {
-		if err := addFlag(filepath.Join(p.root, dir), nocowFlag); err != nil {
-			return fmt.Errorf("chattr +C %s: %w", dir, err)
+	if !nocow {
+		return nil
+	}
+	for _, path := range empty {
+		if err := addFlag(path, nocowFlag); err != nil {
+			return fmt.Errorf("chattr +C %s: %w", path, err)
 		}
 	}
 	return nil
@@ -149,6 +171,17 @@ func (p *Pool) setNoCOW() error {
 
 // nocowFlag is FS_NOCOW_FL of <linux/fs.h>.
 const nocowFlag = 0x00800000
+
+// hasFlag looks at an inode flag; FS_IOC_GETFLAGS in ioctl_iflags(2).
+func hasFlag(path string, flag int) (bool, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	return flags&flag != 0, err
+}
 
 // addFlag sets an inode flag; FS_IOC_SETFLAGS in ioctl_iflags(2).
 func addFlag(path string, flag int) error {

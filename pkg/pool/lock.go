@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
+	"golang.org/x/sys/unix"
 )
 
 // ErrLocked means that another process holds the lock and did not let go in time.
@@ -61,6 +62,22 @@ func (p *Pool) TryLock(name string) (*Lock, error) {
 
 // Unlock releases the lock.
 func (l *Lock) Unlock() error { return l.f.Close() }
+
+// LockImage takes the exclusive flock(2) of an open image, waiting for others
+// that opened it for themselves. It goes with f, or with unlock.
+func LockImage(f *os.File) (unlock func() error, err error) {
+	flock := func(how int) error {
+		for {
+			if err := unix.Flock(int(f.Fd()), how); err != unix.EINTR {
+				return err
+			}
+		}
+	}
+	if err := flock(unix.LOCK_EX); err != nil {
+		return nil, &os.PathError{Op: "flock", Path: f.Name(), Err: err}
+	}
+	return func() error { return flock(unix.LOCK_UN) }, nil
+}
 
 // LockHolders describes who holds the lock of the given name, for a message.
 func (p *Pool) LockHolders(name string) string {

@@ -133,7 +133,7 @@ func openLoopbackImage(dir string, size int64) (*os.File, error) {
 		f.Close()
 		return nil, full(err)
 	}
-	if err := errors.Join(f.Sync(), tmpfile.Link(f, path), tmpfile.SyncDir(dir)); err != nil {
+	if err := tmpfile.Publish(f, path); err != nil {
 		f.Close()
 		return nil, full(err)
 	}

@@ -46,11 +46,16 @@ type Pool struct {
 const (
 	templatesDir = "templates"
 	volumesDir   = "volumes"
+	snapshotsDir = "snapshots"
 	locksDir     = "locks"
 	cacheDir     = "cache"
 )
 
-var subdirs = []string{templatesDir, volumesDir, locksDir, cacheDir}
+var (
+	// imageDirs hold images, which share extents with each other.
+	imageDirs = []string{templatesDir, volumesDir, snapshotsDir}
+	subdirs   = append([]string{locksDir, cacheDir}, imageDirs...)
+)
 
 // Open checks that the directory can be a pool and lays it out.
 func Open(ctx context.Context, c Config) (*Pool, error) {
@@ -110,9 +115,13 @@ func OpenExisting(dir string) (*Pool, error) {
 	return nil, fmt.Errorf("%w: there is no pool in %q; give --pool the directory that the plugin was given", ErrUnusable, dir)
 }
 
-// isPool reports whether a directory has all that layOut makes, as it makes it.
+// isPool reports whether a directory has what layOut makes, as it makes it. A
+// pool that an older version laid out has no snapshots yet.
 func isPool(root string) bool {
 	for _, name := range subdirs {
+		if name == snapshotsDir {
+			continue
+		}
 		fi, err := os.Lstat(filepath.Join(root, name))
 		if err != nil || fi.Mode() != os.ModeDir|0o700 || int(fi.Sys().(*syscall.Stat_t).Uid) != os.Geteuid() {
 			return false
@@ -214,6 +223,9 @@ func (p *Pool) Template(key string) string { return filepath.Join(p.root, templa
 // Volume is the path of the image of the volume with the given name.
 func (p *Pool) Volume(name string) string { return filepath.Join(p.root, volumesDir, name) }
 
+// Snapshot is the path of the image of the snapshot with the given name.
+func (p *Pool) Snapshot(name string) string { return filepath.Join(p.root, snapshotsDir, name) }
+
 // CacheDir is for what can be made again.
 func (p *Pool) CacheDir() string { return filepath.Join(p.root, cacheDir) }
 
@@ -222,6 +234,9 @@ func (p *Pool) Templates() ([]string, error) { return p.names(templatesDir) }
 
 // Volumes lists the names of the volumes there are, in order.
 func (p *Pool) Volumes() ([]string, error) { return p.names(volumesDir) }
+
+// Snapshots lists the names of the snapshots there are, in order.
+func (p *Pool) Snapshots() ([]string, error) { return p.names(snapshotsDir) }
 
 func (p *Pool) names(dir string) ([]string, error) {
 	entries, err := os.ReadDir(filepath.Join(p.root, dir))
@@ -241,6 +256,9 @@ func (p *Pool) NewTemplate() (*os.File, error) { return p.newImage(templatesDir)
 
 // NewVolume opens an unnamed file that can become a volume, likewise.
 func (p *Pool) NewVolume() (*os.File, error) { return p.newImage(volumesDir) }
+
+// NewSnapshot opens an unnamed file that can become a snapshot, likewise.
+func (p *Pool) NewSnapshot() (*os.File, error) { return p.newImage(snapshotsDir) }
 
 func (p *Pool) newImage(dir string) (*os.File, error) {
 	f, err := tmpfile.Create(filepath.Join(p.root, dir), 0o600)
@@ -286,6 +304,15 @@ func (p *Pool) Space() (Space, error) {
 		Total:     int64(st.Blocks) * int64(st.Bsize),
 		Available: int64(st.Bavail) * int64(st.Bsize),
 	}, nil
+}
+
+// Sync commits what the pool's filesystem has in hand. On btrfs that also frees
+// what was deleted a moment ago; syncfs(2).
+func (p *Pool) Sync() error {
+	if err := unix.Syncfs(int(p.dir.Fd())); err != nil {
+		return fmt.Errorf("syncfs %s: %w", p.root, err)
+	}
+	return nil
 }
 
 // Close lets go of the pool. It stays as it is, mounted if it was.

@@ -18,7 +18,10 @@ type Attr string
 // The attributes. See the package's comment for why they differ.
 const (
 	TemplateAttr Attr = "user.disktemplate"
-	VolumeAttr   Attr = "trusted.disktemplate"
+	VolumeAttr   Attr = "trusted.disktemplate" // of snapshots too
+	// FrozenAttr marks a volume whose filesystem its plugin has frozen. A plugin
+	// that finds it at its start has died meanwhile, and thaws.
+	FrozenAttr Attr = "trusted.disktemplate.frozen"
 )
 
 // ErrNoRecord means that an image has no record, or none that can be read.
@@ -36,6 +39,14 @@ func SetRecord(f *os.File, attr Attr, v any) error {
 	}
 	if err := unix.Fsetxattr(int(f.Fd()), string(attr), b, 0); err != nil {
 		return full(&os.PathError{Op: "fsetxattr " + string(attr), Path: f.Name(), Err: err})
+	}
+	return nil
+}
+
+// RemoveRecord takes an attribute away. One that is not there is fine.
+func RemoveRecord(f *os.File, attr Attr) error {
+	if err := unix.Fremovexattr(int(f.Fd()), string(attr)); err != nil && err != unix.ENODATA {
+		return &os.PathError{Op: "fremovexattr " + string(attr), Path: f.Name(), Err: err}
 	}
 	return nil
 }

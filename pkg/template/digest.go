@@ -8,16 +8,10 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"io"
 	"os"
-	"syscall"
-)
 
-// whence values of lseek(2) that package io does not name.
-const (
-	seekData = 3
-	seekHole = 4
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
 )
 
 const digestBlock = 4096
@@ -31,21 +25,12 @@ func digest(f *os.File) (string, error) {
 	zero := make([]byte, digestBlock)
 	buf := make([]byte, 256*digestBlock)
 	var at [8]byte
-	for pos := int64(0); ; {
-		start, err := f.Seek(pos, seekData)
-		if errors.Is(err, syscall.ENXIO) { // no data after pos
-			return hex.EncodeToString(h.Sum(nil)), nil
-		}
+	for e, err := range sparse.Data(f) {
 		if err != nil {
 			return "", err
 		}
-		end, err := f.Seek(start, seekHole)
-		if err != nil {
-			return "", err
-		}
-		start -= start % digestBlock
-		for pos = start; pos < end; {
-			n, err := f.ReadAt(buf[:min(int64(len(buf)), end-pos)], pos)
+		for pos := e.Start - e.Start%digestBlock; pos < e.End; {
+			n, err := f.ReadAt(buf[:min(int64(len(buf)), e.End-pos)], pos)
 			if err != nil && err != io.EOF {
 				return "", err
 			}
@@ -63,6 +48,6 @@ func digest(f *os.File) (string, error) {
 				pos += int64(len(block))
 			}
 		}
-		pos = end
 	}
+	return hex.EncodeToString(h.Sum(nil)), nil
 }

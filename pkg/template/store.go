@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -227,16 +226,10 @@ func (s *Store) format(key string, spec diskfs.Spec, start time.Time) error {
 // key was looked up under it, so what still stands there is corrupt.
 func (s *Store) publish(f *os.File, key string) error {
 	path := s.cfg.Pool.Template(key)
-	if err := f.Sync(); err != nil {
-		return pool.Full(err)
-	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("%s is in the way of a template: %w; move it away", path, err)
 	}
-	if err := tmpfile.Link(f, path); err != nil {
-		return pool.Full(err)
-	}
-	return pool.Full(tmpfile.SyncDir(filepath.Dir(path)))
+	return pool.Full(tmpfile.Publish(f, path))
 }
 
 // Lookup opens and verifies the template of a key. It is [os.ErrNotExist] if

@@ -173,21 +173,12 @@ func hostKHz() int {
 
 // cageSpec gives QEMU its own files and libraries and nothing else.
 func (m *machine) cageSpec() cage.Spec {
-	s := cage.Spec{
-		UID: m.uid, GID: m.gid,
-		Binds:    map[string]string{"/usr": "/usr", cagedKernel: m.vmlinux},
-		Symlinks: map[string]string{},
-		Files:    map[string][]byte{cagedInitrd: m.initrd},
-	}
+	s := cage.System()
+	s.UID, s.GID = m.uid, m.gid
+	s.Binds[cagedKernel] = m.vmlinux
+	s.Files[cagedInitrd] = m.initrd
 	if m.accel == AccelKVM {
 		s.Devices = append(s.Devices, kvm.Device)
-	}
-	for _, dir := range []string{"/lib", "/lib64", "/lib32", "/bin", "/sbin", "/etc/ld.so.cache"} {
-		if target, err := os.Readlink(dir); err == nil {
-			s.Symlinks[dir] = target
-		} else if _, err := os.Stat(dir); err == nil {
-			s.Binds[dir] = dir
-		}
 	}
 	if !strings.HasPrefix(m.qemu, "/usr/") {
 		// Its firmware lies beside it: /opt/qemu/bin/… needs /opt/qemu/share.

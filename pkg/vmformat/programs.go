@@ -12,27 +12,20 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/cage"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
 )
 
-// toolDirs are searched after PATH: mkfs lives in sbin, which an ordinary
-// user's PATH lacks.
-var toolDirs = []string{"/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"}
+// toolDirs are searched after PATH.
+var toolDirs = cage.ProgramDirs
 
-// findTool locates a program: the first regular non-empty file of that name,
-// symbolic links resolved.
+// findTool locates a program, or is [ErrUnavailable].
 func findTool(name, pkg string) (string, error) {
-	dirs := append(filepath.SplitList(os.Getenv("PATH")), toolDirs...)
-	for _, dir := range dirs {
-		p, err := filepath.EvalSymlinks(filepath.Join(dir, name))
-		if err != nil {
-			continue
-		}
-		if fi, err := os.Stat(p); err == nil && fi.Mode().IsRegular() && fi.Size() > 0 {
-			return p, nil
-		}
+	p, err := cage.FindProgram(name, pkg, toolDirs)
+	if err != nil {
+		return "", fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	return "", fmt.Errorf("%w: %s is in none of %s; install the package %s", ErrUnavailable, name, strings.Join(dirs, ":"), pkg)
+	return p, nil
 }
 
 // programFiles returns the loader and the libraries that an ELF program needs,

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -127,6 +128,41 @@ func (d *Device) Backs(f *os.File) (bool, error) {
 	return inode{status.Device, status.Inode} == want, nil
 }
 
+// ReadOnly reports whether the device refuses writes.
+func (d *Device) ReadOnly() (bool, error) {
+	status, err := d.status()
+	return err == nil && status.Flags&unix.LO_FLAGS_READ_ONLY != 0, err
+}
+
+// Name is what [Options].Name was, cut at 63 bytes.
+func (d *Device) Name() (string, error) {
+	status, err := d.status()
+	if err != nil {
+		return "", err
+	}
+	return unix.ByteSliceToString(status.File_name[:]), nil
+}
+
+// UpdateSize makes the device as large as its file is now.
+//
+// "LOOP_SET_CAPACITY: Resize a live loop device. One can change the size of the
+// underlying backing store and then use this operation so that the loop driver
+// learns about the new size." loop(4)
+func (d *Device) UpdateSize() error {
+	err := sys.On(d.file, func(fd int) error {
+		_, err := unix.IoctlRetInt(fd, unix.LOOP_SET_CAPACITY)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("LOOP_SET_CAPACITY %s: %w", d.Path(), err)
+	}
+	return nil
+}
+
+// Sync writes what is dirty in the device's own page cache, where somebody used
+// it without a filesystem.
+func (d *Device) Sync() error { return d.file.Sync() }
+
 // inode as LOOP_GET_STATUS64 has it. The kernel takes it with the same getattr
 // as fstat(2): on btrfs st_dev is the subvolume's own, not what /proc/self/mountinfo
 // or the superblock have.
@@ -219,6 +255,43 @@ func attached(index int) bool {
 }
 
 func pathOf(index int) string { return "/dev/loop" + strconv.Itoa(index) }
+
+// NodeIndex returns the number of the loop device that f is a node of. f may be
+// open with O_PATH.
+func NodeIndex(f *os.File) (int, bool) {
+	var st unix.Stat_t
+	if err := sys.On(f, func(fd int) error { return unix.Fstat(fd, &st) }); err != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return 0, false
+	}
+	// The minor number is not the index where the module has max_part set.
+	rdev := uint64(st.Rdev)
+	link, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(rdev), unix.Minor(rdev)))
+	if err != nil {
+		return 0, false
+	}
+	return IndexOf("/dev/" + filepath.Base(link))
+}
+
+// Direct reports whether a device does direct I/O, as it did when it was attached
+// here: the kernel drops it, without a word, when the file no longer allows it.
+func Direct(index int) (bool, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/sys/block/loop%d/loop/dio", index))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, fmt.Errorf("%w: %s", ErrNotAttached, pathOf(index))
+	}
+	return strings.TrimSpace(string(b)) == "1", err
+}
+
+// BackingFile is where the kernel says that a device's file is: the name it had
+// when it was attached, and " (deleted)" behind it when that is gone. For people,
+// and where the file itself is gone.
+func BackingFile(index int) (string, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/sys/block/loop%d/loop/backing_file", index))
+	if errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("%w: %s", ErrNotAttached, pathOf(index))
+	}
+	return strings.TrimSuffix(string(b), "\n"), err
+}
 
 // IndexOf is the number in a loop device's path: 7 of /dev/loop7. A partition
 // is not a loop device.

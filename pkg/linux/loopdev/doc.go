@@ -15,8 +15,9 @@
 // Caveats: an autoclear device detaches when the last descriptor, mount or
 // holder of it goes, so an open [Device], or a running Find, delays that; look
 // at /sys/block/loopN/loop before relying on it. Any process may attach to any
-// free device at any time. Devices are never removed, as LOOP_CTL_REMOVE takes
-// 44 ms, but used again.
+// free device at any time. Devices are used again and not removed, as
+// LOOP_CTL_REMOVE takes 44 ms, but for those that refuse discards, which nothing
+// can make allow them again.
 //
 // In a container /dev must be the host's devtmpfs, or new devices do not appear.
 //

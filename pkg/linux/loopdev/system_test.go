@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -471,6 +472,66 @@ func BenchmarkFind(b *testing.B) {
 	for b.Loop() {
 		if found, err := Find(files[0]); len(found) != 1 || err != nil {
 			b.Fatal(found, err)
+		}
+	}
+}
+
+// TestNoDiscard: the kernel never lets a device discard again that once refused,
+// so that nobody else must get it.
+func TestNoDiscard(t *testing.T) {
+	dir := testenv.XFS.Pool(t)
+	path := filepath.Join(dir, "file")
+	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, 8<<20)); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, ok := NodeIndex(f); ok {
+		t.Error("a regular file is a node")
+	}
+	for range 2 {
+		d, err := new(Allocator).Attach(f, Options{NoDiscard: true, Name: "of-the-test"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if refuses, err := d.refusesDiscard(); err != nil || !refuses {
+			t.Errorf("discards are not refused: %v", err)
+		}
+		if out, err := exec.Command("blkdiscard", "--force", d.Path()).CombinedOutput(); err == nil || !strings.Contains(string(out), "not supported") {
+			t.Errorf("blkdiscard: %v %s", err, out)
+		}
+		if name, err := d.Name(); err != nil || name != "of-the-test" {
+			t.Errorf("name %q: %v", name, err)
+		}
+		if file, err := BackingFile(d.Index()); err != nil || file != path {
+			t.Errorf("backing file %q: %v", file, err)
+		}
+		if direct, err := Direct(d.Index()); err != nil || !direct {
+			t.Errorf("direct %v: %v", direct, err)
+		}
+		if index, ok := NodeIndex(d.File()); !ok || index != d.Index() {
+			t.Errorf("its node is of %d: %v", index, ok)
+		}
+		if err := Remove(d.Index()); err != nil {
+			t.Errorf("removing a device in use: %v", err)
+		}
+		if err := d.Detach(); err != nil {
+			t.Error(err)
+		}
+		// The next to attach meets what was left, and passes over it.
+		again, err := attachIfFree(d.Index(), f, Options{})
+		if !errors.Is(err, errTaken) {
+			t.Errorf("a device that refuses discards was used again: %v", err)
+			again.Detach()
+		}
+		if _, err := os.Stat(d.Path()); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the device is still there: %v", err)
+		}
+		if err := Remove(d.Index()); err != nil {
+			t.Errorf("removing it again: %v", err)
 		}
 	}
 }

@@ -168,6 +168,18 @@ func Clone(f *os.File) (*Detached, error) {
 // It belongs to d.
 func (d *Detached) File() *os.File { return d.root }
 
+// Open opens a mount's root for reading, for ioctls on its filesystem. f is the
+// root, open with O_PATH.
+func Open(f *os.File) (*os.File, error) {
+	root, err := sys.OpenAt(f.Name(), f, func(fd int) (int, error) {
+		return unix.Openat(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	})
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: f.Name(), Err: err}
+	}
+	return root, nil
+}
+
 // SetAttr adds attributes to a mount, and takes none away.
 //
 // "The mount_setattr() system call changes the mount properties of a mount [...]

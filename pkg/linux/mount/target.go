@@ -66,10 +66,24 @@ func openat2(root *os.File, rel string, flags int) (*os.File, error) {
 // [OpenTarget]. It creates the last component only, with perm less the umask; a
 // directory that exists stays as it is.
 func MkdirTarget(root *os.File, rel string, perm os.FileMode) (*os.File, error) {
+	return makeTarget(root, rel, unix.O_DIRECTORY, "mkdirat", func(parent int, name string) error {
+		return unix.Mkdirat(parent, name, uint32(perm.Perm()))
+	})
+}
+
+// MkfileTarget makes sure that rel is a file below root, for another file to be
+// mounted on, like [MkdirTarget].
+func MkfileTarget(root *os.File, rel string, perm os.FileMode) (*os.File, error) {
+	return makeTarget(root, rel, 0, "mknodat", func(parent int, name string) error {
+		return unix.Mknodat(parent, name, unix.S_IFREG|uint32(perm.Perm()), 0)
+	})
+}
+
+func makeTarget(root *os.File, rel string, flags int, op string, create func(parent int, name string) error) (*os.File, error) {
 	// Without links a path means what it says, so it may be judged as text, and
-	// mkdirat gets a plain name.
+	// the call gets a plain name.
 	if !filepath.IsLocal(rel) {
-		return nil, fmt.Errorf("%w: mkdir %s below %s", ErrEscapes, rel, root.Name())
+		return nil, fmt.Errorf("%w: %s %s below %s", ErrEscapes, op, rel, root.Name())
 	}
 	rel = filepath.Clean(rel)
 	parent, err := OpenTarget(root, filepath.Dir(rel), unix.O_DIRECTORY)
@@ -78,23 +92,45 @@ func MkdirTarget(root *os.File, rel string, perm os.FileMode) (*os.File, error) 
 	}
 	defer parent.Close()
 	name := filepath.Base(rel)
-	err = sys.On(parent, func(fd int) error { return unix.Mkdirat(fd, name, uint32(perm.Perm())) })
+	err = sys.On(parent, func(fd int) error { return create(fd, name) })
 	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return nil, &os.PathError{Op: "mkdirat", Path: filepath.Join(root.Name(), rel), Err: err}
+		return nil, &os.PathError{Op: op, Path: filepath.Join(root.Name(), rel), Err: err}
 	}
-	return OpenTarget(parent, name, unix.O_DIRECTORY)
+	return OpenTarget(parent, name, flags)
 }
 
 // RmdirTarget removes an empty directory below root, found as [OpenTarget] does.
 func RmdirTarget(root *os.File, rel string) error {
+	return removeTarget(root, rel, "rmdir", unix.AT_REMOVEDIR)
+}
+
+// RmfileTarget removes an empty regular file below root, found as [OpenTarget]
+// does. Anything else is [os.ErrExist] and stays.
+func RmfileTarget(root *os.File, rel string) error {
+	f, err := OpenTarget(root, rel, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := sys.On(f, func(fd int) error { return unix.Fstat(fd, &st) }); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size > 0 {
+		return fmt.Errorf("%s is not an empty file: %w; it is none of ours", f.Name(), os.ErrExist)
+	}
+	return removeTarget(root, rel, "unlink", 0)
+}
+
+func removeTarget(root *os.File, rel, op string, flags int) error {
 	parent, err := OpenTarget(root, filepath.Dir(rel), unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
 	defer parent.Close()
-	err = sys.On(parent, func(fd int) error { return unix.Unlinkat(fd, filepath.Base(rel), unix.AT_REMOVEDIR) })
+	err = sys.On(parent, func(fd int) error { return unix.Unlinkat(fd, filepath.Base(rel), flags) })
 	if err != nil {
-		return &os.PathError{Op: "rmdir", Path: filepath.Join(root.Name(), rel), Err: err}
+		return &os.PathError{Op: op, Path: filepath.Join(root.Name(), rel), Err: err}
 	}
 	return nil
 }

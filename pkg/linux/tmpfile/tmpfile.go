@@ -6,8 +6,8 @@
 // A file from [Create] vanishes with its last descriptor, however the process
 // ends. [Link] gives it its name at once and never replaces an existing file.
 //
-// Caveat: neither makes anything durable. For a name that survives a power cut
-// sync the file, link it, then [SyncDir] its directory, in this order.
+// Caveat: neither makes anything durable. [Publish] does: after it, file and name
+// survive a power cut.
 //
 // Sources: O_TMPFILE in open(2), AT_SYMLINK_FOLLOW with /proc/self/fd in
 // linkat(2), fsync(2).
@@ -43,6 +43,26 @@ func Link(f *os.File, path string) error {
 		return &os.LinkError{Op: "linkat", Old: f.Name(), New: path, Err: err}
 	}
 	return nil
+}
+
+// Publish names f like [Link], and makes file and name durable. After an error
+// the name may be there or not.
+//
+// The file is synced twice. Before: so that what has a name is whole, where the
+// filesystem orders the name behind the data (xfs). After: because btrfs logs
+// nothing of an inode without a name (btrfs_log_inode_parent in
+// fs/btrfs/tree-log.c), and would log one that only got its name as empty.
+func Publish(f *os.File, path string) error {
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := Link(f, path); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return SyncDir(filepath.Dir(path))
 }
 
 // SyncDir makes the names in dir durable.

@@ -1,0 +1,62 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package fsctl
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
+)
+
+// ErrFrozen means that somebody else has frozen the filesystem.
+var ErrFrozen = errors.New("the filesystem is frozen already")
+
+const (
+	fiFreeze = 0xc0045877 // _IOWR('X', 119, int), linux/fs.h
+	fiThaw   = 0xc0045878 // _IOWR('X', 120, int)
+)
+
+// Sync writes all that is dirty in f's filesystem.
+//
+// "syncfs() is like sync(), but synchronizes just the filesystem containing file
+// referred to by the open file descriptor fd." syncfs(2)
+func Sync(f *os.File) error {
+	if err := sys.On(f, unix.Syncfs); err != nil {
+		return fmt.Errorf("syncfs %s: %w", f.Name(), err)
+	}
+	return nil
+}
+
+// Freeze writes everything and makes all further writers wait, until [Thaw]. It
+// is [ErrFrozen] if the filesystem is frozen already.
+func Freeze(f *os.File) error {
+	err := ioctl(f, fiFreeze)
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("%w: FIFREEZE %s: %w", ErrFrozen, f.Name(), err)
+	}
+	if err != nil {
+		return fmt.Errorf("FIFREEZE %s: %w", f.Name(), err)
+	}
+	return nil
+}
+
+// Thaw lets writers go on. On a filesystem that is not frozen it does nothing.
+func Thaw(f *os.File) error {
+	err := ioctl(f, fiThaw)
+	if errors.Is(err, unix.EINVAL) { // thaw_super: it is not frozen
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("FITHAW %s: %w", f.Name(), err)
+	}
+	return nil
+}
+
+func ioctl(f *os.File, request uint) error {
+	return sys.On(f, func(fd int) error { return unix.IoctlSetInt(fd, request, 0) })
+}

@@ -1,0 +1,130 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package fsctl
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
+)
+
+// ErrNotPermitted means that this process may not grow the filesystem while it
+// is mounted.
+var ErrNotPermitted = errors.New("growing a mounted filesystem is not permitted here")
+
+const (
+	btrfsIocResize     = 0x50009403 // _IOW(BTRFS_IOCTL_MAGIC, 3, struct btrfs_ioctl_vol_args)
+	xfsIocFSGeometryV1 = 0x80705864 // _IOR('X', 100, struct xfs_fsop_geom_v1)
+	xfsIocFSGrowFSData = 0x4010586e // _IOW('X', 110, struct xfs_growfs_data)
+	ext4IocResizeFS    = 0x40086610 // _IOW('f', 16, __u64)
+)
+
+// MayGrow tells in advance whether [Grow] would be [ErrNotPermitted] on a
+// filesystem of the type that mount(2) calls so.
+//
+// ext4_resize_begin in fs/ext4/resize.c: "If we are not using the primary
+// superblock/GDT copy don't resize"; and first of all: if
+// (!capable(CAP_SYS_RESOURCE)) return -EPERM.
+func MayGrow(fsType string) error {
+	if fsType != "ext4" {
+		return nil
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return fmt.Errorf("capget: %w", err)
+	}
+	if data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) == 0 {
+		return fmt.Errorf("%w: ext4 needs CAP_SYS_RESOURCE for that", ErrNotPermitted)
+	}
+	return nil
+}
+
+// Grow makes f's filesystem as large as its device, size bytes. The device has
+// that size already. A filesystem that is no smaller stays as it is.
+//
+// Errors: [ErrNotPermitted], [errors.ErrUnsupported] for a filesystem that is
+// not btrfs, ext4 or xfs, or the kernel's.
+func Grow(f *os.File, size int64) error {
+	var st unix.Statfs_t
+	if err := sys.On(f, func(fd int) error { return unix.Fstatfs(fd, &st) }); err != nil {
+		return fmt.Errorf("fstatfs %s: %w", f.Name(), err)
+	}
+	switch int64(st.Type) {
+	case unix.BTRFS_SUPER_MAGIC:
+		return growBtrfs(f)
+	case unix.EXT4_SUPER_MAGIC:
+		return growExt4(f, size/int64(st.Bsize))
+	case unix.XFS_SUPER_MAGIC:
+		return growXFS(f, size)
+	}
+	return fmt.Errorf("grow %s: %w: f_type %#x", f.Name(), errors.ErrUnsupported, st.Type)
+}
+
+// growBtrfs: "max" is the size of the device, btrfs-filesystem(8), resize.
+func growBtrfs(f *os.File) error {
+	args := struct {
+		fd   int64
+		name [4088]byte
+	}{}
+	copy(args.name[:], "1:max")
+	if err := ioctlPtr(f, btrfsIocResize, unsafe.Pointer(&args)); err != nil {
+		return fmt.Errorf("BTRFS_IOC_RESIZE %s: %w", f.Name(), err)
+	}
+	return nil
+}
+
+func growExt4(f *os.File, blocks int64) error {
+	count := uint64(blocks)
+	err := ioctlPtr(f, ext4IocResizeFS, unsafe.Pointer(&count))
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("%w: EXT4_IOC_RESIZE_FS %s: %w", ErrNotPermitted, f.Name(), err)
+	}
+	if err != nil {
+		return fmt.Errorf("EXT4_IOC_RESIZE_FS %s: %w", f.Name(), err)
+	}
+	return nil
+}
+
+// xfsGeometry is struct xfs_fsop_geom_v1.
+type xfsGeometry struct {
+	blockSize, rtExtSize, agBlocks, agCount   uint32
+	logBlocks, sectSize, inodeSize, inodeMaxP uint32
+	dataBlocks                                uint64
+	_                                         [64]byte
+}
+
+// growXFS keeps imaxpct, which the call would set as well.
+func growXFS(f *os.File, size int64) error {
+	var g xfsGeometry
+	if err := ioctlPtr(f, xfsIocFSGeometryV1, unsafe.Pointer(&g)); err != nil {
+		return fmt.Errorf("XFS_IOC_FSGEOMETRY_V1 %s: %w", f.Name(), err)
+	}
+	grow := struct {
+		newBlocks uint64
+		imaxPct   uint32
+		_         uint32
+	}{newBlocks: uint64(size) / uint64(g.blockSize), imaxPct: g.inodeMaxP}
+	if grow.newBlocks <= g.dataBlocks {
+		return nil
+	}
+	if err := ioctlPtr(f, xfsIocFSGrowFSData, unsafe.Pointer(&grow)); err != nil {
+		return fmt.Errorf("XFS_IOC_FSGROWFSDATA %s: %w", f.Name(), err)
+	}
+	return nil
+}
+
+func ioctlPtr(f *os.File, request uintptr, arg unsafe.Pointer) error {
+	return sys.On(f, func(fd int) error {
+		if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(arg)); e != 0 {
+			return e
+		}
+		return nil
+	})
+}

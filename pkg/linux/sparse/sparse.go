@@ -1,0 +1,90 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package sparse knows where a file has data, and makes files that have their
+// space.
+//
+// Caveat: what is preallocated and not written counts as a hole, on btrfs and
+// xfs alike, so that a preallocated file is copied as what it contains.
+//
+// Sources: SEEK_DATA and SEEK_HOLE in lseek(2), fallocate(2).
+package sparse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
+)
+
+// Extent is a range of a file, in bytes.
+type Extent struct{ Start, End int64 }
+
+// Data yields the ranges of f that may hold something other than zeros, in
+// order. It moves f's offset. An error ends it.
+func Data(f *os.File) iter.Seq2[Extent, error] {
+	return func(yield func(Extent, error) bool) {
+		for pos := int64(0); ; {
+			start, err := f.Seek(pos, unix.SEEK_DATA)
+			if errors.Is(err, unix.ENXIO) { // no data after pos
+				return
+			}
+			end := start
+			if err == nil {
+				end, err = f.Seek(start, unix.SEEK_HOLE)
+			}
+			if !yield(Extent{start, end}, err) || err != nil {
+				return
+			}
+			pos = end
+		}
+	}
+}
+
+// Reserve makes sure that the first size bytes of f have space of their own,
+// without changing what is in them; f becomes as large as that if it was not.
+// It does nothing where there is space already: some microseconds. Space that is
+// shared with another file counts as space, though writing to it takes more.
+//
+// "After a successful call, subsequent writes into the range specified by offset
+// and len are guaranteed not to fail because of lack of disk space." fallocate(2)
+func Reserve(f *os.File, size int64) error {
+	if err := sys.On(f, func(fd int) error { return unix.Fallocate(fd, 0, 0, size) }); err != nil {
+		return fmt.Errorf("fallocate %s to %d bytes: %w", f.Name(), size, err)
+	}
+	return nil
+}
+
+// Copy writes what src holds to dst, at the same places, and leaves the rest of
+// dst as it is. It shares no extents.
+func Copy(ctx context.Context, dst, src *os.File) error {
+	buf := make([]byte, 1<<20)
+	for e, err := range Data(src) {
+		if err != nil {
+			return err
+		}
+		for at := e.Start; at < e.End; {
+			if err := context.Cause(ctx); err != nil {
+				return fmt.Errorf("copying %s, at byte %d: %w", src.Name(), at, err)
+			}
+			n, err := src.ReadAt(buf[:min(int64(len(buf)), e.End-at)], at)
+			if n == 0 && err == io.EOF { // truncated meanwhile
+				return nil
+			}
+			if err != nil && err != io.EOF {
+				return err
+			}
+			if _, err := dst.WriteAt(buf[:n], at); err != nil {
+				return err
+			}
+			at += int64(n)
+		}
+	}
+	return nil
+}
