@@ -100,7 +100,8 @@ func TestDefaults(t *testing.T) {
 	flag := func(name string) string { return newCommand().Flags().Lookup(name).DefValue }
 	t.Setenv("CSI_ENDPOINT", "")
 	t.Setenv("NODE_NAME", "")
-	if flag("endpoint") != "unix:///csi/csi.sock" || flag("node-id") != "" || flag("kubelet-dir") != "/var/lib/kubelet" || flag("driver-name") != "csi.disktemplate.io" {
+	if flag("endpoint") != "unix:///csi/csi.sock" || flag("node-id") != "" || flag("kubelet-dir") != "/var/lib/kubelet" || flag("driver-name") != "csi.disktemplate.io" ||
+		flag("headroom") != "5%" || flag("overcommit") != "1" || flag("max-volumes-per-node") != "1024" {
 		t.Error("defaults changed")
 	}
 	t.Setenv("CSI_ENDPOINT", "unix:///other.sock")
@@ -152,7 +153,7 @@ func TestHelp(t *testing.T) {
 		says []string
 	}{
 		{nil, []string{"format", "clean-all", "templates", "--pool", "--node-id", "NODE_NAME", "CSI_ENDPOINT",
-			"--loopback-pool-size", "--kubelet-dir", "--http-endpoint", "--accel", "-v, --v"}},
+			"--loopback-pool-size", "--overcommit", "--headroom", "--max-volumes-per-node", "--kubelet-dir", "--http-endpoint", "--accel", "-v, --v"}},
 		{[]string{"format"}, append([]string{"--size", "--label", "--option", "-o, --output", "raw", "Example"}, diskfs.Names()...)},
 		{[]string{"clean-all"}, []string{"--pool", "lock"}},
 	} {

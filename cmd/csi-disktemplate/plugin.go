@@ -19,6 +19,7 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/driver"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/growfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
@@ -27,7 +28,7 @@ import (
 
 // runPlugin puts the rooms together and serves until ctx ends.
 func runPlugin(ctx context.Context, o pluginOptions) error {
-	dc := driver.Config{Endpoint: o.endpoint, Name: o.driverName, Version: version, NodeID: o.nodeID}
+	dc := driver.Config{Endpoint: o.endpoint, Name: o.driverName, Version: version, NodeID: o.nodeID, MaxVolumes: o.maxVolumes}
 	pc, err := o.pool.config()
 	// All that can be judged by the flags alone, before anything is made.
 	if err := errors.Join(err, dc.Validate(), o.vm.validate(), o.validate()); err != nil {
@@ -55,7 +56,13 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 		Observe:     observeBuilds(registry),
 	})
 	defer store.Close()
-	volumes, err := volume.NewManager(volume.Config{Pool: p, Templates: store, TargetRoot: o.kubeletDir})
+	headroom, err := volume.ParseHeadroom(o.headroom)
+	if err != nil {
+		return err
+	}
+	volumes, err := volume.NewManager(volume.Config{
+		Pool: p, Templates: store, TargetRoot: o.kubeletDir, Grow: growfs.Grow, Headroom: headroom, Overcommit: o.overcommit,
+	})
 	if err != nil {
 		return err
 	}

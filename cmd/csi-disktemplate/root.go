@@ -17,6 +17,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/driver"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 )
 
 // newCommand is `csi-disktemplate`: without a subcommand it runs the plugin.
@@ -84,6 +85,9 @@ type pluginOptions struct {
 	endpoint, nodeID, driverName string
 	kubeletDir, httpEndpoint     string
 	maxVMs                       int
+	maxVolumes                   int64
+	headroom                     string
+	overcommit                   float64
 	pool                         poolFlags
 	vm                           vmFlags
 }
@@ -95,6 +99,9 @@ func (o *pluginOptions) add(f *pflag.FlagSet) {
 	f.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "kubelet's root directory; nothing outside of it is ever mounted or unmounted")
 	f.StringVar(&o.httpEndpoint, "http-endpoint", "", "address for /healthz, /readyz and /metrics, as :9808 (default: not served)")
 	f.IntVar(&o.maxVMs, "max-formatting-vms", template.DefaultMaxBuilds, "how many templates are built at the same time; each takes a processor and about 310 MiB of memory")
+	f.Int64Var(&o.maxVolumes, "max-volumes-per-node", 1024, "how many claims the scheduler may place on this node; 0 is no limit")
+	f.StringVar(&o.headroom, "headroom", "5%", "space of the pool that new volumes leave free: a quantity, as 10Gi, or a percentage")
+	f.Float64Var(&o.overcommit, "overcommit", 1, "how many times its size the pool promises to thin claims; with 1 each of them could be filled")
 	o.pool.add(f)
 	o.vm.add(f)
 }
@@ -103,6 +110,12 @@ func (o *pluginOptions) add(f *pflag.FlagSet) {
 func (o *pluginOptions) validate() error {
 	if o.maxVMs < 1 {
 		return fmt.Errorf("--max-formatting-vms %d: must be at least 1", o.maxVMs)
+	}
+	if !(o.overcommit >= 1) {
+		return fmt.Errorf("--overcommit %g: must be at least 1", o.overcommit)
+	}
+	if _, err := volume.ParseHeadroom(o.headroom); err != nil {
+		return fmt.Errorf("--headroom: %w", err)
 	}
 	return nil
 }

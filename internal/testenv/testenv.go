@@ -68,6 +68,12 @@ func Run(t testing.TB, name string, args ...string) string {
 	return string(out)
 }
 
+// Try runs a command that may fail, and returns what it printed.
+func Try(name string, args ...string) (string, error) {
+	out, err := exec.Command(name, args...).CombinedOutput()
+	return string(out), err
+}
+
 // Fsck holds an unmounted image against the filesystem's own checker.
 func Fsck(t testing.TB, filesystem, path string) {
 	t.Helper()

@@ -32,13 +32,16 @@ const (
 	drainTimeout = 25 * time.Second
 )
 
-// Config is what a Driver serves. All of it is required.
+// Config is what a Driver serves. All of it is required but MaxVolumes.
 type Config struct {
 	Endpoint string // unix:// and an absolute path
 	Name     string
 	Version  string
 	NodeID   string
 	Volumes  *volume.Manager
+	// MaxVolumes is how many claims the node can have staged; 0 leaves that to the
+	// container orchestrator.
+	MaxVolumes int64
 	// Health tells what is missing for the plugin to do its work, or nil.
 	Health  func() error
 	Metrics *Metrics
@@ -51,6 +54,8 @@ func (c Config) Validate() error {
 		return errors.New("--node-id must not be empty; in a DaemonSet set NODE_NAME from spec.nodeName")
 	case len(validation.IsValidLabelValue(c.NodeID)) > 0: // it is the topology segment, and so a label of the node
 		return fmt.Errorf("--node-id %q: %s", c.NodeID, strings.Join(validation.IsValidLabelValue(c.NodeID), "; "))
+	case c.MaxVolumes < 0:
+		return fmt.Errorf("--max-volumes-per-node %d: must not be negative; 0 is no limit", c.MaxVolumes)
 	case len(c.Name) > 63 || len(validation.IsDNS1123Subdomain(c.Name)) > 0: // CSI 1.13, GetPluginInfoResponse.name
 		return fmt.Errorf("--driver-name %q must be a domain name of at most 63 characters, as %s", c.Name, DefaultName)
 	}
@@ -72,7 +77,9 @@ func Serve(ctx context.Context, c Config) error {
 	// Should draining take too long, a call still gets to clean up after itself.
 	server := grpc.NewServer(grpc.UnaryInterceptor(c.Metrics.intercept), grpc.WaitForHandlers(true))
 	csi.RegisterIdentityServer(server, &identityServer{cfg: c})
-	csi.RegisterNodeServer(server, &nodeServer{cfg: c})
+	busy := &inflight{}
+	csi.RegisterControllerServer(server, &controllerServer{cfg: c, busy: busy})
+	csi.RegisterNodeServer(server, &nodeServer{cfg: c, busy: busy})
 
 	stopped := make(chan struct{})
 	defer func() { <-stopped }()

@@ -22,6 +22,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 )
 
 func TestValidate(t *testing.T) {
@@ -165,7 +167,7 @@ func TestInflight(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := busy.start("a"); code(err) != codes.Aborted || !strings.Contains(err.Error(), "volume a") {
+	if _, err := busy.start("a"); code(err) != codes.Aborted || !strings.Contains(err.Error(), "a: another") {
 		t.Errorf("a second operation on a volume: %v", err)
 	}
 	other, err := busy.start("b")
@@ -178,8 +180,28 @@ func TestInflight(t *testing.T) {
 		t.Errorf("after the first ended: %v", err)
 	}
 	done()
-	if len(busy.ids) != 0 {
-		t.Errorf("remembers %v", busy.ids)
+	readers := make([]func(), 2)
+	for i := range readers {
+		if readers[i], err = busy.read("a"); err != nil {
+			t.Errorf("reader %d: %v", i, err)
+		}
+	}
+	for _, done := range readers {
+		if _, err := busy.start("a"); code(err) != codes.Aborted {
+			t.Errorf("a writer beside readers: %v", err)
+		}
+		done()
+	}
+	done, err = busy.start("a")
+	if err != nil {
+		t.Errorf("after the readers ended: %v", err)
+	}
+	if _, err := busy.read("a"); code(err) != codes.Aborted {
+		t.Errorf("a reader beside a writer: %v", err)
+	}
+	done()
+	if len(busy.writers)+len(busy.readers) != 0 {
+		t.Errorf("remembers %v, %v", busy.writers, busy.readers)
 	}
 
 	var inside, begun atomic.Int32
@@ -237,8 +259,8 @@ func TestIntercept(t *testing.T) {
 	if status.Code(err) != codes.Aborted || status.Convert(err).Message() != errBusy.Error() {
 		t.Errorf("the caller gets %v", err)
 	}
-	m.template(true)
-	m.template(false)
+	m.met(t.Context(), volume.Result{Template: "t", TemplateHit: true})
+	m.met(t.Context(), volume.Result{Template: "t"})
 	note(t.Context(), "outside of", "a call") // does nothing
 
 	page := httptest.NewRecorder()

@@ -6,6 +6,7 @@ package driver
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -16,8 +17,14 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 )
 
-// errBusy means that another call works on the same volume.
-var errBusy = errors.New("another operation on this volume is under way; try again")
+// errBusy means that another call works on the same volume or snapshot.
+var errBusy = errors.New("another operation on it is under way; try again")
+
+// errToken means that a list cannot go on from there.
+var errToken = errors.New("invalid token")
+
+// errElsewhere means that what is asked for is to be on another node.
+var errElsewhere = errors.New("not on this node")
 
 // errUnhealthy means that Probe found something missing.
 var errUnhealthy = errors.New("the plugin cannot do its work")
@@ -31,17 +38,20 @@ func code(err error) codes.Code {
 	switch {
 	case errors.Is(err, volume.ErrNotFound): // whatever the reason
 		return codes.NotFound
-	case errors.Is(err, errBusy), errors.Is(err, template.ErrChanged), errors.Is(err, template.ErrBuilding) && !errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, template.ErrBuilding), errors.Is(err, volume.ErrUnderWay):
+		if errors.Is(err, context.DeadlineExceeded) {
+			return codes.DeadlineExceeded
+		}
 		return codes.Aborted
-	case errors.Is(err, context.DeadlineExceeded) && errors.Is(err, template.ErrBuilding):
-		return codes.DeadlineExceeded
+	case errors.Is(err, errBusy), errors.Is(err, errToken), errors.Is(err, template.ErrChanged):
+		return codes.Aborted
 	case errors.Is(err, diskfs.ErrOutOfRange):
 		return codes.OutOfRange
 	case errors.Is(err, volume.ErrInvalid), errors.Is(err, diskfs.ErrUnknown), errors.Is(err, diskfs.ErrInvalid):
 		return codes.InvalidArgument
 	case errors.Is(err, volume.ErrExists):
 		return codes.AlreadyExists
-	case errors.Is(err, pool.ErrFull):
+	case errors.Is(err, pool.ErrFull), errors.Is(err, errElsewhere):
 		return codes.ResourceExhausted
 	case errors.Is(err, volume.ErrState), errors.Is(err, template.ErrNoFormatter), errors.Is(err, pool.ErrUnusable), errors.Is(err, errUnhealthy):
 		return codes.FailedPrecondition
@@ -51,6 +61,18 @@ func code(err error) codes.Code {
 		return codes.Canceled
 	}
 	return codes.Internal
+}
+
+// inParameter names the parameter of a StorageClass that an error is about.
+func inParameter(name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("parameter %s: %w", name, err)
+}
+
+func outOfRange(format string, args ...any) error {
+	return fmt.Errorf("%w: "+format, append([]any{diskfs.ErrOutOfRange}, args...)...)
 }
 
 // toStatus makes err what goes over the wire.

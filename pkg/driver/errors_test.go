@@ -25,6 +25,10 @@ func TestCode(t *testing.T) {
 		want codes.Code
 	}{
 		"busy":                     {errBusy, codes.Aborted},
+		"token":                    {errToken, codes.Aborted},
+		"elsewhere":                {errElsewhere, codes.ResourceExhausted},
+		"under way":                {volume.ErrUnderWay, codes.Aborted},
+		"under way, out of time":   {fmt.Errorf("%w: %w", volume.ErrUnderWay, context.DeadlineExceeded), codes.DeadlineExceeded},
 		"building":                 {template.ErrBuilding, codes.Aborted},
 		"formatter changed":        {template.ErrChanged, codes.Aborted},
 		"building, canceled":       {fmt.Errorf("%w: %w", template.ErrBuilding, context.Canceled), codes.Aborted},

@@ -5,10 +5,6 @@ package driver
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"strings"
-	"sync"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
@@ -18,40 +14,91 @@ import (
 type nodeServer struct {
 	csi.UnimplementedNodeServer
 	cfg  Config
-	busy inflight
+	busy *inflight
 }
 
-func (s *nodeServer) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolumeRequest) (*csi.NodePublishVolumeResponse, error) {
-	pod := podOf(req)
-	note(ctx, "pod", pod.Namespace+"/"+pod.Name, "target", req.GetTargetPath())
-	r, err := publishRequest(req)
+func (s *nodeServer) NodeStageVolume(ctx context.Context, req *csi.NodeStageVolumeRequest) (*csi.NodeStageVolumeResponse, error) {
+	note(ctx, "staging", req.GetStagingTargetPath())
+	r, err := stageRequest(req)
 	if err != nil {
 		return nil, err
 	}
-	note(ctx, "filesystem", r.Spec.String(), "publishAs", r.Mode)
 	done, err := s.busy.start(r.ID)
 	if err != nil {
 		return nil, err
 	}
 	defer done()
-	res, err := s.cfg.Volumes.Publish(ctx, r)
-	if res.Template != "" {
-		note(ctx, "template", res.Template, "templateHit", res.TemplateHit)
-		s.cfg.Metrics.template(res.TemplateHit)
+	if err := s.cfg.Volumes.Stage(ctx, r); err != nil {
+		return nil, err
 	}
+	return &csi.NodeStageVolumeResponse{}, nil
+}
+
+func (s *nodeServer) NodeUnstageVolume(ctx context.Context, req *csi.NodeUnstageVolumeRequest) (*csi.NodeUnstageVolumeResponse, error) {
+	note(ctx, "staging", req.GetStagingTargetPath())
+	if err := checkVolumeID(req.GetVolumeId()); err != nil {
+		return nil, err
+	}
+	if req.GetStagingTargetPath() == "" {
+		return nil, invalid("staging_target_path: must not be empty")
+	}
+	done, err := s.busy.start(req.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}
-	if res.Existed {
-		note(ctx, "existed", true)
+	defer done()
+	if err := s.cfg.Volumes.Unstage(req.GetVolumeId(), trimmed(req.GetStagingTargetPath())); err != nil {
+		return nil, err
+	}
+	return &csi.NodeUnstageVolumeResponse{}, nil
+}
+
+func (s *nodeServer) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolumeRequest) (*csi.NodePublishVolumeResponse, error) {
+	pod := podOf(req)
+	note(ctx, "pod", pod.Namespace+"/"+pod.Name, "target", req.GetTargetPath())
+	publish := s.publishClaim
+	if isInline(req) {
+		publish = s.publishInline
+	}
+	if err := publish(ctx, req); err != nil {
+		return nil, err
 	}
 	return &csi.NodePublishVolumeResponse{}, nil
 }
 
+func (s *nodeServer) publishInline(ctx context.Context, req *csi.NodePublishVolumeRequest) error {
+	r, err := publishRequest(req)
+	if err != nil {
+		return err
+	}
+	note(ctx, "filesystem", r.Spec.String(), "publishAs", r.Mode)
+	done, err := s.busy.start(r.ID)
+	if err != nil {
+		return err
+	}
+	defer done()
+	res, err := s.cfg.Volumes.Publish(ctx, r)
+	s.cfg.Metrics.met(ctx, res)
+	return err
+}
+
+func (s *nodeServer) publishClaim(ctx context.Context, req *csi.NodePublishVolumeRequest) error {
+	r, err := publishClaimRequest(req)
+	if err != nil {
+		return err
+	}
+	done, err := s.busy.start(r.ID)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return s.cfg.Volumes.PublishClaim(ctx, r)
+}
+
 func (s *nodeServer) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {
 	note(ctx, "target", req.GetTargetPath())
-	if err := volume.CheckID(req.GetVolumeId()); err != nil {
-		return nil, fmt.Errorf("volume_id: %w", err)
+	if err := checkVolumeID(req.GetVolumeId()); err != nil {
+		return nil, err
 	}
 	if req.GetTargetPath() == "" {
 		return nil, invalid("target_path: must not be empty")
@@ -61,15 +108,15 @@ func (s *nodeServer) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpub
 		return nil, err
 	}
 	defer done()
-	if err := s.cfg.Volumes.Unpublish(req.GetVolumeId(), strings.TrimRight(req.GetTargetPath(), "/")); err != nil {
+	if err := s.cfg.Volumes.Unpublish(req.GetVolumeId(), trimmed(req.GetTargetPath())); err != nil {
 		return nil, err
 	}
 	return &csi.NodeUnpublishVolumeResponse{}, nil
 }
 
 func (s *nodeServer) NodeGetVolumeStats(_ context.Context, req *csi.NodeGetVolumeStatsRequest) (*csi.NodeGetVolumeStatsResponse, error) {
-	if err := volume.CheckID(req.GetVolumeId()); err != nil {
-		return nil, fmt.Errorf("volume_id: %w", err)
+	if err := checkVolumeID(req.GetVolumeId()); err != nil {
+		return nil, err
 	}
 	if req.GetVolumePath() == "" {
 		return nil, invalid("volume_path: must not be empty")
@@ -80,10 +127,7 @@ func (s *nodeServer) NodeGetVolumeStats(_ context.Context, req *csi.NodeGetVolum
 		return nil, err
 	}
 	defer done()
-	u, err := s.cfg.Volumes.Stats(req.GetVolumeId(), strings.TrimRight(req.GetVolumePath(), "/"))
-	if errors.Is(err, volume.ErrInvalid) { // CSI 1.13: not at that path is NOT_FOUND, whatever the path
-		err = fmt.Errorf("%w: %w", volume.ErrNotFound, err)
-	}
+	u, err := s.cfg.Volumes.Stats(req.GetVolumeId(), trimmed(req.GetVolumePath()))
 	if err != nil {
 		return nil, err
 	}
@@ -94,11 +138,95 @@ func (s *nodeServer) NodeGetVolumeStats(_ context.Context, req *csi.NodeGetVolum
 	return &csi.NodeGetVolumeStatsResponse{Usage: usage}, nil
 }
 
+func (s *nodeServer) NodeExpandVolume(ctx context.Context, req *csi.NodeExpandVolumeRequest) (*csi.NodeExpandVolumeResponse, error) {
+	note(ctx, "path", req.GetVolumePath())
+	if err := checkVolumeID(req.GetVolumeId()); err != nil {
+		return nil, err
+	}
+	if req.GetVolumePath() == "" {
+		return nil, invalid("volume_path: must not be empty")
+	}
+	size, err := sizeOf(req.GetCapacityRange())
+	if err != nil {
+		return nil, err
+	}
+	var use *volume.Use
+	if c := req.GetVolumeCapability(); c != nil {
+		u, err := useOf(c, claimFlags)
+		if err != nil {
+			return nil, err
+		}
+		use = &u
+	}
+	done, err := s.busy.start(req.GetVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	now, err := s.cfg.Volumes.ExpandOnNode(req.GetVolumeId(), trimmed(req.GetVolumePath()), size, use)
+	if err != nil {
+		return nil, err
+	}
+	return &csi.NodeExpandVolumeResponse{CapacityBytes: now}, nil
+}
+
+func (s *nodeServer) NodeGetVolumeHealth(_ context.Context, req *csi.NodeGetVolumeHealthRequest) (*csi.NodeGetVolumeHealthResponse, error) {
+	if err := checkVolumeID(req.GetVolumeId()); err != nil {
+		return nil, err
+	}
+	var paths []string
+	for _, path := range []string{req.GetVolumePublishPath(), req.GetStagingTargetPath()} {
+		if path != "" {
+			paths = append(paths, trimmed(path))
+		}
+	}
+	h, err := healthOf(s.cfg.Volumes, req.GetVolumeId(), paths...)
+	if err != nil {
+		return nil, err
+	}
+	return &csi.NodeGetVolumeHealthResponse{VolumeHealth: h}, nil
+}
+
+func (s *nodeServer) NodeGetStorageHealth(context.Context, *csi.NodeGetStorageHealthRequest) (*csi.NodeGetStorageHealthResponse, error) {
+	r := &csi.NodeGetStorageHealthResponse{}
+	for _, c := range s.cfg.Volumes.PoolHealth() {
+		status := csi.StorageHealthErrorType_STORAGE_DEGRADED
+		if c.Severity > volume.Degraded {
+			status = csi.StorageHealthErrorType_STORAGE_UNREACHABLE
+		}
+		r.BackendHealth = append(r.BackendHealth, &csi.NodeGetStorageHealthResponse_StorageBackendHealth{Status: status, Reason: c.Reason, Message: c.Message})
+	}
+	return r, nil
+}
+
+// healthOf is what the specification calls the health of a volume. The node and
+// the controller service see the same: they are on the same node.
+func healthOf(volumes *volume.Manager, id string, paths ...string) (*csi.VolumeHealth, error) {
+	conditions, err := volumes.Health(id, paths...)
+	if err != nil {
+		return nil, err
+	}
+	h := &csi.VolumeHealth{VolumeId: id}
+	for _, c := range conditions {
+		status := map[volume.Severity]csi.VolumeHealthErrorType{
+			volume.Degraded:     csi.VolumeHealthErrorType_DEGRADED,
+			volume.Inaccessible: csi.VolumeHealthErrorType_INACCESSIBLE,
+			volume.DataLoss:     csi.VolumeHealthErrorType_DATA_LOSS,
+		}[c.Severity]
+		h.HealthStatuses = append(h.HealthStatuses, &csi.VolumeHealth_VolumeHealthEntry{Status: status, Reason: c.Reason, Message: c.Message})
+	}
+	return h, nil
+}
+
 func (s *nodeServer) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRequest) (*csi.NodeGetCapabilitiesResponse, error) {
 	var caps []*csi.NodeServiceCapability
 	for _, t := range []csi.NodeServiceCapability_RPC_Type{
+		csi.NodeServiceCapability_RPC_STAGE_UNSTAGE_VOLUME,
 		csi.NodeServiceCapability_RPC_GET_VOLUME_STATS,
+		csi.NodeServiceCapability_RPC_EXPAND_VOLUME,
 		csi.NodeServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
+		csi.NodeServiceCapability_RPC_GET_VOLUME_HEALTH,
+		csi.NodeServiceCapability_RPC_GET_STORAGE_HEALTH,
 	} {
 		caps = append(caps, &csi.NodeServiceCapability{Type: &csi.NodeServiceCapability_Rpc{Rpc: &csi.NodeServiceCapability_RPC{Type: t}}})
 	}
@@ -108,31 +236,7 @@ func (s *nodeServer) NodeGetCapabilities(context.Context, *csi.NodeGetCapabiliti
 func (s *nodeServer) NodeGetInfo(context.Context, *csi.NodeGetInfoRequest) (*csi.NodeGetInfoResponse, error) {
 	return &csi.NodeGetInfoResponse{
 		NodeId:             s.cfg.NodeID,
-		AccessibleTopology: &csi.Topology{Segments: map[string]string{TopologyKey: s.cfg.NodeID}},
-	}, nil
-}
-
-// inflight lets one operation at a time work on a volume. Operations on
-// different volumes do not wait for each other.
-type inflight struct {
-	mu  sync.Mutex
-	ids map[string]bool
-}
-
-// start claims a volume until done is called; errBusy if it is claimed.
-func (i *inflight) start(id string) (done func(), err error) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.ids[id] {
-		return nil, fmt.Errorf("volume %s: %w", id, errBusy)
-	}
-	if i.ids == nil {
-		i.ids = map[string]bool{}
-	}
-	i.ids[id] = true
-	return func() {
-		i.mu.Lock()
-		defer i.mu.Unlock()
-		delete(i.ids, id)
+		MaxVolumesPerNode:  s.cfg.MaxVolumes,
+		AccessibleTopology: s.cfg.topology(),
 	}, nil
 }

@@ -15,6 +15,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"k8s.io/klog/v2"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 )
 
 // Metrics counts and times what the driver does.
@@ -41,9 +43,17 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	return m
 }
 
-func (m *Metrics) template(hit bool) {
+// met counts how a request for a volume was met, and notes it.
+func (m *Metrics) met(ctx context.Context, r volume.Result) {
+	if r.Existed {
+		note(ctx, "existed", true)
+	}
+	if r.Template == "" {
+		return
+	}
+	note(ctx, "template", r.Template, "templateHit", r.TemplateHit)
 	result := "miss"
-	if hit {
+	if r.TemplateHit {
 		result = "hit"
 	}
 	m.templates.WithLabelValues(result).Inc()
@@ -65,6 +75,10 @@ func note(ctx context.Context, pairs ...any) {
 var quiet = map[string]bool{
 	"Probe": true, "GetPluginInfo": true, "GetPluginCapabilities": true,
 	"NodeGetCapabilities": true, "NodeGetInfo": true, "NodeGetVolumeStats": true,
+	"NodeGetVolumeHealth": true, "NodeGetStorageHealth": true,
+	"ControllerGetCapabilities": true, "GetCapacity": true, "ValidateVolumeCapabilities": true,
+	"ListVolumes": true, "ControllerGetVolume": true, "ListSnapshots": true, "GetSnapshot": true,
+	"ControllerGetVolumeHealth": true, "ControllerListVolumeHealth": true,
 }
 
 // intercept gives every call its status code, its metric and its one log line.

@@ -67,11 +67,15 @@ func (n *node) volumes() string {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		n.t.Fatal(err)
 	}
+	snapshots, err := os.ReadDir(filepath.Join(n.pool, "snapshots"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		n.t.Fatal(err)
+	}
 	loops, mounts := testenv.LoopsBelow(n.t, n.pool), mountsBelow(n.t, n.kubelet)
-	if len(images)+len(loops)+len(mounts) == 0 {
+	if len(images)+len(snapshots)+len(loops)+len(mounts) == 0 {
 		return "none"
 	}
-	return fmt.Sprintf("images %v, loop devices %v, mounts %v", images, loops, mounts)
+	return fmt.Sprintf("images %v, snapshots %v, loop devices %v, mounts %v", images, snapshots, loops, mounts)
 }
 
 // mustKeep runs a function that must leave the volumes as they are.
@@ -155,6 +159,7 @@ type plugin struct {
 	web    string        // its HTTP endpoint
 	conn   *grpc.ClientConn
 	csi.NodeClient
+	csi.ControllerClient
 	csi.IdentityClient
 }
 
@@ -198,7 +203,7 @@ func (n *node) start(flags ...string) *plugin {
 		n.t.Fatal(err)
 	}
 	n.t.Cleanup(func() { conn.Close() })
-	p.conn, p.NodeClient, p.IdentityClient = conn, csi.NewNodeClient(conn), csi.NewIdentityClient(conn)
+	p.conn, p.NodeClient, p.ControllerClient, p.IdentityClient = conn, csi.NewNodeClient(conn), csi.NewControllerClient(conn), csi.NewIdentityClient(conn)
 	return p
 }
 

@@ -4,6 +4,7 @@
 package driver
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -38,52 +39,97 @@ var attributes = []string{attrLabel, attrPublishAs, attrSize}
 // defaultFilesystem is used where the pod names none.
 const defaultFilesystem = "ext4"
 
-// publishRequest checks a NodePublishVolume request and turns it into what
-// package volume understands. It looks at nothing but the request.
+// publishRequest checks a NodePublishVolume request for an inline volume and turns
+// it into what package volume understands. It looks at nothing but the request.
 func publishRequest(req *csi.NodePublishVolumeRequest) (volume.Request, error) {
 	var none volume.Request
-	if err := volume.CheckID(req.GetVolumeId()); err != nil {
-		return none, fmt.Errorf("volume_id: %w", err)
+	if err := targetOf(req); err != nil {
+		return none, err
 	}
-	if req.GetTargetPath() == "" {
-		return none, invalid("target_path: must not be empty")
-	}
-	capability := req.GetVolumeCapability()
-	if capability == nil {
-		return none, invalid("volume_capability: must not be empty")
-	}
-	ctx := req.GetVolumeContext()
-	if ctx[keyEphemeral] != "true" {
-		return none, invalid("volume_context: %s is %q: this driver publishes inline volumes (a pod's `volumes: - csi:`), for which kubelet sets it to \"true\"",
-			keyEphemeral, ctx[keyEphemeral])
-	}
-	readOnly, err := accessMode(capability.GetAccessMode().GetMode())
+	u, err := useOf(req.GetVolumeCapability(), inlineFlags)
 	if err != nil {
 		return none, err
 	}
-	if capability.GetMount() == nil {
+	if u.Block {
 		return none, invalid("volume_capability.access_type: must be mount: an inline volume is a filesystem")
 	}
 	if req.GetStagingTargetPath() != "" {
 		return none, invalid("staging_target_path %q: must be empty: inline volumes are not staged", req.GetStagingTargetPath())
 	}
 	r := volume.Request{
-		ID:       req.GetVolumeId(),
-		Target:   strings.TrimRight(req.GetTargetPath(), "/"),
-		ReadOnly: readOnly || req.GetReadonly(),
-		Pod:      podOf(req),
+		ID:     req.GetVolumeId(),
+		Target: trimmed(req.GetTargetPath()),
+		Access: u.Access,
+		Pod:    podOf(req),
 	}
-	if err := mountFlags(capability.GetMount().GetMountFlags(), &r); err != nil {
-		return none, err
-	}
-	if r.Spec, err = inlineSpec(capability.GetMount().GetFsType(), ctx); err != nil {
+	r.ReadOnly = r.ReadOnly || req.GetReadonly()
+	if r.Spec, err = inlineSpec(u.Filesystem, req.GetVolumeContext()); err != nil {
 		return none, err
 	}
 	r.Mode = volume.ModeFilesystem
-	if v, ok := ctx[attrPublishAs]; ok {
+	if v, ok := req.GetVolumeContext()[attrPublishAs]; ok {
 		r.Mode = volume.Mode(v)
 	}
 	return r, r.Validate()
+}
+
+// targetOf checks what every NodePublishVolume request has.
+func targetOf(req *csi.NodePublishVolumeRequest) error {
+	if err := checkVolumeID(req.GetVolumeId()); err != nil {
+		return err
+	}
+	if req.GetTargetPath() == "" {
+		return invalid("target_path: must not be empty")
+	}
+	return nil
+}
+
+func checkVolumeID(id string) error {
+	if err := volume.CheckID(id); err != nil {
+		return fmt.Errorf("volume_id: %w", err)
+	}
+	return nil
+}
+
+// trimmed is a path without a slash at its end.
+func trimmed(path string) string { return strings.TrimRight(path, "/") }
+
+// isInline reports whether a volume is to be made by this call, and gone with its
+// pod. Kubelet says so, and lets no pod say it instead.
+func isInline(req *csi.NodePublishVolumeRequest) bool {
+	return req.GetVolumeContext()[keyEphemeral] == "true"
+}
+
+// stageRequest checks a NodeStageVolume request, likewise.
+func stageRequest(req *csi.NodeStageVolumeRequest) (volume.StageRequest, error) {
+	r := volume.StageRequest{ID: req.GetVolumeId(), Staging: trimmed(req.GetStagingTargetPath())}
+	if err := checkVolumeID(r.ID); err != nil {
+		return r, err
+	}
+	if r.Staging == "" {
+		return r, invalid("staging_target_path: must not be empty")
+	}
+	var err error
+	r.Use, err = useOf(req.GetVolumeCapability(), claimFlags)
+	return r, err
+}
+
+// publishClaimRequest checks a NodePublishVolume request for a claim, likewise.
+func publishClaimRequest(req *csi.NodePublishVolumeRequest) (volume.PublishRequest, error) {
+	r := volume.PublishRequest{
+		ID: req.GetVolumeId(), Staging: trimmed(req.GetStagingTargetPath()), Target: trimmed(req.GetTargetPath()), TargetReadOnly: req.GetReadonly(),
+	}
+	if err := targetOf(req); err != nil {
+		return r, err
+	}
+	var err error
+	if r.Use, err = useOf(req.GetVolumeCapability(), claimFlags); err != nil {
+		return r, err
+	}
+	if r.Staging == "" { // CSI 1.13, NodePublishVolume errors
+		return r, fmt.Errorf("%w: staging_target_path: must not be empty for a volume that is no inline volume (its volume_context has no %s)", volume.ErrState, keyEphemeral)
+	}
+	return r, nil
 }
 
 // podOf is who kubelet says a volume is for.
@@ -99,12 +145,9 @@ func inlineSpec(fsType string, ctx map[string]string) (diskfs.Spec, error) {
 			return diskfs.Spec{}, invalid("volume attribute %q: unknown; allowed are %s", key, strings.Join(attributes, ", "))
 		}
 	}
-	if fsType == "" {
-		fsType = defaultFilesystem
-	}
-	fs, err := diskfs.Lookup(fsType)
-	if err != nil || !fs.Formatted() {
-		return diskfs.Spec{}, invalid("fsType %q: must be one of %s", fsType, strings.Join(diskfs.Names(), ", "))
+	fs, err := filesystemNamed("fsType", cmp.Or(fsType, defaultFilesystem))
+	if err != nil {
+		return diskfs.Spec{}, err
 	}
 	spec := diskfs.Spec{Filesystem: fs.Name, Label: ctx[attrLabel], Size: fs.DefaultSize()}
 	if v, ok := ctx[attrSize]; ok {
@@ -118,31 +161,70 @@ func inlineSpec(fsType string, ctx map[string]string) (diskfs.Spec, error) {
 	return spec, nil
 }
 
-// accessMode reports whether a mode is read-only, and refuses those that need
-// more than one node.
-func accessMode(mode csi.VolumeCapability_AccessMode_Mode) (readOnly bool, err error) {
-	switch mode {
-	case csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER,
-		csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER,
-		csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER:
-		return false, nil
-	case csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY:
-		return true, nil
+// filesystemNamed finds a filesystem that can be asked for.
+func filesystemNamed(field, name string) (*diskfs.Filesystem, error) {
+	fs, err := diskfs.Lookup(name)
+	if err != nil || !fs.Formatted() {
+		return nil, invalid("%s %q: must be one of %s", field, name, strings.Join(diskfs.Names(), ", "))
 	}
-	return false, invalid("volume_capability.access_mode %s: volumes live on one node; allowed are the SINGLE_NODE modes", mode)
+	return fs, nil
 }
 
-// mountFlags reads the mount options that make sense for a volume of one pod.
-func mountFlags(flags []string, r *volume.Request) error {
-	for _, flag := range flags {
-		switch flag {
+// Mount flags: whoever may create a pod gives those of its inline volumes, an
+// administrator those of a StorageClass.
+var (
+	inlineFlags = []string{"ro", "rw", "noatime", "relatime", "nosuid", "nodev"}
+	claimFlags  = append([]string{"suid", "dev", "exec", "noexec"}, inlineFlags...)
+)
+
+// useOf reads a volume capability, of which flags are allowed.
+func useOf(c *csi.VolumeCapability, flags []string) (volume.Use, error) {
+	var u volume.Use
+	if c == nil {
+		return u, invalid("volume_capability: must not be empty")
+	}
+	switch mode := c.GetAccessMode().GetMode(); mode {
+	case csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER:
+		u.SingleTarget = true
+	case csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER:
+	case csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY:
+		u.SingleTarget, u.ReadOnly = true, true
+	default:
+		return u, invalid("volume_capability.access_mode %s: volumes live on one node; allowed are the SINGLE_NODE modes", mode)
+	}
+	switch c.GetAccessType().(type) {
+	case *csi.VolumeCapability_Block:
+		u.Block = true
+		return u, nil
+	case *csi.VolumeCapability_Mount:
+	default:
+		return u, invalid("volume_capability.access_type: must be block or mount")
+	}
+	if u.Filesystem = c.GetMount().GetFsType(); u.Filesystem != "" {
+		if _, err := filesystemNamed("fsType", u.Filesystem); err != nil {
+			return u, err
+		}
+	}
+	return u, mountFlags(c.GetMount().GetMountFlags(), flags, &u.Access)
+}
+
+// mountFlags reads mount options as mount(8) has them.
+func mountFlags(given, allowed []string, a *volume.Access) error {
+	for _, flag := range given {
+		if !slices.Contains(allowed, flag) {
+			return invalid("volume_capability.mount.mount_flags: %q is not supported; allowed are %s", flag, strings.Join(allowed, ", "))
+		}
+		switch flag { // the others are the case already
 		case "ro":
-			r.ReadOnly = true
+			a.ReadOnly = true
 		case "noatime":
-			r.NoATime = true
-		case "rw", "nosuid", "nodev", "relatime": // the case already, or the default
-		default:
-			return invalid("volume_capability.mount.mount_flags: %q is not supported; allowed are ro, rw, noatime, relatime, nosuid, nodev", flag)
+			a.NoATime = true
+		case "noexec":
+			a.NoExec = true
+		case "suid":
+			a.SUID = true
+		case "dev":
+			a.Dev = true
 		}
 	}
 	return nil

@@ -9,22 +9,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
-	"github.com/kubernetes-csi/csi-test/v5/pkg/sanity"
-	"github.com/onsi/ginkgo/v2"
-	"github.com/onsi/ginkgo/v2/types"
-	"github.com/onsi/gomega"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -35,10 +28,8 @@ import (
 // TestPlugin runs the plugin on a pool of each kind, and all that leaves it
 // running.
 func TestPlugin(t *testing.T) {
-	plugins := map[string]*plugin{}
 	for _, kind := range testenv.PoolKinds {
 		p := newNode(t, kind, 1<<30).start()
-		plugins[kind.Name] = p
 		t.Run(kind.Name, func(t *testing.T) {
 			for _, test := range []struct {
 				name string
@@ -63,14 +54,11 @@ func TestPlugin(t *testing.T) {
 				})
 			}
 		})
-	}
-	t.Run("csi-sanity", func(t *testing.T) { csiSanity(t, plugins) })
-	for kind, p := range plugins {
 		if code := p.terminate(); code != 0 {
-			t.Errorf("%s: exit code %d after SIGTERM", kind, code)
+			t.Errorf("%s: exit code %d after SIGTERM", kind.Name, code)
 		}
 		if _, err := os.Lstat(filepath.Join(p.kubelet, "csi.sock")); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("%s: the socket is still there: %v", kind, err)
+			t.Errorf("%s: the socket is still there: %v", kind.Name, err)
 		}
 	}
 }
@@ -316,9 +304,6 @@ func badRequests(p *plugin) {
 	p.refused(p.request("fs", "reiserfs"), codes.InvalidArgument, `"reiserfs"`, "btrfs, ext4, xfs")
 	if after := len(p.files()); after != before {
 		p.t.Errorf("%d files in the pool became %d", before, after)
-	}
-	if _, err := p.NodeStageVolume(p.t.Context(), &csi.NodeStageVolumeRequest{}); status.Code(err) != codes.Unimplemented {
-		p.t.Errorf("staging: %v", err)
 	}
 }
 
@@ -601,78 +586,4 @@ func TestSecondPlugin(t *testing.T) {
 	if _, err := p.Probe(t.Context(), &csi.ProbeRequest{}); err != nil {
 		t.Error(err)
 	}
-}
-
-// csiSanity runs the ecosystem's own tests. Ginkgo runs one suite per process,
-// so this one has a part for each plugin.
-func csiSanity(t *testing.T, plugins map[string]*plugin) {
-	address := controllerOfSanity(t)
-	for kind, p := range plugins {
-		config := sanity.NewTestConfig()
-		config.Address = "unix://" + filepath.Join(p.kubelet, "csi.sock")
-		config.ControllerAddress = address
-		config.TargetPath = filepath.Join(p.kubelet, "sanity-target")
-		config.StagingPath = filepath.Join(p.kubelet, "sanity-staging")
-		ginkgo.Describe("pool on "+kind, func() { sanity.GinkgoTest(&config) })
-	}
-	var passed, skipped []string
-	ginkgo.ReportAfterSuite("count", func(r types.Report) {
-		for _, s := range r.SpecReports {
-			switch {
-			case s.LeafNodeType != types.NodeTypeIt || !strings.Contains(s.FullText(), "Node Service") && !strings.Contains(s.FullText(), "Identity Service"):
-			case s.State.Is(types.SpecStatePassed):
-				passed = append(passed, s.FullText())
-			case s.State.Is(types.SpecStateSkipped):
-				skipped = append(skipped, s.FullText())
-			}
-		}
-	})
-	gomega.RegisterFailHandler(ginkgo.Fail)
-	suite, reporter := ginkgo.GinkgoConfiguration()
-	suite.FocusStrings = []string{"Identity Service", "Node Service"}
-	reporter.Succinct, reporter.NoColor = true, true
-	if !ginkgo.RunSpecs(t, "csi-sanity", suite, reporter) {
-		t.Error("csi-sanity failed")
-	}
-	t.Logf("%d passed:\n  %s\n%d skipped:\n  %s", len(passed), strings.Join(passed, "\n  "), len(skipped), strings.Join(skipped, "\n  "))
-	// 3 of Identity, 13 of Node; skipped is what needs capabilities that this
-	// plugin has not.
-	if want := 16 * len(plugins); len(passed) != want {
-		t.Errorf("%d passed, not %d", len(passed), want)
-	}
-}
-
-// controllerOfSanity stands in for what kubelet does with an inline volume: it
-// makes an id and a context up. Without it csi-sanity publishes nothing.
-func controllerOfSanity(t *testing.T) string {
-	path := filepath.Join(t.TempDir(), "controller.sock")
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := grpc.NewServer()
-	csi.RegisterControllerServer(server, inlineController{})
-	csi.RegisterIdentityServer(server, &identityServer{cfg: Config{Name: DefaultName, Health: func() error { return nil }}})
-	var wg sync.WaitGroup
-	wg.Go(func() { server.Serve(l) })
-	t.Cleanup(func() {
-		server.Stop()
-		wg.Wait()
-	})
-	return "unix://" + path
-}
-
-type inlineController struct {
-	csi.UnimplementedControllerServer
-}
-
-func (inlineController) CreateVolume(_ context.Context, req *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
-	return &csi.CreateVolumeResponse{Volume: &csi.Volume{
-		VolumeId:      req.GetName(),
-		VolumeContext: map[string]string{keyEphemeral: "true", keyPodNS: "sanity", keyPodName: "sanity", attrSize: "300Mi"},
-	}}, nil
-}
-
-func (inlineController) DeleteVolume(context.Context, *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
-	return &csi.DeleteVolumeResponse{}, nil
 }

@@ -9,16 +9,80 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
-	"github.com/moby/sys/mountinfo"
 	"k8s.io/klog/v2"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 )
+
+// Request asks for an ephemeral volume, published.
+type Request struct {
+	ID     string
+	Target string // absolute path below the kubelet's directory; its parent exists
+	Spec   diskfs.Spec
+	Mode   Mode
+	Access
+	Pod Pod
+}
+
+// Validate checks a request without looking at the node. Errors are ErrInvalid
+// or of [diskfs.Spec.Validate].
+func (r Request) Validate() error {
+	if err := CheckID(r.ID); err != nil {
+		return err
+	}
+	if !slices.Contains(MountModes, r.Mode) {
+		return fmt.Errorf("%w: publishAs %q: must be one of %v", ErrInvalid, r.Mode, MountModes)
+	}
+	return r.Spec.Validate()
+}
+
+// record is what the image of r will say.
+func (r Request) record() Record {
+	return Record{ID: r.ID, Spec: r.Spec, Mode: r.Mode, Target: r.Target, Access: r.Access, Pod: r.Pod}
+}
+
+// sameInline reports how a request differs from the volume that has its id.
+func (have Record) sameInline(r Request) error {
+	var diff differences
+	if !have.Spec.Equal(r.Spec) {
+		diff.add("content", have.Spec.String(), r.Spec.String())
+	}
+	diff.add("lifecycle", have.Lifecycle, Ephemeral)
+	diff.add("publishAs", have.Mode, r.Mode)
+	diff.add("access", have.Access, r.Access)
+	if err := diff.error("volume " + r.ID + "; unpublish it first"); err != nil {
+		return err
+	}
+	// CSI 1.13, NodePublishVolume, the table of target paths: without the
+	// capability to be published twice this is FAILED_PRECONDITION.
+	if have.Target != r.Target {
+		return fmt.Errorf("%w: volume %s is for %s, asked for %s; an inline volume has one target", ErrState, r.ID, have.Target, r.Target)
+	}
+	return nil
+}
+
+// undo is how to take effects back, and does so unless it is told to keep them.
+type undo []func() error
+
+// unless takes the effects back, last first, if there is an error, and adds to it
+// what went wrong in doing so.
+func (u undo) unless(err *error) {
+	if *err == nil {
+		return
+	}
+	for _, f := range slices.Backward(u) {
+		if e := f(); e != nil {
+			*err = fmt.Errorf("%w (and cleaning up after it: %w)", *err, e)
+		}
+	}
+}
 
 // Publish makes an ephemeral volume and attaches it at its target, or finds it
 // there and the same. Nothing of what it made is left when it fails; an image
@@ -35,23 +99,12 @@ func (m *Manager) Publish(ctx context.Context, r Request) (res Result, err error
 		return res, err
 	}
 	// Judged before anything is made, as making it may take a VM.
-	at, err := m.look(rel)
+	at, err := m.look(rel, r.Mode)
 	if err != nil {
 		return res, err
 	}
-
-	// Every effect below is undone, last first, unless all of them succeed.
-	var undo []func() error
-	defer func() {
-		if err == nil {
-			return
-		}
-		for i := len(undo) - 1; i >= 0; i-- {
-			if e := undo[i](); e != nil {
-				err = fmt.Errorf("%w (and cleaning up after it: %w)", err, e)
-			}
-		}
-	}()
+	var made undo
+	defer func() { made.unless(&err) }()
 
 	img, err := m.resume(r, at)
 	switch {
@@ -59,14 +112,10 @@ func (m *Manager) Publish(ctx context.Context, r Request) (res Result, err error
 		defer img.Close()
 		res.Existed = true
 		if at.mounted {
-			shown, err := m.shown(img, rel)
-			if errors.Is(err, errForeign) {
-				return res, fmt.Errorf("%w: %w", ErrExists, err)
-			}
-			if err != nil || shown.whole {
+			if there, err := m.alreadyShown(img, rel); err != nil || there.whole {
 				return res, err
 			}
-			if err := mount.Unmount(r.Target); err != nil {
+			if err := m.unmount(img, r.Target); err != nil {
 				return res, err
 			}
 		}
@@ -75,37 +124,82 @@ func (m *Manager) Publish(ctx context.Context, r Request) (res Result, err error
 		if at.mounted {
 			return res, fmt.Errorf("%w: target path %q is a mount point of something else; unpublish or unmount that first", ErrExists, r.Target)
 		}
-		if img, res, err = m.create(ctx, r); err != nil {
+		if err := m.admitInline(); err != nil {
+			return res, err
+		}
+		if img, res, err = m.create(ctx, r.record()); err != nil {
 			return res, err
 		}
 		defer img.Close()
 		if err := m.link(img); err != nil {
 			return res, err
 		}
-		undo = append(undo, func() error { return m.unlink(r.ID) })
+		made = append(made, func() error { return m.unlink(r.ID) })
 	default:
 		return res, err
 	}
 
-	target, err := mount.MkdirTarget(m.root, rel, 0o750)
+	target, err := m.newTarget(rel, r.Mode, at, &made)
 	if err != nil {
-		return res, fmt.Errorf("target path %q: %w", r.Target, err)
+		return res, err
 	}
 	defer target.Close()
+	if r.Mode == ModeDiskImage {
+		return res, m.showImage(img, target, r.Target, r.Access)
+	}
+	mnt, err := m.mountImage(img, r.Access)
+	if err != nil {
+		return res, err
+	}
+	defer mnt.Close()
+	return res, mnt.Attach(target)
+}
+
+// link gives a new image its name. From here on the volume exists.
+func (m *Manager) link(img *image) error {
+	if img.Mode == ModeDiskImage {
+		// What has a name is whole, even after a power cut. Attaching a loop device
+		// does this for the others, before anything is mounted.
+		if err := img.Sync(); err != nil {
+			return pool.Full(err)
+		}
+	}
+	return pool.Full(tmpfile.Link(img.File, m.pool.Volume(img.ID)))
+}
+
+// alreadyShown is shown for a target where another's mount is in the way.
+func (m *Manager) alreadyShown(img *image, rel string) (shown, error) {
+	s, err := m.shown(img, rel)
+	if errors.Is(err, errForeign) {
+		err = fmt.Errorf("%w: %w", ErrExists, err)
+	}
+	return s, err
+}
+
+// newTarget makes a target, and adds to made how to remove it.
+func (m *Manager) newTarget(rel string, mode Mode, at spot, made *undo) (*os.File, error) {
+	path := filepath.Join(m.rootPath, rel)
+	target, err := m.makeTarget(rel, mode)
+	if err != nil {
+		return nil, fmt.Errorf("target path %q: %w", path, err)
+	}
 	if !at.exists {
-		undo = append(undo, func() error { return mount.RmdirTarget(m.root, rel) })
+		*made = append(*made, func() error { return m.removeTarget(rel, mode) })
 	}
 	// A template may have taken its time: look again.
-	if mounted, err := mount.IsMountPoint(target); err != nil {
-		return res, err
-	} else if mounted {
-		return res, fmt.Errorf("%w: something was mounted at target path %q meanwhile; unpublish or unmount that first", ErrExists, r.Target)
+	mounted, err := mount.IsMountPoint(target)
+	if err == nil && mounted {
+		err = fmt.Errorf("%w: something was mounted at target path %q meanwhile; unpublish or unmount that first", ErrExists, path)
 	}
-	return res, m.show(img, target, r)
+	if err != nil {
+		target.Close()
+		return nil, err
+	}
+	return target, nil
 }
 
 // resume opens the image that an earlier publish of the same volume left. It is
-// ErrNotFound if there is none that is whole, and what conflict says if the
+// ErrNotFound if there is none that is whole, and what sameInline says if the
 // volume is not the one that is asked for.
 func (m *Manager) resume(r Request, at spot) (_ *image, err error) {
 	img, err := m.open(r.ID)
@@ -117,7 +211,7 @@ func (m *Manager) resume(r Request, at spot) (_ *image, err error) {
 			img.Close()
 		}
 	}()
-	if err := img.conflict(r); err != nil {
+	if err := img.sameInline(r); err != nil {
 		return nil, err
 	}
 	if at.mounted {
@@ -137,93 +231,82 @@ func (m *Manager) resume(r Request, at spot) (_ *image, err error) {
 	return nil, fmt.Errorf("%w: %s", ErrNotFound, r.ID)
 }
 
-// spot is what stands at a target path.
-type spot struct {
-	exists  bool // a directory
-	mounted bool // it is the root of a mount
-}
-
-// look tells what stands at a target. What cannot become a target is ErrInvalid.
-func (m *Manager) look(rel string) (spot, error) {
-	parent, err := mount.OpenTarget(m.root, filepath.Dir(rel), syscall.O_DIRECTORY)
-	if isPathError(err) {
-		return spot{}, fmt.Errorf("%w: the target path's parent directory must exist, without symbolic links: %w", ErrInvalid, err)
-	}
-	if err != nil {
-		return spot{}, err
-	}
-	parent.Close()
-	target, err := mount.OpenTarget(m.root, rel, syscall.O_DIRECTORY)
-	if errors.Is(err, os.ErrNotExist) {
-		return spot{}, nil
-	}
-	if isPathError(err) {
-		return spot{}, fmt.Errorf("%w: the target path must be a directory, or free for one: %w", ErrInvalid, err)
-	}
-	if err != nil {
-		return spot{}, err
-	}
-	defer target.Close()
-	mounted, err := mount.IsMountPoint(target)
-	if errors.Is(err, syscall.EIO) {
-		// A filesystem that has shut down answers nothing, but the mount table does.
-		var info *mountinfo.Info
-		info, err = mount.At(filepath.Join(m.rootPath, rel))
-		mounted = info != nil
-	}
-	return spot{exists: true, mounted: mounted}, err
-}
-
-// isPathError reports whether an error is the path's fault and not the machine's.
-func isPathError(err error) bool {
-	for _, fault := range []error{os.ErrNotExist, mount.ErrSymlink, mount.ErrEscapes, syscall.ENOTDIR, syscall.ENAMETOOLONG, syscall.EINVAL} {
-		if errors.Is(err, fault) {
-			return true
-		}
-	}
-	return false
-}
-
-// show publishes an image at a target.
-func (m *Manager) show(img *image, target *os.File, r Request) error {
-	if r.Mode == ModeDiskImage {
-		return m.showImage(img, target, r)
-	}
-	dev, err := m.attach(img)
-	if err != nil {
-		return pool.Full(fmt.Errorf("attaching volume %s: %w", r.ID, err))
-	}
-	// From here the mount holds the device; without one it clears itself.
-	defer dev.Close()
+// mountImage attaches an image and mounts the filesystem in it, nowhere yet. The
+// mount holds the loop device, and only the mount.
+func (m *Manager) mountImage(img *image, access Access) (*mount.Detached, error) {
 	fs, err := diskfs.Lookup(img.Spec.Filesystem)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	mnt, err := mount.New(mount.Config{
-		FSType: fs.Name,
-		Source: dev.Path(),
-		Data:   fs.MountData,
-		// A pod's own data may hold anything: no set-uid program and no device
-		// node in it takes effect.
-		Attr: mount.Attr{NoSUID: true, NoDev: true, ReadOnly: r.ReadOnly, NoATime: r.NoATime},
-	})
+	dev, err := m.attach(img, loopdev.Options{AutoClear: true})
 	if err != nil {
-		return fmt.Errorf("mounting volume %s: %w", r.ID, err)
+		return nil, err
 	}
-	defer mnt.Close()
-	return mnt.Attach(target)
+	defer dev.Close()
+	mnt, err := mount.New(mount.Config{FSType: fs.Name, Source: dev.Path(), Data: fs.MountData, Attr: access.attr()})
+	if err != nil {
+		return nil, fmt.Errorf("mounting volume %s: %w", img.ID, err)
+	}
+	return mnt, nil
 }
 
 // attach returns a loop device of the image: the one it has, or a new one. An
 // image that was made a moment ago has none, and is spared the search.
-func (m *Manager) attach(img *image) (*loopdev.Device, error) {
+func (m *Manager) attach(img *image, o loopdev.Options) (*loopdev.Device, error) {
 	if !img.fresh {
 		dev, err := loopdev.OpenBacked(img.File)
 		if !errors.Is(err, loopdev.ErrNotAttached) {
 			return dev, err
 		}
 	}
-	return m.loops.Attach(img.File, loopdev.Options{AutoClear: true, Name: img.ID})
+	return m.attachNew(img, o)
+}
+
+// attachNew attaches an image.
+func (m *Manager) attachNew(img *image, o loopdev.Options) (*loopdev.Device, error) {
+	o.Name, o.NoDiscard = deviceName(img.ID), img.Thick
+	dev, err := m.loops.Attach(img.File, o)
+	if err != nil {
+		return nil, pool.Full(fmt.Errorf("attaching volume %s: %w", img.ID, err))
+	}
+	return dev, nil
+}
+
+// Unpublish takes a volume away from its target. An ephemeral one is deleted as
+// well. What is not there is fine: the call may be a repetition. A mount at the
+// target that is not this volume's is left alone, and is ErrState.
+func (m *Manager) Unpublish(id, target string) error {
+	if err := CheckID(id); err != nil {
+		return err
+	}
+	rel, err := m.relative(target)
+	if err != nil {
+		return err
+	}
+	img, err := m.open(id)
+	exists := err == nil
+	if errors.Is(err, ErrNotFound) {
+		img, err = m.lost(id, rel)
+	}
+	if err != nil {
+		return err
+	}
+	if exists {
+		defer img.Close()
+		if img.Lifecycle == Ephemeral && img.Target != target {
+			return nil // it is not published there, and stays where it is
+		}
+	}
+	device, err := m.clear(img, rel)
+	if err != nil {
+		return err
+	}
+	m.cleanTarget(rel, img.Mode)
+	if !exists || img.Lifecycle == Persistent {
+		return nil
+	}
+	m.letGo(img, device)
+	return m.unlink(id)
 }
 
 // imageSource is the source shown in the mount table for the tmpfs of a
@@ -234,11 +317,11 @@ func imageSource(id string) string { return "csi-disktemplate:" + id }
 // inodes it needs and for no data, so that a pod can put nothing beside it. The
 // image itself is an ordinary file in the pod's hands: nothing keeps a pod from
 // growing it, but the space of the pool.
-func (m *Manager) showImage(img *image, target *os.File, r Request) error {
-	attr := mount.Attr{NoSUID: true, NoDev: true, NoExec: true, ReadOnly: r.ReadOnly}
+func (m *Manager) showImage(img *image, target *os.File, path string, access Access) error {
+	attr := mount.Attr{NoSUID: true, NoDev: true, NoExec: true, ReadOnly: access.ReadOnly}
 	dir, err := mount.New(mount.Config{
 		FSType: "tmpfs",
-		Source: imageSource(r.ID),
+		Source: imageSource(img.ID),
 		Data:   []string{"size=4096", "nr_inodes=2", "mode=0755"},
 		Attr:   mount.Attr{NoSUID: true, NoDev: true, NoExec: true},
 	})
@@ -253,7 +336,7 @@ func (m *Manager) showImage(img *image, target *os.File, r Request) error {
 	defer point.Close()
 	// By its name: the kernel mounts nothing that was opened as an unnamed file,
 	// not even once that has a name (move_mount says ENOENT on 6.18).
-	named, err := os.OpenFile(m.pool.Volume(r.ID), os.O_RDONLY|syscall.O_NOFOLLOW, 0)
+	named, err := os.OpenFile(m.pool.Volume(img.ID), os.O_RDONLY|syscall.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
 	}
@@ -272,7 +355,7 @@ func (m *Manager) showImage(img *image, target *os.File, r Request) error {
 	if err := file.Attach(point); err != nil {
 		point.Close() // or it would keep the tmpfs busy
 		dir.Close()
-		return errors.Join(err, mount.Unmount(r.Target))
+		return errors.Join(err, mount.Unmount(path))
 	}
 	return nil
 }

@@ -4,26 +4,25 @@
 package volume
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"syscall"
+
+	"k8s.io/klog/v2"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
 )
 
 // Usage is what a published volume has and uses.
 type Usage struct {
 	TotalBytes, UsedBytes, AvailableBytes    int64
-	TotalInodes, UsedInodes, AvailableInodes int64 // 0 for a disk image: they are the guest's affair
+	TotalInodes, UsedInodes, AvailableInodes int64 // 0 for a disk: they are its consumer's affair
 }
 
-// Stats measures a volume where it is published. It is ErrNotFound if it is not
-// published there.
+// Stats measures a volume where it is staged or published. It is ErrNotFound if
+// it is not there.
 func (m *Manager) Stats(id, path string) (Usage, error) {
 	if err := CheckID(id); err != nil {
-		return Usage{}, err
-	}
-	rel, err := m.relative(path)
-	if err != nil {
 		return Usage{}, err
 	}
 	img, err := m.open(id)
@@ -31,20 +30,15 @@ func (m *Manager) Stats(id, path string) (Usage, error) {
 		return Usage{}, err
 	}
 	defer img.Close()
-	at, err := m.look(rel)
-	if err != nil && !errors.Is(err, ErrInvalid) {
-		return Usage{}, err
+	if _, err := m.shownAt(img, path); err != nil {
+		return Usage{}, fmt.Errorf("measuring volume %s: %w", id, err)
 	}
-	if !at.mounted {
-		return Usage{}, fmt.Errorf("%w: volume %s is not published at %q (it is meant for %q)", ErrNotFound, id, path, img.Target)
-	}
-	if _, err := m.shown(img, rel); errors.Is(err, errForeign) {
-		return Usage{}, fmt.Errorf("%w: %w", ErrNotFound, err)
-	} else if err != nil {
-		return Usage{}, err
-	}
-	if img.Mode == ModeDiskImage {
+	m.refill(img)
+	switch img.Mode {
+	case ModeDiskImage:
 		return imageUsage(img)
+	case ModeBlock:
+		return Usage{TotalBytes: img.Spec.Size}, nil
 	}
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(path, &st); err != nil {
@@ -60,13 +54,27 @@ func (m *Manager) Stats(id, path string) (Usage, error) {
 	}, nil
 }
 
+// refill reserves again what of a thick volume has lost its space: the kernel
+// writes zeros to a loop device by punching holes, as ext4 has it do. Kubelet asks
+// for these figures every minute.
+func (m *Manager) refill(img *image) {
+	if !img.Thick {
+		return
+	}
+	if taken, err := allocated(img.File); err != nil || taken >= img.Spec.Size {
+		return
+	}
+	if err := sparse.Reserve(img.File, img.Spec.Size); err != nil {
+		klog.ErrorS(err, "Reserving space again that a thick volume has lost", "volume", img.ID)
+	}
+}
+
 // imageUsage measures the image file: what a VM sees of it is not ours to read.
 func imageUsage(img *image) (Usage, error) {
-	fi, err := img.Stat()
+	used, err := allocated(img.File)
 	if err != nil {
 		return Usage{}, err
 	}
 	// The size it was made with: a pod may have grown the file.
-	used := fi.Sys().(*syscall.Stat_t).Blocks * 512
 	return Usage{TotalBytes: img.Spec.Size, UsedBytes: used, AvailableBytes: max(0, img.Spec.Size-used)}, nil
 }

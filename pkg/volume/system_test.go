@@ -18,6 +18,7 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/growfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
@@ -34,6 +35,12 @@ type node struct {
 // newNode makes a pool on a filesystem of its own. The test must leave it as it
 // found it: without volumes, loop devices and mounts.
 func newNode(t testing.TB, kind testenv.Kind, size int64) *node {
+	t.Helper()
+	return newNodeWith(t, kind, size, Config{})
+}
+
+// newNodeWith has a configuration of its own, but for the pool and its like.
+func newNodeWith(t testing.TB, kind testenv.Kind, size int64, c Config) *node {
 	t.Helper()
 	p, err := pool.Open(t.Context(), pool.Config{Dir: filepath.Join(kind.Mount(t, size), "pool")})
 	if err != nil {
@@ -54,7 +61,8 @@ func newNode(t testing.TB, kind testenv.Kind, size int64) *node {
 	})
 	t.Cleanup(store.Close)
 	kubelet := testenv.Dir(t)
-	m, err := NewManager(Config{Pool: p, Templates: store, TargetRoot: kubelet})
+	c.Pool, c.Templates, c.TargetRoot, c.Grow = p, store, kubelet, growfs.Grow
+	m, err := NewManager(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,8 +77,10 @@ func newNode(t testing.TB, kind testenv.Kind, size int64) *node {
 // mustBeEmpty holds the node against having no volume.
 func (n *node) mustBeEmpty() {
 	n.t.Helper()
-	if names, err := n.pool.Volumes(); err != nil || len(names) > 0 {
-		n.t.Errorf("volumes left: %v %v", names, err)
+	for _, list := range []func() ([]string, error){n.pool.Volumes, n.pool.Snapshots} {
+		if names, err := list(); err != nil || len(names) > 0 {
+			n.t.Errorf("images left: %v %v", names, err)
+		}
 	}
 	testenv.NoLoopsBelow(n.t, n.pool.Root())
 	if c := testenv.Mounts(n.t, n.kubelet); c > 0 {
@@ -240,12 +250,12 @@ func TestPublishIsIdempotent(t *testing.T) {
 // TestPublishGoesOn repeats a publish that died after each of its effects.
 func TestPublishGoesOn(t *testing.T) {
 	n := newNode(t, testenv.XFS, 1<<30)
-	for _, mode := range Modes {
+	for _, mode := range MountModes {
 		t.Run(string(mode), func(t *testing.T) {
 			n := &node{n.Manager, t, n.kubelet}
 			r := n.request("half-"+strings.ToLower(string(mode)), "ext4", 64<<20)
 			r.Mode = mode
-			img, _, err := n.create(t.Context(), r)
+			img, _, err := n.create(t.Context(), r.record())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -511,7 +521,7 @@ func TestTorn(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			n := &node{n.Manager, t, n.kubelet}
 			r := n.request("torn", "ext4", 64<<20)
-			img, _, err := n.create(t.Context(), r)
+			img, _, err := n.create(t.Context(), r.record())
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -4,16 +4,17 @@
 package volume
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
-	"time"
+	"sync"
 
-	"github.com/google/uuid"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
@@ -29,90 +30,53 @@ var (
 	ErrExists = errors.New("already exists and is different")
 	// ErrNotFound means that there is no such volume, or not at that path.
 	ErrNotFound = errors.New("volume not found")
+	// ErrUnderWay means that the caller's time ended before the work did, which goes
+	// on: asking again joins it.
+	ErrUnderWay = errors.New("still under way")
 	// ErrState means that the node is not in the state the operation needs, and
-	// that somebody has to look.
+	// that somebody has to change that.
 	ErrState = errors.New("operation not possible in this state")
 )
 
-// Mode is the form in which a volume is published.
-type Mode string
-
-// The modes.
-const (
-	ModeFilesystem Mode = "filesystem" // the target is the mounted filesystem
-	ModeDiskImage  Mode = "diskImage"  // the target holds the image as disk.img
-)
-
-// Modes lists the allowed values.
-var Modes = []Mode{ModeFilesystem, ModeDiskImage}
-
-// DiskImageName is the file that a ModeDiskImage volume's target holds. It is the
-// name KubeVirt looks for.
-const DiskImageName = "disk.img"
-
-// Pod is who a volume is for.
-type Pod struct {
-	Namespace string `json:"namespace,omitempty"`
-	Name      string `json:"name,omitempty"`
-	UID       string `json:"uid,omitempty"`
-}
-
-// Request asks for an ephemeral volume, published.
-type Request struct {
-	ID       string
-	Target   string // absolute path below the kubelet's directory; its parent exists
-	Spec     diskfs.Spec
-	Mode     Mode
-	ReadOnly bool
-	NoATime  bool
-	Pod      Pod
-}
-
-// Result tells how a request was met.
-type Result struct {
-	Template    string // key; "" if the volume was there already
-	TemplateHit bool
-	Existed     bool
-}
-
-// recordVersion is the version of the form of [Record] written here.
-const recordVersion = 1
-
-// Record is what a volume's image says of itself, in trusted.disktemplate. It is
-// what the request said, so that a repeated one can be told from a different one.
-type Record struct {
-	Version  int         `json:"version"`
-	ID       string      `json:"id"`
-	Spec     diskfs.Spec `json:"spec"`
-	Mode     Mode        `json:"mode"`
-	Target   string      `json:"target"`
-	ReadOnly bool        `json:"readOnly,omitempty"`
-	NoATime  bool        `json:"noATime,omitempty"`
-	Pod      Pod         `json:"pod,omitzero"`
-	Template string      `json:"template"`
-	UUID     uuid.UUID   `json:"uuid"`
-	Created  time.Time   `json:"created"`
-}
-
-// Config is what a Manager works with. All of it is required.
+// Config is what a Manager works with.
 type Config struct {
-	Pool      *pool.Pool
-	Templates *template.Store
-	// TargetRoot is the directory below which volumes are published, and outside
-	// of which nothing is ever touched: the kubelet's.
+	Pool      *pool.Pool      // required
+	Templates *template.Store // required
+	// TargetRoot is the directory below which volumes are staged and published,
+	// and outside of which nothing is ever touched: the kubelet's. Required.
 	TargetRoot string
+	// Grow makes the filesystem on a block device, which nobody has mounted, as
+	// large as the device: for those that cannot grow while they are mounted. nil
+	// leaves them as they are.
+	Grow func(ctx context.Context, fs *diskfs.Filesystem, device string) error
+	// Headroom is what new volumes leave free of the pool; the zero value is
+	// nothing.
+	Headroom Headroom
+	// Overcommit is how many times its own size the pool promises to thin claims;
+	// 0 is 1.
+	Overcommit float64
 }
 
-// Manager publishes and unpublishes the volumes of a pool.
+// Manager has the volumes of a pool.
 type Manager struct {
 	pool      *pool.Pool
 	templates *template.Store
+	grow      func(ctx context.Context, fs *diskfs.Filesystem, device string) error
 	loops     loopdev.Allocator
-	rootPath  string
+	space     space
+	rootPath  string   // as the container orchestrator spells it
+	mountPath string   // of root as the mount table spells it
 	root      *os.File // of rootPath
+
+	// Work that outlives the call that asked for it, until Close.
+	ctx     context.Context
+	cancel  context.CancelFunc
+	work    singleflight.Group
+	working sync.WaitGroup
 }
 
-// NewManager returns a Manager.
+// NewManager returns a Manager, after it has undone what an earlier process of
+// the same pool may have left undone: see [Manager.thawAll].
 func NewManager(c Config) (*Manager, error) {
 	path, err := filepath.Abs(c.TargetRoot)
 	if err != nil {
@@ -122,11 +86,49 @@ func NewManager(c Config) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the directory below which volumes are published: %w; set --kubelet-dir to the kubelet's root directory", err)
 	}
-	return &Manager{pool: c.Pool, templates: c.Templates, rootPath: path, root: root}, nil
+	resolved, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		root.Close()
+		return nil, err
+	}
+	m := &Manager{
+		pool: c.Pool, templates: c.Templates, grow: c.Grow, rootPath: path, mountPath: resolved, root: root,
+		space: space{headroom: c.Headroom, overcommit: cmp.Or(c.Overcommit, 1)},
+	}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	if err := m.thawAll(); err != nil {
+		root.Close()
+		return nil, err
+	}
+	return m, nil
 }
 
-// Close lets go of what the Manager holds open. Volumes stay as they are.
-func (m *Manager) Close() error { return m.root.Close() }
+// Close ends what is under way, of which nothing stays, and lets go of what the
+// Manager holds open. Volumes stay as they are.
+func (m *Manager) Close() error {
+	m.cancel()
+	m.working.Wait()
+	return m.root.Close()
+}
+
+// outlive does work that may take longer than its caller has time, once for all who
+// ask for it by the same key meanwhile.
+func outlive[T any](ctx context.Context, m *Manager, key string, do func(context.Context) (T, error)) (T, error) {
+	m.working.Add(1)
+	done := m.work.DoChan(key, func() (any, error) { return do(m.ctx) })
+	result := make(chan singleflight.Result, 1)
+	go func() {
+		defer m.working.Done()
+		result <- <-done
+	}()
+	select {
+	case r := <-result:
+		return r.Val.(T), r.Err
+	case <-ctx.Done():
+		var none T
+		return none, fmt.Errorf("%w: %s: %w; try again, it goes on meanwhile", ErrUnderWay, key, context.Cause(ctx))
+	}
+}
 
 // maxID is the limit of CSI for every identifier ("Size Limits"), in bytes.
 const maxID = 128
@@ -147,18 +149,6 @@ func CheckID(id string) error {
 	return nil
 }
 
-// Validate checks a request without looking at the node. Errors are ErrInvalid
-// or of [diskfs.Spec.Validate].
-func (r Request) Validate() error {
-	if err := CheckID(r.ID); err != nil {
-		return err
-	}
-	if !slices.Contains(Modes, r.Mode) {
-		return fmt.Errorf("%w: publishAs %q: must be one of %v", ErrInvalid, r.Mode, Modes)
-	}
-	return r.Spec.Validate()
-}
-
 // relative returns target's path below the target root.
 func (m *Manager) relative(target string) (string, error) {
 	if strings.ContainsRune(target, 0) {
@@ -172,41 +162,4 @@ func (m *Manager) relative(target string) (string, error) {
 		return "", fmt.Errorf("%w: target path %q: must lie below %s (see --kubelet-dir)", ErrInvalid, target, m.rootPath)
 	}
 	return rel, nil
-}
-
-// record is what the image of r will say.
-func (r Request) record() Record {
-	return Record{
-		Version: recordVersion, ID: r.ID, Spec: r.Spec, Mode: r.Mode, Target: r.Target,
-		ReadOnly: r.ReadOnly, NoATime: r.NoATime, Pod: r.Pod,
-	}
-}
-
-// conflict reports how a request differs from the volume that has its id.
-func (have Record) conflict(r Request) error {
-	var diff []string
-	add := func(field string, is, asked any) {
-		diff = append(diff, fmt.Sprintf("%s is %v, asked for %v", field, is, asked))
-	}
-	if !have.Spec.Equal(r.Spec) {
-		add("content", have.Spec, r.Spec)
-	}
-	if have.Mode != r.Mode {
-		add("publishAs", have.Mode, r.Mode)
-	}
-	if have.ReadOnly != r.ReadOnly {
-		add("read-only", have.ReadOnly, r.ReadOnly)
-	}
-	if have.NoATime != r.NoATime {
-		add("noatime", have.NoATime, r.NoATime)
-	}
-	if len(diff) > 0 {
-		return fmt.Errorf("%w: volume %s: %s; unpublish it first", ErrExists, r.ID, strings.Join(diff, ", "))
-	}
-	// CSI 1.13, NodePublishVolume, the table of target paths: without the
-	// capability to be published twice this is FAILED_PRECONDITION.
-	if have.Target != r.Target {
-		return fmt.Errorf("%w: volume %s is for %s, asked for %s; an inline volume has one target", ErrState, r.ID, have.Target, r.Target)
-	}
-	return nil
 }

@@ -208,6 +208,9 @@ func Find(backing *os.File) ([]int, error) {
 			continue
 		}
 		ok, err := backs(i, backing)
+		if errors.Is(err, ErrNotAttached) {
+			continue // or just being detached, which nothing is that somebody has open
+		}
 		if err != nil && attached(i) {
 			// Not to know is not to have found: a second attachment of one
 			// file is two filesystems on one disk.

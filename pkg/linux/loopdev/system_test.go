@@ -476,6 +476,66 @@ func BenchmarkFind(b *testing.B) {
 	}
 }
 
+// TestFindBesideOthers looks for devices while others come and go.
+func TestFindBesideOthers(t *testing.T) {
+	dir := testenv.XFS.Pool(t)
+	create := func(name string) *os.File {
+		f, err := os.Create(filepath.Join(dir, name))
+		if err == nil {
+			err = f.Truncate(8 << 20)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	mine := create("mine")
+	var allocator Allocator
+	d, err := allocator.Attach(mine, Options{AutoClear: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	var wg sync.WaitGroup
+	for w := range 4 {
+		other := create(fmt.Sprintf("other-%d", w))
+		wg.Go(func() {
+			for i := range 50 {
+				d, err := allocator.Attach(other, Options{AutoClear: i%2 == 0, NoDiscard: w == 0})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if _, err := d.File().WriteAt(make([]byte, 1<<20), 0); err != nil {
+					t.Error(err)
+				}
+				end := d.Detach
+				if i%2 == 0 {
+					end = d.Close
+				}
+				if err := end(); err != nil {
+					t.Error(err)
+				}
+				if w == 0 {
+					if err := Remove(d.Index()); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		})
+		wg.Go(func() {
+			for range 100 {
+				if found, err := Find(mine); err != nil || len(found) != 1 || found[0] != d.Index() {
+					t.Errorf("found %v, not %d: %v", found, d.Index(), err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
 // TestNoDiscard: the kernel never lets a device discard again that once refused,
 // so that nobody else must get it.
 func TestNoDiscard(t *testing.T) {

@@ -1,0 +1,434 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/timestamppb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+)
+
+// controllerServer makes volumes on the node that it runs on: one beside each
+// external-provisioner with --node-deployment.
+type controllerServer struct {
+	csi.UnimplementedControllerServer
+	cfg  Config
+	busy *inflight
+}
+
+func (s *controllerServer) ControllerGetCapabilities(context.Context, *csi.ControllerGetCapabilitiesRequest) (*csi.ControllerGetCapabilitiesResponse, error) {
+	var caps []*csi.ControllerServiceCapability
+	for _, t := range []csi.ControllerServiceCapability_RPC_Type{
+		csi.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME,
+		csi.ControllerServiceCapability_RPC_LIST_VOLUMES,
+		csi.ControllerServiceCapability_RPC_GET_CAPACITY,
+		csi.ControllerServiceCapability_RPC_CREATE_DELETE_SNAPSHOT,
+		csi.ControllerServiceCapability_RPC_LIST_SNAPSHOTS,
+		csi.ControllerServiceCapability_RPC_GET_SNAPSHOT,
+		csi.ControllerServiceCapability_RPC_CLONE_VOLUME,
+		csi.ControllerServiceCapability_RPC_EXPAND_VOLUME,
+		csi.ControllerServiceCapability_RPC_GET_VOLUME,
+		csi.ControllerServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
+		csi.ControllerServiceCapability_RPC_GET_VOLUME_HEALTH,
+		csi.ControllerServiceCapability_RPC_LIST_VOLUME_HEALTH,
+	} {
+		caps = append(caps, &csi.ControllerServiceCapability{Type: &csi.ControllerServiceCapability_Rpc{Rpc: &csi.ControllerServiceCapability_RPC{Type: t}}})
+	}
+	return &csi.ControllerGetCapabilitiesResponse{Capabilities: caps}, nil
+}
+
+func (s *controllerServer) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
+	r, err := claimRequest(req)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.cfg.here(req.GetAccessibilityRequirements()); err != nil {
+		return nil, err
+	}
+	id := r.ID()
+	note(ctx, "volume", id, "content", r.Spec.String(), "mode", r.Mode, "source", r.Source.String())
+	done, err := s.busy.start(id)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	release, err := s.hold(r.Source)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	v, res, err := s.cfg.Volumes.Create(ctx, r)
+	s.cfg.Metrics.met(ctx, res)
+	if err != nil {
+		return nil, err
+	}
+	return &csi.CreateVolumeResponse{Volume: s.volume(v)}, nil
+}
+
+// hold keeps a source from being changed while it is copied.
+func (s *controllerServer) hold(source volume.Source) (release func(), err error) {
+	switch {
+	case source.Volume != "":
+		return s.busy.read(source.Volume)
+	case source.Snapshot != "":
+		return s.busy.read(snapshotKey(source.Snapshot))
+	}
+	return func() {}, nil
+}
+
+func (s *controllerServer) DeleteVolume(_ context.Context, req *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
+	if req.GetVolumeId() == "" {
+		return nil, invalid("volume_id: must not be empty")
+	}
+	done, err := s.busy.start(req.GetVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if err := s.cfg.Volumes.Delete(req.GetVolumeId()); err != nil {
+		return nil, err
+	}
+	return &csi.DeleteVolumeResponse{}, nil
+}
+
+func (s *controllerServer) ControllerGetVolume(_ context.Context, req *csi.ControllerGetVolumeRequest) (*csi.ControllerGetVolumeResponse, error) {
+	if err := checkVolumeID(req.GetVolumeId()); err != nil {
+		return nil, err
+	}
+	v, err := s.cfg.Volumes.Get(req.GetVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	return &csi.ControllerGetVolumeResponse{Volume: s.volume(v), Status: &csi.ControllerGetVolumeResponse_VolumeStatus{}}, nil
+}
+
+func (s *controllerServer) ValidateVolumeCapabilities(_ context.Context, req *csi.ValidateVolumeCapabilitiesRequest) (*csi.ValidateVolumeCapabilitiesResponse, error) {
+	if req.GetVolumeId() == "" {
+		return nil, invalid("volume_id: must not be empty")
+	}
+	if len(req.GetVolumeCapabilities()) == 0 {
+		return nil, invalid("volume_capabilities: must not be empty")
+	}
+	v, err := s.cfg.Volumes.Get(req.GetVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range req.GetVolumeCapabilities() {
+		u, err := useOf(c, claimFlags)
+		if err == nil {
+			err = v.Supports(u)
+		}
+		if err != nil { // no error of this call: the answer to what was asked
+			return &csi.ValidateVolumeCapabilitiesResponse{Message: err.Error()}, nil
+		}
+	}
+	if _, err := classRequest(req.GetVolumeCapabilities(), req.GetParameters()); err != nil {
+		return &csi.ValidateVolumeCapabilitiesResponse{Message: err.Error()}, nil
+	}
+	return &csi.ValidateVolumeCapabilitiesResponse{Confirmed: &csi.ValidateVolumeCapabilitiesResponse_Confirmed{
+		VolumeContext:      req.GetVolumeContext(),
+		VolumeCapabilities: req.GetVolumeCapabilities(),
+		Parameters:         req.GetParameters(),
+	}}, nil
+}
+
+func (s *controllerServer) ListVolumes(_ context.Context, req *csi.ListVolumesRequest) (*csi.ListVolumesResponse, error) {
+	after, err := startingAfter(req.GetStartingToken(), req.GetMaxEntries())
+	if err != nil {
+		return nil, err
+	}
+	claims, next, err := s.cfg.Volumes.Claims(after, int(req.GetMaxEntries()))
+	if err != nil {
+		return nil, err
+	}
+	r := &csi.ListVolumesResponse{NextToken: tokenAfter(next)}
+	for _, v := range claims {
+		r.Entries = append(r.Entries, &csi.ListVolumesResponse_Entry{Volume: s.volume(v), Status: &csi.ListVolumesResponse_VolumeStatus{}})
+	}
+	return r, nil
+}
+
+func (s *controllerServer) GetCapacity(_ context.Context, req *csi.GetCapacityRequest) (*csi.GetCapacityResponse, error) {
+	r, err := classRequest(req.GetVolumeCapabilities(), req.GetParameters())
+	if err != nil {
+		return nil, err
+	}
+	fs, err := diskfs.Lookup(r.Spec.Filesystem)
+	if err != nil {
+		return nil, err
+	}
+	answer := func(available int64) (*csi.GetCapacityResponse, error) {
+		largest := min(available, fs.MaxSize)
+		if largest < fs.MinSize {
+			largest = 0
+		}
+		return &csi.GetCapacityResponse{
+			AvailableCapacity: available,
+			MaximumVolumeSize: wrapperspb.Int64(largest),
+			MinimumVolumeSize: wrapperspb.Int64(fs.MinSize),
+		}, nil
+	}
+	if t := req.GetAccessibleTopology(); t != nil && !s.cfg.isHere(t) {
+		return answer(0)
+	}
+	available, err := s.cfg.Volumes.Available(r.Thick)
+	if err != nil {
+		return nil, err
+	}
+	return answer(available)
+}
+
+func (s *controllerServer) ControllerExpandVolume(ctx context.Context, req *csi.ControllerExpandVolumeRequest) (*csi.ControllerExpandVolumeResponse, error) {
+	if err := checkVolumeID(req.GetVolumeId()); err != nil {
+		return nil, err
+	}
+	if req.GetCapacityRange() == nil {
+		return nil, invalid("capacity_range: must not be empty")
+	}
+	size, err := sizeOf(req.GetCapacityRange())
+	if err != nil {
+		return nil, err
+	}
+	if c := req.GetVolumeCapability(); c != nil {
+		if _, err := useOf(c, claimFlags); err != nil {
+			return nil, err
+		}
+	}
+	done, err := s.busy.start(req.GetVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	now, mode, err := s.cfg.Volumes.Expand(req.GetVolumeId(), size)
+	if err != nil {
+		return nil, err
+	}
+	note(ctx, "size", now)
+	return &csi.ControllerExpandVolumeResponse{
+		CapacityBytes: now,
+		// A disk image is all there is of its volume.
+		NodeExpansionRequired: mode != volume.ModeDiskImage,
+	}, nil
+}
+
+func (s *controllerServer) CreateSnapshot(ctx context.Context, req *csi.CreateSnapshotRequest) (*csi.CreateSnapshotResponse, error) {
+	if err := checkName(req.GetName()); err != nil {
+		return nil, err
+	}
+	if req.GetSourceVolumeId() == "" {
+		return nil, invalid("source_volume_id: must not be empty")
+	}
+	for key := range req.GetParameters() {
+		if !strings.HasPrefix(key, kubeletPrefix) {
+			return nil, invalid("parameter %q: unknown; a snapshot has no parameters", key)
+		}
+	}
+	if err := s.cfg.here(req.GetAccessibilityRequirements()); err != nil {
+		return nil, err
+	}
+	id := volume.SnapshotID(req.GetName())
+	note(ctx, "snapshot", id, "volume", req.GetSourceVolumeId())
+	done, err := s.busy.start(snapshotKey(id))
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	release, err := s.busy.read(req.GetSourceVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	snap, err := s.cfg.Volumes.CreateSnapshot(ctx, req.GetName(), req.GetSourceVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	return &csi.CreateSnapshotResponse{Snapshot: s.snapshot(snap)}, nil
+}
+
+func (s *controllerServer) DeleteSnapshot(ctx context.Context, req *csi.DeleteSnapshotRequest) (*csi.DeleteSnapshotResponse, error) {
+	note(ctx, "snapshot", req.GetSnapshotId())
+	if req.GetSnapshotId() == "" {
+		return nil, invalid("snapshot_id: must not be empty")
+	}
+	done, err := s.busy.start(snapshotKey(req.GetSnapshotId()))
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if err := s.cfg.Volumes.DeleteSnapshot(req.GetSnapshotId()); err != nil {
+		return nil, err
+	}
+	return &csi.DeleteSnapshotResponse{}, nil
+}
+
+func (s *controllerServer) GetSnapshot(_ context.Context, req *csi.GetSnapshotRequest) (*csi.GetSnapshotResponse, error) {
+	if req.GetSnapshotId() == "" {
+		return nil, invalid("snapshot_id: must not be empty")
+	}
+	snap, err := s.cfg.Volumes.GetSnapshot(req.GetSnapshotId())
+	if err != nil {
+		return nil, err
+	}
+	return &csi.GetSnapshotResponse{Snapshot: s.snapshot(snap)}, nil
+}
+
+func (s *controllerServer) ListSnapshots(_ context.Context, req *csi.ListSnapshotsRequest) (*csi.ListSnapshotsResponse, error) {
+	after, err := startingAfter(req.GetStartingToken(), req.GetMaxEntries())
+	if err != nil {
+		return nil, err
+	}
+	r := &csi.ListSnapshotsResponse{}
+	snaps, next, err := s.snapshots(req, after)
+	if err != nil {
+		return nil, err
+	}
+	r.NextToken = tokenAfter(next)
+	for _, snap := range snaps {
+		r.Entries = append(r.Entries, &csi.ListSnapshotsResponse_Entry{Snapshot: s.snapshot(snap)})
+	}
+	return r, nil
+}
+
+// snapshots finds those that a ListSnapshots request asks for. One that is not
+// there is none, and no error.
+func (s *controllerServer) snapshots(req *csi.ListSnapshotsRequest, after string) ([]volume.Snapshot, string, error) {
+	id := req.GetSnapshotId()
+	if id == "" {
+		return s.cfg.Volumes.Snapshots(req.GetSourceVolumeId(), after, int(req.GetMaxEntries()))
+	}
+	snap, err := s.cfg.Volumes.GetSnapshot(id)
+	if c := code(err); c == codes.NotFound || c == codes.InvalidArgument {
+		return nil, "", nil
+	}
+	if err != nil || req.GetSourceVolumeId() != "" && snap.Volume != req.GetSourceVolumeId() {
+		return nil, "", err
+	}
+	return []volume.Snapshot{snap}, "", nil
+}
+
+func (s *controllerServer) ControllerGetVolumeHealth(_ context.Context, req *csi.ControllerGetVolumeHealthRequest) (*csi.ControllerGetVolumeHealthResponse, error) {
+	if err := checkVolumeID(req.GetVolumeId()); err != nil {
+		return nil, err
+	}
+	h, err := healthOf(s.cfg.Volumes, req.GetVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	return &csi.ControllerGetVolumeHealthResponse{VolumeHealth: h}, nil
+}
+
+// ControllerListVolumeHealth lists the volumes of which something is wrong.
+func (s *controllerServer) ControllerListVolumeHealth(_ context.Context, req *csi.ControllerListVolumeHealthRequest) (*csi.ControllerListVolumeHealthResponse, error) {
+	after, err := startingAfter(req.GetStartingToken(), req.GetMaxEntries())
+	if err != nil {
+		return nil, err
+	}
+	claims, _, err := s.cfg.Volumes.Claims(after, 0)
+	if err != nil {
+		return nil, err
+	}
+	r := &csi.ControllerListVolumeHealthResponse{}
+	for _, v := range claims {
+		h, err := healthOf(s.cfg.Volumes, v.ID)
+		if code(err) == codes.NotFound { // deleted meanwhile
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if len(h.GetHealthStatuses()) == 0 {
+			continue
+		}
+		if most := int(req.GetMaxEntries()); most > 0 && len(r.Entries) == most {
+			r.NextToken = tokenAfter(r.Entries[most-1].GetVolumeId())
+			break
+		}
+		r.Entries = append(r.Entries, h)
+	}
+	return r, nil
+}
+
+// volume is what the specification says of a volume.
+func (s *controllerServer) volume(v volume.Record) *csi.Volume {
+	out := &csi.Volume{
+		VolumeId:           v.ID,
+		CapacityBytes:      v.Spec.Size,
+		AccessibleTopology: []*csi.Topology{s.cfg.topology()},
+	}
+	switch {
+	case v.Source.Snapshot != "":
+		out.ContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{
+			Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: v.Source.Snapshot},
+		}}
+	case v.Source.Volume != "":
+		out.ContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Volume{
+			Volume: &csi.VolumeContentSource_VolumeSource{VolumeId: v.Source.Volume},
+		}}
+	}
+	return out
+}
+
+func (s *controllerServer) snapshot(snap volume.Snapshot) *csi.Snapshot {
+	return &csi.Snapshot{
+		SnapshotId:         snap.ID,
+		SourceVolumeId:     snap.Volume,
+		SizeBytes:          snap.Spec.Size,
+		CreationTime:       timestamppb.New(snap.Created),
+		ReadyToUse:         true,
+		AccessibleTopology: []*csi.Topology{s.cfg.topology()},
+	}
+}
+
+// topology is where everything that is made here is.
+func (c Config) topology() *csi.Topology {
+	return &csi.Topology{Segments: map[string]string{TopologyKey: c.NodeID}}
+}
+
+func (c Config) isHere(t *csi.Topology) bool { return t.GetSegments()[TopologyKey] == c.NodeID }
+
+// here is errElsewhere unless requirements can be met on this node.
+func (c Config) here(r *csi.TopologyRequirement) error {
+	wanted := r.GetRequisite()
+	if len(wanted) == 0 {
+		wanted = r.GetPreferred()
+	}
+	if len(wanted) == 0 || slices.ContainsFunc(wanted, c.isHere) {
+		return nil
+	}
+	return fmt.Errorf("%w: accessibility_requirements: none of the %d topologies has %s=%s, which is where this plugin makes volumes", errElsewhere, len(wanted), TopologyKey, c.NodeID)
+}
+
+// tokenPrefix makes a token of an id: what has it not is no token of ours.
+const tokenPrefix = "after:"
+
+func tokenAfter(id string) string {
+	if id == "" {
+		return ""
+	}
+	return tokenPrefix + id
+}
+
+// startingAfter reads where a list goes on.
+func startingAfter(token string, maxEntries int32) (id string, err error) {
+	if maxEntries < 0 {
+		return "", invalid("max_entries %d: must not be negative", maxEntries)
+	}
+	if token == "" {
+		return "", nil
+	}
+	id, ok := strings.CutPrefix(token, tokenPrefix)
+	if !ok || volume.CheckID(id) != nil {
+		return "", fmt.Errorf("%w: starting_token %.32q is none that this plugin gave out; start the list anew, without it", errToken, token)
+	}
+	return id, nil
+}

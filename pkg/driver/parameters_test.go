@@ -1,0 +1,286 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"maps"
+	"strings"
+	"testing"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+)
+
+// mounted and device are the capabilities that a provisioner sends.
+func mounted(fsType string) *csi.VolumeCapability {
+	return &csi.VolumeCapability{
+		AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{FsType: fsType}},
+		AccessMode: &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER},
+	}
+}
+
+func device() *csi.VolumeCapability {
+	c := mounted("")
+	c.AccessType = &csi.VolumeCapability_Block{Block: &csi.VolumeCapability_BlockVolume{}}
+	return c
+}
+
+// create is the request that a provisioner makes for a claim.
+func create(c *csi.VolumeCapability, params ...string) *csi.CreateVolumeRequest {
+	req := &csi.CreateVolumeRequest{
+		Name:               "pvc-0123",
+		VolumeCapabilities: []*csi.VolumeCapability{c},
+		Parameters:         map[string]string{kubeletPrefix + "pvc/name": "data"},
+	}
+	for i := 0; i < len(params); i += 2 {
+		req.Parameters[params[i]] = params[i+1]
+	}
+	return req
+}
+
+func sized64(required, limit int64) func(*csi.CreateVolumeRequest) {
+	return func(r *csi.CreateVolumeRequest) {
+		r.CapacityRange = &csi.CapacityRange{RequiredBytes: required, LimitBytes: limit}
+	}
+}
+
+func TestClaimRequest(t *testing.T) {
+	type want = volume.ClaimRequest
+	fs := func(name string) diskfs.Spec { return diskfs.Spec{Filesystem: name} }
+	for name, c := range map[string]struct {
+		req    *csi.CreateVolumeRequest
+		change func(*csi.CreateVolumeRequest)
+		want   want
+	}{
+		"nothing said":     {req: create(mounted("")), want: want{Spec: fs("ext4"), Mode: volume.ModeFilesystem, DefaultSpec: true}},
+		"xfs":              {req: create(mounted("xfs")), want: want{Spec: fs("xfs"), Mode: volume.ModeFilesystem}},
+		"as a parameter":   {req: create(mounted(""), paramFSType, "btrfs"), want: want{Spec: fs("btrfs"), Mode: volume.ModeFilesystem}},
+		"said twice":       {req: create(mounted("xfs"), paramFSType, "xfs"), want: want{Spec: fs("xfs"), Mode: volume.ModeFilesystem}},
+		"label":            {req: create(mounted("ext4"), "label", "data"), want: want{Spec: diskfs.Spec{Filesystem: "ext4", Label: "data"}, Mode: volume.ModeFilesystem}},
+		"options":          {req: create(mounted("ext4"), "formatOptions", "journal=off,inode-size=512"), want: want{Spec: diskfs.Spec{Filesystem: "ext4", Options: map[string]string{"journal": "off", "inode-size": "512"}}, Mode: volume.ModeFilesystem}},
+		"thick":            {req: create(mounted("ext4"), "provisioning", "thick"), want: want{Spec: fs("ext4"), Mode: volume.ModeFilesystem, Thick: true}},
+		"thin":             {req: create(mounted("ext4"), "provisioning", "thin"), want: want{Spec: fs("ext4"), Mode: volume.ModeFilesystem}},
+		"as a filesystem":  {req: create(mounted("ext4"), "publishAs", "filesystem"), want: want{Spec: fs("ext4"), Mode: volume.ModeFilesystem}},
+		"disk image":       {req: create(mounted("ext4"), "publishAs", "diskImage"), want: want{Spec: fs("ext4"), Mode: volume.ModeDiskImage}},
+		"empty disk image": {req: create(mounted("ext4"), "publishAs", "diskImage", "format", "none"), want: want{Spec: fs("raw"), Mode: volume.ModeDiskImage}},
+		"xfs disk image":   {req: create(mounted("ext4"), "publishAs", "diskImage", "format", "xfs"), want: want{Spec: fs("xfs"), Mode: volume.ModeDiskImage}},
+		"block":            {req: create(device()), want: want{Spec: fs("raw"), Mode: volume.ModeBlock, DefaultSpec: true}},
+		"formatted block":  {req: create(device(), "format", "btrfs", "label", "l"), want: want{Spec: diskfs.Spec{Filesystem: "btrfs", Label: "l"}, Mode: volume.ModeBlock}},
+		"block, none":      {req: create(device(), "format", "none"), want: want{Spec: fs("raw"), Mode: volume.ModeBlock}},
+		"block, a class for both": {req: create(device(), paramFSType, "xfs"),
+			want: want{Spec: fs("raw"), Mode: volume.ModeBlock, DefaultSpec: true}},
+		"size": {req: create(mounted("ext4")), change: sized64(gibibyte, 0), want: want{Spec: diskfs.Spec{Filesystem: "ext4", Size: gibibyte}, Mode: volume.ModeFilesystem}},
+		"size, rounded up": {req: create(mounted("ext4")), change: sized64(gibibyte+1, 2*gibibyte),
+			want: want{Spec: diskfs.Spec{Filesystem: "ext4", Size: gibibyte + mib}, Limit: 2 * gibibyte, Mode: volume.ModeFilesystem}},
+		"limit alone": {req: create(mounted("ext4")), change: sized64(0, gibibyte), want: want{Spec: fs("ext4"), Limit: gibibyte, Mode: volume.ModeFilesystem}},
+		"of a snapshot": {req: create(mounted("")), change: func(r *csi.CreateVolumeRequest) {
+			r.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: "s"}}}
+		}, want: want{Spec: fs("ext4"), Mode: volume.ModeFilesystem, DefaultSpec: true, Source: volume.Source{Snapshot: "s"}}},
+		"of a volume": {req: create(mounted("")), change: func(r *csi.CreateVolumeRequest) {
+			r.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Volume{Volume: &csi.VolumeContentSource_VolumeSource{VolumeId: "v"}}}
+		}, want: want{Spec: fs("ext4"), Mode: volume.ModeFilesystem, DefaultSpec: true, Source: volume.Source{Volume: "v"}}},
+		"several capabilities": {req: create(mounted("xfs")), change: func(r *csi.CreateVolumeRequest) {
+			r.VolumeCapabilities = append(r.VolumeCapabilities, mounted("xfs"))
+		}, want: want{Spec: fs("xfs"), Mode: volume.ModeFilesystem}},
+		"a long name": {req: create(mounted("")), change: func(r *csi.CreateVolumeRequest) { r.Name = strings.Repeat("é", 64) },
+			want: want{Spec: fs("ext4"), Mode: volume.ModeFilesystem, DefaultSpec: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if c.change != nil {
+				c.change(c.req)
+			}
+			c.want.Name = c.req.GetName()
+			got, err := claimRequest(c.req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !got.Spec.Equal(c.want.Spec) || !maps.Equal(got.Spec.Options, c.want.Spec.Options) {
+				t.Errorf("asks for %s, not %s", got.Spec, c.want.Spec)
+			}
+			got.Spec, c.want.Spec = diskfs.Spec{}, diskfs.Spec{}
+			if got.Name != c.want.Name || got.Mode != c.want.Mode || got.Thick != c.want.Thick || got.Limit != c.want.Limit ||
+				got.Source != c.want.Source || got.DefaultSpec != c.want.DefaultSpec {
+				t.Errorf("is  %+v\nnot %+v", got, c.want)
+			}
+		})
+	}
+}
+
+const gibibyte = 1 << 30
+
+// TestBadClaimRequest reads the messages as the owner of a claim finds them in its
+// events.
+func TestBadClaimRequest(t *testing.T) {
+	const allowed = "format, formatOptions, label, provisioning, publishAs"
+	bad, outside := codes.InvalidArgument, codes.OutOfRange
+	for name, c := range map[string]struct {
+		req    *csi.CreateVolumeRequest
+		change func(*csi.CreateVolumeRequest)
+		code   codes.Code
+		says   []string
+	}{
+		"unknown parameter":   {req: create(mounted(""), "siez", "1Gi"), code: bad, says: []string{"parameter", `"siez"`, allowed}},
+		"parameter by case":   {req: create(mounted(""), "publishas", "filesystem"), code: bad, says: []string{`"publishas"`, allowed}},
+		"size as a parameter": {req: create(mounted(""), "size", "1Gi"), code: bad, says: []string{`"size"`, allowed}},
+		"unknown filesystem":  {req: create(mounted("zfs")), code: bad, says: []string{"fsType", `"zfs"`, "btrfs, ext4, xfs"}},
+		"fstype parameter":    {req: create(mounted(""), paramFSType, "zfs"), code: bad, says: []string{paramFSType, `"zfs"`, "btrfs, ext4, xfs"}},
+		"two filesystems":     {req: create(mounted("xfs"), paramFSType, "ext4"), code: bad, says: []string{paramFSType, `"ext4"`, `"xfs"`}},
+		"raw filesystem":      {req: create(mounted("raw")), code: bad, says: []string{`"raw"`, "btrfs, ext4, xfs"}},
+		"publishAs":           {req: create(mounted(""), "publishAs", "block"), code: bad, says: []string{"publishAs", `"block"`, "filesystem diskImage"}},
+		"publishAs of block":  {req: create(device(), "publishAs", "diskImage"), code: bad, says: []string{"publishAs", `"diskImage"`, "volumeMode Block"}},
+		"provisioning":        {req: create(mounted(""), "provisioning", "fat"), code: bad, says: []string{"provisioning", `"fat"`, "thin, thick"}},
+		"format of a mount":   {req: create(mounted("ext4"), "format", "xfs"), code: bad, says: []string{"format", `"xfs"`, "fsType"}},
+		"format":              {req: create(device(), "format", "zfs"), code: bad, says: []string{"format", `"zfs"`, "none, btrfs, ext4, xfs"}},
+		"format, raw":         {req: create(device(), "format", "raw"), code: bad, says: []string{"format", `"raw"`, "none, btrfs, ext4, xfs"}},
+		"label of nothing":    {req: create(device(), "label", "x"), code: bad, says: []string{"label", `"x"`, "format"}},
+		"options of nothing":  {req: create(device(), "format", "none", "formatOptions", "journal=off"), code: bad, says: []string{"formatOptions", "journal=off", "format"}},
+		"label":               {req: create(mounted("xfs"), "label", "thirteen-char"), code: bad, says: []string{"label", "thirteen-char", "12"}},
+		"unknown option":      {req: create(mounted("ext4"), "formatOptions", "speed=high"), code: bad, says: []string{"formatOptions", `"speed"`, "inode-size"}},
+		"option's value":      {req: create(mounted("ext4"), "formatOptions", "journal=maybe"), code: bad, says: []string{"formatOptions", `"maybe"`, "on, off"}},
+		"option of another":   {req: create(mounted("xfs"), "formatOptions", "journal=off"), code: bad, says: []string{"formatOptions", "journal", "inode-size"}},
+		"options' form":       {req: create(mounted("ext4"), "formatOptions", "journal"), code: bad, says: []string{"formatOptions", `"journal"`, "key=value"}},
+		"option twice":        {req: create(mounted("ext4"), "formatOptions", "journal=on,journal=off"), code: bad, says: []string{"formatOptions", "once"}},
+		"options as arguments": {req: create(mounted("ext4"), "formatOptions", "-E lazy=1"), code: bad,
+			says: []string{"formatOptions", `"-E lazy"`}},
+
+		"no name":           {req: create(mounted("")), change: func(r *csi.CreateVolumeRequest) { r.Name = "" }, code: bad, says: []string{"name", "empty"}},
+		"name of 129 bytes": {req: create(mounted("")), change: func(r *csi.CreateVolumeRequest) { r.Name = strings.Repeat("n", 129) }, code: bad, says: []string{"name", "129", "128"}},
+		"name with NUL":     {req: create(mounted("")), change: func(r *csi.CreateVolumeRequest) { r.Name = "a\x00" }, code: bad, says: []string{"name", `"a\x00"`, "control"}},
+		"name, not UTF-8":   {req: create(mounted("")), change: func(r *csi.CreateVolumeRequest) { r.Name = "\xff" }, code: bad, says: []string{"name", "UTF-8"}},
+		"no capabilities": {req: create(mounted("")), change: func(r *csi.CreateVolumeRequest) { r.VolumeCapabilities = nil }, code: bad,
+			says: []string{"volume_capabilities", "empty"}},
+		"a nil capability": {req: create(nil), code: bad, says: []string{"volume_capability", "empty"}},
+		"both kinds": {req: create(mounted("")), change: func(r *csi.CreateVolumeRequest) { r.VolumeCapabilities = append(r.VolumeCapabilities, device()) }, code: bad,
+			says: []string{"volume_capabilities", "block", "mount"}},
+		"two fsTypes": {req: create(mounted("xfs")), change: func(r *csi.CreateVolumeRequest) { r.VolumeCapabilities = append(r.VolumeCapabilities, mounted("ext4")) }, code: bad,
+			says: []string{"volume_capabilities", `"xfs"`, `"ext4"`}},
+		"many nodes": {req: create(mounted("")), change: func(r *csi.CreateVolumeRequest) {
+			r.VolumeCapabilities[0].AccessMode.Mode = csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER
+		}, code: bad, says: []string{"access_mode", "MULTI_NODE_MULTI_WRITER", "SINGLE_NODE"}},
+		"mount flag": {req: create(mounted("")), change: func(r *csi.CreateVolumeRequest) {
+			r.VolumeCapabilities[0].GetMount().MountFlags = []string{"data=journal"}
+		}, code: bad, says: []string{"mount_flags", `"data=journal"`, "noexec"}},
+		"mutable parameters": {req: create(mounted("")), change: func(r *csi.CreateVolumeRequest) { r.MutableParameters = map[string]string{"iops": "1"} }, code: bad,
+			says: []string{"mutable_parameters"}},
+		"negative size":  {req: create(mounted("")), change: sized64(-1, 0), code: outside, says: []string{"required_bytes", "-1"}},
+		"negative limit": {req: create(mounted("")), change: sized64(0, -1), code: outside, says: []string{"limit_bytes", "-1"}},
+		"limit below":    {req: create(mounted("")), change: sized64(2, 1), code: outside, says: []string{"limit_bytes", "required_bytes"}},
+		"source without a kind": {req: create(mounted("")), change: func(r *csi.CreateVolumeRequest) { r.VolumeContentSource = &csi.VolumeContentSource{} }, code: bad,
+			says: []string{"volume_content_source"}},
+		"source without an id": {req: create(mounted("")), change: func(r *csi.CreateVolumeRequest) {
+			r.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{Snapshot: &csi.VolumeContentSource_SnapshotSource{}}}
+		}, code: bad, says: []string{"snapshot_id"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if c.change != nil {
+				c.change(c.req)
+			}
+			_, err := claimRequest(c.req)
+			err = toStatus(err)
+			t.Log(err)
+			if got := status.Code(err); got != c.code {
+				t.Errorf("code %s, not %s", got, c.code)
+			}
+			for _, s := range c.says {
+				if !strings.Contains(status.Convert(err).Message(), s) {
+					t.Errorf("does not say %s", s)
+				}
+			}
+		})
+	}
+}
+
+// TestClaimMountFlags: what an administrator may ask for, and the author of a pod
+// may not.
+func TestClaimMountFlags(t *testing.T) {
+	c := mounted("ext4")
+	c.GetMount().MountFlags = []string{"ro", "noatime", "noexec", "suid", "dev", "rw", "exec", "relatime", "nosuid", "nodev"}
+	u, err := useOf(c, claimFlags)
+	if want := (volume.Access{ReadOnly: true, NoATime: true, NoExec: true, SUID: true, Dev: true}); err != nil || u.Access != want {
+		t.Errorf("%+v: %v", u, err)
+	}
+	if _, err := useOf(c, inlineFlags); err == nil || !strings.Contains(err.Error(), `"noexec"`) {
+		t.Errorf("inline: %v", err)
+	}
+	for m, want := range map[csi.VolumeCapability_AccessMode_Mode]volume.Use{
+		csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER:        {SingleTarget: true},
+		csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER: {SingleTarget: true},
+		csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER:  {},
+		csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY:   {SingleTarget: true, Access: volume.Access{ReadOnly: true}},
+	} {
+		c := mounted("")
+		c.AccessMode.Mode = m
+		if u, err := useOf(c, claimFlags); err != nil || u != want {
+			t.Errorf("%s: %+v: %v", m, u, err)
+		}
+	}
+}
+
+func TestStagingRequests(t *testing.T) {
+	good := &csi.NodeStageVolumeRequest{VolumeId: "v", StagingTargetPath: "/staging/", VolumeCapability: mounted("xfs")}
+	if r, err := stageRequest(good); err != nil || r.ID != "v" || r.Staging != "/staging" || r.Filesystem != "xfs" {
+		t.Errorf("%+v: %v", r, err)
+	}
+	if _, err := publishClaimRequest(&csi.NodePublishVolumeRequest{VolumeId: "v", TargetPath: "/t", VolumeCapability: mounted("")}); code(err) != codes.FailedPrecondition ||
+		!strings.Contains(err.Error(), "staging_target_path") || !strings.Contains(err.Error(), keyEphemeral) {
+		t.Errorf("published without a staging path: %v", err)
+	}
+	r, err := publishClaimRequest(&csi.NodePublishVolumeRequest{VolumeId: "v", TargetPath: "/t/", StagingTargetPath: "/s/", Readonly: true, VolumeCapability: device()})
+	if err != nil || r.ID != "v" || r.Target != "/t" || r.Staging != "/s" || !r.TargetReadOnly || !r.Block || r.ReadOnly {
+		t.Errorf("%+v: %v", r, err)
+	}
+}
+
+func TestTopology(t *testing.T) {
+	c := Config{NodeID: "n1"}
+	at := func(nodes ...string) (ts []*csi.Topology) {
+		for _, n := range nodes {
+			ts = append(ts, &csi.Topology{Segments: map[string]string{TopologyKey: n}})
+		}
+		return ts
+	}
+	for name, r := range map[string]*csi.TopologyRequirement{
+		"none":          nil,
+		"empty":         {},
+		"here":          {Requisite: at("n1")},
+		"here, too":     {Requisite: at("n2", "n1"), Preferred: at("n2")},
+		"preferred":     {Preferred: at("n2", "n1")},
+		"what it tells": {Requisite: []*csi.Topology{c.topology()}},
+	} {
+		if err := c.here(r); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, r := range map[string]*csi.TopologyRequirement{
+		"elsewhere":           {Requisite: at("n2", "n3")},
+		"preferred elsewhere": {Preferred: at("n2")},
+		"another key":         {Requisite: []*csi.Topology{{Segments: map[string]string{"zone": "n1"}}}},
+	} {
+		err := c.here(r)
+		if code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), TopologyKey+"=n1") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestTokens(t *testing.T) {
+	if id, err := startingAfter(tokenAfter("pvc-1"), 3); err != nil || id != "pvc-1" {
+		t.Errorf("%q: %v", id, err)
+	}
+	if id, err := startingAfter("", 0); err != nil || id != "" || tokenAfter("") != "" {
+		t.Errorf("%q: %v", id, err)
+	}
+	for _, token := range []string{"invalid-token", "pvc-1", "after:", "after:../x", "7"} {
+		if _, err := startingAfter(token, 0); code(err) != codes.Aborted || !strings.Contains(err.Error(), token) {
+			t.Errorf("%q: %v", token, err)
+		}
+	}
+	if _, err := startingAfter("", -1); code(err) != codes.InvalidArgument {
+		t.Errorf("max_entries -1: %v", err)
+	}
+}

@@ -1,0 +1,347 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package volume
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+)
+
+// ClaimRequest asks for a persistent volume.
+type ClaimRequest struct {
+	Name string // unique; the id is made of it
+	// Spec says what is inside. Its Size, in bytes, may be 0: then it is the
+	// source's, or the filesystem's default.
+	Spec   diskfs.Spec
+	Limit  int64 // bytes the volume may have at most; 0 is no limit
+	Mode   Mode
+	Thick  bool
+	Source Source
+	// DefaultSpec tells that nothing but the size of Spec was asked for, so that a
+	// source may decide.
+	DefaultSpec bool
+}
+
+// ID is the id that the volume has, or will have.
+func (r ClaimRequest) ID() string { return idOf("vol-", r.Name) }
+
+// SnapshotID is the id of the snapshot with the given name.
+func SnapshotID(name string) string { return idOf("snap-", name) }
+
+// idOf makes an id of the name that a container orchestrator suggests: the name
+// itself where it can be one, so that people find their volumes, and else a digest
+// of it. The record has the name, so that two that meet are found out.
+func idOf(prefix, name string) string {
+	if CheckID(name) == nil {
+		return name
+	}
+	sum := sha256.Sum256([]byte(name))
+	return prefix + hex.EncodeToString(sum[:16])
+}
+
+// Create makes a persistent volume, or finds it made. What it returns survives a
+// power cut. Nothing of what it made is left when it fails.
+//
+// Errors are ErrInvalid, ErrExists for a different volume of that name,
+// ErrNotFound for a source that is not there, ErrState, those of
+// [diskfs.Spec.Validate] and [template.Store.Ensure], [pool.ErrFull], or the
+// kernel's.
+//
+// A thick volume is copied, which may take longer than the caller has. Then the
+// error is [ErrUnderWay], and the retry joins the work.
+func (m *Manager) Create(ctx context.Context, r ClaimRequest) (Record, Result, error) {
+	if !r.Thick {
+		return m.createClaim(ctx, r)
+	}
+	type made struct {
+		Record
+		Result
+	}
+	v, err := outlive(ctx, m, volumeKey(r.ID()), func(ctx context.Context) (made, error) {
+		v, res, err := m.createClaim(ctx, r)
+		return made{v, res}, err
+	})
+	if err == nil { // what was joined may have been asked for otherwise
+		err = v.sameClaim(r)
+	}
+	return v.Record, v.Result, err
+}
+
+func (m *Manager) createClaim(ctx context.Context, r ClaimRequest) (Record, Result, error) {
+	id := r.ID()
+	img, err := m.open(id)
+	switch {
+	case err == nil:
+		defer img.Close()
+		if err := img.sameClaim(r); err != nil {
+			return Record{}, Result{}, err
+		}
+		torn, err := img.torn()
+		if err != nil {
+			return Record{}, Result{}, err
+		}
+		if !torn {
+			return img.Record, Result{Existed: true}, nil
+		}
+		klog.InfoS("Making a volume anew that a power cut has torn", "volume", id)
+		if err := m.unlink(id); err != nil {
+			return Record{}, Result{}, err
+		}
+	case !errors.Is(err, ErrNotFound):
+		return Record{}, Result{}, err
+	}
+	if err := m.complete(&r); err != nil {
+		return Record{}, Result{}, err
+	}
+	release, err := m.admit(claimDemand(volumeKey(id), r.Spec.Size, r.Thick))
+	if err != nil {
+		return Record{}, Result{}, err
+	}
+	defer release()
+	img, res, err := m.create(ctx, Record{
+		ID: id, Lifecycle: Persistent, Name: r.Name, Spec: r.Spec, Mode: r.Mode, Thick: r.Thick, Source: r.Source,
+	})
+	if err != nil {
+		return Record{}, res, err
+	}
+	defer img.Close()
+	if err := tmpfile.Publish(img.File, m.pool.Volume(id)); err != nil {
+		return Record{}, res, pool.Full(errors.Join(err, m.unlink(id)))
+	}
+	return img.Record, res, nil
+}
+
+// complete decides what a request leaves open, and validates it against its
+// source and the limits.
+func (m *Manager) complete(r *ClaimRequest) error {
+	if (r.Source != Source{}) {
+		from, mode, err := m.describe(r.Source)
+		if err != nil {
+			return err
+		}
+		if err := r.follow(from, mode); err != nil {
+			return err
+		}
+	}
+	fs, err := diskfs.Lookup(r.Spec.Filesystem)
+	if err != nil {
+		return err
+	}
+	if r.Spec.Size == 0 {
+		r.Spec.Size = fs.DefaultSize()
+		if r.Limit > 0 { // what is asked for is nothing in particular
+			r.Spec.Size = max(min(r.Spec.Size, r.Limit/diskfs.MiB*diskfs.MiB), fs.MinSize)
+		}
+	}
+	if r.Limit > 0 && r.Spec.Size > r.Limit {
+		return fmt.Errorf("%w: capacity_range.limit_bytes %d: the volume would have %d bytes (sizes are whole MiB; %s takes at least %d); raise the limit",
+			diskfs.ErrOutOfRange, r.Limit, r.Spec.Size, fs.Name, fs.MinSize)
+	}
+	if err := r.Spec.Validate(); errors.Is(err, diskfs.ErrOutOfRange) {
+		return fmt.Errorf("capacity_range: %w", err)
+	} else if err != nil {
+		return err
+	}
+	return nil
+}
+
+// describe tells what a source contains.
+func (m *Manager) describe(s Source) (diskfs.Spec, Mode, error) {
+	if s.Snapshot != "" {
+		if err := CheckID(s.Snapshot); err != nil {
+			return diskfs.Spec{}, "", fmt.Errorf("%w: snapshot_id: %w", ErrNotFound, err)
+		}
+		snap, err := m.openSnapshot(s.Snapshot)
+		if err != nil {
+			return diskfs.Spec{}, "", err
+		}
+		defer snap.Close()
+		return snap.Spec, snap.Mode, nil
+	}
+	vol, err := m.openClaim(s.Volume)
+	if errors.Is(err, ErrInvalid) {
+		err = fmt.Errorf("%w: volume_id: %w", ErrNotFound, err)
+	}
+	if err != nil {
+		return diskfs.Spec{}, "", err
+	}
+	defer vol.Close()
+	return vol.Spec, vol.Mode, nil
+}
+
+// follow makes a request what its source allows: the content is the source's,
+// and the size at least that.
+func (r *ClaimRequest) follow(from diskfs.Spec, mode Mode) error {
+	if (r.Mode == ModeFilesystem) != (mode == ModeFilesystem) {
+		return fmt.Errorf("%w: volume_content_source: %s is of the mode %s, asked for is %s: a mounted filesystem becomes a mounted filesystem only, a disk a disk only",
+			ErrInvalid, r.Source, mode, r.Mode)
+	}
+	if r.Spec.Size > 0 && r.Spec.Size < from.Size {
+		return fmt.Errorf("%w: capacity_range.required_bytes: %d bytes are asked for, %s has %d: ask for at least that",
+			diskfs.ErrOutOfRange, r.Spec.Size, r.Source, from.Size)
+	}
+	size := max(r.Spec.Size, from.Size)
+	asked := r.Spec
+	asked.Size = from.Size
+	// Of a disk nobody here knows what its consumer has put there.
+	if mode == ModeFilesystem && !r.DefaultSpec && !asked.Equal(from) {
+		return fmt.Errorf("%w: volume_content_source: %s is %s, the parameters ask for %s: a copy has the filesystem, label and format options of its source; use a class that has the same",
+			ErrInvalid, r.Source, from, asked)
+	}
+	r.Spec = from
+	r.Spec.Size = size
+	return nil
+}
+
+// sameClaim reports how a request differs from the claim that has its id.
+func (have Record) sameClaim(r ClaimRequest) error {
+	var diff differences
+	diff.add("name", have.Name, r.Name)
+	diff.add("lifecycle", have.Lifecycle, Persistent)
+	asked := r.Spec
+	if (r.Source != Source{}) { // which decided, and may be gone
+		asked = have.Spec
+		asked.Size = r.Spec.Size
+	}
+	fits := asked.Size <= have.Spec.Size && (r.Limit == 0 || have.Spec.Size <= r.Limit)
+	if asked.Size = have.Spec.Size; !fits || !have.Spec.Equal(asked) {
+		limit := "no limit"
+		if r.Limit > 0 {
+			limit = fmt.Sprintf("at most %d bytes", r.Limit)
+		}
+		diff.add("content", have.Spec.String(), fmt.Sprintf("%s, %s", r.Spec, limit))
+	}
+	diff.add("mode", have.Mode, r.Mode)
+	diff.add("thick", have.Thick, r.Thick)
+	diff.add("source", have.Source, r.Source)
+	return diff.error("volume " + have.ID + "; use another name")
+}
+
+// differences collects how what there is differs from what was asked for.
+type differences []string
+
+func (d *differences) add(field string, is, asked any) {
+	if is != asked {
+		*d = append(*d, fmt.Sprintf("%s is %v, asked for %v", field, is, asked))
+	}
+}
+
+func (d differences) error(what string) error {
+	if len(d) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %s: %s", ErrExists, what, strings.Join(d, ", "))
+}
+
+// settleTime is how long a volume that was just unmounted may look attached: while
+// a process that is being started holds a copy of the mount table, some
+// milliseconds.
+const settleTime = 200 * time.Millisecond
+
+// Delete removes a persistent volume. One that does not exist is fine. One that
+// is in use is ErrState. Copies and snapshots of it stay whole.
+func (m *Manager) Delete(id string) error {
+	img, err := m.openClaim(id)
+	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrInvalid) && id != "" {
+		return nil // CSI 1.13, DeleteVolume: what was never made is gone
+	}
+	if err != nil {
+		return err
+	}
+	defer img.Close()
+	if err := m.unused(img); err != nil {
+		return err
+	}
+	if err := m.unlink(id); err != nil {
+		return err
+	}
+	return tmpfile.SyncDir(filepath.Dir(m.pool.Volume(id)))
+}
+
+// unused is ErrState while a volume is attached or published.
+func (m *Manager) unused(img *image) error {
+	deadline := time.Now().Add(settleTime)
+	for {
+		loops, err := loopdev.Find(img.File)
+		if err != nil {
+			return err
+		}
+		places, err := m.placesOf(img, loops)
+		if err != nil {
+			return err
+		}
+		switch {
+		case len(places) > 0:
+			return fmt.Errorf("%w: volume %s is in use at %s; unpublish and unstage it first", ErrState, img.ID, places[0])
+		case len(loops) == 0:
+			return nil
+		case time.Now().After(deadline):
+			return fmt.Errorf("%w: volume %s is attached as /dev/loop%d, though nothing of it is mounted here: it is staged as a block device, or another mount namespace has a copy of its mount; unstage it, or end that process",
+				ErrState, img.ID, loops[0])
+		}
+		time.Sleep(settleTime / 20)
+	}
+}
+
+// Get describes a persistent volume.
+func (m *Manager) Get(id string) (Record, error) {
+	img, err := m.openClaim(id)
+	if err != nil {
+		return Record{}, err
+	}
+	defer img.Close()
+	return img.Record, nil
+}
+
+// Claims lists the persistent volumes by id, from behind the id after, at most
+// limit of them; 0 is no limit. next is "" at the end, and else what to put for
+// after.
+func (m *Manager) Claims(after string, limit int) (claims []Record, next string, err error) {
+	ids, err := m.pool.Volumes()
+	if err != nil {
+		return nil, "", err
+	}
+	return page(ids, after, limit, func(id string) (Record, error) {
+		return m.Get(id)
+	})
+}
+
+// page reads those of the sorted ids that come after one. What cannot be read is
+// reported and left out: it must not hide the others.
+func page[T any](ids []string, after string, limit int, read func(id string) (T, error)) (found []T, next string, err error) {
+	i, exact := slices.BinarySearch(ids, after)
+	if exact {
+		i++
+	}
+	var last string
+	for _, id := range ids[i:] {
+		one, err := read(id)
+		if errors.Is(err, ErrNotFound) { // not one of these, or gone meanwhile
+			continue
+		}
+		if err != nil {
+			klog.ErrorS(err, "Leaving out of a list what cannot be read", "id", id)
+			continue
+		}
+		if limit > 0 && len(found) == limit {
+			return found, last, nil
+		}
+		found, last = append(found, one), id
+	}
+	return found, "", nil
+}

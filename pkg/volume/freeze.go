@@ -1,0 +1,168 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+)
+
+const (
+	// freezeLimit is when a frozen filesystem is thawed whatever happens: a pod
+	// that cannot write for seconds begins to fail its probes.
+	freezeLimit = 5 * time.Second
+
+	// maxExtents keeps a freeze well within its limit. A clone takes 10 to 24 µs
+	// per extent, reflink's doc; an image has that many after months of random
+	// writes on a copy-on-write pool.
+	maxExtents = 100_000
+)
+
+// cloneLive makes dst, an empty file, the twin of a volume at one moment, though
+// pods may be writing to it. What they had synced before is in it.
+//
+// A mounted filesystem stands still meanwhile. Of a disk that a VM has, what the
+// twin holds is what the disk would hold after a power cut.
+func (m *Manager) cloneLive(ctx context.Context, img *image, dst *os.File) error {
+	// One at a time: the first to thaw would thaw for all.
+	unlock, err := pool.LockImage(img.File)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	root, err := m.mountedRoot(img)
+	if err != nil {
+		return err
+	}
+	if root != nil {
+		defer root.Close()
+		return cloneFrozen(ctx, img, root, dst)
+	}
+	if dev, err := loopdev.OpenBacked(img.File); err == nil {
+		err = dev.Sync()
+		dev.Close()
+		if err != nil {
+			return err
+		}
+	} else if !errors.Is(err, loopdev.ErrNotAttached) {
+		return err
+	}
+	return reflink.Clone(dst, img.File)
+}
+
+// mountedRoot opens the root of a volume's filesystem where it is mounted, or
+// returns nil if it is not.
+func (m *Manager) mountedRoot(img *image) (*os.File, error) {
+	if img.Mode != ModeFilesystem {
+		return nil, nil
+	}
+	places, err := m.places(img)
+	if err != nil || len(places) == 0 {
+		return nil, err
+	}
+	rel, err := filepath.Rel(m.mountPath, places[0])
+	if err != nil {
+		return nil, err
+	}
+	at, err := mount.OpenTarget(m.root, rel, syscall.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	defer at.Close()
+	return mount.Open(at)
+}
+
+// cloneFrozen clones an image while the filesystem in it stands still.
+func cloneFrozen(ctx context.Context, img *image, root, dst *os.File) (err error) {
+	extents, err := reflink.Extents(img.File)
+	if err != nil {
+		return err
+	}
+	if extents > maxExtents {
+		return fmt.Errorf("%w: volume %s is in %d extents, more than %d: its pods could not write for seconds; stop them, or defragment %s (xfs_fsr, btrfs filesystem defragment)",
+			ErrState, img.ID, extents, maxExtents, img.Name())
+	}
+	// What is written here need not be written while everybody waits.
+	if err := fsctl.Sync(root); err != nil {
+		return err
+	}
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	// Whoever finds the mark after this process died knows who froze it.
+	if err := pool.SetRecord(img.File, pool.FrozenAttr, time.Now().UTC()); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, pool.RemoveRecord(img.File, pool.FrozenAttr)) }()
+	err = fsctl.Freeze(root)
+	if errors.Is(err, fsctl.ErrFrozen) {
+		return fmt.Errorf("%w: volume %s: %w, by somebody else; wait, or thaw it with fsfreeze -u", ErrState, img.ID, err)
+	}
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	late := time.AfterFunc(freezeLimit, func() { fsctl.Thaw(root) })
+	err = reflink.Clone(dst, img.File)
+	if !late.Stop() {
+		err = errors.Join(err, fmt.Errorf("%w: cloning volume %s took longer than the %s for which its pods may wait; try again when the disk is less busy", ErrState, img.ID, freezeLimit))
+	}
+	err = errors.Join(err, fsctl.Thaw(root))
+	klog.V(4).InfoS("Froze a volume", "volume", img.ID, "duration", time.Since(start), "extents", extents)
+	return err
+}
+
+// thawAll thaws what an earlier process has frozen and did not live to thaw. What
+// somebody else has frozen stays frozen.
+func (m *Manager) thawAll() error {
+	ids, err := m.pool.Volumes()
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if err := m.thawLeft(id); err != nil {
+			klog.ErrorS(err, "Looking whether a volume was left frozen", "volume", id)
+		}
+	}
+	return nil
+}
+
+func (m *Manager) thawLeft(id string) error {
+	img, err := m.open(id)
+	if err != nil {
+		return err
+	}
+	defer img.Close()
+	var since time.Time
+	if err := pool.GetRecord(img.File, pool.FrozenAttr, &since); errors.Is(err, pool.ErrNoRecord) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	root, err := m.mountedRoot(img)
+	if err != nil {
+		return err
+	}
+	if root != nil {
+		defer root.Close()
+		if err := fsctl.Thaw(root); err != nil {
+			return err
+		}
+		klog.InfoS("Thawed a volume that a plugin had frozen when it died", "volume", id, "since", since)
+	}
+	return pool.RemoveRecord(img.File, pool.FrozenAttr)
+}

@@ -1,0 +1,339 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build system
+
+package volume
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+)
+
+// writeUntilFull writes synced files until one cannot be. It returns how many are
+// safe.
+func writeUntilFull(target string, from int) (synced int, err error) {
+	for i := from; i < from+100000; i++ {
+		if err := writeSynced(filepath.Join(target, numbered(i)), content(i)); err != nil {
+			return i, err
+		}
+	}
+	return from + 100000, nil
+}
+
+// TestFullThinPool fills a pool on which more was promised than there is: new
+// volumes are refused, thin ones cannot write but keep what they had synced, and
+// thick ones notice nothing.
+func TestFullThinPool(t *testing.T) {
+	for _, kind := range testenv.PoolKinds {
+		t.Run(kind.Name, func(t *testing.T) {
+			n := newNodeWith(t, kind, 2*gib, Config{Overcommit: 100, Headroom: Headroom{Percent: 5}})
+			synced := map[string]int{}
+			var thin []Record
+			for _, fs := range diskfs.Names() {
+				v := n.mustCreate(claim("thin-"+fs, fs, 10*gib))
+				at := n.mustPublishClaim(v, "pod")
+				for i := range 20 {
+					if err := writeSynced(filepath.Join(at, numbered(i)), content(i)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				synced[v.ID] = 20
+				thin = append(thin, v)
+			}
+			thickFS := n.mustCreate(ClaimRequest{Name: "thick-fs", Spec: diskfs.Spec{Filesystem: "ext4", Size: 64 * mib}, Mode: ModeFilesystem, Thick: true})
+			thickDisk := n.mustCreate(ClaimRequest{Name: "thick-disk", Spec: diskfs.Spec{Filesystem: "raw", Size: 32 * mib}, Mode: ModeBlock, Thick: true})
+			thickAt, diskAt := n.mustPublishClaim(thickFS, "pod"), n.mustPublishClaim(thickDisk, "pod")
+			if h := n.PoolHealth(); len(h) > 0 {
+				t.Errorf("not full yet: %v", h)
+			}
+			testenv.Fill(t, n.pool.Root())
+
+			for _, r := range []ClaimRequest{claim("one-more", "ext4", 64*mib), {Name: "one-more-thick", Spec: diskfs.Spec{Filesystem: "raw", Size: mib}, Mode: ModeBlock, Thick: true}} {
+				_, _, err := n.Create(t.Context(), r)
+				t.Log(err)
+				if !errors.Is(err, pool.ErrFull) || !strings.Contains(err.Error(), "0 MiB are free") {
+					t.Errorf("a claim on a full pool: %v", err)
+				}
+			}
+			if _, err := n.CreateSnapshot(t.Context(), "one-more", thin[0].ID); !errors.Is(err, pool.ErrFull) {
+				t.Errorf("a snapshot on a full pool: %v", err)
+			}
+			if _, err := n.Publish(t.Context(), n.request("one-more", "ext4", 64*mib)); !errors.Is(err, pool.ErrFull) {
+				t.Errorf("an inline volume on a full pool: %v", err)
+			}
+			for _, thick := range []bool{false, true} {
+				if left, err := n.Available(thick); err != nil || left != 0 {
+					t.Errorf("thick %v: %d bytes are said to be available: %v", thick, left, err)
+				}
+			}
+			if h := n.PoolHealth(); len(h) != 1 || h[0].Reason != "PoolFull" {
+				t.Errorf("health of the pool: %v", h)
+			}
+			// Thin ones go on until they have used what they have.
+			for _, v := range thin {
+				safe, err := writeUntilFull(n.target(v.ID+"-pod"), synced[v.ID])
+				t.Logf("%s: %d files are safe, then: %v", v.ID, safe, err)
+				if err == nil {
+					t.Errorf("%s: everything could be written", v.ID)
+				}
+				synced[v.ID] = safe
+			}
+			n.thickGoesOn(thickAt, diskAt)
+			n.conditionsOf(thin)
+
+			if err := os.Remove(filepath.Join(n.pool.Root(), "filler")); err != nil {
+				t.Fatal(err)
+			}
+			if err := n.pool.Sync(); err != nil {
+				t.Fatal(err)
+			}
+			for _, v := range thin {
+				n.mustUnpublishClaim(v, "pod")
+				n.mustUnstage(v.ID)
+				testenv.Eventually(t, "its device to go", func() bool { return len(n.loops(v.ID)) == 0 })
+				at := n.mustPublishClaim(v, "pod")
+				mustHold(t, v.ID, at, synced[v.ID])
+				if err := writeSynced(filepath.Join(at, "afterwards"), content(0)); err != nil {
+					t.Errorf("%s: with space again: %v", v.ID, err)
+				}
+				if h, err := n.Health(v.ID); err != nil || len(h) > 0 {
+					t.Errorf("health %v: %v", h, err)
+				}
+				n.mustUnpublishClaim(v, "pod")
+				n.mustUnstage(v.ID)
+				testenv.Eventually(t, "its device to go", func() bool { return len(n.loops(v.ID)) == 0 })
+				testenv.Fsck(t, v.Spec.Filesystem, n.pool.Volume(v.ID))
+				n.mustDelete(v.ID)
+			}
+			n.mustEnd(thickFS, "pod")
+			n.mustEnd(thickDisk, "pod")
+			again := n.mustCreate(claim("again", "ext4", 64*mib))
+			n.mustDelete(again.ID)
+		})
+	}
+}
+
+// thickGoesOn writes thick volumes from end to end, twice: over what was there, too.
+func (n *node) thickGoesOn(fsAt, diskAt string) {
+	n.t.Helper()
+	for round := range byte(2) {
+		var st syscall.Statfs_t
+		if err := syscall.Statfs(fsAt, &st); err != nil {
+			n.t.Fatal(err)
+		}
+		data := bytes.Repeat([]byte{'a' + round}, 40*mib)
+		if err := writeSynced(filepath.Join(fsAt, "all"), data); err != nil {
+			n.t.Errorf("thick filesystem, round %d: %v", round, err)
+		}
+		f, err := os.OpenFile(diskAt, os.O_RDWR, 0)
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		_, err = f.WriteAt(data[:32*mib], 0)
+		if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+			n.t.Errorf("thick disk, round %d: %v", round, err)
+		}
+		if b, err := os.ReadFile(filepath.Join(fsAt, "all")); err != nil || !bytes.Equal(b, data) {
+			n.t.Errorf("thick filesystem, round %d, has something else: %v", round, err)
+		}
+	}
+}
+
+// conditionsOf looks at what is said of volumes on a full pool, and of those whose
+// filesystem has given up.
+func (n *node) conditionsOf(volumes []Record) {
+	n.t.Helper()
+	for _, v := range volumes {
+		h, err := n.Health(v.ID)
+		if err != nil {
+			n.t.Error(err)
+		}
+		var reasons []string
+		for _, c := range h {
+			reasons = append(reasons, c.Reason)
+		}
+		n.t.Logf("%s: %v", v.ID, reasons)
+		if len(h) == 0 || reasons[len(reasons)-1] != "PoolFull" {
+			n.t.Errorf("%s: %v", v.ID, h)
+		}
+	}
+}
+
+// TestPromises holds what is said to be available against what can be had.
+func TestPromises(t *testing.T) {
+	for _, kind := range testenv.PoolKinds {
+		t.Run(kind.Name, func(t *testing.T) {
+			n := newNodeWith(t, kind, 4*gib, Config{Headroom: Headroom{Percent: 5}})
+			for _, thick := range []bool{false, true} {
+				left, err := n.Available(thick)
+				if err != nil || left < 3*gib || left%mib != 0 {
+					t.Fatalf("thick %v: %d MiB are available: %v", thick, left/mib, err)
+				}
+				r := disk("too-large", left+64*mib)
+				r.Thick = thick
+				if _, _, err := n.Create(t.Context(), r); !errors.Is(err, pool.ErrFull) {
+					t.Errorf("thick %v: more than there is: %v", thick, err)
+				}
+				r = disk("fits", left)
+				r.Thick = thick
+				v := n.mustCreate(r)
+				if left, err := n.Available(thick); err != nil || left > 64*mib {
+					t.Errorf("thick %v: %d MiB are available afterwards: %v", thick, left/mib, err)
+				}
+				if _, _, err := n.Create(t.Context(), disk("one-more", 128*mib)); !errors.Is(err, pool.ErrFull) {
+					t.Errorf("thick %v: one more: %v", thick, err)
+				}
+				n.mustDelete(v.ID)
+			}
+			// Many at once are not promised more than one after the other.
+			var wg sync.WaitGroup
+			var mu sync.Mutex
+			var made []string
+			for i := range 16 {
+				wg.Go(func() {
+					v, _, err := n.Create(t.Context(), disk(fmt.Sprintf("c-%d", i), gib))
+					if err != nil && !errors.Is(err, pool.ErrFull) {
+						t.Error(err)
+					}
+					if err == nil {
+						mu.Lock()
+						made = append(made, v.ID)
+						mu.Unlock()
+					}
+				})
+			}
+			wg.Wait()
+			t.Logf("%d of 16 claims of 1 GiB on a pool of 4 GiB", len(made))
+			if len(made) > 3 {
+				t.Errorf("%d GiB were promised", len(made))
+			}
+			n.mustDelete(made...)
+		})
+	}
+}
+
+// TestThickSnapshot: a thick volume keeps its own space whatever is copied of it.
+func TestThickSnapshot(t *testing.T) {
+	for _, kind := range testenv.PoolKinds {
+		t.Run(kind.Name, func(t *testing.T) {
+			n := newNode(t, kind, 2*gib)
+			r := ClaimRequest{Name: "thick", Spec: diskfs.Spec{Filesystem: "ext4", Size: 256 * mib}, Mode: ModeFilesystem, Thick: true}
+			v := n.mustCreate(r)
+			at := n.mustPublishClaim(v, "pod")
+			if err := writeSynced(filepath.Join(at, "all"), bytes.Repeat([]byte{'1'}, 150*mib)); err != nil {
+				t.Fatal(err)
+			}
+			snap := n.mustSnapshot("of-thick", v.ID)
+			r.Name, r.Source = "copy", Source{Snapshot: snap.ID}
+			copied := n.mustCreate(r)
+			copiedAt := n.mustPublishClaim(copied, "pod")
+			// Discards would give space back.
+			if out := n.trim(at); !strings.Contains(out, "not supported") {
+				t.Errorf("fstrim: %s", out)
+			}
+			testenv.Fill(t, n.pool.Root())
+			for where, dir := range map[string]string{"the volume": at, "its copy": copiedAt} {
+				f, err := os.OpenFile(filepath.Join(dir, "all"), os.O_RDWR, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, err = f.WriteAt(bytes.Repeat([]byte{'2'}, 150*mib), 0)
+				if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+					t.Errorf("writing over what was snapshotted, in %s: %v", where, err)
+				}
+			}
+			if err := os.Remove(filepath.Join(n.pool.Root(), "filler")); err != nil {
+				t.Fatal(err)
+			}
+			for _, v := range []Record{v, copied} {
+				if h, err := n.Health(v.ID); err != nil || len(h) > 0 {
+					t.Errorf("health %v: %v", h, err)
+				}
+				loops := n.loops(v.ID)
+				n.mustEnd(v, "pod")
+				for _, i := range loops {
+					if _, err := os.Stat(fmt.Sprintf("/dev/loop%d", i)); !errors.Is(err, os.ErrNotExist) {
+						t.Errorf("/dev/loop%d, which refuses discards, is left for others: %v", i, err)
+					}
+				}
+			}
+			if err := n.DeleteSnapshot(snap.ID); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestImpatient ends the caller's time while a thick volume is copied: the work goes
+// on, and is done once.
+func TestImpatient(t *testing.T) {
+	n := newNode(t, testenv.XFS, 4*gib)
+	r := disk("large", gib)
+	r.Thick = true
+	v := n.mustCreate(r)
+	if err := writeSynced(n.mustPublishClaim(v, "pod"), bytes.Repeat([]byte{'x'}, 512*mib)); err != nil {
+		t.Fatal(err)
+	}
+	hasty := func(what string, do func(context.Context) error) {
+		t.Helper()
+		tries := 0
+		for err := ErrUnderWay; errors.Is(err, ErrUnderWay); tries++ {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+			if err = do(ctx); err != nil && !errors.Is(err, ErrUnderWay) {
+				t.Fatal(err)
+			}
+			cancel()
+		}
+		if tries < 2 {
+			t.Errorf("%s: it was no test of patience", what)
+		}
+	}
+	hasty("snapshot", func(ctx context.Context) error {
+		_, err := n.CreateSnapshot(ctx, "s", v.ID)
+		return err
+	})
+	r.Name, r.Source = "copy", Source{Snapshot: "s"}
+	hasty("copy", func(ctx context.Context) error {
+		_, _, err := n.Create(ctx, r)
+		return err
+	})
+	// A manager that ends takes what is under way with it.
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	r.Name = "never"
+	if _, _, err := n.Create(ctx, r); !errors.Is(err, ErrUnderWay) {
+		t.Errorf("another copy: %v", err)
+	}
+	n.cancel()
+	n.working.Wait()
+	if _, err := n.Get("never"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("after the end: %v", err)
+	}
+	n.mustEnd(v, "pod")
+	n.mustDelete("copy")
+	if err := n.DeleteSnapshot("s"); err != nil {
+		t.Error(err)
+	}
+}
+
+func (n *node) trim(at string) string {
+	out, err := testenv.Try("fstrim", at)
+	if err == nil {
+		n.t.Errorf("fstrim succeeded: %s", out)
+	}
+	return out
+}

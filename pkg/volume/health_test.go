@@ -1,0 +1,128 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build system
+
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+)
+
+// TestHealth makes each condition happen, reads what is said of it, and takes the
+// volume away all the same.
+func TestHealth(t *testing.T) {
+	n := newNode(t, testenv.XFS, 4*gib)
+	ext4, xfs, block := claim("", "ext4", 64*mib), claim("", "xfs", 300*mib), disk("", 8*mib)
+	thick := ClaimRequest{Spec: diskfs.Spec{Filesystem: "raw", Size: 8 * mib}, Mode: ModeBlock, Thick: true}
+	image := ClaimRequest{Spec: diskfs.Spec{Filesystem: "raw", Size: 8 * mib}, Mode: ModeDiskImage}
+	for name, c := range map[string]struct {
+		request  ClaimRequest
+		harm     func(v Record, target string) error
+		reason   string
+		severity Severity
+		mend     func(v Record) // for what would be in the way of its end
+	}{
+		"nothing": {request: ext4, harm: func(Record, string) error { return nil }},
+		"xfs shut down": {request: xfs, reason: "FilesystemShutDown", severity: Inaccessible,
+			harm: func(_ Record, at string) error { testenv.Run(t, "xfs_io", "-x", "-c", "shutdown", at); return nil }},
+		"ext4 shut down": {request: ext4, reason: "FilesystemShutDown", severity: Inaccessible,
+			harm: func(_ Record, at string) error { testenv.Run(t, "xfs_io", "-x", "-c", "shutdown", at); return nil }},
+		"ext4 read-only": {request: ext4, reason: "FilesystemReadOnly", severity: Inaccessible,
+			harm: func(_ Record, at string) error {
+				return syscall.Mount("", at, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, "")
+			}},
+		"buffered": {request: block, reason: "DirectIOLost", severity: Degraded,
+			harm: func(v Record, _ string) error {
+				testenv.Run(t, "losetup", "--direct-io=off", fmt.Sprintf("/dev/loop%d", n.loops(v.ID)[0]))
+				return nil
+			}},
+		"filesystem without an image": {request: ext4, reason: "BackingImageMissing", severity: DataLoss,
+			harm: func(v Record, _ string) error { return os.Remove(n.pool.Volume(v.ID)) }},
+		"block without an image": {request: block, reason: "BackingImageMissing", severity: DataLoss,
+			harm: func(v Record, _ string) error { return os.Remove(n.pool.Volume(v.ID)) },
+			mend: func(v Record) { // nothing knows the device any more
+				for _, name := range testenv.LoopsBelow(t, filepath.Dir(n.pool.Volume(v.ID))) {
+					testenv.Run(t, "losetup", "-d", "/dev/"+name)
+				}
+			}},
+		"an image that is too short": {request: block, reason: "BackingImageTruncated", severity: DataLoss,
+			harm: func(v Record, _ string) error { return os.Truncate(n.pool.Volume(v.ID), mib) }},
+		"a disk image that is too short": {request: image, reason: "BackingImageTruncated", severity: DataLoss,
+			harm: func(v Record, _ string) error { return os.Truncate(n.pool.Volume(v.ID), mib) }},
+		"holes in thick space": {request: thick, reason: "ReservationIncomplete", severity: Degraded,
+			harm: func(v Record, _ string) error {
+				f, err := os.OpenFile(n.pool.Volume(v.ID), os.O_RDWR, 0)
+				if err != nil {
+					return err
+				}
+				defer f.Close()
+				return syscall.Fallocate(int(f.Fd()), 0x3 /* PUNCH_HOLE|KEEP_SIZE */, mib, mib)
+			}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := n.with(t)
+			r := c.request
+			r.Name = strings.ReplaceAll(name, " ", "-")
+			v := n.mustCreate(r)
+			at := n.mustPublishClaim(v, "pod")
+			if h, err := n.Health(v.ID, at); err != nil || len(h) > 0 {
+				t.Fatalf("a healthy volume: %v %v", h, err)
+			}
+			if err := c.harm(v, at); err != nil {
+				t.Fatal(err)
+			}
+			h, err := n.Health(v.ID, "/elsewhere", at, n.staging(v.ID))
+			t.Log(h, err)
+			switch {
+			case err != nil:
+				t.Error(err)
+			case c.reason == "" && len(h) == 0:
+			case len(h) != 1 || h[0].Reason != c.reason || h[0].Severity != c.severity || !strings.Contains(h[0].Message, v.ID):
+				t.Errorf("is said to be %v", h)
+			}
+			if c.reason == "ReservationIncomplete" {
+				if _, err := n.Stats(v.ID, at); err != nil {
+					t.Error(err)
+				}
+				if h, err := n.Health(v.ID, at); err != nil || len(h) > 0 {
+					t.Errorf("after it was measured: %v %v", h, err)
+				}
+			}
+			n.mustUnpublishClaim(v, "pod")
+			n.mustUnstage(v.ID)
+			if c.mend != nil {
+				c.mend(v)
+			}
+			n.mustDelete(v.ID)
+		})
+	}
+	if _, err := n.Health("unknown", n.target("unknown")); !errors.Is(err, ErrNotFound) {
+		t.Errorf("an unknown volume: %v", err)
+	}
+}
+
+// TestPoolHealth remounts the pool read-only.
+func TestPoolHealth(t *testing.T) {
+	n := newNode(t, testenv.XFS, gib)
+	if h := n.PoolHealth(); len(h) > 0 {
+		t.Errorf("a healthy pool: %v", h)
+	}
+	at := filepath.Dir(n.pool.Root())
+	testenv.Run(t, "mount", "-o", "remount,ro", at)
+	h := n.PoolHealth()
+	t.Log(h)
+	if len(h) != 1 || h[0].Reason != "PoolUnusable" || h[0].Severity != Inaccessible {
+		t.Errorf("a read-only pool: %v", h)
+	}
+	testenv.Run(t, "mount", "-o", "remount,rw", at)
+}

@@ -1,0 +1,408 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build system
+
+package volume
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+)
+
+// load writes to a volume like a busy pod, until stop is called: file after file,
+// each synced and counted, and between them much that is not.
+func load(t testing.TB, target string) (synced func() int, stop func()) {
+	var count atomic.Int64
+	var done atomic.Bool
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for i := 0; !done.Load() && i < 20000; i++ {
+			// In a ring, so that the volume does not fill up, but for what is counted.
+			name := filepath.Join(target, fmt.Sprintf("ring-%d", i%16))
+			if err := os.WriteFile(name, bytes.Repeat([]byte{byte(i)}, 64<<10), 0o600); err != nil {
+				t.Errorf("load: %v", err)
+				return
+			}
+			if i%4 == 0 {
+				if err := writeSynced(filepath.Join(target, numbered(i/4)), content(i/4)); err != nil {
+					t.Errorf("load: %v", err)
+					return
+				}
+				count.Store(int64(i/4 + 1))
+			}
+		}
+	})
+	return func() int { return int(count.Load()) }, func() {
+		done.Store(true)
+		wg.Wait()
+	}
+}
+
+func numbered(i int) string { return fmt.Sprintf("file-%d", i) }
+
+func content(i int) []byte {
+	return bytes.Repeat(fmt.Appendf(nil, "%08d", i), 512+i%7)
+}
+
+func writeSynced(path string, b []byte) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// mustHold holds a mounted volume against the files that were synced.
+func mustHold(t testing.TB, what, target string, files int) {
+	t.Helper()
+	for i := range files {
+		if b, err := os.ReadFile(filepath.Join(target, numbered(i))); err != nil || !bytes.Equal(b, content(i)) {
+			t.Errorf("%s: file %d of %d has %d bytes, other content: %v", what, i, files, len(b), err)
+			return
+		}
+	}
+}
+
+func from(name string, v Record, s Source) ClaimRequest {
+	return ClaimRequest{Name: name, Spec: v.Spec, Mode: v.Mode, Source: s}
+}
+
+// TestSnapshots takes a snapshot of a filesystem under load, makes volumes of it
+// and of each other, and has all of them mounted at once. Then it takes parent,
+// snapshot and template away, in every order.
+func TestSnapshots(t *testing.T) {
+	for _, kind := range testenv.PoolKinds {
+		t.Run(kind.Name, func(t *testing.T) {
+			n := newNode(t, kind, 12*gib)
+			for _, fs := range diskfs.Names() {
+				t.Run(fs, func(t *testing.T) { n.with(t).snapshots(fs) })
+			}
+		})
+	}
+}
+
+func (n *node) snapshots(fs string) {
+	t := n.t
+	parent := n.mustCreate(claim("parent-"+fs, fs, 300*mib))
+	target := n.mustPublishClaim(parent, "pod")
+	synced, stop := load(t, target)
+	testenv.Eventually(t, "some load", func() bool { return synced() >= 10 })
+
+	before := synced()
+	start := time.Now()
+	snap := n.mustSnapshot("snapshot-"+fs, parent.ID)
+	t.Logf("a snapshot under load took %s", time.Since(start).Round(time.Microsecond))
+	if again := n.mustSnapshot("snapshot-"+fs, parent.ID); again.UUID != snap.UUID {
+		t.Error("asked for again it was made again")
+	}
+	restored := n.mustCreate(from("restored-"+fs, parent, Source{Snapshot: snap.ID}))
+	restoredAt := n.mustPublishClaim(restored, "pod")
+	mustHold(t, "restored", restoredAt, before)
+	clone := n.mustCreate(from("clone-"+fs, parent, Source{Volume: restored.ID}))
+	beforeLive := synced()
+	live := n.mustCreate(from("live-"+fs, parent, Source{Volume: parent.ID}))
+	stop()
+
+	uuids := map[string]string{snap.UUID.String(): "the snapshot"}
+	for _, v := range []struct {
+		Record
+		files int
+	}{{parent, synced()}, {restored, before}, {clone, before}, {live, beforeLive}} {
+		at := n.mustPublishClaim(v.Record, "pod")
+		mustHold(t, v.ID, at, v.files)
+		uuid := findmnt(t, "UUID", at)
+		if uuids[uuid] != "" || uuid != v.UUID.String() {
+			t.Errorf("%s has the UUID %s, its record says %s, and so has %s", v.ID, uuid, v.UUID, uuids[uuid])
+		}
+		uuids[uuid] = v.ID
+	}
+	if before < 10 || len(uuids) != 5 {
+		t.Errorf("%d files, %d UUIDs", before, len(uuids))
+	}
+	testenv.Fsck(t, fs, n.pool.Snapshot(snap.ID))
+	for _, v := range []Record{restored, clone, live} {
+		n.mustUnpublishClaim(v, "pod")
+		n.mustUnstage(v.ID)
+		testenv.Eventually(t, "its device to go", func() bool { return len(n.loops(v.ID)) == 0 })
+		testenv.Fsck(t, fs, n.pool.Volume(v.ID))
+	}
+	n.mustUnpublishClaim(parent, "pod")
+	n.mustUnstage(parent.ID)
+	n.everyOrder(parent, snap, before)
+	n.mustDelete(restored.ID, clone.ID, live.ID)
+}
+
+// everyOrder deletes a volume, its snapshot and its template in each of the six
+// orders, and looks whether copies feel it. All of it is there again afterwards,
+// but for the volume and the snapshot.
+func (n *node) everyOrder(parent Record, snap Snapshot, files int) {
+	t := n.t
+	template := n.pool.Template(parent.Template)
+	// A directory inherits from its parent that, on btrfs, it is not copy-on-write.
+	dir := n.pool.Template("saved-by-the-test")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	saved := filepath.Join(dir, "template")
+	// Copies with extents of their own references: what is deleted is gone for good.
+	keep := func(src, dst string) { testenv.Run(t, "cp", "--reflink=always", "--preserve=all", src, dst) }
+	keep(template, saved)
+	keep(n.pool.Volume(parent.ID), saved+"-volume")
+	keep(n.pool.Snapshot(snap.ID), saved+"-snapshot")
+	deletions := map[string]func() error{
+		"parent":   func() error { return n.Delete(parent.ID) },
+		"snapshot": func() error { return n.DeleteSnapshot(snap.ID) },
+		"template": func() error { return os.Remove(template) },
+	}
+	for _, order := range [][]string{
+		{"parent", "snapshot", "template"}, {"parent", "template", "snapshot"},
+		{"snapshot", "parent", "template"}, {"snapshot", "template", "parent"},
+		{"template", "parent", "snapshot"}, {"template", "snapshot", "parent"},
+	} {
+		name := strings.Join(order, "-")
+		clones := []Record{
+			n.mustCreate(from(parent.ID+"-"+name+"-r", parent, Source{Snapshot: snap.ID})),
+			n.mustCreate(from(parent.ID+"-"+name+"-c", parent, Source{Volume: parent.ID})),
+		}
+		for _, what := range order {
+			if err := deletions[what](); err != nil {
+				t.Errorf("%s: deleting the %s: %v", name, what, err)
+			}
+			for _, v := range clones {
+				mustHold(t, name+": without "+what, n.mustPublishClaim(v, "pod"), files)
+				n.mustUnpublishClaim(v, "pod")
+				n.mustUnstage(v.ID)
+			}
+		}
+		for _, v := range clones {
+			testenv.Eventually(t, "its device to go", func() bool { return len(n.loops(v.ID)) == 0 })
+			testenv.Fsck(t, v.Spec.Filesystem, n.pool.Volume(v.ID))
+			n.mustDelete(v.ID)
+		}
+		keep(saved, template)
+		keep(saved+"-volume", n.pool.Volume(parent.ID))
+		keep(saved+"-snapshot", n.pool.Snapshot(snap.ID))
+	}
+	n.mustDelete(parent.ID)
+	if err := n.DeleteSnapshot(snap.ID); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSnapshotsOfDisks: block volumes and disk images are copied to the last byte,
+// attached or not.
+func TestSnapshotsOfDisks(t *testing.T) {
+	for _, kind := range testenv.PoolKinds {
+		t.Run(kind.Name, func(t *testing.T) {
+			n := newNode(t, kind, 4*gib)
+			for name, r := range map[string]ClaimRequest{
+				"block": disk("block", 8*mib),
+				"image": {Name: "image", Spec: diskfs.Spec{Filesystem: "ext4", Size: 16 * mib}, Mode: ModeDiskImage},
+			} {
+				v := n.mustCreate(r)
+				target := n.mustPublishClaim(v, "pod")
+				f := openDisk(t, target, v.Mode, os.O_RDWR)
+				if _, err := f.WriteAt([]byte("written, not synced"), 5*mib); err != nil {
+					t.Error(err)
+				}
+				snap := n.mustSnapshot(name+"-snapshot", v.ID)
+				want := readAll(t, f.Name())
+				if _, err := f.WriteAt([]byte("afterwards"), 5*mib); err != nil {
+					t.Error(err)
+				}
+				f.Close()
+				// A disk may become a disk image, and the other way round.
+				for _, mode := range []Mode{ModeBlock, ModeDiskImage} {
+					r := from(fmt.Sprintf("%s-as-%s", name, mode), v, Source{Snapshot: snap.ID})
+					r.Mode = mode
+					copied := n.mustCreate(r)
+					at := n.mustPublishClaim(copied, "pod")
+					if mode == ModeDiskImage {
+						at = filepath.Join(at, DiskImageName)
+					}
+					if !bytes.Equal(readAll(t, at), want) {
+						t.Errorf("%s restored as %s is different", name, mode)
+					}
+					n.mustEnd(copied, "pod")
+				}
+				n.mustEnd(v, "pod")
+				if err := n.DeleteSnapshot(snap.ID); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
+// TestRestoreLarger makes larger volumes of a snapshot: the filesystem grows when
+// it is mounted first.
+func TestRestoreLarger(t *testing.T) {
+	n := newNode(t, testenv.XFS, 12*gib)
+	for _, fs := range diskfs.Names() {
+		t.Run(fs, func(t *testing.T) {
+			n := n.with(t)
+			v := n.mustCreate(claim("small-"+fs, fs, 300*mib))
+			if err := writeSynced(filepath.Join(n.mustStage(v), numbered(0)), content(0)); err != nil {
+				t.Error(err)
+			}
+			snap := n.mustSnapshot("small-"+fs, v.ID)
+			r := from("large-"+fs, v, Source{Snapshot: snap.ID})
+			r.Spec.Size = 2 * gib
+			large := n.mustCreate(r)
+			at := n.mustPublishClaim(large, "pod")
+			mustHold(t, "restored", at, 1)
+			if u, err := n.Stats(large.ID, at); err != nil || u.TotalBytes < 17*gib/10 {
+				t.Errorf("it has %d bytes: %v", u.TotalBytes, err)
+			}
+			n.mustEnd(large, "pod")
+			n.mustEnd(v)
+			if err := n.DeleteSnapshot(snap.ID); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestBadSources asks for copies that cannot be.
+func TestBadSources(t *testing.T) {
+	n := newNode(t, testenv.XFS, 4*gib)
+	v := n.mustCreate(claim("source", "ext4", 64*mib))
+	d := n.mustCreate(disk("disk", 8*mib))
+	snap := n.mustSnapshot("snapshot", v.ID)
+	inline := n.request("inline", "ext4", 64*mib)
+	n.mustPublish(inline)
+	for name, c := range map[string]struct {
+		change func(*ClaimRequest)
+		want   error
+	}{
+		"no such snapshot": {func(r *ClaimRequest) { r.Source.Snapshot = "none" }, ErrNotFound},
+		"no snapshot id":   {func(r *ClaimRequest) { r.Source.Snapshot = "../volumes/source" }, ErrNotFound},
+		"no such volume":   {func(r *ClaimRequest) { r.Source = Source{Volume: "none"} }, ErrNotFound},
+		"an inline volume": {func(r *ClaimRequest) { r.Source = Source{Volume: "inline"} }, ErrNotFound},
+		"smaller":          {func(r *ClaimRequest) { r.Spec.Size = 63 * mib }, diskfs.ErrOutOfRange},
+		"limited":          {func(r *ClaimRequest) { r.Spec.Size, r.Limit = 0, 63*mib }, diskfs.ErrOutOfRange},
+		"other filesystem": {func(r *ClaimRequest) { r.Spec.Filesystem = "btrfs"; r.Spec.Size = 128 * mib }, ErrInvalid},
+		"other label":      {func(r *ClaimRequest) { r.Spec.Label = "x" }, ErrInvalid},
+		"as a disk":        {func(r *ClaimRequest) { r.Mode = ModeBlock; r.Spec.Filesystem = "raw" }, ErrInvalid},
+		"of a disk":        {func(r *ClaimRequest) { r.Source = Source{Volume: "disk"} }, ErrInvalid},
+	} {
+		r := from("copy", v, Source{Snapshot: snap.ID})
+		c.change(&r)
+		_, _, err := n.Create(t.Context(), r)
+		t.Logf("%s: %v", name, err)
+		if !errors.Is(err, c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := n.CreateSnapshot(t.Context(), "snapshot", d.ID); !errors.Is(err, ErrExists) {
+		t.Errorf("a snapshot of another volume under the same name: %v", err)
+	}
+	for _, id := range []string{"none", "inline"} {
+		if _, err := n.CreateSnapshot(t.Context(), "other", id); !errors.Is(err, ErrNotFound) {
+			t.Errorf("a snapshot of %s: %v", id, err)
+		}
+	}
+	n.mustUnpublish(inline)
+	n.mustDelete(v.ID, d.ID)
+	for _, id := range []string{snap.ID, snap.ID, "never-was", "../volumes/source"} {
+		if err := n.DeleteSnapshot(id); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestThaw: what a plugin froze before it died is thawed by the next; what somebody
+// else froze is not, and is in the way of a snapshot.
+func TestThaw(t *testing.T) {
+	n := newNode(t, testenv.XFS, gib)
+	v := n.mustCreate(claim("frozen", "ext4", 64*mib))
+	at := n.mustStage(v)
+	root, err := os.Open(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	img, err := n.open(v.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer img.Close()
+
+	if err := fsctl.Freeze(root); err != nil {
+		t.Fatal(err)
+	}
+	_, err = n.CreateSnapshot(t.Context(), "of-frozen", v.ID)
+	t.Log(err)
+	if !errors.Is(err, ErrState) || !errors.Is(err, fsctl.ErrFrozen) {
+		t.Errorf("a snapshot of what somebody else froze: %v", err)
+	}
+	restart := func() {
+		t.Helper()
+		m, err := NewManager(Config{Pool: n.pool, Templates: n.templates, TargetRoot: n.kubelet})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Close()
+	}
+	restart()
+	if err := fsctl.Freeze(root); !errors.Is(err, fsctl.ErrFrozen) {
+		t.Errorf("somebody else's freeze was ended: %v", err)
+	}
+	if err := pool.SetRecord(img.File, pool.FrozenAttr, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	restart()
+	if err := os.WriteFile(filepath.Join(at, "file"), nil, 0o600); err != nil {
+		t.Error(err)
+	}
+	var since time.Time
+	if err := pool.GetRecord(img.File, pool.FrozenAttr, &since); !errors.Is(err, pool.ErrNoRecord) {
+		t.Errorf("the mark is still there: %v", err)
+	}
+	root.Close()
+	img.Close()
+	n.mustEnd(v)
+}
+
+// TestSnapshotsAtOnce: several at a time of one volume, which freeze it in turn.
+func TestSnapshotsAtOnce(t *testing.T) {
+	n := newNode(t, testenv.Btrfs, 8*gib)
+	v := n.mustCreate(claim("busy", "xfs", 300*mib))
+	synced, stop := load(t, n.mustPublishClaim(v, "pod"))
+	testenv.Eventually(t, "some load", func() bool { return synced() > 2 })
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			time.Sleep(time.Duration(rand.IntN(20)) * time.Millisecond)
+			if _, err := n.CreateSnapshot(t.Context(), fmt.Sprintf("s-%d", i), v.ID); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	stop()
+	for i := range 8 {
+		testenv.Fsck(t, "xfs", n.pool.Snapshot(fmt.Sprintf("s-%d", i)))
+		if err := n.DeleteSnapshot(fmt.Sprintf("s-%d", i)); err != nil {
+			t.Error(err)
+		}
+	}
+	n.mustEnd(v, "pod")
+}

@@ -1,0 +1,308 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+
+	"k8s.io/klog/v2"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+)
+
+// What a volume is promised of the pool, from most to least:
+//
+//   - thick claims have their space;
+//   - thin claims are promised theirs: the pool takes on no more of them than it
+//     could fill, Overcommit times over. With an overcommit of 1 every claim could
+//     be written from end to end, with all snapshots kept;
+//   - inline volumes are promised nothing, and take what is free. They end with
+//     their pods, and are what makes room.
+//
+// Headroom is left free by all of them when they are made. It is for what those
+// that are there already write, and for the pool's own metadata.
+
+// Headroom is an amount of space: bytes, or a part of the pool.
+type Headroom struct {
+	Bytes   int64
+	Percent float64
+}
+
+// ParseHeadroom reads "10Gi" or "5%".
+func ParseHeadroom(s string) (Headroom, error) {
+	if number, ok := strings.CutSuffix(s, "%"); ok {
+		p, err := strconv.ParseFloat(number, 64)
+		if err != nil || !(p >= 0 && p < 100) {
+			return Headroom{}, fmt.Errorf("%w: %q: a percentage must be from 0%% to less than 100%%", ErrInvalid, s)
+		}
+		return Headroom{Percent: p}, nil
+	}
+	bytes, err := diskfs.ParseSize(s)
+	if err == nil && bytes < 0 {
+		err = fmt.Errorf("%w: %q: must not be negative", ErrInvalid, s)
+	}
+	return Headroom{Bytes: bytes}, err
+}
+
+func (h Headroom) of(total int64) int64 { return h.Bytes + int64(h.Percent/100*float64(total)) }
+
+// space is what a Manager knows of the pool's space that the pool does not say.
+type space struct {
+	headroom   Headroom
+	overcommit float64
+
+	mu      sync.Mutex
+	pending map[*demand]bool // of what is being made
+}
+
+// demand is what something new will want of the pool, in bytes.
+type demand struct {
+	key  string // of the image that is being made; "" if it exists already, and grows
+	thin int64  // promised
+	firm int64  // may take all of that, whatever else there is
+	now  int64  // takes that at once
+}
+
+// claimDemand is that of a claim of so many bytes, or of one that grows by them.
+func claimDemand(key string, bytes int64, thick bool) demand {
+	if thick {
+		return demand{key: key, firm: bytes, now: bytes}
+	}
+	return demand{key: key, thin: bytes}
+}
+
+// Keys of images, in budgets and among the pending.
+func volumeKey(id string) string   { return "volumes/" + id }
+func snapshotKey(id string) string { return "snapshots/" + id }
+
+// budget is what the pool has, and what it has promised, in bytes.
+type budget struct {
+	total, available, headroom int64
+	thin                       int64 // claims, by size
+	firm                       int64 // thick claims by size, snapshots by what they may come to take
+	others                     int64 // all the rest, by what it takes now
+	overcommit                 float64
+}
+
+// left is what can still be promised firmly.
+func (b budget) left() int64 {
+	unpromised := b.total - b.headroom - b.others - b.firm - int64(float64(b.thin)/b.overcommit)
+	return max(0, min(b.free(), unpromised))
+}
+
+// free is what can be taken at once.
+func (b budget) free() int64 { return max(0, b.available-b.headroom) }
+
+// refuse says why a demand is too much, or nil.
+func (b budget) refuse(d demand) error {
+	if float64(d.firm)+float64(d.thin)/b.overcommit > float64(b.left()) {
+		left := b.left()
+		if d.thin > 0 {
+			left = int64(float64(left) * b.overcommit)
+		}
+		return fmt.Errorf("%w: %s asked for, %s can be promised: %s; delete claims or snapshots, run `csi-disktemplate clean-all` to drop cached templates, enlarge the pool, or raise --overcommit",
+			pool.ErrFull, mebibytes(d.firm+d.thin), mebibytes(left), b)
+	}
+	if d.now > b.free() {
+		return fmt.Errorf("%w: %s needed at once: %s; delete volumes, run `csi-disktemplate clean-all` to drop cached templates, or enlarge the pool",
+			pool.ErrFull, mebibytes(d.now), b)
+	}
+	return nil
+}
+
+func (b budget) String() string {
+	return fmt.Sprintf("of %s, %s are free, %s of it headroom; promised are %s to thin claims (--overcommit %g) and %s to thick claims and snapshots; %s are taken by inline volumes, templates and whatever else",
+		mebibytes(b.total), mebibytes(b.available), mebibytes(b.headroom), mebibytes(b.thin), b.overcommit, mebibytes(b.firm), mebibytes(b.others))
+}
+
+func mebibytes(n int64) string { return fmt.Sprintf("%d MiB", n/diskfs.MiB) }
+
+// admit holds a demand against the budget, and keeps it in mind until release is
+// called: what is being made at the same time must not be promised twice. The
+// error is [pool.ErrFull], with the figures.
+//
+// Two demands of which either alone would fit may both be refused.
+func (m *Manager) admit(d demand) (release func(), err error) {
+	m.space.mu.Lock()
+	if m.space.pending == nil {
+		m.space.pending = map[*demand]bool{}
+	}
+	pending := slices.Collect(maps.Keys(m.space.pending))
+	m.space.pending[&d] = true
+	m.space.mu.Unlock()
+	release = func() {
+		m.space.mu.Lock()
+		defer m.space.mu.Unlock()
+		delete(m.space.pending, &d)
+	}
+	err = m.twice(func() error {
+		b, err := m.survey(pending)
+		if err != nil {
+			return err
+		}
+		return b.refuse(d)
+	})
+	if err != nil {
+		release()
+		return nil, err
+	}
+	return release, nil
+}
+
+// twice asks again, before it says that the pool is full, when what was deleted a
+// moment ago is free: on btrfs that takes a commit.
+func (m *Manager) twice(ask func() error) error {
+	err := ask()
+	if !errors.Is(err, pool.ErrFull) {
+		return err
+	}
+	if err := m.pool.Sync(); err != nil {
+		return err
+	}
+	return ask()
+}
+
+// admitInline refuses an inline volume when no more than the headroom is free.
+func (m *Manager) admitInline() error { return m.twice(m.roomLeft) }
+
+// roomLeft is [pool.ErrFull] when no more than the headroom is free.
+func (m *Manager) roomLeft() error {
+	s, err := m.pool.Space()
+	if err != nil {
+		return err
+	}
+	if headroom := m.space.headroom.of(s.Total); s.Available < headroom {
+		return fmt.Errorf("%w: of %s, %s are free, and new volumes leave %s of headroom; delete volumes, run `csi-disktemplate clean-all` to drop cached templates, or enlarge it",
+			pool.ErrFull, mebibytes(s.Total), mebibytes(s.Available), mebibytes(headroom))
+	}
+	return nil
+}
+
+// Available is how large a further claim could be, in bytes, a whole number of
+// MiB; thick if it is to have its space at once.
+func (m *Manager) Available(thick bool) (int64, error) {
+	m.space.mu.Lock()
+	pending := slices.Collect(maps.Keys(m.space.pending))
+	m.space.mu.Unlock()
+	b, err := m.survey(pending)
+	if err != nil {
+		return 0, err
+	}
+	left := b.left()
+	if !thick {
+		left = int64(float64(left) * b.overcommit)
+	}
+	return left / diskfs.MiB * diskfs.MiB, nil
+}
+
+// survey adds up what there is, with pending for what is being made.
+func (m *Manager) survey(pending []*demand) (budget, error) {
+	s, err := m.pool.Space()
+	if err != nil {
+		return budget{}, err
+	}
+	b := budget{total: s.Total, available: s.Available, headroom: m.space.headroom.of(s.Total), overcommit: m.space.overcommit}
+	counted := map[string]bool{}
+	for _, d := range pending {
+		b.thin += d.thin
+		b.firm += d.firm
+		counted[d.key] = true
+	}
+	images, err := m.images()
+	if err != nil {
+		return budget{}, err
+	}
+	ours := int64(0)
+	for _, img := range images {
+		ours += img.allocated
+		if !counted[img.key] {
+			b.add(img)
+		}
+	}
+	// On a pool that shares its filesystem with others. What images share is in
+	// ours several times, so that this is the least it can be.
+	b.others += max(0, s.Total-s.Available-ours)
+	return b, nil
+}
+
+// surveyed is an image as a budget sees it.
+type surveyed struct {
+	key       string
+	allocated int64   // bytes, what it shares included
+	claim     *Record // of a claim
+	snapshot  bool
+}
+
+func (b *budget) add(img surveyed) {
+	switch {
+	case img.snapshot:
+		b.firm += img.allocated
+	case img.claim == nil:
+		b.others += img.allocated
+	case img.claim.Thick:
+		b.firm += img.claim.Spec.Size
+	default:
+		b.thin += img.claim.Spec.Size
+	}
+}
+
+// images lists all images of the pool. What goes away meanwhile is left out, and
+// what has no record that can be read counts by what it takes.
+func (m *Manager) images() ([]surveyed, error) {
+	var all []surveyed
+	for _, kind := range []struct {
+		names func() ([]string, error)
+		path  func(string) string
+		key   func(string) string
+	}{
+		{m.pool.Templates, m.pool.Template, func(key string) string { return "templates/" + key }},
+		{m.pool.Snapshots, m.pool.Snapshot, snapshotKey},
+		{m.pool.Volumes, m.pool.Volume, volumeKey},
+	} {
+		names, err := kind.names()
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			fi, err := os.Lstat(kind.path(name))
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			img := surveyed{key: kind.key(name), allocated: fi.Sys().(*syscall.Stat_t).Blocks * 512}
+			switch img.key {
+			case snapshotKey(name):
+				img.snapshot = true
+			case volumeKey(name):
+				img.claim = m.claimOf(name)
+			}
+			all = append(all, img)
+		}
+	}
+	return all, nil
+}
+
+// claimOf is the record of a persistent volume, or nil.
+func (m *Manager) claimOf(id string) *Record {
+	r, err := m.Get(id)
+	if err != nil {
+		if !errors.Is(err, ErrNotFound) {
+			klog.ErrorS(err, "Counting a volume by what it takes", "volume", id)
+		}
+		return nil
+	}
+	return &r
+}
