@@ -132,7 +132,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 		}
 		err = errors.Join(err, d.cleanUp(err != nil))
 	}()
-	for _, step := range []func(context.Context) error{d.start, d.publish, d.inspect, d.unpublish, d.stop} {
+	for _, step := range []func(context.Context) error{d.start, d.publish, d.inspect, d.unpublish, d.claims, d.stop} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -446,7 +446,7 @@ func (d *demo) report() error {
 	return nil
 }
 
-// sweep unpublishes the demo's volumes, of this run and of those before.
+// sweep takes the demo's volumes away, those of this run and of runs before.
 func (d *demo) sweep(ctx context.Context) error {
 	dir := filepath.Join(d.root, "volumes")
 	entries, err := os.ReadDir(dir)

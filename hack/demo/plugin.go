@@ -34,7 +34,9 @@ type process struct {
 	log    *os.File
 	exited chan struct{} // closed when it has exited; cmd.ProcessState is set then
 	conn   *grpc.ClientConn
-	node   csi.NodeClient
+
+	node       csi.NodeClient
+	controller csi.ControllerClient
 }
 
 // startPlugin starts the plugin as a DaemonSet would.
@@ -51,7 +53,7 @@ func startPlugin(binary, dir string) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &process{log: log, exited: make(chan struct{}), conn: conn, node: csi.NewNodeClient(conn)}
+	p := &process{log: log, exited: make(chan struct{}), conn: conn, node: csi.NewNodeClient(conn), controller: csi.NewControllerClient(conn)}
 	p.cmd = exec.Command(binary, "--endpoint", "unix://"+socket, "--node-id", "demo", "--kubelet-dir", kubeletDir,
 		"--pool", dir, "--loopback-pool-size", poolSize)
 	p.cmd.Stdout, p.cmd.Stderr = log, log

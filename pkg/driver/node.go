@@ -122,7 +122,7 @@ func (s *nodeServer) NodeGetVolumeStats(_ context.Context, req *csi.NodeGetVolum
 		return nil, invalid("volume_path: must not be empty")
 	}
 	// What is measured is held open, and could not be unmounted meanwhile.
-	done, err := s.busy.start(req.GetVolumeId())
+	done, err := s.busy.read(req.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}

@@ -258,7 +258,8 @@ const settleTime = 200 * time.Millisecond
 func (m *Manager) Delete(id string) error {
 	img, err := m.openClaim(id)
 	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrInvalid) && id != "" {
-		return nil // CSI 1.13, DeleteVolume: what was never made is gone
+		// CSI 1.13, DeleteVolume: what was never made is gone.
+		return m.space.notMaking(volumeKey(id))
 	}
 	if err != nil {
 		return err

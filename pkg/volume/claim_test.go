@@ -669,6 +669,55 @@ func TestTornClaim(t *testing.T) {
 	n.mustEnd(again)
 }
 
+// TestRepeatedCreate: whatever a pod does to its volume, asking for it again never
+// makes it anew.
+func TestRepeatedCreate(t *testing.T) {
+	n := newNode(t, testenv.XFS, gib)
+	for name, r := range map[string]ClaimRequest{
+		"ext4": claim("ext4", "ext4", 64*mib), "block": disk("block", 8*mib),
+		"image": {Name: "image", Spec: diskfs.Spec{Filesystem: "raw", Size: 8 * mib}, Mode: ModeDiskImage},
+	} {
+		v := n.mustCreate(r)
+		at := n.mustPublishClaim(v, "pod")
+		switch v.Mode {
+		case ModeFilesystem:
+			if err := writeSynced(filepath.Join(at, numbered(0)), content(0)); err != nil {
+				t.Error(err)
+			}
+		case ModeBlock: // all zero, as if nothing were there
+			if err := os.WriteFile(at, make([]byte, 8*mib), 0); err != nil {
+				t.Error(err)
+			}
+		case ModeDiskImage: // another, smaller image
+			if err := os.WriteFile(filepath.Join(at, DiskImageName), []byte("small"), 0o600); err != nil {
+				t.Error(err)
+			}
+		}
+		n.mustUnpublishClaim(v, "pod")
+		n.mustUnstage(v.ID)
+		if v.Mode == ModeFilesystem { // by an administrator
+			testenv.Run(t, "tune2fs", "-U", "random", n.pool.Volume(v.ID))
+		}
+		want := readAll(t, n.pool.Volume(v.ID))
+		got, res, err := n.Create(t.Context(), r)
+		if err != nil || !res.Existed || !got.Created.Equal(v.Created) {
+			t.Errorf("%s: %+v %v", name, res, err)
+		}
+		snap := n.mustSnapshot("s", v.ID)
+		if again := n.mustSnapshot("s", v.ID); !again.Created.Equal(snap.Created) {
+			t.Errorf("%s: the snapshot was made again", name)
+		}
+		if !bytes.Equal(readAll(t, n.pool.Volume(v.ID)), want) {
+			t.Errorf("%s: it holds something else now", name)
+		}
+		n.mustPublishClaim(v, "pod")
+		n.mustEnd(v, "pod")
+		if err := n.DeleteSnapshot(snap.ID); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // readAll is for the contents of devices.
 func readAll(t testing.TB, path string) []byte {
 	t.Helper()
@@ -682,4 +731,80 @@ func readAll(t testing.TB, path string) []byte {
 		t.Fatal(err)
 	}
 	return b
+}
+
+// BenchmarkClaim makes a claim durable, and then ready for its first pod. Beside a
+// thousand others the difference is what it takes to add up what is promised.
+func BenchmarkClaim(b *testing.B) {
+	for _, kind := range testenv.PoolKinds {
+		for _, others := range []int{0, 1000} {
+			n := newNode(b, kind, 64*gib)
+			for i := range others {
+				n.mustCreate(disk(fmt.Sprintf("other-%d", i), mib))
+			}
+			warm := n.mustCreate(claim("warm", "ext4", 300*mib))
+			n.mustDelete(warm.ID)
+			name := fmt.Sprintf("%s-pool/beside-%d", kind.Name, others)
+			b.Run(name+"/create", func(b *testing.B) {
+				for b.Loop() {
+					v := n.mustCreate(claim("bench", "ext4", 300*mib))
+					b.StopTimer()
+					n.mustDelete(v.ID)
+					b.StartTimer()
+				}
+			})
+			b.Run(name+"/stage-and-publish", func(b *testing.B) {
+				for b.Loop() {
+					b.StopTimer()
+					v := n.mustCreate(claim("bench", "ext4", 300*mib))
+					b.StartTimer()
+					n.mustPublishClaim(v, "pod")
+					b.StopTimer()
+					n.mustEnd(v, "pod")
+					b.StartTimer()
+				}
+			})
+			for i := range others {
+				n.mustDelete(fmt.Sprintf("other-%d", i))
+			}
+		}
+	}
+}
+
+// BenchmarkSnapshot takes a snapshot of a mounted filesystem with 64 MiB in it, and
+// makes a volume of it.
+func BenchmarkSnapshot(b *testing.B) {
+	for _, kind := range testenv.PoolKinds {
+		for _, fs := range diskfs.Names() {
+			n := newNode(b, kind, 64*gib)
+			v := n.mustCreate(claim("source", fs, 300*mib))
+			if err := writeSynced(filepath.Join(n.mustPublishClaim(v, "pod"), "data"), bytes.Repeat([]byte{'x'}, 64*mib)); err != nil {
+				b.Fatal(err)
+			}
+			name := fmt.Sprintf("%s-pool/%s", kind.Name, fs)
+			b.Run(name+"/snapshot", func(b *testing.B) {
+				for b.Loop() {
+					s := n.mustSnapshot("s", v.ID)
+					b.StopTimer()
+					if err := n.DeleteSnapshot(s.ID); err != nil {
+						b.Fatal(err)
+					}
+					b.StartTimer()
+				}
+			})
+			s := n.mustSnapshot("s", v.ID)
+			b.Run(name+"/restore", func(b *testing.B) {
+				for b.Loop() {
+					r := n.mustCreate(from("restored", v, Source{Snapshot: s.ID}))
+					b.StopTimer()
+					n.mustDelete(r.ID)
+					b.StartTimer()
+				}
+			})
+			if err := n.DeleteSnapshot(s.ID); err != nil {
+				b.Fatal(err)
+			}
+			n.mustEnd(v, "pod")
+		}
+	}
 }

@@ -198,7 +198,13 @@ func (img *image) torn() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if img.Mode != ModeFilesystem || fi.Size() != img.Spec.Size { // what is in a disk is the VM's affair
+	if img.Lifecycle == Persistent || img.Mode == ModeDiskImage {
+		// It was synced before it had its name, and the one thing that may still be
+		// missing is all of it: see tmpfile.Publish. Whatever else looks odd is its
+		// user's doing, and is not touched.
+		return fi.Size() == 0, nil
+	}
+	if fi.Size() != img.Spec.Size {
 		return fi.Size() < img.Spec.Size, nil
 	}
 	fs, err := diskfs.Lookup(img.Spec.Filesystem)

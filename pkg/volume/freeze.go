@@ -21,16 +21,17 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 )
 
-const (
-	// freezeLimit is when a frozen filesystem is thawed whatever happens: a pod
-	// that cannot write for seconds begins to fail its probes.
-	freezeLimit = 5 * time.Second
+// freezing bounds how long a pod's writes wait for a copy of its volume.
+type freezing struct {
+	limit   time.Duration // then it is thawed, whatever happens
+	extents int           // an image of more is not frozen at all
+}
 
-	// maxExtents keeps a freeze well within its limit. A clone takes 10 to 24 µs
-	// per extent, reflink's doc; an image has that many after months of random
-	// writes on a copy-on-write pool.
-	maxExtents = 100_000
-)
+// defaultFreezing: a pod that cannot write for seconds begins to fail its probes. A
+// clone takes 10 to 24 µs per extent (reflink's doc), so that this many stay well
+// within the time; an image has them after months of random writes on a
+// copy-on-write pool.
+var defaultFreezing = freezing{limit: 5 * time.Second, extents: 100_000}
 
 // cloneLive makes dst, an empty file, the twin of a volume at one moment, though
 // pods may be writing to it. What they had synced before is in it.
@@ -50,7 +51,7 @@ func (m *Manager) cloneLive(ctx context.Context, img *image, dst *os.File) error
 	}
 	if root != nil {
 		defer root.Close()
-		return cloneFrozen(ctx, img, root, dst)
+		return m.cloneFrozen(ctx, img, root, dst)
 	}
 	if dev, err := loopdev.OpenBacked(img.File); err == nil {
 		err = dev.Sync()
@@ -87,14 +88,14 @@ func (m *Manager) mountedRoot(img *image) (*os.File, error) {
 }
 
 // cloneFrozen clones an image while the filesystem in it stands still.
-func cloneFrozen(ctx context.Context, img *image, root, dst *os.File) (err error) {
+func (m *Manager) cloneFrozen(ctx context.Context, img *image, root, dst *os.File) error {
 	extents, err := reflink.Extents(img.File)
 	if err != nil {
 		return err
 	}
-	if extents > maxExtents {
+	if extents > m.freezing.extents {
 		return fmt.Errorf("%w: volume %s is in %d extents, more than %d: its pods could not write for seconds; stop them, or defragment %s (xfs_fsr, btrfs filesystem defragment)",
-			ErrState, img.ID, extents, maxExtents, img.Name())
+			ErrState, img.ID, extents, m.freezing.extents, img.Name())
 	}
 	// What is written here need not be written while everybody waits.
 	if err := fsctl.Sync(root); err != nil {
@@ -103,6 +104,12 @@ func cloneFrozen(ctx context.Context, img *image, root, dst *os.File) (err error
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
+	return whileFrozen(img, root, m.freezing.limit, func() error { return reflink.Clone(dst, img.File) })
+}
+
+// whileFrozen does something while a volume's filesystem is frozen, and fails if it
+// takes longer than the limit, when the filesystem is frozen no more.
+func whileFrozen(img *image, root *os.File, limit time.Duration, do func() error) (err error) {
 	// Whoever finds the mark after this process died knows who froze it.
 	if err := pool.SetRecord(img.File, pool.FrozenAttr, time.Now().UTC()); err != nil {
 		return err
@@ -116,13 +123,13 @@ func cloneFrozen(ctx context.Context, img *image, root, dst *os.File) (err error
 		return err
 	}
 	start := time.Now()
-	late := time.AfterFunc(freezeLimit, func() { fsctl.Thaw(root) })
-	err = reflink.Clone(dst, img.File)
+	late := time.AfterFunc(limit, func() { fsctl.Thaw(root) })
+	err = do()
 	if !late.Stop() {
-		err = errors.Join(err, fmt.Errorf("%w: cloning volume %s took longer than the %s for which its pods may wait; try again when the disk is less busy", ErrState, img.ID, freezeLimit))
+		err = errors.Join(err, fmt.Errorf("%w: cloning volume %s took longer than the %s for which its pods may wait; try again when the disk is less busy", ErrState, img.ID, limit))
 	}
 	err = errors.Join(err, fsctl.Thaw(root))
-	klog.V(4).InfoS("Froze a volume", "volume", img.ID, "duration", time.Since(start), "extents", extents)
+	klog.V(4).InfoS("Froze a volume", "volume", img.ID, "duration", time.Since(start))
 	return err
 }
 

@@ -318,6 +318,9 @@ func TestImpatient(t *testing.T) {
 	if _, _, err := n.Create(ctx, r); !errors.Is(err, ErrUnderWay) {
 		t.Errorf("another copy: %v", err)
 	}
+	if err := n.Delete("never"); !errors.Is(err, ErrUnderWay) {
+		t.Errorf("deleting what is being made: %v", err)
+	}
 	n.cancel()
 	n.working.Wait()
 	if _, err := n.Get("never"); !errors.Is(err, ErrNotFound) {

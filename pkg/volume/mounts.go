@@ -198,7 +198,8 @@ func (m *Manager) backs(index int, img *image) (bool, error) {
 
 // deviceOf reports whether an attached device is the volume's. Where the image
 // has lost its name, and with it all proof, the name that was given to the device
-// stands in for it, if a file that was deleted from the pool's volumes backs it.
+// stands in for it, if a file that was deleted from the pool's volumes backs it, and
+// the id is short enough to be whole there.
 func (m *Manager) deviceOf(dev *loopdev.Device, img *image) (bool, error) {
 	if img.File != nil {
 		return dev.Backs(img.File)
@@ -212,12 +213,8 @@ func (m *Manager) deviceOf(dev *loopdev.Device, img *image) (bool, error) {
 		return false, err
 	}
 	_, deleted := strings.CutSuffix(file, " (deleted)")
-	return deleted && filepath.Dir(file) == filepath.Dir(m.pool.Volume("x")) && name == deviceName(img.ID), nil
+	return deleted && filepath.Dir(file) == filepath.Dir(m.pool.Volume("x")) && name == img.ID && len(name) < loopdev.MaxName, nil
 }
-
-// deviceName is the name that a volume's loop device gets: as much of the id as
-// the kernel keeps.
-func deviceName(id string) string { return id[:min(len(id), 63)] }
 
 func sameFile(f *os.File, path string) (bool, error) {
 	if f == nil {

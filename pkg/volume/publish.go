@@ -264,7 +264,7 @@ func (m *Manager) attach(img *image, o loopdev.Options) (*loopdev.Device, error)
 
 // attachNew attaches an image.
 func (m *Manager) attachNew(img *image, o loopdev.Options) (*loopdev.Device, error) {
-	o.Name, o.NoDiscard = deviceName(img.ID), img.Thick
+	o.Name, o.NoDiscard = img.ID, img.Thick
 	dev, err := m.loops.Attach(img.File, o)
 	if err != nil {
 		return nil, pool.Full(fmt.Errorf("attaching volume %s: %w", img.ID, err))

@@ -59,10 +59,10 @@ func (m *Manager) createSnapshot(ctx context.Context, name, volumeID string) (Sn
 			return Snapshot{}, err
 		}
 		fi, err := snap.Stat()
-		if err != nil || fi.Size() >= snap.Spec.Size {
+		if err != nil || fi.Size() > 0 {
 			return snap.Snapshot, err
 		}
-		// A power cut took its content before anybody was told of it.
+		// A power cut took its content before anybody was told of it, as of a claim.
 		if err := m.unlinkSnapshot(id); err != nil {
 			return Snapshot{}, err
 		}
@@ -157,7 +157,7 @@ func (m *Manager) DeleteSnapshot(id string) error {
 	}
 	snap, err := m.openSnapshot(id) // nothing but ours is removed
 	if errors.Is(err, ErrNotFound) {
-		return nil
+		return m.space.notMaking(snapshotKey(id))
 	}
 	if err != nil {
 		return err

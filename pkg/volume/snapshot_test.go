@@ -381,6 +381,45 @@ func TestThaw(t *testing.T) {
 	n.mustEnd(v)
 }
 
+// TestFreezeIsBounded: by time, whatever the clone does, and beforehand by what the
+// clone would take.
+func TestFreezeIsBounded(t *testing.T) {
+	n := newNode(t, testenv.XFS, gib)
+	v := n.mustCreate(claim("slow", "ext4", 64*mib))
+	root, err := os.Open(n.mustStage(v))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	img, err := n.open(v.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer img.Close()
+	err = whileFrozen(img, root, 100*time.Millisecond, func() error {
+		// Waits until it is thawed.
+		return writeSynced(filepath.Join(root.Name(), "file"), nil)
+	})
+	t.Log(err)
+	if !errors.Is(err, ErrState) || !strings.Contains(err.Error(), "100ms") {
+		t.Errorf("a clone that takes too long: %v", err)
+	}
+	var since time.Time
+	if err := pool.GetRecord(img.File, pool.FrozenAttr, &since); !errors.Is(err, pool.ErrNoRecord) {
+		t.Errorf("the mark is still there: %v", err)
+	}
+	n.freezing.extents = 1
+	_, err = n.CreateSnapshot(t.Context(), "fragmented", v.ID)
+	t.Log(err)
+	if !errors.Is(err, ErrState) || !strings.Contains(err.Error(), "defragment") {
+		t.Errorf("a snapshot of an image of many extents: %v", err)
+	}
+	n.freezing = defaultFreezing
+	root.Close()
+	img.Close()
+	n.mustEnd(v)
+}
+
 // TestSnapshotsAtOnce: several at a time of one volume, which freeze it in turn.
 func TestSnapshotsAtOnce(t *testing.T) {
 	n := newNode(t, testenv.Btrfs, 8*gib)

@@ -90,10 +90,11 @@ func (m *Manager) openUsable(id string, u Use) (*image, error) {
 	return img, nil
 }
 
-// whole holds an image against its record.
+// whole holds an image against its record. A pod may make its disk.img as small as
+// it likes, as by copying another image over it.
 func (img *image) whole() error {
 	fi, err := img.Stat()
-	if err != nil {
+	if err != nil || img.Mode == ModeDiskImage {
 		return err
 	}
 	if fi.Size() < img.Spec.Size {
@@ -267,10 +268,7 @@ func (m *Manager) Unstage(id, staging string) error {
 	}
 	img, err := m.openClaim(id)
 	if errors.Is(err, ErrNotFound) {
-		if img, err = m.lost(id, rel); err == nil {
-			_, err = m.clear(img, rel)
-		}
-		return err
+		return m.unstageLost(id, rel)
 	}
 	if err != nil {
 		return err
@@ -304,6 +302,27 @@ func (m *Manager) Unstage(id, staging string) error {
 	return nil
 }
 
+// unstageLost takes away what is left of a volume that has no image any more.
+func (m *Manager) unstageLost(id, rel string) error {
+	img, err := m.lost(id, rel)
+	if err != nil {
+		return err
+	}
+	if _, err := m.clear(img, rel); err != nil {
+		return err
+	}
+	loops, err := loopdev.Attached()
+	if err != nil {
+		return err
+	}
+	for _, index := range loops {
+		if err := m.detach(img, index); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // detach detaches a loop device, if it still is the image's.
 func (m *Manager) detach(img *image, index int) error {
 	dev, err := loopdev.Open(index)
@@ -313,7 +332,7 @@ func (m *Manager) detach(img *image, index int) error {
 	if err != nil {
 		return err
 	}
-	if ours, err := dev.Backs(img.File); err != nil || !ours {
+	if ours, err := m.deviceOf(dev, img); err != nil || !ours {
 		return errors.Join(err, dev.Close())
 	}
 	if err := dev.Sync(); err != nil {

@@ -64,6 +64,7 @@ type Manager struct {
 	grow      func(ctx context.Context, fs *diskfs.Filesystem, device string) error
 	loops     loopdev.Allocator
 	space     space
+	freezing  freezing
 	rootPath  string   // as the container orchestrator spells it
 	mountPath string   // of root as the mount table spells it
 	root      *os.File // of rootPath
@@ -93,7 +94,8 @@ func NewManager(c Config) (*Manager, error) {
 	}
 	m := &Manager{
 		pool: c.Pool, templates: c.Templates, grow: c.Grow, rootPath: path, mountPath: resolved, root: root,
-		space: space{headroom: c.Headroom, overcommit: cmp.Or(c.Overcommit, 1)},
+		space:    space{headroom: c.Headroom, overcommit: cmp.Or(c.Overcommit, 1)},
+		freezing: defaultFreezing,
 	}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	if err := m.thawAll(); err != nil {

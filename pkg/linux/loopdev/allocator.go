@@ -28,9 +28,12 @@ type Options struct {
 	// whose space is reserved. It takes a device of its own, to be given to [Remove]
 	// afterwards.
 	NoDiscard bool
-	// Name is lo_file_name: for the eyes of losetup(8) only, cut at 63 bytes.
+	// Name is lo_file_name, cut at [MaxName] bytes.
 	Name string
 }
+
+// MaxName is how much of a name a device keeps, in bytes.
+const MaxName = unix.LO_NAME_SIZE - 1
 
 const (
 	// tries bounds how many devices that were free a while ago are passed over

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -134,7 +135,7 @@ func (d *Device) ReadOnly() (bool, error) {
 	return err == nil && status.Flags&unix.LO_FLAGS_READ_ONLY != 0, err
 }
 
-// Name is what [Options].Name was, cut at 63 bytes.
+// Name is what [Options].Name was, cut at [MaxName] bytes.
 func (d *Device) Name() (string, error) {
 	status, err := d.status()
 	if err != nil {
@@ -194,19 +195,25 @@ func (d *Device) status() (*unix.LoopInfo64, error) {
 	return info, nil
 }
 
+// Attached returns the indices of all devices that have a file, whosever.
+func Attached() ([]int, error) {
+	nodes, err := existing()
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(nodes, func(i int) bool { return !attached(i) }), nil
+}
+
 // Find returns the indices of all devices whose backing file is this one,
 // whatever it is called now. Devices come and go meanwhile: the answer holds
 // for what the caller keeps others from changing.
 func Find(backing *os.File) ([]int, error) {
-	nodes, err := existing()
+	nodes, err := Attached()
 	if err != nil {
 		return nil, err
 	}
 	var found []int
 	for _, i := range nodes {
-		if !attached(i) {
-			continue
-		}
 		ok, err := backs(i, backing)
 		if errors.Is(err, ErrNotAttached) {
 			continue // or just being detached, which nothing is that somebody has open
