@@ -168,7 +168,9 @@ func Eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// Unmount takes a mount away, and whatever a failed test left below it.
+// Unmount takes a mount away, and whatever a failed test left below it. A mount
+// namespace that copied the mounts keeps a loop device on a file there, and so the
+// mount, busy for some milliseconds: see [Umount].
 func Unmount(t testing.TB, at string) {
 	t.Helper()
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(at))
@@ -181,9 +183,16 @@ func Unmount(t testing.TB, at string) {
 			exec.Command("umount", m).Run()
 		}
 	}
-	if out, err := exec.Command("umount", at).CombinedOutput(); err != nil {
-		t.Errorf("umount %s: %v\n%s", at, err, out)
-		exec.Command("umount", "--lazy", at).Run() // leave nothing, whatever holds it
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		out, err := exec.Command("umount", at).CombinedOutput()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("umount %s: %v\n%s", at, err, out)
+			exec.Command("umount", "--lazy", at).Run() // leave nothing, whatever holds it
+			return
+		}
 	}
 }
 

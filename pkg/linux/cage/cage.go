@@ -99,7 +99,10 @@ func build(s Spec) error {
 	if err := unix.Chdir("/"); err != nil {
 		return err
 	}
-	return unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID, "")
+	if err := unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID, ""); err != nil {
+		return fmt.Errorf("making the root read-only: %w", err)
+	}
+	return nil
 }
 
 func furnish(s Spec) error {
@@ -114,7 +117,7 @@ func furnish(s Spec) error {
 		}
 	}
 	for at, content := range s.Files {
-		if err := errors.Join(parent(newRoot+at), os.WriteFile(newRoot+at, content, 0o444)); err != nil {
+		if err := errors.Join(parent(newRoot+at), write(newRoot+at, content)); err != nil {
 			return err
 		}
 	}
@@ -124,6 +127,15 @@ func furnish(s Spec) error {
 		}
 	}
 	return nil
+}
+
+// write makes a file while nobody forks. A child of another thread would have a copy
+// of the open descriptor until its execve, and the root does not become read-only
+// while a file on it is open for writing: EBUSY.
+func write(path string, content []byte) error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	return os.WriteFile(path, content, 0o444)
 }
 
 func parent(path string) error { return os.MkdirAll(filepath.Dir(path), 0o755) }
@@ -136,7 +148,7 @@ func bind(source, target string) error {
 	if fi.IsDir() {
 		err = os.MkdirAll(target, 0o755)
 	} else if err = parent(target); err == nil {
-		err = os.WriteFile(target, nil, 0o444)
+		err = write(target, nil)
 	}
 	if err != nil {
 		return err

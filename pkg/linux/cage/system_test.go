@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -152,4 +153,36 @@ func TestMissingBind(t *testing.T) {
 	if _, err := sh(t, "true", func(s *Spec) { s.Binds["/x"] = "/nonexistent" }); err == nil || !strings.Contains(err.Error(), "/nonexistent") {
 		t.Errorf("got %v", err)
 	}
+}
+
+// TestBesideForks builds cages while other threads start processes: a child has a
+// copy of every descriptor until its execve, and one that is open for writing would
+// keep the cage's root from becoming read-only.
+func TestBesideForks(t *testing.T) {
+	testenv.Root(t)
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					exec.Command("true").Run()
+				}
+			}
+		})
+	}
+	for range 50 {
+		spec := System()
+		spec.UID, spec.GID = 65500, 65500
+		spec.Files["/large"] = make([]byte, 4<<20)
+		if err := Run(exec.Command("/usr/bin/true"), spec, nil); err != nil {
+			t.Error(err)
+			break
+		}
+	}
+	close(stop)
+	wg.Wait()
 }
