@@ -88,6 +88,7 @@ type pluginOptions struct {
 	maxVolumes                   int64
 	headroom                     string
 	overcommit                   float64
+	expandOnNodeOnly             bool
 	pool                         poolFlags
 	vm                           vmFlags
 }
@@ -100,6 +101,7 @@ func (o *pluginOptions) add(f *pflag.FlagSet) {
 	f.StringVar(&o.httpEndpoint, "http-endpoint", "", "address for /healthz, /readyz and /metrics, as :9808 (default: not served)")
 	f.IntVar(&o.maxVMs, "max-formatting-vms", template.DefaultMaxBuilds, "how many templates are built at the same time; each takes a processor and about 310 MiB of memory")
 	f.Int64Var(&o.maxVolumes, "max-volumes-per-node", 1024, "how many claims the scheduler may place on this node; 0 is no limit")
+	f.BoolVar(&o.expandOnNodeOnly, "expand-on-node-only", false, "do not offer ControllerExpandVolume: for clusters of several nodes, whose one external-resizer then leaves growing to the node")
 	f.StringVar(&o.headroom, "headroom", "5%", "space of the pool that new volumes leave free: a quantity, as 10Gi, or a percentage")
 	f.Float64Var(&o.overcommit, "overcommit", 1, "how many times its size the pool promises to thin claims; with 1 each of them could be filled")
 	o.pool.add(f)

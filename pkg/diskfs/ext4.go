@@ -130,7 +130,6 @@ const (
 
 	ext4CompatSparseSuper2   = 0x200
 	ext4IncompatRecover      = 0x4
-	ext4IncompatMetaBG       = 0x10
 	ext4Incompat64Bit        = 0x80
 	ext4IncompatCsumSeed     = 0x2000
 	ext4ROCompatSparseSuper  = 0x1
@@ -204,9 +203,11 @@ func (s *ext4Super) checkFeatures() error {
 	if got, want := le.Uint32(s.raw[ext4Checksum:]), ext4CRC(s.raw); got != want {
 		return corrupt("s_checksum is %#x, want %#x", got, want)
 	}
+	// Not meta_bg, which moves descriptors and no superblock: the kernel turns to it
+	// when it grows a filesystem beyond the descriptors that mkfs has reserved.
 	if s.roCompat&ext4ROCompatSparseSuper == 0 || s.roCompat&ext4ROCompatBigalloc != 0 ||
-		s.compat&ext4CompatSparseSuper2 != 0 || s.incompat&ext4IncompatMetaBG != 0 {
-		return corrupt("features (compat %#x, incompat %#x, ro_compat %#x) are not those of our mkfs: need sparse_super, not sparse_super2, bigalloc, meta_bg",
+		s.compat&ext4CompatSparseSuper2 != 0 {
+		return corrupt("features (compat %#x, incompat %#x, ro_compat %#x) are not those of our mkfs: need sparse_super, not sparse_super2, bigalloc",
 			s.compat, s.incompat, s.roCompat)
 	}
 	return nil

@@ -550,6 +550,23 @@ func TestXFSLogHead(t *testing.T) {
 	}
 }
 
+// TestMetaBG: a kernel may turn to meta_bg when it grows a filesystem beyond the
+// descriptors that mkfs has reserved. It stays a filesystem that can be told and
+// renamed.
+func TestMetaBG(t *testing.T) {
+	fs := lookup(t, "ext4")
+	path := blank(t, 300*MiB)
+	args := fs.MkfsArgs(path, "", nil)
+	run(t, fs.Mkfs, append([]string{"-O", "meta_bg,^resize_inode"}, args...)...)
+	f := open(t, path)
+	sb, err := fs.Identify(f)
+	if err != nil || sb.Short(300*MiB) {
+		t.Errorf("%+v: %v", sb, err)
+	}
+	must(t, fs.NewIdentity(f, f, uuid.New()))
+	run(t, "e2fsck", "-fn", path)
+}
+
 func TestForeignFormatsAreRefused(t *testing.T) {
 	for what, args := range map[string][]string{
 		"ext4 without a seed":  {"mkfs.ext4", "-F", "-q", "-b", "4096", "-O", "metadata_csum,^metadata_csum_seed"},

@@ -18,6 +18,7 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 )
@@ -208,6 +209,15 @@ func capacity(p *plugin) {
 	if r := ask(&csi.GetCapacityRequest{VolumeCapabilities: []*csi.VolumeCapability{mounted("xfs")}}); r.GetMinimumVolumeSize().GetValue() != 300*mib {
 		t.Errorf("xfs: %v", r)
 	}
+	// As the provisioner asks, today and before it left the capabilities out.
+	if r := ask(&csi.GetCapacityRequest{Parameters: map[string]string{paramFormat: "xfs", paramLabel: "x"}}); r.GetAvailableCapacity() < 14<<30 || r.GetMinimumVolumeSize().GetValue() != 300*mib {
+		t.Errorf("formatted disks: %v", r)
+	}
+	old := mounted("")
+	old.AccessMode = nil
+	if r := ask(&csi.GetCapacityRequest{VolumeCapabilities: []*csi.VolumeCapability{old}}); r.GetAvailableCapacity() < 14<<30 {
+		t.Errorf("without an access mode: %v", r)
+	}
 	_, err := p.GetCapacity(t.Context(), &csi.GetCapacityRequest{Parameters: map[string]string{"siez": "1"}})
 	mustSay(t, err, codes.InvalidArgument, `"siez"`)
 
@@ -253,6 +263,15 @@ func validate(p *plugin) {
 			t.Errorf("%s: %v", name, r)
 		}
 	}
+	for name, params := range map[string]map[string]string{
+		"thick": {paramProvisioning: "thick"}, "xfs parameter": {paramFSType: "xfs"}, "disk image": {paramPublishAs: "diskImage"},
+	} {
+		r, err := p.ValidateVolumeCapabilities(t.Context(), &csi.ValidateVolumeCapabilitiesRequest{
+			VolumeId: c.VolumeId, VolumeCapabilities: []*csi.VolumeCapability{mounted("")}, Parameters: params})
+		if err != nil || r.GetConfirmed() != nil || r.GetMessage() == "" {
+			t.Errorf("%s: %v %v", name, r, err)
+		}
+	}
 	many := mounted("")
 	many.AccessMode.Mode = csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER
 	if r := ask(many); r.GetConfirmed() != nil || !strings.Contains(r.GetMessage(), "SINGLE_NODE") {
@@ -280,6 +299,8 @@ func refusedClaims(p *plugin) {
 	limited.CapacityRange = &csi.CapacityRange{LimitBytes: 100 * mib}
 	source := create(mounted(""))
 	source.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: "none"}}}
+	away := proto.CloneOf(source)
+	away.AccessibilityRequirements = &csi.TopologyRequirement{Requisite: []*csi.Topology{{Segments: map[string]string{TopologyKey: "node-of-test"}}}}
 	for name, c := range map[string]struct {
 		req  *csi.CreateVolumeRequest
 		code codes.Code
@@ -289,6 +310,7 @@ func refusedClaims(p *plugin) {
 		"too small":    {small, codes.OutOfRange, []string{"capacity_range", "xfs", "300 MiB"}},
 		"limited":      {limited, codes.OutOfRange, []string{"limit_bytes", "104857600", "xfs"}},
 		"parameter":    {create(mounted(""), "color", "red"), codes.InvalidArgument, []string{`"color"`}},
+		"not here":     {away, codes.ResourceExhausted, []string{"snapshot none", "node"}},
 		"no source":    {source, codes.NotFound, []string{"snapshot", "none"}},
 		"unknown name": {create(mounted("hfs")), codes.InvalidArgument, []string{`"hfs"`}},
 	} {
@@ -394,6 +416,8 @@ func expansion(p *plugin) {
 			t.Errorf("%s on the node: %v: %v", name, node, err)
 		}
 		_, err = p.NodeExpandVolume(t.Context(), &csi.NodeExpandVolumeRequest{VolumeId: c.VolumeId, VolumePath: c.target, VolumeCapability: device()})
+		mustSay(t, err, codes.InvalidArgument, "block")
+		_, err = p.ControllerExpandVolume(t.Context(), &csi.ControllerExpandVolumeRequest{VolumeId: c.VolumeId, CapacityRange: size, VolumeCapability: device()})
 		mustSay(t, err, codes.InvalidArgument, "block")
 		_, err = p.ControllerExpandVolume(t.Context(), &csi.ControllerExpandVolumeRequest{VolumeId: c.VolumeId, CapacityRange: &csi.CapacityRange{LimitBytes: 512 * mib}})
 		t.Log(err)

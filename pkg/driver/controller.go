@@ -28,7 +28,7 @@ type controllerServer struct {
 
 func (s *controllerServer) ControllerGetCapabilities(context.Context, *csi.ControllerGetCapabilitiesRequest) (*csi.ControllerGetCapabilitiesResponse, error) {
 	var caps []*csi.ControllerServiceCapability
-	for _, t := range []csi.ControllerServiceCapability_RPC_Type{
+	types := []csi.ControllerServiceCapability_RPC_Type{
 		csi.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME,
 		csi.ControllerServiceCapability_RPC_LIST_VOLUMES,
 		csi.ControllerServiceCapability_RPC_GET_CAPACITY,
@@ -36,12 +36,15 @@ func (s *controllerServer) ControllerGetCapabilities(context.Context, *csi.Contr
 		csi.ControllerServiceCapability_RPC_LIST_SNAPSHOTS,
 		csi.ControllerServiceCapability_RPC_GET_SNAPSHOT,
 		csi.ControllerServiceCapability_RPC_CLONE_VOLUME,
-		csi.ControllerServiceCapability_RPC_EXPAND_VOLUME,
 		csi.ControllerServiceCapability_RPC_GET_VOLUME,
 		csi.ControllerServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
 		csi.ControllerServiceCapability_RPC_GET_VOLUME_HEALTH,
 		csi.ControllerServiceCapability_RPC_LIST_VOLUME_HEALTH,
-	} {
+	}
+	if !s.cfg.ExpandOnNodeOnly {
+		types = append(types, csi.ControllerServiceCapability_RPC_EXPAND_VOLUME)
+	}
+	for _, t := range types {
 		caps = append(caps, &csi.ControllerServiceCapability{Type: &csi.ControllerServiceCapability_Rpc{Rpc: &csi.ControllerServiceCapability_RPC{Type: t}}})
 	}
 	return &csi.ControllerGetCapabilitiesResponse{Capabilities: caps}, nil
@@ -62,28 +65,17 @@ func (s *controllerServer) CreateVolume(ctx context.Context, req *csi.CreateVolu
 		return nil, err
 	}
 	defer done()
-	release, err := s.hold(r.Source)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
 	v, res, err := s.cfg.Volumes.Create(ctx, r)
 	s.cfg.Metrics.met(ctx, res)
+	if code(err) == codes.NotFound && req.GetAccessibilityRequirements() != nil {
+		// The scheduler chose this node, not knowing where the source is. This answer,
+		// and no other, has the provisioner ask it to choose again.
+		return nil, fmt.Errorf("%w: volume_content_source: %s is not here (%v), and a copy can only be where its source is: put the pod on that node", errElsewhere, r.Source, err)
+	}
 	if err != nil {
 		return nil, err
 	}
 	return &csi.CreateVolumeResponse{Volume: s.volume(v)}, nil
-}
-
-// hold keeps a source from being changed while it is copied.
-func (s *controllerServer) hold(source volume.Source) (release func(), err error) {
-	switch {
-	case source.Volume != "":
-		return s.busy.read(source.Volume)
-	case source.Snapshot != "":
-		return s.busy.read(snapshotKey(source.Snapshot))
-	}
-	return func() {}, nil
 }
 
 func (s *controllerServer) DeleteVolume(_ context.Context, req *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
@@ -132,11 +124,17 @@ func (s *controllerServer) ValidateVolumeCapabilities(_ context.Context, req *cs
 			return &csi.ValidateVolumeCapabilitiesResponse{Message: err.Error()}, nil
 		}
 	}
-	if _, err := classRequest(req.GetVolumeCapabilities(), req.GetParameters()); err != nil {
+	r, err := classRequest(req.GetVolumeCapabilities(), req.GetParameters())
+	if err == nil && len(req.GetParameters()) > 0 {
+		err = v.MadeAs(r)
+	}
+	if err != nil {
 		return &csi.ValidateVolumeCapabilitiesResponse{Message: err.Error()}, nil
 	}
+	if len(req.GetVolumeContext()) > 0 {
+		return &csi.ValidateVolumeCapabilitiesResponse{Message: "volume_context: volumes of this driver have none; leave it out"}, nil
+	}
 	return &csi.ValidateVolumeCapabilitiesResponse{Confirmed: &csi.ValidateVolumeCapabilitiesResponse_Confirmed{
-		VolumeContext:      req.GetVolumeContext(),
 		VolumeCapabilities: req.GetVolumeCapabilities(),
 		Parameters:         req.GetParameters(),
 	}}, nil
@@ -159,7 +157,7 @@ func (s *controllerServer) ListVolumes(_ context.Context, req *csi.ListVolumesRe
 }
 
 func (s *controllerServer) GetCapacity(_ context.Context, req *csi.GetCapacityRequest) (*csi.GetCapacityResponse, error) {
-	r, err := classRequest(req.GetVolumeCapabilities(), req.GetParameters())
+	r, err := classRequest(withMode(req.GetVolumeCapabilities()), req.GetParameters())
 	if err != nil {
 		return nil, err
 	}
@@ -199,17 +197,16 @@ func (s *controllerServer) ControllerExpandVolume(ctx context.Context, req *csi.
 	if err != nil {
 		return nil, err
 	}
-	if c := req.GetVolumeCapability(); c != nil {
-		if _, err := useOf(c, claimFlags); err != nil {
-			return nil, err
-		}
+	use, err := useIfGiven(req.GetVolumeCapability())
+	if err != nil {
+		return nil, err
 	}
 	done, err := s.busy.start(req.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}
 	defer done()
-	now, mode, err := s.cfg.Volumes.Expand(req.GetVolumeId(), size)
+	now, mode, err := s.cfg.Volumes.Expand(req.GetVolumeId(), size, use)
 	if err != nil {
 		return nil, err
 	}
@@ -243,11 +240,6 @@ func (s *controllerServer) CreateSnapshot(ctx context.Context, req *csi.CreateSn
 		return nil, err
 	}
 	defer done()
-	release, err := s.busy.read(req.GetSourceVolumeId())
-	if err != nil {
-		return nil, err
-	}
-	defer release()
 	snap, err := s.cfg.Volumes.CreateSnapshot(ctx, req.GetName(), req.GetSourceVolumeId())
 	if err != nil {
 		return nil, err

@@ -32,7 +32,8 @@ const (
 	drainTimeout = 25 * time.Second
 )
 
-// Config is what a Driver serves. All of it is required but MaxVolumes.
+// Config is what a Driver serves. All of it is required but MaxVolumes and
+// ExpandOnNodeOnly.
 type Config struct {
 	Endpoint string // unix:// and an absolute path
 	Name     string
@@ -42,6 +43,9 @@ type Config struct {
 	// MaxVolumes is how many claims the node can have staged; 0 leaves that to the
 	// container orchestrator.
 	MaxVolumes int64
+	// ExpandOnNodeOnly leaves growing to NodeExpandVolume, for a cluster whose one
+	// external-resizer cannot ask each node's controller service.
+	ExpandOnNodeOnly bool
 	// Health tells what is missing for the plugin to do its work, or nil.
 	Health  func() error
 	Metrics *Metrics

@@ -121,12 +121,6 @@ func (s *nodeServer) NodeGetVolumeStats(_ context.Context, req *csi.NodeGetVolum
 	if req.GetVolumePath() == "" {
 		return nil, invalid("volume_path: must not be empty")
 	}
-	// What is measured is held open, and could not be unmounted meanwhile.
-	done, err := s.busy.read(req.GetVolumeId())
-	if err != nil {
-		return nil, err
-	}
-	defer done()
 	u, err := s.cfg.Volumes.Stats(req.GetVolumeId(), trimmed(req.GetVolumePath()))
 	if err != nil {
 		return nil, err
@@ -150,13 +144,9 @@ func (s *nodeServer) NodeExpandVolume(ctx context.Context, req *csi.NodeExpandVo
 	if err != nil {
 		return nil, err
 	}
-	var use *volume.Use
-	if c := req.GetVolumeCapability(); c != nil {
-		u, err := useOf(c, claimFlags)
-		if err != nil {
-			return nil, err
-		}
-		use = &u
+	use, err := useIfGiven(req.GetVolumeCapability())
+	if err != nil {
+		return nil, err
 	}
 	done, err := s.busy.start(req.GetVolumeId())
 	if err != nil {

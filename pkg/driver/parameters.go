@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
@@ -79,18 +80,21 @@ func claimRequest(req *csi.CreateVolumeRequest) (volume.ClaimRequest, error) {
 }
 
 // classRequest reads what capabilities and parameters say of a volume: all but its
-// name, size and source. No capabilities stand for the usual one, a mount.
+// name, size and source. No capabilities stand for those that go with the parameters.
 func classRequest(capabilities []*csi.VolumeCapability, params map[string]string) (volume.ClaimRequest, error) {
 	var r volume.ClaimRequest
 	for _, key := range slices.Sorted(maps.Keys(params)) {
 		// The provisioner's own, as with --extra-create-metadata.
 		if !strings.HasPrefix(key, kubeletPrefix) && !slices.Contains(parameters, key) {
-			return r, invalid("parameter %q: unknown; allowed are %s", key, strings.Join(parameters, ", "))
+			return r, invalid("parameter %.64q: unknown; allowed are %s, and %s", key, strings.Join(parameters, ", "), paramFSType)
 		}
 	}
 	u, err := useOfAll(capabilities)
 	if err != nil {
 		return r, err
+	}
+	if len(capabilities) == 0 { // as the provisioner asks for capacity: only disks have a format
+		u.Block = params[paramFormat] != "" && params[paramPublishAs] == ""
 	}
 	// The provisioner makes it part of the capability; a caller of its own may not.
 	if v, ok := params[paramFSType]; ok && !u.Block {
@@ -99,7 +103,7 @@ func classRequest(capabilities []*csi.VolumeCapability, params map[string]string
 			return r, err
 		}
 		if u.Filesystem != "" && u.Filesystem != fs.Name {
-			return r, invalid("parameter %s %q: the volume capability asks for %q; give one of them", paramFSType, v, u.Filesystem)
+			return r, invalid("parameter %s %.64q: the volume capability asks for %q; give one of them", paramFSType, v, u.Filesystem)
 		}
 		u.Filesystem = fs.Name
 	}
@@ -108,12 +112,26 @@ func classRequest(capabilities []*csi.VolumeCapability, params map[string]string
 	}
 	provisioning := cmp.Or(params[paramProvisioning], provisionings[0])
 	if !slices.Contains(provisionings, provisioning) {
-		return r, invalid("parameter %s %q: must be one of %s", paramProvisioning, provisioning, strings.Join(provisionings, ", "))
+		return r, invalid("parameter %s %.64q: must be one of %s", paramProvisioning, provisioning, strings.Join(provisionings, ", "))
 	}
 	r.Thick = provisioning == "thick"
 	r.Spec, err = specOf(r.Mode, u.Filesystem, params)
 	r.DefaultSpec = u.Filesystem == "" && params[paramFormat] == "" && params[paramLabel] == "" && params[paramFormatOptions] == ""
 	return r, err
+}
+
+// withMode gives capabilities that have no access mode one that is allowed. Older
+// provisioners send such to ask for capacity, where the mode does not matter.
+func withMode(capabilities []*csi.VolumeCapability) []*csi.VolumeCapability {
+	var all []*csi.VolumeCapability
+	for _, c := range capabilities {
+		if c != nil && c.GetAccessMode().GetMode() == csi.VolumeCapability_AccessMode_UNKNOWN {
+			c = proto.CloneOf(c)
+			c.AccessMode = &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER}
+		}
+		all = append(all, c)
+	}
+	return all
 }
 
 // useOfAll reads several capabilities, all of which the volume must have, and
@@ -141,7 +159,7 @@ func modeOf(block bool, params map[string]string) (volume.Mode, error) {
 	publishAs, given := params[paramPublishAs]
 	switch {
 	case block && given:
-		return "", invalid("parameter %s %q: does not go with volumeMode Block, which is published as a device; use another StorageClass", paramPublishAs, publishAs)
+		return "", invalid("parameter %s %.64q: does not go with volumeMode Block, which is published as a device; use another StorageClass", paramPublishAs, publishAs)
 	case block:
 		return volume.ModeBlock, nil
 	case !given:
@@ -149,7 +167,7 @@ func modeOf(block bool, params map[string]string) (volume.Mode, error) {
 	}
 	mode := volume.Mode(publishAs)
 	if !slices.Contains(volume.MountModes, mode) {
-		return "", invalid("parameter %s %q: must be one of %v", paramPublishAs, publishAs, volume.MountModes)
+		return "", invalid("parameter %s %.64q: must be one of %v", paramPublishAs, publishAs, volume.MountModes)
 	}
 	return mode, nil
 }
@@ -159,22 +177,23 @@ func modeOf(block bool, params map[string]string) (volume.Mode, error) {
 func specOf(mode volume.Mode, fsType string, params map[string]string) (diskfs.Spec, error) {
 	var spec diskfs.Spec
 	format, given := params[paramFormat]
-	field, name := "fsType", cmp.Or(fsType, defaultFilesystem)
-	switch {
-	case mode == volume.ModeFilesystem && given:
-		return spec, invalid("parameter %s %q: is for disks (volumeMode Block, or %s: %s); the filesystem of a mounted volume is fsType", paramFormat, format, paramPublishAs, volume.ModeDiskImage)
-	case given:
-		field, name = "parameter "+paramFormat, format
-	case mode == volume.ModeBlock:
-		name = formatNone
+	if mode == volume.ModeFilesystem && given {
+		return spec, invalid("parameter %s %.64q: is for disks (volumeMode Block, or %s: %s); the filesystem of a mounted volume is fsType", paramFormat, format, paramPublishAs, volume.ModeDiskImage)
 	}
-	if name == formatNone && field != "fsType" || mode == volume.ModeBlock && !given {
+	if mode == volume.ModeBlock && !given {
+		format = formatNone
+	}
+	if format == formatNone {
 		for _, p := range []string{paramLabel, paramFormatOptions} {
 			if params[p] != "" {
-				return spec, invalid("parameter %s %q: there is nothing to format; add %s: one of %s", p, params[p], paramFormat, strings.Join(diskfs.Names(), ", "))
+				return spec, invalid("parameter %s %.64q: there is nothing to format; add %s: one of %s", p, params[p], paramFormat, strings.Join(diskfs.Names(), ", "))
 			}
 		}
 		return diskfs.Spec{Filesystem: "raw"}, nil
+	}
+	field, name := "fsType", cmp.Or(fsType, defaultFilesystem)
+	if given {
+		field, name = "parameter "+paramFormat, format
 	}
 	fs, err := diskfs.Lookup(name)
 	if err != nil || !fs.Formatted() {
@@ -182,7 +201,7 @@ func specOf(mode volume.Mode, fsType string, params map[string]string) (diskfs.S
 		if given {
 			allowed = append([]string{formatNone}, allowed...)
 		}
-		return spec, invalid("%s %q: must be one of %s", field, name, strings.Join(allowed, ", "))
+		return spec, invalid("%s %.64q: must be one of %s", field, name, strings.Join(allowed, ", "))
 	}
 	spec = diskfs.Spec{Filesystem: fs.Name, Label: params[paramLabel]}
 	if spec.Options, err = formatOptions(params[paramFormatOptions]); err != nil {
@@ -203,7 +222,7 @@ func formatOptions(s string) (map[string]string, error) {
 	for o := range strings.SplitSeq(s, ",") {
 		key, value, ok := strings.Cut(o, "=")
 		if _, twice := options[key]; !ok || key == "" || twice {
-			return nil, invalid("parameter %s %q: must be key=value,key=value, each key once", paramFormatOptions, s)
+			return nil, invalid("parameter %s %.64q: must be key=value,key=value, each key once", paramFormatOptions, s)
 		}
 		options[key] = value
 	}

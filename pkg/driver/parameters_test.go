@@ -201,10 +201,15 @@ func TestClaimMountFlags(t *testing.T) {
 	c := mounted("ext4")
 	c.GetMount().MountFlags = []string{"ro", "noatime", "noexec", "suid", "dev", "rw", "exec", "relatime", "nosuid", "nodev"}
 	u, err := useOf(c, claimFlags)
+	if err != nil || u.Access != (volume.Access{}) { // the last word counts
+		t.Errorf("%+v: %v", u, err)
+	}
+	c.GetMount().MountFlags = []string{"rw", "exec", "relatime", "nosuid", "nodev", "ro", "noatime", "noexec", "suid", "dev"}
+	u, err = useOf(c, claimFlags)
 	if want := (volume.Access{ReadOnly: true, NoATime: true, NoExec: true, SUID: true, Dev: true}); err != nil || u.Access != want {
 		t.Errorf("%+v: %v", u, err)
 	}
-	if _, err := useOf(c, inlineFlags); err == nil || !strings.Contains(err.Error(), `"noexec"`) {
+	if _, err := useOf(c, inlineFlags); err == nil || !strings.Contains(err.Error(), `"exec"`) {
 		t.Errorf("inline: %v", err)
 	}
 	for m, want := range map[csi.VolumeCapability_AccessMode_Mode]volume.Use{

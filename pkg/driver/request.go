@@ -68,7 +68,9 @@ func publishRequest(req *csi.NodePublishVolumeRequest) (volume.Request, error) {
 	}
 	r.Mode = volume.ModeFilesystem
 	if v, ok := req.GetVolumeContext()[attrPublishAs]; ok {
-		r.Mode = volume.Mode(v)
+		if r.Mode = volume.Mode(v); !slices.Contains(volume.MountModes, r.Mode) {
+			return none, invalid("volume attribute %s %.64q: must be one of %v", attrPublishAs, v, volume.MountModes)
+		}
 	}
 	return r, r.Validate()
 }
@@ -127,7 +129,7 @@ func publishClaimRequest(req *csi.NodePublishVolumeRequest) (volume.PublishReque
 		return r, err
 	}
 	if r.Staging == "" { // CSI 1.13, NodePublishVolume errors
-		return r, fmt.Errorf("%w: staging_target_path: must not be empty for a volume that is no inline volume (its volume_context has no %s)", volume.ErrState, keyEphemeral)
+		return r, fmt.Errorf("%w: staging_target_path: must not be empty for a volume that is no inline volume (its volume_context has no %s=true; is podInfoOnMount set in CSIDriver?)", volume.ErrState, keyEphemeral)
 	}
 	return r, nil
 }
@@ -142,7 +144,7 @@ func podOf(req *csi.NodePublishVolumeRequest) volume.Pod {
 func inlineSpec(fsType string, ctx map[string]string) (diskfs.Spec, error) {
 	for _, key := range slices.Sorted(maps.Keys(ctx)) {
 		if !strings.HasPrefix(key, kubeletPrefix) && !slices.Contains(attributes, key) {
-			return diskfs.Spec{}, invalid("volume attribute %q: unknown; allowed are %s", key, strings.Join(attributes, ", "))
+			return diskfs.Spec{}, invalid("volume attribute %.64q: unknown; allowed are %s", key, strings.Join(attributes, ", "))
 		}
 	}
 	fs, err := filesystemNamed("fsType", cmp.Or(fsType, defaultFilesystem))
@@ -152,7 +154,7 @@ func inlineSpec(fsType string, ctx map[string]string) (diskfs.Spec, error) {
 	spec := diskfs.Spec{Filesystem: fs.Name, Label: ctx[attrLabel], Size: fs.DefaultSize()}
 	if v, ok := ctx[attrSize]; ok {
 		if spec.Size, err = fs.ParseSize(v); err != nil {
-			return diskfs.Spec{}, fmt.Errorf("volume attribute %s %q: %w", attrSize, v, err)
+			return diskfs.Spec{}, fmt.Errorf("volume attribute %s %.64q: %w", attrSize, v, err)
 		}
 	}
 	if err := fs.CheckLabel(spec.Label); err != nil {
@@ -165,7 +167,7 @@ func inlineSpec(fsType string, ctx map[string]string) (diskfs.Spec, error) {
 func filesystemNamed(field, name string) (*diskfs.Filesystem, error) {
 	fs, err := diskfs.Lookup(name)
 	if err != nil || !fs.Formatted() {
-		return nil, invalid("%s %q: must be one of %s", field, name, strings.Join(diskfs.Names(), ", "))
+		return nil, invalid("%s %.64q: must be one of %s", field, name, strings.Join(diskfs.Names(), ", "))
 	}
 	return fs, nil
 }
@@ -208,23 +210,32 @@ func useOf(c *csi.VolumeCapability, flags []string) (volume.Use, error) {
 	return u, mountFlags(c.GetMount().GetMountFlags(), flags, &u.Access)
 }
 
+// useIfGiven reads a capability that may be left out; then it is nil.
+func useIfGiven(c *csi.VolumeCapability) (*volume.Use, error) {
+	if c == nil {
+		return nil, nil
+	}
+	u, err := useOf(c, claimFlags)
+	return &u, err
+}
+
 // mountFlags reads mount options as mount(8) has them.
 func mountFlags(given, allowed []string, a *volume.Access) error {
 	for _, flag := range given {
 		if !slices.Contains(allowed, flag) {
-			return invalid("volume_capability.mount.mount_flags: %q is not supported; allowed are %s", flag, strings.Join(allowed, ", "))
+			return invalid("volume_capability.mount.mount_flags: %.64q is not supported; allowed are %s", flag, strings.Join(allowed, ", "))
 		}
-		switch flag { // the others are the case already
-		case "ro":
-			a.ReadOnly = true
-		case "noatime":
-			a.NoATime = true
-		case "noexec":
-			a.NoExec = true
-		case "suid":
-			a.SUID = true
-		case "dev":
-			a.Dev = true
+		switch flag { // of two that contradict each other the last counts, as with mount(8)
+		case "ro", "rw":
+			a.ReadOnly = flag == "ro"
+		case "noatime", "relatime":
+			a.NoATime = flag == "noatime"
+		case "noexec", "exec":
+			a.NoExec = flag == "noexec"
+		case "suid", "nosuid":
+			a.SUID = flag == "suid"
+		case "dev", "nodev":
+			a.Dev = flag == "dev"
 		}
 	}
 	return nil

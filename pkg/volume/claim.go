@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -37,6 +38,10 @@ type ClaimRequest struct {
 	DefaultSpec bool
 }
 
+// maxNameAsID leaves room for what a token puts before an id: CSI has 128 bytes for
+// that too.
+const maxNameAsID = 120
+
 // ID is the id that the volume has, or will have.
 func (r ClaimRequest) ID() string { return idOf("vol-", r.Name) }
 
@@ -47,7 +52,7 @@ func SnapshotID(name string) string { return idOf("snap-", name) }
 // itself where it can be one, so that people find their volumes, and else a digest
 // of it. The record has the name, so that two that meet are found out.
 func idOf(prefix, name string) string {
-	if CheckID(name) == nil {
+	if CheckID(name) == nil && len(name) <= maxNameAsID {
 		return name
 	}
 	sum := sha256.Sum256([]byte(name))
@@ -95,7 +100,7 @@ func (m *Manager) createClaim(ctx context.Context, r ClaimRequest) (Record, Resu
 		if err != nil {
 			return Record{}, Result{}, err
 		}
-		if !torn {
+		if !torn || m.unused(img) != nil {
 			return img.Record, Result{Existed: true}, nil
 		}
 		klog.InfoS("Making a volume anew that a power cut has torn", "volume", id)
@@ -120,8 +125,12 @@ func (m *Manager) createClaim(ctx context.Context, r ClaimRequest) (Record, Resu
 		return Record{}, res, err
 	}
 	defer img.Close()
-	if err := tmpfile.Publish(img.File, m.pool.Volume(id)); err != nil {
-		return Record{}, res, pool.Full(errors.Join(err, m.unlink(id)))
+	err = tmpfile.Publish(img.File, m.pool.Volume(id))
+	if err != nil && !errors.Is(err, os.ErrExist) { // that would be another's
+		err = errors.Join(err, m.unlink(id))
+	}
+	if err != nil {
+		return Record{}, res, pool.Full(err)
 	}
 	return img.Record, res, nil
 }
@@ -208,13 +217,23 @@ func (r *ClaimRequest) follow(from diskfs.Spec, mode Mode) error {
 	return nil
 }
 
+// MadeAs reports how a volume differs from what a request, of whatever name, size and
+// source, would have made.
+func (have Record) MadeAs(r ClaimRequest) error {
+	r.Name, r.Spec.Size, r.Limit, r.Source = have.Name, have.Spec.Size, 0, have.Source
+	if r.DefaultSpec {
+		r.Spec = have.Spec
+	}
+	return have.sameClaim(r)
+}
+
 // sameClaim reports how a request differs from the claim that has its id.
 func (have Record) sameClaim(r ClaimRequest) error {
 	var diff differences
 	diff.add("name", have.Name, r.Name)
 	diff.add("lifecycle", have.Lifecycle, Persistent)
 	asked := r.Spec
-	if (r.Source != Source{}) { // which decided, and may be gone
+	if (r.Source != Source{}) && (r.DefaultSpec || r.Mode != ModeFilesystem) { // it decided, and may be gone
 		asked = have.Spec
 		asked.Size = r.Spec.Size
 	}

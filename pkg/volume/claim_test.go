@@ -7,6 +7,7 @@ package volume
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +17,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
@@ -574,6 +576,112 @@ func TestBlockStaysBlock(t *testing.T) {
 	testenv.Run(t, "umount", parent)
 	n.mustUnstage(v.ID)
 	n.mustDelete(v.ID)
+}
+
+// TestBlockHeldOpen has somebody who has the device open when it is unstaged: the
+// kernel then detaches it when that one closes it, and not under the next pod.
+func TestBlockHeldOpen(t *testing.T) {
+	n := newNode(t, testenv.XFS, gib)
+	v := n.mustCreate(disk("block", 8*mib))
+	target := n.mustPublishClaim(v, "pod")
+	held, err := os.Open(fmt.Sprintf("/dev/loop%d", n.loops(v.ID)[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	n.mustUnpublishClaim(v, "pod")
+	n.mustUnstage(v.ID)
+	if got := n.loops(v.ID); len(got) != 1 {
+		t.Fatalf("the device was not held: %v", got)
+	}
+	target = n.mustPublishClaim(v, "pod")
+	held.Close()
+	if size := strings.TrimSpace(testenv.Run(t, "blockdev", "--getsize64", target)); size != fmt.Sprint(8*mib) || len(n.loops(v.ID)) != 1 {
+		t.Errorf("the pod's device has %s bytes, loop devices %v", size, n.loops(v.ID))
+	}
+	n.mustEnd(v, "pod")
+}
+
+// TestSingleTargetAgain publishes where it is published, as kubelet does when it was
+// restarted, after it has bound the volume elsewhere for itself: a device for its
+// container, a directory for subPath.
+func TestSingleTargetAgain(t *testing.T) {
+	n := newNode(t, testenv.XFS, gib)
+	for _, r := range []ClaimRequest{disk("block", 8*mib), claim("filesystem", "ext4", 64*mib)} {
+		v := n.mustCreate(r)
+		p := n.publishRequest(v, "pod")
+		p.SingleTarget = true
+		if err := n.PublishClaim(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+		bound := filepath.Join(n.kubelet, "bound-by-kubelet-"+v.ID)
+		if v.Mode == ModeBlock {
+			if err := os.WriteFile(bound, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		} else if err := os.Mkdir(bound, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		testenv.Run(t, "mount", "--bind", p.Target, bound)
+		if err := n.PublishClaim(t.Context(), p); err != nil {
+			t.Errorf("%s: published again: %v", v.ID, err)
+		}
+		other := n.publishRequest(v, "other")
+		other.SingleTarget = true
+		if err := n.PublishClaim(t.Context(), other); !errors.Is(err, ErrState) {
+			t.Errorf("%s: published elsewhere: %v", v.ID, err)
+		}
+		testenv.Run(t, "umount", bound)
+		n.mustEnd(v, "pod")
+	}
+}
+
+// TestLockedByPod has a pod that locks its disk.img, as QEMU may: copies do not wait
+// for it.
+func TestLockedByPod(t *testing.T) {
+	n := newNode(t, testenv.XFS, gib)
+	v := n.mustCreate(ClaimRequest{Name: "image", Spec: diskfs.Spec{Filesystem: "raw", Size: 8 * mib}, Mode: ModeDiskImage})
+	f, err := os.Open(filepath.Join(n.mustPublishClaim(v, "pod"), DiskImageName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	s := n.mustSnapshot("s", v.ID)
+	c := n.mustCreate(from("copy", v, Source{Volume: v.ID}))
+	f.Close()
+	n.mustEnd(v, "pod")
+	n.mustDelete(c.ID)
+	if err := n.DeleteSnapshot(s.ID); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestNameTakenMeanwhile: what fails because another was faster leaves that alone.
+func TestNameTakenMeanwhile(t *testing.T) {
+	n := newNode(t, testenv.XFS, 4*gib)
+	source := disk("source", 256*mib)
+	source.Thick = true
+	from := n.mustCreate(source)
+	if err := writeSynced(n.mustPublishClaim(from, "pod"), bytes.Repeat([]byte{'x'}, 256*mib)); err != nil {
+		t.Fatal(err)
+	}
+	slow := source
+	slow.Name, slow.Source = "taken", Source{Volume: from.ID}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
+	defer cancel()
+	if _, _, err := n.Create(ctx, slow); !errors.Is(err, ErrUnderWay) {
+		t.Fatalf("the slow one: %v", err)
+	}
+	fast := n.mustCreate(disk("taken", 8*mib))
+	n.working.Wait()
+	if got, err := n.Get("taken"); err != nil || !got.Created.Equal(fast.Created) {
+		t.Errorf("the fast one is gone: %v", err)
+	}
+	n.mustEnd(from, "pod")
+	n.mustDelete("taken")
 }
 
 // TestStagedElsewhere: a mount at the staging path that is not the volume's is

@@ -76,23 +76,8 @@ func (m *Manager) fill(ctx context.Context, img *image) (Result, error) {
 
 // fillFromSource makes an empty file what its source holds at this moment.
 func (m *Manager) fillFromSource(ctx context.Context, img *image) error {
-	into := img.File
-	if img.Thick {
-		// Copying takes its time: of something that stands still.
-		still, err := m.pool.NewVolume()
-		if err != nil {
-			return err
-		}
-		defer still.Close()
-		into = still
-	}
-	if err := m.take(ctx, img.Source, into); err != nil {
+	if err := m.take(ctx, img); err != nil {
 		return fmt.Errorf("from %s: %w", img.Source, err)
-	}
-	if img.Thick {
-		if err := img.copyFrom(ctx, into); err != nil {
-			return err
-		}
 	}
 	if err := img.resize(img.Spec.Size); err != nil {
 		return err
@@ -104,22 +89,57 @@ func (m *Manager) fillFromSource(ctx context.Context, img *image) error {
 	return m.newIdentity(img.File, img.Spec.Filesystem, img.UUID)
 }
 
-// take makes dst, an empty file, the twin of a source as it is at one moment.
-func (m *Manager) take(ctx context.Context, s Source, dst *os.File) error {
-	if s.Snapshot != "" {
-		snap, err := m.openSnapshot(s.Snapshot)
+// take makes an empty image hold what its source holds at one moment.
+func (m *Manager) take(ctx context.Context, img *image) error {
+	if img.Source.Snapshot != "" {
+		snap, err := m.openSnapshot(img.Source.Snapshot)
 		if err != nil {
 			return err
 		}
 		defer snap.Close()
-		return reflink.Clone(dst, snap.File)
+		return img.copyFrom(ctx, snap.File)
 	}
-	vol, err := m.openClaim(s.Volume)
+	vol, err := m.openClaim(img.Source.Volume)
 	if err != nil {
 		return err
 	}
 	defer vol.Close()
-	return m.cloneLive(ctx, vol, dst)
+	if !vol.Thick && !img.Thick {
+		return m.cloneLive(ctx, vol, img.File)
+	}
+	return m.copyLive(ctx, vol, func(still *os.File) error {
+		if img.Thick {
+			return img.copyFrom(ctx, still)
+		}
+		return copyAll(ctx, img.File, still)
+	})
+}
+
+// copyLive has a volume copied, as it is at one moment, and shares nothing with it
+// once that is done: what a thick volume shares, its next write would need new space
+// for. Copying takes its time, and so is of something that stands still.
+func (m *Manager) copyLive(ctx context.Context, vol *image, copy func(still *os.File) error) error {
+	still, err := m.pool.NewVolume()
+	if err != nil {
+		return err
+	}
+	defer still.Close()
+	if err := m.cloneLive(ctx, vol, still); err != nil {
+		return err
+	}
+	return copy(still)
+}
+
+// copyAll makes an empty file the copy of another, as sparse as that.
+func copyAll(ctx context.Context, dst, src *os.File) error {
+	fi, err := src.Stat()
+	if err != nil {
+		return err
+	}
+	if err := dst.Truncate(fi.Size()); err != nil {
+		return err
+	}
+	return sparse.Copy(ctx, dst, src)
 }
 
 // copyFrom gives an empty image the content of src: shared extents, or an own

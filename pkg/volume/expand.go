@@ -30,14 +30,27 @@ type Size struct {
 // the next time.
 //
 // Errors are ErrNotFound, [diskfs.ErrOutOfRange], [pool.ErrFull], or the kernel's.
-func (m *Manager) Expand(id string, want Size) (int64, Mode, error) {
-	img, err := m.openClaim(id)
+func (m *Manager) Expand(id string, want Size, use *Use) (int64, Mode, error) {
+	img, err := m.openExpandable(id, use)
 	if err != nil {
 		return 0, "", err
 	}
 	defer img.Close()
 	err = m.expand(img, want)
 	return img.Spec.Size, img.Mode, err
+}
+
+// openExpandable opens a volume that is said to be used so; nil is nothing said.
+func (m *Manager) openExpandable(id string, use *Use) (*image, error) {
+	img, err := m.openClaim(id)
+	if err != nil || use == nil {
+		return img, err
+	}
+	if err := img.Supports(*use); err != nil {
+		img.Close()
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return img, nil
 }
 
 func (m *Manager) expand(img *image, want Size) error {
@@ -86,18 +99,12 @@ func (m *Manager) expand(img *image, want Size) error {
 // that path, ErrState where the filesystem cannot grow while it is mounted: it
 // does so when it is staged the next time.
 func (m *Manager) ExpandOnNode(id, path string, want Size, use *Use) (int64, error) {
-	img, err := m.openClaim(id)
+	img, err := m.openExpandable(id, use)
 	if err != nil {
 		return 0, err
 	}
 	defer img.Close()
-	if use != nil {
-		if err := img.Supports(*use); err != nil {
-			return 0, fmt.Errorf("%w: %w", ErrInvalid, err)
-		}
-	}
-	rel, err := m.shownAt(img, path)
-	if err != nil {
+	if _, err := m.shownAt(img, path); err != nil {
 		return 0, err
 	}
 	if err := m.expand(img, want); err != nil {
@@ -112,13 +119,13 @@ func (m *Manager) ExpandOnNode(id, path string, want Size, use *Use) (int64, err
 	if img.Mode == ModeBlock {
 		return img.Spec.Size, nil
 	}
-	return img.Spec.Size, m.growAt(img, rel)
+	return img.Spec.Size, m.growInUse(img)
 }
 
-// growAt grows the filesystem that is mounted at a path, if there is anything to
-// grow. That its superblock cannot be made sense of may be due to the kernel, which
-// is just writing it.
-func (m *Manager) growAt(img *image, rel string) error {
+// growInUse grows the filesystem of a volume that is mounted, if there is anything
+// to grow. That its superblock cannot be made sense of may be due to the kernel,
+// which is just writing it.
+func (m *Manager) growInUse(img *image) error {
 	if short, err := img.short(); err == nil && !short {
 		return nil
 	}
@@ -126,12 +133,13 @@ func (m *Manager) growAt(img *image, rel string) error {
 		return fmt.Errorf("%w: volume %s has %d bytes now, but its filesystem cannot use them yet: %w; it grows when the volume is staged the next time: restart the pod, or run the plugin with that capability",
 			ErrState, img.ID, img.Spec.Size, err)
 	}
-	root, err := mount.OpenTarget(m.root, rel, syscall.O_DIRECTORY)
+	// Through a mount of its own: those there are may be read-only.
+	mnt, err := m.mountImage(img, Access{})
 	if err != nil {
 		return err
 	}
-	defer root.Close()
-	return m.growMounted(img, root)
+	defer mnt.Close()
+	return growMounted(img, mnt)
 }
 
 // updateDevices tells all loop devices of an image its size.
@@ -148,10 +156,11 @@ func (img *image) updateDevices() error {
 		if err != nil {
 			return err
 		}
-		if ours, err := dev.Backs(img.File); err != nil || !ours {
-			return errors.Join(err, dev.Close())
+		ours, err := dev.Backs(img.File)
+		if err == nil && ours {
+			err = dev.UpdateSize()
 		}
-		if err := errors.Join(dev.UpdateSize(), dev.Close()); err != nil {
+		if err := errors.Join(err, dev.Close()); err != nil {
 			return err
 		}
 	}

@@ -7,12 +7,14 @@ package volume
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
@@ -39,7 +41,7 @@ func (n *node) expandFilesystem(fs string) {
 	at := n.mustPublishClaim(v, "pod")
 	synced, stop := load(t, at)
 	for _, size := range []int64{2 * gib, 20 * gib} {
-		if now, mode, err := n.Expand(v.ID, Size{Required: size}); err != nil || now != size || mode != ModeFilesystem {
+		if now, mode, err := n.Expand(v.ID, Size{Required: size}, nil); err != nil || now != size || mode != ModeFilesystem {
 			t.Fatalf("%d bytes: %v", now, err)
 		}
 		now, err := n.ExpandOnNode(v.ID, at, Size{Required: size}, nil)
@@ -84,7 +86,7 @@ func TestExpandUnstaged(t *testing.T) {
 			t.Error(err)
 		}
 		n.mustUnstage(v.ID)
-		if _, _, err := n.Expand(v.ID, Size{Required: gib}); err != nil {
+		if _, _, err := n.Expand(v.ID, Size{Required: gib}, nil); err != nil {
 			t.Fatal(err)
 		}
 		at := n.mustStage(v)
@@ -94,6 +96,36 @@ func TestExpandUnstaged(t *testing.T) {
 		}
 		n.mustEnd(v)
 	}
+}
+
+// TestGrowingIsKilled: what is left of growing a filesystem that was not mounted is
+// what was there before.
+func TestGrowingIsKilled(t *testing.T) {
+	n := newNode(t, testenv.XFS, 40*gib)
+	v := n.mustCreate(claim("killed", "ext4", 64*mib))
+	if err := writeSynced(filepath.Join(n.mustStage(v), numbered(0)), content(0)); err != nil {
+		t.Error(err)
+	}
+	n.mustUnstage(v.ID)
+	if _, _, err := n.Expand(v.ID, Size{Required: 30 * gib}, nil); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 40 { // at any time; it takes some 60 ms
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*2*time.Millisecond)
+		if err := n.growCopy(ctx, v.ID); err == nil {
+			t.Logf("it was done within %d ms", 2*i)
+			cancel()
+			break
+		}
+		cancel()
+		testenv.Fsck(t, "ext4", n.pool.Volume(v.ID))
+	}
+	at := n.mustStage(v)
+	mustHold(t, "killed", at, 1)
+	if u, err := n.Stats(v.ID, at); err != nil || u.TotalBytes < 25*gib {
+		t.Errorf("it has %d bytes: %v", u.TotalBytes, err)
+	}
+	n.mustEnd(v)
 }
 
 func TestExpandDisks(t *testing.T) {
@@ -114,7 +146,7 @@ func TestExpandDisks(t *testing.T) {
 				if err := f.Sync(); err != nil {
 					t.Error(err)
 				}
-				if now, _, err := n.Expand(v.ID, Size{Required: 64*mib - 1}); err != nil || now != 64*mib {
+				if now, _, err := n.Expand(v.ID, Size{Required: 64*mib - 1}, nil); err != nil || now != 64*mib {
 					t.Errorf("%s: %d bytes: %v", name, now, err)
 				}
 				if now, err := n.ExpandOnNode(v.ID, at, Size{}, &Use{Block: v.Mode == ModeBlock}); err != nil || now != 64*mib {
@@ -153,7 +185,7 @@ func TestExpandRefused(t *testing.T) {
 		"over the pool":  {v.ID, Size{Required: 5 * gib}, pool.ErrFull},
 		"unknown":        {"unknown", Size{Required: gib}, ErrNotFound},
 	} {
-		_, _, err := n.Expand(c.id, c.want)
+		_, _, err := n.Expand(c.id, c.want, nil)
 		t.Logf("%s: %v", name, err)
 		if !errors.Is(err, c.err) {
 			t.Errorf("%s: %v", name, err)
@@ -173,7 +205,7 @@ func TestExpandRefused(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if now, _, err := n.Expand(v.ID, Size{Required: mib}); err != nil || now != 64*mib {
+	if now, _, err := n.Expand(v.ID, Size{Required: mib}, nil); err != nil || now != 64*mib {
 		t.Errorf("asked for less: %d bytes: %v", now, err)
 	}
 	if got, err := n.Get(v.ID); err != nil || got.Spec.Size != 64*mib {
@@ -183,36 +215,42 @@ func TestExpandRefused(t *testing.T) {
 	n.mustEnd(other, "pod")
 }
 
-// BenchmarkExpand grows a mounted filesystem from 1 GiB to 2. Where ext4 may not
-// grow while it is mounted, what is timed is the staging that grows it.
+// expansions are those that are timed, in GiB.
+var expansions = []struct{ from, to int64 }{{1, 2}, {2, 20}}
+
+// BenchmarkExpand grows a mounted filesystem. Where ext4 may not grow while it is
+// mounted, what is timed is the staging that grows it.
 func BenchmarkExpand(b *testing.B) {
 	for _, kind := range testenv.PoolKinds {
 		for _, fs := range diskfs.Names() {
-			b.Run(kind.Name+"-pool/"+fs, func(b *testing.B) {
-				n := newNode(b, kind, 80*gib)
-				for b.Loop() {
-					b.StopTimer()
-					v := n.mustCreate(claim("bench", fs, gib))
-					at := n.mustPublishClaim(v, "pod")
-					staged := fsctl.MayGrow(fs) != nil
-					if staged {
-						n.mustUnpublishClaim(v, "pod")
-						n.mustUnstage(v.ID)
+			n := newNode(b, kind, 80*gib)
+			for _, e := range expansions {
+				b.Run(fmt.Sprintf("%s-pool/%s/%d-to-%dGiB", kind.Name, fs, e.from, e.to), func(b *testing.B) {
+					n := n.with(b)
+					for b.Loop() {
+						b.StopTimer()
+						v := n.mustCreate(claim("bench", fs, e.from*gib))
+						at := n.mustPublishClaim(v, "pod")
+						staged := fsctl.MayGrow(fs) != nil
+						if staged {
+							n.mustUnpublishClaim(v, "pod")
+							n.mustUnstage(v.ID)
+						}
+						b.StartTimer()
+						if _, _, err := n.Expand(v.ID, Size{Required: e.to * gib}, nil); err != nil {
+							b.Fatal(err)
+						}
+						if staged {
+							n.mustPublishClaim(v, "pod")
+						} else if _, err := n.ExpandOnNode(v.ID, at, Size{}, nil); err != nil {
+							b.Fatal(err)
+						}
+						b.StopTimer()
+						n.mustEnd(v, "pod")
+						b.StartTimer()
 					}
-					b.StartTimer()
-					if _, _, err := n.Expand(v.ID, Size{Required: 2 * gib}); err != nil {
-						b.Fatal(err)
-					}
-					if staged {
-						n.mustPublishClaim(v, "pod")
-					} else if _, err := n.ExpandOnNode(v.ID, at, Size{}, nil); err != nil {
-						b.Fatal(err)
-					}
-					b.StopTimer()
-					n.mustEnd(v, "pod")
-					b.StartTimer()
-				}
-			})
+				})
+			}
 		}
 	}
 }
@@ -222,53 +260,55 @@ func BenchmarkExpand(b *testing.B) {
 func BenchmarkExpandSpawned(b *testing.B) {
 	for _, kind := range testenv.PoolKinds {
 		for _, name := range diskfs.Names() {
-			b.Run(kind.Name+"-pool/"+name, func(b *testing.B) {
-				fs, err := diskfs.Lookup(name)
-				if err != nil {
-					b.Fatal(err)
-				}
-				dir := kind.Mount(b, 80*gib)
-				image, at := filepath.Join(dir, "image"), testenv.Dir(b)
-				mount := func() string {
-					testenv.Run(b, "mount", "-o", "loop", image, at)
-					return strings.TrimSpace(testenv.Run(b, "findmnt", "-n", "-o", "SOURCE", at))
-				}
-				for b.Loop() {
-					b.StopTimer()
-					if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, gib)); err != nil {
-						b.Fatal(err)
+			fs, err := diskfs.Lookup(name)
+			if err != nil {
+				b.Fatal(err)
+			}
+			dir := kind.Mount(b, 80*gib)
+			for _, e := range expansions {
+				b.Run(fmt.Sprintf("%s-pool/%s/%d-to-%dGiB", kind.Name, name, e.from, e.to), func(b *testing.B) {
+					image, at := filepath.Join(dir, "image"), testenv.Dir(b)
+					mount := func() string {
+						testenv.Run(b, "mount", "-o", "loop", image, at)
+						return strings.TrimSpace(testenv.Run(b, "findmnt", "-n", "-o", "SOURCE", at))
 					}
-					testenv.Run(b, fs.Mkfs, fs.MkfsArgs(image, "", nil)...)
-					device := mount()
-					offline := fsctl.MayGrow(name) != nil
-					if offline {
-						testenv.Umount(b, at)
+					for b.Loop() {
+						b.StopTimer()
+						if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, e.from*gib)); err != nil {
+							b.Fatal(err)
+						}
+						testenv.Run(b, fs.Mkfs, fs.MkfsArgs(image, "", nil)...)
+						device := mount()
+						offline := fsctl.MayGrow(name) != nil
+						if offline {
+							testenv.Umount(b, at)
+						}
+						b.StartTimer()
+						testenv.Run(b, "truncate", "-s", fmt.Sprintf("%dG", e.to), image)
+						if !offline {
+							testenv.Run(b, "losetup", "-c", device)
+						}
+						switch {
+						case offline:
+							testenv.Run(b, "e2fsck", "-fp", image)
+							testenv.Run(b, "resize2fs", image)
+							mount()
+						case name == "xfs":
+							testenv.Run(b, "xfs_growfs", at)
+						case name == "btrfs":
+							testenv.Run(b, "btrfs", "filesystem", "resize", "max", at)
+						default:
+							testenv.Run(b, "resize2fs", device)
+						}
+						b.StopTimer()
+						testenv.Run(b, "umount", at)
+						if err := os.Remove(image); err != nil {
+							b.Fatal(err)
+						}
+						b.StartTimer()
 					}
-					b.StartTimer()
-					testenv.Run(b, "truncate", "-s", "2G", image)
-					switch {
-					case offline:
-						testenv.Run(b, "e2fsck", "-fp", image)
-						testenv.Run(b, "resize2fs", image)
-						mount()
-					case name == "xfs":
-						testenv.Run(b, "losetup", "-c", device)
-						testenv.Run(b, "xfs_growfs", at)
-					case name == "btrfs":
-						testenv.Run(b, "losetup", "-c", device)
-						testenv.Run(b, "btrfs", "filesystem", "resize", "max", at)
-					default:
-						testenv.Run(b, "losetup", "-c", device)
-						testenv.Run(b, "resize2fs", device)
-					}
-					b.StopTimer()
-					testenv.Run(b, "umount", at)
-					if err := os.Remove(image); err != nil {
-						b.Fatal(err)
-					}
-					b.StartTimer()
-				}
-			})
+				})
+			}
 		}
 	}
 }

@@ -39,12 +39,6 @@ var defaultFreezing = freezing{limit: 5 * time.Second, extents: 100_000}
 // A mounted filesystem stands still meanwhile. Of a disk that a VM has, what the
 // twin holds is what the disk would hold after a power cut.
 func (m *Manager) cloneLive(ctx context.Context, img *image, dst *os.File) error {
-	// One at a time: the first to thaw would thaw for all.
-	unlock, err := pool.LockImage(img.File)
-	if err != nil {
-		return err
-	}
-	defer unlock()
 	root, err := m.mountedRoot(img)
 	if err != nil {
 		return err
@@ -89,6 +83,13 @@ func (m *Manager) mountedRoot(img *image) (*os.File, error) {
 
 // cloneFrozen clones an image while the filesystem in it stands still.
 func (m *Manager) cloneFrozen(ctx context.Context, img *image, root, dst *os.File) error {
+	// One at a time: the first to thaw would thaw for all. No pod can take this lock,
+	// as none reaches the image of a mounted filesystem.
+	unlock, err := pool.LockImage(img.File)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	extents, err := reflink.Extents(img.File)
 	if err != nil {
 		return err
@@ -111,17 +112,22 @@ func (m *Manager) cloneFrozen(ctx context.Context, img *image, root, dst *os.Fil
 // takes longer than the limit, when the filesystem is frozen no more.
 func whileFrozen(img *image, root *os.File, limit time.Duration, do func() error) (err error) {
 	// Whoever finds the mark after this process died knows who froze it.
+	var since time.Time
+	marked := pool.GetRecord(img.File, pool.FrozenAttr, &since) == nil
 	if err := pool.SetRecord(img.File, pool.FrozenAttr, time.Now().UTC()); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, pool.RemoveRecord(img.File, pool.FrozenAttr)) }()
-	err = fsctl.Freeze(root)
-	if errors.Is(err, fsctl.ErrFrozen) {
-		return fmt.Errorf("%w: volume %s: %w, by somebody else; wait, or thaw it with fsfreeze -u", ErrState, img.ID, err)
-	}
-	if err != nil {
+	unmark := func() error { return pool.RemoveRecord(img.File, pool.FrozenAttr) }
+	if err := fsctl.Freeze(root); err != nil {
+		if !marked { // else a process of ours froze it, died, and could not be made up for
+			err = errors.Join(err, unmark())
+		}
+		if errors.Is(err, fsctl.ErrFrozen) {
+			err = fmt.Errorf("%w: volume %s: %w, by somebody else; wait, or thaw it with fsfreeze -u", ErrState, img.ID, err)
+		}
 		return err
 	}
+	defer func() { err = errors.Join(err, unmark()) }()
 	start := time.Now()
 	late := time.AfterFunc(limit, func() { fsctl.Thaw(root) })
 	err = do()
@@ -155,9 +161,23 @@ func (m *Manager) thawLeft(id string) error {
 	}
 	defer img.Close()
 	var since time.Time
-	if err := pool.GetRecord(img.File, pool.FrozenAttr, &since); errors.Is(err, pool.ErrNoRecord) {
-		return nil
-	} else if err != nil {
+	frozen := func() (bool, error) {
+		err := pool.GetRecord(img.File, pool.FrozenAttr, &since)
+		if errors.Is(err, pool.ErrNoRecord) {
+			return false, nil
+		}
+		return err == nil, err
+	}
+	if is, err := frozen(); err != nil || !is {
+		return err
+	}
+	// A process that lives holds the lock for as long as it is frozen.
+	unlock, err := pool.LockImage(img.File)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if is, err := frozen(); err != nil || !is {
 		return err
 	}
 	root, err := m.mountedRoot(img)

@@ -241,6 +241,7 @@ func TestThickSnapshot(t *testing.T) {
 			r.Name, r.Source = "copy", Source{Snapshot: snap.ID}
 			copied := n.mustCreate(r)
 			copiedAt := n.mustPublishClaim(copied, "pod")
+			thin := n.mustCreate(ClaimRequest{Name: "thin", Spec: r.Spec, Mode: r.Mode, Source: Source{Volume: v.ID}})
 			// Discards would give space back.
 			if out := n.trim(at); !strings.Contains(out, "not supported") {
 				t.Errorf("fstrim: %s", out)
@@ -259,6 +260,8 @@ func TestThickSnapshot(t *testing.T) {
 			if err := os.Remove(filepath.Join(n.pool.Root(), "filler")); err != nil {
 				t.Fatal(err)
 			}
+			testenv.Fsck(t, "ext4", n.pool.Volume(thin.ID))
+			n.mustDelete(thin.ID)
 			for _, v := range []Record{v, copied} {
 				if h, err := n.Health(v.ID); err != nil || len(h) > 0 {
 					t.Errorf("health %v: %v", h, err)

@@ -95,6 +95,7 @@ func (m *Manager) deviceConditions(img *image) ([]Condition, error) {
 		if direct, err := loopdev.Direct(index); err == nil && !direct {
 			found = append(found, Condition{Degraded, "DirectIOLost", fmt.Sprintf(
 				"/dev/loop%d of volume %s does buffered I/O, which is many times slower and takes memory: restart the pod; if it stays, see that the pool's filesystem has blocks of %d bytes", index, img.ID, loopdev.BlockSize)})
+			break // once for each reason
 		}
 	}
 	places, err := m.placesOf(img, loops)

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"k8s.io/klog/v2"
@@ -297,14 +298,20 @@ func (m *Manager) placesOf(img *image, loops []int) ([]string, error) {
 	return at, nil
 }
 
-// unmount takes one mount of the volume away.
+// unmount takes one mount of the volume away. A snapshot or a measurement of ours may
+// have it open for a moment.
 func (m *Manager) unmount(img *image, target string) error {
 	if img.Mode == ModeDiskImage {
 		if err := mount.Unmount(filepath.Join(target, DiskImageName)); err != nil && !errors.Is(err, mount.ErrNotMounted) && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}
-	return mount.Unmount(target)
+	for deadline := time.Now().Add(settleTime); ; time.Sleep(settleTime / 20) {
+		err := mount.Unmount(target)
+		if !errors.Is(err, syscall.EBUSY) || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
 // clear unmounts all that shows a volume at a target, and returns the loop device

@@ -14,7 +14,6 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 )
@@ -80,8 +79,8 @@ func (m *Manager) createSnapshot(ctx context.Context, name, volumeID string) (Sn
 		return Snapshot{}, err
 	}
 	d := demand{key: snapshotKey(id), firm: bytes}
-	if vol.Thick { // its own copy
-		d.now = bytes
+	if vol.Thick { // its own copy, and as much for what the volume writes meanwhile
+		d.now = 2 * bytes
 	}
 	release, err := m.admit(d)
 	if err != nil {
@@ -99,8 +98,12 @@ func (m *Manager) createSnapshot(ctx context.Context, name, volumeID string) (Sn
 	if err := m.fillSnapshot(ctx, f, &s, vol); err != nil {
 		return Snapshot{}, pool.Full(fmt.Errorf("snapshot %s of volume %s: %w", id, volumeID, err))
 	}
-	if err := tmpfile.Publish(f, m.pool.Snapshot(id)); err != nil {
-		return Snapshot{}, pool.Full(errors.Join(err, m.unlinkSnapshot(id)))
+	err = tmpfile.Publish(f, m.pool.Snapshot(id))
+	if err != nil && !errors.Is(err, os.ErrExist) { // that would be another's
+		err = errors.Join(err, m.unlinkSnapshot(id))
+	}
+	if err != nil {
+		return Snapshot{}, pool.Full(err)
 	}
 	return s, nil
 }
@@ -122,19 +125,7 @@ func (m *Manager) takeSnapshot(ctx context.Context, f *os.File, vol *image) erro
 	if !vol.Thick {
 		return m.cloneLive(ctx, vol, f)
 	}
-	still, err := m.pool.NewSnapshot()
-	if err != nil {
-		return err
-	}
-	defer still.Close()
-	if err := m.cloneLive(ctx, vol, still); err != nil {
-		return err
-	}
-	fi, err := still.Stat()
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Truncate(fi.Size()), sparse.Copy(ctx, f, still))
+	return m.copyLive(ctx, vol, func(still *os.File) error { return copyAll(ctx, f, still) })
 }
 
 // allocated is what a file takes of the pool, in bytes, what it shares included.

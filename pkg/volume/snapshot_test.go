@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -270,6 +271,27 @@ func TestRestoreLarger(t *testing.T) {
 			mustHold(t, "restored", at, 1)
 			if u, err := n.Stats(large.ID, at); err != nil || u.TotalBytes < 17*gib/10 {
 				t.Errorf("it has %d bytes: %v", u.TotalBytes, err)
+			}
+			n.mustEnd(large, "pod")
+			// Read-only for all: it grows all the same.
+			r.Name = "large-read-only-" + fs
+			large = n.mustCreate(r)
+			ro := n.publishRequest(large, "pod")
+			ro.ReadOnly = true
+			if err := n.PublishClaim(t.Context(), ro); err != nil {
+				t.Fatal(err)
+			}
+			mustHold(t, "restored read-only", ro.Target, 1)
+			if u, err := n.Stats(large.ID, ro.Target); err != nil || u.TotalBytes < 17*gib/10 {
+				t.Errorf("read-only it has %d bytes: %v", u.TotalBytes, err)
+			}
+			if err := os.WriteFile(filepath.Join(ro.Target, "x"), nil, 0o600); !errors.Is(err, syscall.EROFS) {
+				t.Errorf("writing to it: %v", err)
+			}
+			if fsctl.MayGrow(fs) == nil { // and through a read-only target
+				if now, err := n.ExpandOnNode(large.ID, ro.Target, Size{Required: 3 * gib}, nil); err != nil || now != 3*gib {
+					t.Errorf("growing it read-only: %d bytes: %v", now, err)
+				}
 			}
 			n.mustEnd(large, "pod")
 			n.mustEnd(v)

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"k8s.io/klog/v2"
 
@@ -316,9 +317,16 @@ func (p promises) of(id string, st *syscall.Stat_t, read func(id string) (Record
 			klog.ErrorS(err, "Counting a volume by what it takes", "volume", id)
 		}
 	}
-	p.now[id] = r
+	// A change in the same tick of the kernel's clock would go unseen.
+	if time.Since(time.Unix(st.Ctim.Unix())) > clockTick {
+		p.now[id] = r
+	}
 	return r.promise
 }
+
+// clockTick is more than the kernel's coarse clock, which stamps files, ever lags:
+// 10 ms with CONFIG_HZ=100.
+const clockTick = 50 * time.Millisecond
 
 func (s *space) startClaims() promises {
 	s.mu.Lock()

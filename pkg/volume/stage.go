@@ -17,7 +17,9 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 )
 
@@ -152,18 +154,28 @@ func (m *Manager) stageFilesystem(ctx context.Context, img *image, rel string, a
 		return err
 	}
 	if short && fsctl.MayGrow(img.Spec.Filesystem) != nil {
-		if err := m.growUnmounted(ctx, img); err != nil {
+		grown, err := m.growUnmounted(ctx, img)
+		if err != nil {
 			return err
 		}
-		short = false
+		defer grown.Close()
+		img, short = grown, false
 	}
-	mnt, err := m.mountImage(img, access)
+	// Nothing grows through a mount that is read-only.
+	writable := access
+	writable.ReadOnly = false
+	mnt, err := m.mountImage(img, writable)
 	if err != nil {
 		return err
 	}
 	defer mnt.Close()
 	if short {
-		if err := m.growMounted(img, mnt.File()); err != nil {
+		if err := growMounted(img, mnt); err != nil {
+			return err
+		}
+	}
+	if access.ReadOnly {
+		if err := mnt.SetAttr(access.attr()); err != nil {
 			return err
 		}
 	}
@@ -183,9 +195,9 @@ func (img *image) short() (bool, error) {
 	return err == nil && sb.Short(img.Spec.Size), err
 }
 
-// growMounted grows the filesystem to which root, open with O_PATH, belongs.
-func (m *Manager) growMounted(img *image, root *os.File) error {
-	f, err := mount.Open(root)
+// growMounted grows a filesystem through a writable mount of it.
+func growMounted(img *image, mnt *mount.Detached) error {
+	f, err := mount.Open(mnt.File())
 	if err != nil {
 		return err
 	}
@@ -193,21 +205,68 @@ func (m *Manager) growMounted(img *image, root *os.File) error {
 	return pool.Full(fsctl.Grow(f, img.Spec.Size))
 }
 
-// growUnmounted grows the filesystem of a volume that nobody has mounted. One
-// that somebody still has, as in another mount namespace, stays as it is.
-func (m *Manager) growUnmounted(ctx context.Context, img *image) error {
+// growUnmounted grows the filesystem of a volume that nobody has mounted, and
+// returns the image that has it then. What somebody still has, as in another mount
+// namespace, stays as it is, and so does what a full pool has no room to grow.
+//
+// It may take longer than the caller has time: [ErrUnderWay].
+func (m *Manager) growUnmounted(ctx context.Context, img *image) (*image, error) {
+	loops, err := loopdev.Find(img.File)
+	if err != nil {
+		return nil, err
+	}
+	if len(loops) > 0 || m.grow == nil {
+		klog.InfoS("A filesystem that cannot grow here while it is mounted stays smaller than its volume", "volume", img.ID, "loopDevices", loops)
+		return m.open(img.ID)
+	}
+	_, err = outlive(ctx, m, "growth of "+volumeKey(img.ID), func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, m.growCopy(ctx, img.ID)
+	})
+	if errors.Is(err, pool.ErrFull) {
+		klog.ErrorS(err, "A filesystem stays smaller than its volume", "volume", img.ID)
+		err = nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return m.open(img.ID)
+}
+
+// growCopy puts a copy of an image with a larger filesystem in the image's place:
+// a tool that is killed half-way leaves what nobody could mount.
+func (m *Manager) growCopy(ctx context.Context, id string) error {
+	img, err := m.openClaim(id)
+	if err != nil {
+		return err
+	}
+	defer img.Close()
 	fs, err := diskfs.Lookup(img.Spec.Filesystem)
 	if err != nil {
 		return err
 	}
-	loops, err := loopdev.Find(img.File)
+	f, err := m.pool.NewVolume()
 	if err != nil {
 		return err
 	}
-	if len(loops) > 0 || m.grow == nil {
-		klog.InfoS("A filesystem that cannot grow here while it is mounted stays smaller than its volume", "volume", img.ID, "loopDevices", loops)
-		return nil
+	defer f.Close()
+	larger := &image{File: f, Record: img.Record, fresh: true}
+	if err := reflink.Clone(f, img.File); err != nil {
+		return pool.Full(err)
 	}
+	if err := larger.resize(img.Spec.Size); err != nil {
+		return pool.Full(err)
+	}
+	if err := m.growDevice(ctx, larger, fs); err != nil {
+		return fmt.Errorf("%w: volume %s: %w; check %s with %s", ErrState, id, err, img.Name(), fs.Checker)
+	}
+	if err := pool.SetRecord(f, pool.VolumeAttr, larger.Record); err != nil {
+		return err
+	}
+	return pool.Full(tmpfile.Replace(f, m.pool.Volume(id)))
+}
+
+// growDevice runs the filesystem's own tools on an image.
+func (m *Manager) growDevice(ctx context.Context, img *image, fs *diskfs.Filesystem) error {
 	dev, err := m.attachNew(img, loopdev.Options{AutoClear: true})
 	if err != nil {
 		return err
@@ -215,7 +274,7 @@ func (m *Manager) growUnmounted(ctx context.Context, img *image) error {
 	defer m.letGo(img, dev.Index())
 	defer dev.Close()
 	if err := m.grow(ctx, fs, dev.Path()); err != nil {
-		return fmt.Errorf("%w: volume %s: %w; check %s with %s", ErrState, img.ID, err, img.Name(), fs.Checker)
+		return err
 	}
 	return dev.Sync()
 }
@@ -240,7 +299,11 @@ func (m *Manager) device(img *image, readOnly bool) (*loopdev.Device, error) {
 		}
 		is, err := dev.ReadOnly()
 		if err == nil && is == readOnly {
-			return dev, nil
+			// One that an unstage could not detach yet, as somebody has it open, would
+			// vanish under its pod with that one.
+			if err = dev.Keep(); err == nil {
+				return dev, nil
+			}
 		}
 		dev.Close()
 		if err != nil {
@@ -384,11 +447,6 @@ func (m *Manager) PublishClaim(ctx context.Context, r PublishRequest) (err error
 	if err != nil {
 		return err
 	}
-	if r.SingleTarget {
-		if err := m.nowhereElse(img, rel, r.Staging); err != nil {
-			return err
-		}
-	}
 	if at.mounted {
 		there, err := m.alreadyShown(img, rel)
 		if err != nil {
@@ -398,6 +456,13 @@ func (m *Manager) PublishClaim(ctx context.Context, r PublishRequest) (err error
 			return img.sameAccess(there.access, r.access(), r.Target)
 		}
 		if err := m.unmount(img, r.Target); err != nil {
+			return err
+		}
+	}
+	// After what is there was found to be right: kubelet binds it elsewhere as well,
+	// for subPath and for block devices.
+	if r.SingleTarget {
+		if err := m.nowhereElse(img, rel, r.Staging); err != nil {
 			return err
 		}
 	}

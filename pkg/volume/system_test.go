@@ -20,6 +20,8 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/growfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
@@ -55,8 +57,7 @@ func newNodeWith(t testing.TB, kind testenv.Kind, size int64, c Config) *node {
 		Pool:        p,
 		Fingerprint: formatter.Fingerprint,
 		Format: func(ctx context.Context, f *os.File, spec diskfs.Spec) (template.Provenance, error) {
-			r, err := formatter.Format(ctx, f, spec, nil)
-			return template.Provenance{Fingerprint: r.Fingerprint, UUID: r.UUID}, err
+			return formatOnce(ctx, formatter, f, spec)
 		},
 	})
 	t.Cleanup(store.Close)
@@ -72,6 +73,36 @@ func newNodeWith(t testing.TB, kind testenv.Kind, size int64, c Config) *node {
 		n.mustBeEmpty()
 	})
 	return n
+}
+
+// formatted are the disks that a VM has made for this process: every test has a pool
+// of its own, but need not wait for a VM to make the same once more.
+var formatted = struct {
+	sync.Mutex
+	disks map[string]formattedDisk
+}{disks: map[string]formattedDisk{}}
+
+type formattedDisk struct {
+	file *os.File // has no name
+	template.Provenance
+}
+
+func formatOnce(ctx context.Context, formatter *vmformat.Formatter, f *os.File, spec diskfs.Spec) (template.Provenance, error) {
+	formatted.Lock()
+	defer formatted.Unlock()
+	if d, ok := formatted.disks[spec.String()]; ok {
+		return d.Provenance, errors.Join(f.Truncate(spec.Size), sparse.Copy(ctx, f, d.file))
+	}
+	r, err := formatter.Format(ctx, f, spec, nil)
+	if err != nil {
+		return template.Provenance{}, err
+	}
+	d := formattedDisk{Provenance: template.Provenance{Fingerprint: r.Fingerprint, UUID: r.UUID}}
+	if d.file, err = tmpfile.Create("/var/tmp", 0o600); err != nil {
+		return template.Provenance{}, err
+	}
+	formatted.disks[spec.String()] = d
+	return d.Provenance, sparse.Copy(ctx, d.file, f)
 }
 
 // mustBeEmpty holds the node against having no volume.

@@ -135,6 +135,22 @@ func (d *Device) ReadOnly() (bool, error) {
 	return err == nil && status.Flags&unix.LO_FLAGS_READ_ONLY != 0, err
 }
 
+// Keep makes sure that the device stays attached when its last user goes. It is for
+// one that [Device.Detach] has left to its other users: the kernel makes it
+// autoclear, and it would vanish with them.
+func (d *Device) Keep() error {
+	status, err := d.status()
+	if err != nil || status.Flags&unix.LO_FLAGS_AUTOCLEAR == 0 {
+		return err
+	}
+	status.Flags &^= unix.LO_FLAGS_AUTOCLEAR
+	err = sys.On(d.file, func(fd int) error { return unix.IoctlLoopSetStatus64(fd, status) })
+	if err != nil {
+		return fmt.Errorf("LOOP_SET_STATUS64 %s: %w", d.Path(), err)
+	}
+	return nil
+}
+
 // Name is what [Options].Name was, cut at [MaxName] bytes.
 func (d *Device) Name() (string, error) {
 	status, err := d.status()

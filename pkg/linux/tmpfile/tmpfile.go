@@ -14,6 +14,7 @@
 package tmpfile
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -61,6 +62,23 @@ func Publish(f *os.File, path string) error {
 	}
 	if err := f.Sync(); err != nil {
 		return err
+	}
+	return SyncDir(filepath.Dir(path))
+}
+
+// Replace gives f, durably, the name that another file has, which loses it. For a
+// moment f has a name beside it, that begins with '.'; what a process left there
+// that died in this moment is replaced by the next.
+func Replace(f *os.File, path string) error {
+	beside := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
+	if err := os.Remove(beside); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := Publish(f, beside); err != nil {
+		return err
+	}
+	if err := os.Rename(beside, path); err != nil {
+		return errors.Join(err, os.Remove(beside))
 	}
 	return SyncDir(filepath.Dir(path))
 }

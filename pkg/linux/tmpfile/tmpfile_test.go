@@ -48,3 +48,32 @@ func TestCreateNames(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestReplace(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "name")
+	for i, content := range []string{"first", "second", "third"} {
+		f, err := Create(dir, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, err := f.WriteString(content); err != nil {
+			t.Fatal(err)
+		}
+		if i == 2 { // a process died between the two names
+			if err := os.WriteFile(filepath.Join(dir, ".name.new"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := Replace(f, path); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(path); err != nil || string(b) != content {
+			t.Errorf("%q, not %q: %v", b, content, err)
+		}
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
+		t.Errorf("left %v: %v", entries, err)
+	}
+}
