@@ -63,9 +63,10 @@ func (p *Pool) TryLock(name string) (*Lock, error) {
 // Unlock releases the lock.
 func (l *Lock) Unlock() error { return l.f.Close() }
 
-// LockImage takes the exclusive flock(2) of an open image, waiting for others
-// that opened it for themselves. It goes with f, or with unlock.
-func LockImage(f *os.File) (unlock func() error, err error) {
+// LockImage takes the exclusive flock(2) of an open image, waiting until ctx ends for
+// others that opened it for themselves; then it is [ErrLocked]. It goes with f, or
+// with unlock.
+func LockImage(ctx context.Context, f *os.File) (unlock func() error, err error) {
 	flock := func(how int) error {
 		for {
 			if err := unix.Flock(int(f.Fd()), how); err != unix.EINTR {
@@ -73,11 +74,25 @@ func LockImage(f *os.File) (unlock func() error, err error) {
 			}
 		}
 	}
-	if err := flock(unix.LOCK_EX); err != nil {
-		return nil, &os.PathError{Op: "flock", Path: f.Name(), Err: err}
+	for {
+		err := flock(unix.LOCK_EX | unix.LOCK_NB)
+		if err == nil {
+			return func() error { return flock(unix.LOCK_UN) }, nil
+		}
+		if err != unix.EWOULDBLOCK {
+			return nil, &os.PathError{Op: "flock", Path: f.Name(), Err: err}
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %s: %w", ErrLocked, f.Name(), context.Cause(ctx))
+		case <-time.After(imagePoll):
+		}
 	}
-	return func() error { return flock(unix.LOCK_UN) }, nil
 }
+
+// imagePoll is how often a held image is tried again: what is waited for, a clone,
+// takes milliseconds.
+const imagePoll = 2 * time.Millisecond
 
 // LockHolders describes who holds the lock of the given name, for a message.
 func (p *Pool) LockHolders(name string) string {

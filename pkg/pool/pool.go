@@ -148,7 +148,7 @@ func layOut(root string) (*Pool, error) {
 			return nil, err
 		}
 	}
-	if err := p.setNoCOW(); err != nil {
+	if err := errors.Join(p.setNoCOW(), p.removeBeside()); err != nil {
 		d.Close()
 		return nil, err
 	}
@@ -188,6 +188,16 @@ func (p *Pool) subdir(name string) error {
 		return fmt.Errorf("%w: %s is on another filesystem than %s (%w): a clone cannot cross them; unmount it", ErrUnusable, path, p.root, syscall.EXDEV)
 	}
 	return nil
+}
+
+// removeBeside removes what tmpfile.Replace left of a process that died in it: whole,
+// and of no use.
+func (p *Pool) removeBeside() error {
+	left, err := filepath.Glob(filepath.Join(p.root, volumesDir, ".*.new"))
+	for _, path := range left {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
 }
 
 // ownDir makes dir, or insists that an existing one is ours alone. The mode of

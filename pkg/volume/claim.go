@@ -67,10 +67,10 @@ func idOf(prefix, name string) string {
 // [diskfs.Spec.Validate] and [template.Store.Ensure], [pool.ErrFull], or the
 // kernel's.
 //
-// A thick volume is copied, which may take longer than the caller has. Then the
-// error is [ErrUnderWay], and the retry joins the work.
+// What is thick, or of something thick, is copied, which may take longer than the
+// caller has. Then the error is [ErrUnderWay], and the retry joins the work.
 func (m *Manager) Create(ctx context.Context, r ClaimRequest) (Record, Result, error) {
-	if !r.Thick {
+	if !r.Thick && r.Source.Volume == "" {
 		return m.createClaim(ctx, r)
 	}
 	type made struct {
@@ -110,10 +110,13 @@ func (m *Manager) createClaim(ctx context.Context, r ClaimRequest) (Record, Resu
 	case !errors.Is(err, ErrNotFound):
 		return Record{}, Result{}, err
 	}
-	if err := m.complete(&r); err != nil {
+	from, err := m.complete(&r)
+	if err != nil {
 		return Record{}, Result{}, err
 	}
-	release, err := m.admit(claimDemand(volumeKey(id), r.Spec.Size, r.Thick))
+	d := claimDemand(volumeKey(id), r.Spec.Size, r.Thick)
+	d.now += from.copying(r.Thick)
+	release, err := m.admit(d)
 	if err != nil {
 		return Record{}, Result{}, err
 	}
@@ -135,18 +138,39 @@ func (m *Manager) createClaim(ctx context.Context, r ClaimRequest) (Record, Resu
 	return img.Record, res, nil
 }
 
-// complete decides what a request leaves open, and validates it against its
-// source and the limits.
-func (m *Manager) complete(r *ClaimRequest) error {
+// origin is what a copy needs to know of its source.
+type origin struct {
+	spec  diskfs.Spec
+	mode  Mode
+	thick int64 // bytes that a thick volume has; 0 of anything else
+}
+
+// copying is what is taken at once, in bytes, when a thick volume is copied: as much
+// as the volume itself may write anew meanwhile, and the copy, unless its space is
+// counted already.
+func (o origin) copying(thick bool) int64 {
+	if thick {
+		return o.thick
+	}
+	return 2 * o.thick
+}
+
+// complete decides what a request leaves open, validates it against its source and
+// the limits, and tells what the source is.
+func (m *Manager) complete(r *ClaimRequest) (from origin, err error) {
 	if (r.Source != Source{}) {
-		from, mode, err := m.describe(r.Source)
-		if err != nil {
-			return err
+		if from, err = m.describe(r.Source); err != nil {
+			return from, err
 		}
-		if err := r.follow(from, mode); err != nil {
-			return err
+		if err := r.follow(from.spec, from.mode); err != nil {
+			return from, err
 		}
 	}
+	return from, r.decideSize()
+}
+
+// decideSize decides a size that was left open, and holds it against the limits.
+func (r *ClaimRequest) decideSize() error {
 	fs, err := diskfs.Lookup(r.Spec.Filesystem)
 	if err != nil {
 		return err
@@ -169,28 +193,32 @@ func (m *Manager) complete(r *ClaimRequest) error {
 	return nil
 }
 
-// describe tells what a source contains.
-func (m *Manager) describe(s Source) (diskfs.Spec, Mode, error) {
+// describe tells what a source is.
+func (m *Manager) describe(s Source) (origin, error) {
 	if s.Snapshot != "" {
 		if err := CheckID(s.Snapshot); err != nil {
-			return diskfs.Spec{}, "", fmt.Errorf("%w: snapshot_id: %w", ErrNotFound, err)
+			return origin{}, fmt.Errorf("%w: snapshot_id: %w", ErrNotFound, err)
 		}
 		snap, err := m.openSnapshot(s.Snapshot)
 		if err != nil {
-			return diskfs.Spec{}, "", err
+			return origin{}, err
 		}
 		defer snap.Close()
-		return snap.Spec, snap.Mode, nil
+		return origin{spec: snap.Spec, mode: snap.Mode}, nil
 	}
 	vol, err := m.openClaim(s.Volume)
 	if errors.Is(err, ErrInvalid) {
 		err = fmt.Errorf("%w: volume_id: %w", ErrNotFound, err)
 	}
 	if err != nil {
-		return diskfs.Spec{}, "", err
+		return origin{}, err
 	}
 	defer vol.Close()
-	return vol.Spec, vol.Mode, nil
+	o := origin{spec: vol.Spec, mode: vol.Mode}
+	if vol.Thick {
+		o.thick, err = allocated(vol.File)
+	}
+	return o, err
 }
 
 // follow makes a request what its source allows: the content is the source's,
@@ -284,6 +312,11 @@ func (m *Manager) Delete(id string) error {
 		return err
 	}
 	defer img.Close()
+	unlock, err := m.exclusive(m.ctx, img, settleTime)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	if err := m.unused(img); err != nil {
 		return err
 	}

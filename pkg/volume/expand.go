@@ -75,6 +75,11 @@ func (m *Manager) expand(img *image, want Size) error {
 		return err
 	}
 	defer release()
+	unlock, err := m.exclusive(m.ctx, img, settleTime)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	// The image first: a record must not promise what is not there.
 	if err := img.resize(spec.Size); err != nil {
 		return pool.Full(err)

@@ -128,6 +128,54 @@ func TestGrowingIsKilled(t *testing.T) {
 	n.mustEnd(v)
 }
 
+// TestGrowingIsAlone: an image that a process is growing a copy of is neither deleted
+// nor expanded, and what a process left that died while the copy took its place goes.
+func TestGrowingIsAlone(t *testing.T) {
+	n := newNode(t, testenv.XFS, gib)
+	v := n.mustCreate(claim("grows", "ext4", 64*mib))
+	img, err := n.open(v.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer img.Close()
+	unlock, err := n.exclusive(t.Context(), img, time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Delete(v.ID); !errors.Is(err, ErrUnderWay) || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("deleting it: %v", err)
+	}
+	if _, _, err := n.Expand(v.ID, Size{Required: 128 * mib}, nil); !errors.Is(err, ErrUnderWay) {
+		t.Errorf("expanding it: %v", err)
+	}
+	if err := unlock(); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := n.Expand(v.ID, Size{Required: 128 * mib}, nil); err != nil {
+		t.Error(err)
+	}
+	if _, err := n.exclusive(t.Context(), img, time.Second); !errors.Is(err, ErrUnderWay) {
+		t.Errorf("what was opened before it was expanded: %v", err)
+	}
+	left := filepath.Join(filepath.Dir(n.pool.Volume(v.ID)), ".grows.new")
+	if err := os.WriteFile(left, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if l, _, err := n.Claims("", 0); err != nil || len(l) != 1 {
+		t.Errorf("claims %v: %v", l, err)
+	}
+	p, err := pool.Open(t.Context(), pool.Config{Dir: n.pool.Root()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Close()
+	if _, err := os.Lstat(left); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("left of a process that died: %v", err)
+	}
+	img.Close()
+	n.mustDelete(v.ID)
+}
+
 func TestExpandDisks(t *testing.T) {
 	for _, kind := range testenv.PoolKinds {
 		t.Run(kind.Name, func(t *testing.T) {

@@ -39,6 +39,12 @@ var defaultFreezing = freezing{limit: 5 * time.Second, extents: 100_000}
 // A mounted filesystem stands still meanwhile. Of a disk that a VM has, what the
 // twin holds is what the disk would hold after a power cut.
 func (m *Manager) cloneLive(ctx context.Context, img *image, dst *os.File) error {
+	// Each waits for the ones before: the first to thaw would thaw for all.
+	unlock, err := m.exclusive(ctx, img, 2*m.freezing.limit)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	root, err := m.mountedRoot(img)
 	if err != nil {
 		return err
@@ -57,6 +63,38 @@ func (m *Manager) cloneLive(ctx context.Context, img *image, dst *os.File) error
 		return err
 	}
 	return reflink.Clone(dst, img.File)
+}
+
+// exclusive keeps others from changing, or copying, an image as a whole: whoever
+// clones, expands, grows or deletes one holds its lock. What has changed since the
+// image was opened is [ErrUnderWay], like a lock that is not to be had in time.
+//
+// A disk image is not locked, since its pod could hold the lock for ever.
+func (m *Manager) exclusive(ctx context.Context, img *image, patience time.Duration) (unlock func() error, err error) {
+	if img.Mode == ModeDiskImage {
+		return func() error { return nil }, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	unlock, err = pool.LockImage(ctx, img.File)
+	if errors.Is(err, pool.ErrLocked) {
+		return nil, fmt.Errorf("%w: something else with volume %s (%v); try again", ErrUnderWay, img.ID, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var now Record
+	same, err := sameFile(img.File, m.pool.Volume(img.ID))
+	if err == nil && same {
+		err = pool.GetRecord(img.File, pool.VolumeAttr, &now)
+	}
+	if err == nil && (!same || !now.Spec.Equal(img.Spec)) {
+		err = fmt.Errorf("%w: volume %s was changed meanwhile; try again", ErrUnderWay, img.ID)
+	}
+	if err != nil {
+		return nil, errors.Join(err, unlock())
+	}
+	return unlock, nil
 }
 
 // mountedRoot opens the root of a volume's filesystem where it is mounted, or
@@ -83,13 +121,6 @@ func (m *Manager) mountedRoot(img *image) (*os.File, error) {
 
 // cloneFrozen clones an image while the filesystem in it stands still.
 func (m *Manager) cloneFrozen(ctx context.Context, img *image, root, dst *os.File) error {
-	// One at a time: the first to thaw would thaw for all. No pod can take this lock,
-	// as none reaches the image of a mounted filesystem.
-	unlock, err := pool.LockImage(img.File)
-	if err != nil {
-		return err
-	}
-	defer unlock()
 	extents, err := reflink.Extents(img.File)
 	if err != nil {
 		return err
@@ -172,7 +203,7 @@ func (m *Manager) thawLeft(id string) error {
 		return err
 	}
 	// A process that lives holds the lock for as long as it is frozen.
-	unlock, err := pool.LockImage(img.File)
+	unlock, err := m.exclusive(m.ctx, img, 2*m.freezing.limit)
 	if err != nil {
 		return err
 	}

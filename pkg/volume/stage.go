@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"k8s.io/klog/v2"
 
@@ -235,11 +236,18 @@ func (m *Manager) growUnmounted(ctx context.Context, img *image) (*image, error)
 // growCopy puts a copy of an image with a larger filesystem in the image's place:
 // a tool that is killed half-way leaves what nobody could mount.
 func (m *Manager) growCopy(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, growLimit)
+	defer cancel()
 	img, err := m.openClaim(id)
 	if err != nil {
 		return err
 	}
 	defer img.Close()
+	unlock, err := m.exclusive(ctx, img, settleTime)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	fs, err := diskfs.Lookup(img.Spec.Filesystem)
 	if err != nil {
 		return err
@@ -257,6 +265,10 @@ func (m *Manager) growCopy(ctx context.Context, id string) error {
 		return pool.Full(err)
 	}
 	if err := m.growDevice(ctx, larger, fs); err != nil {
+		// The tools say of a full pool what they say of a broken disk.
+		if s, e := m.pool.Space(); e == nil && s.Available < growRoom {
+			return fmt.Errorf("%w: growing the filesystem of volume %s: %w", pool.ErrFull, id, err)
+		}
 		return fmt.Errorf("%w: volume %s: %w; check %s with %s", ErrState, id, err, img.Name(), fs.Checker)
 	}
 	if err := pool.SetRecord(f, pool.VolumeAttr, larger.Record); err != nil {
@@ -264,6 +276,14 @@ func (m *Manager) growCopy(ctx context.Context, id string) error {
 	}
 	return pool.Full(tmpfile.Replace(f, m.pool.Volume(id)))
 }
+
+const (
+	// growLimit is for tools that hang: on an empty 8 TiB they take half a minute.
+	growLimit = 30 * time.Minute
+
+	// growRoom is less than what e2fsck and resize2fs write.
+	growRoom = 4 * diskfs.MiB
+)
 
 // growDevice runs the filesystem's own tools on an image.
 func (m *Manager) growDevice(ctx context.Context, img *image, fs *diskfs.Filesystem) error {
@@ -301,7 +321,8 @@ func (m *Manager) device(img *image, readOnly bool) (*loopdev.Device, error) {
 		if err == nil && is == readOnly {
 			// One that an unstage could not detach yet, as somebody has it open, would
 			// vanish under its pod with that one.
-			if err = dev.Keep(); err == nil {
+			// And it may have grown while nothing was staged.
+			if err = errors.Join(dev.Keep(), dev.UpdateSize()); err == nil {
 				return dev, nil
 			}
 		}

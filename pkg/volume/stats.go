@@ -10,6 +10,7 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
 )
 
@@ -30,7 +31,8 @@ func (m *Manager) Stats(id, path string) (Usage, error) {
 		return Usage{}, err
 	}
 	defer img.Close()
-	if _, err := m.shownAt(img, path); err != nil {
+	rel, err := m.shownAt(img, path)
+	if err != nil {
 		return Usage{}, fmt.Errorf("measuring volume %s: %w", id, err)
 	}
 	m.refill(img)
@@ -40,9 +42,27 @@ func (m *Manager) Stats(id, path string) (Usage, error) {
 	case ModeBlock:
 		return Usage{TotalBytes: img.Spec.Size}, nil
 	}
+	return m.filesystemUsage(rel)
+}
+
+// filesystemUsage measures what is mounted at a path, and nothing that is below it
+// when it was unmounted meanwhile.
+func (m *Manager) filesystemUsage(rel string) (Usage, error) {
+	root, err := mount.OpenTarget(m.root, rel, syscall.O_DIRECTORY)
+	if err != nil {
+		return Usage{}, err
+	}
+	defer root.Close()
+	mounted, err := mount.IsMountPoint(root)
+	if err == nil && !mounted {
+		err = fmt.Errorf("%w: it was unmounted meanwhile", ErrNotFound)
+	}
+	if err != nil {
+		return Usage{}, err
+	}
 	var st syscall.Statfs_t
-	if err := syscall.Statfs(path, &st); err != nil {
-		return Usage{}, &os.PathError{Op: "statfs", Path: path, Err: err}
+	if err := syscall.Fstatfs(int(root.Fd()), &st); err != nil {
+		return Usage{}, &os.PathError{Op: "fstatfs", Path: root.Name(), Err: err}
 	}
 	return Usage{
 		TotalBytes:      int64(st.Blocks) * st.Bsize,

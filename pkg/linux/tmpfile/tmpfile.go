@@ -74,11 +74,13 @@ func Replace(f *os.File, path string) error {
 	if err := os.Remove(beside); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	if err := Publish(f, beside); err != nil {
-		return err
+	err := Publish(f, beside)
+	if err == nil {
+		err = os.Rename(beside, path)
 	}
-	if err := os.Rename(beside, path); err != nil {
-		return errors.Join(err, os.Remove(beside))
+	if err != nil {
+		os.Remove(beside) // if it came so far
+		return err
 	}
 	return SyncDir(filepath.Dir(path))
 }
