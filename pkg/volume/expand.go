@@ -109,7 +109,8 @@ func (m *Manager) ExpandOnNode(id, path string, want Size, use *Use) (int64, err
 		return 0, err
 	}
 	defer img.Close()
-	if _, err := m.shownAt(img, path); err != nil {
+	rel, err := m.shownAt(img, path)
+	if err != nil {
 		return 0, err
 	}
 	if err := m.expand(img, want); err != nil {
@@ -124,13 +125,13 @@ func (m *Manager) ExpandOnNode(id, path string, want Size, use *Use) (int64, err
 	if img.Mode == ModeBlock {
 		return img.Spec.Size, nil
 	}
-	return img.Spec.Size, m.growInUse(img)
+	return img.Spec.Size, m.growInUse(img, rel)
 }
 
 // growInUse grows the filesystem of a volume that is mounted, if there is anything
 // to grow. That its superblock cannot be made sense of may be due to the kernel,
 // which is just writing it.
-func (m *Manager) growInUse(img *image) error {
+func (m *Manager) growInUse(img *image, rel string) error {
 	if short, err := img.short(); err == nil && !short {
 		return nil
 	}
@@ -138,13 +139,21 @@ func (m *Manager) growInUse(img *image) error {
 		return fmt.Errorf("%w: volume %s has %d bytes now, but its filesystem cannot use them yet: %w; it grows when the volume is staged the next time: restart the pod, or run the plugin with that capability",
 			ErrState, img.ID, img.Spec.Size, err)
 	}
-	// Through a mount of its own: those there are may be read-only.
+	at, err := mount.OpenTarget(m.root, rel, syscall.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer at.Close()
+	if err = growMounted(img, at); !errors.Is(err, syscall.EROFS) {
+		return err
+	}
+	// That mount is read-only. Another is not.
 	mnt, err := m.mountImage(img, Access{})
 	if err != nil {
 		return err
 	}
 	defer mnt.Close()
-	return growMounted(img, mnt)
+	return growMounted(img, mnt.File())
 }
 
 // updateDevices tells all loop devices of an image its size.

@@ -171,7 +171,7 @@ func (m *Manager) stageFilesystem(ctx context.Context, img *image, rel string, a
 	}
 	defer mnt.Close()
 	if short {
-		if err := growMounted(img, mnt); err != nil {
+		if err := growMounted(img, mnt.File()); err != nil {
 			return err
 		}
 	}
@@ -196,9 +196,10 @@ func (img *image) short() (bool, error) {
 	return err == nil && sb.Short(img.Spec.Size), err
 }
 
-// growMounted grows a filesystem through a writable mount of it.
-func growMounted(img *image, mnt *mount.Detached) error {
-	f, err := mount.Open(mnt.File())
+// growMounted grows a filesystem through the root of a writable mount of it, open
+// with O_PATH.
+func growMounted(img *image, root *os.File) error {
+	f, err := mount.Open(root)
 	if err != nil {
 		return err
 	}
