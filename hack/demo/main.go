@@ -455,17 +455,11 @@ func (d *demo) sweep(ctx context.Context) error {
 	}
 	var errs []error
 	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), idPrefix) {
-			continue
+		if strings.HasPrefix(e.Name(), idPrefix) {
+			errs = append(errs, d.sweepOne(ctx, filepath.Join(dir, e.Name())))
 		}
-		var r volume.Record
-		err := readRecord(filepath.Join(dir, e.Name()), pool.VolumeAttr, &r)
-		if err == nil {
-			err = d.unpublishOne(ctx, r.ID, r.Target)
-		}
-		errs = append(errs, err)
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, d.deleteSnapshot(ctx))...)
 }
 
 // cleanUp leaves nothing but the pool and, after a failure, the log.

@@ -583,7 +583,7 @@ func TestBlockStaysBlock(t *testing.T) {
 func TestBlockHeldOpen(t *testing.T) {
 	n := newNode(t, testenv.XFS, gib)
 	v := n.mustCreate(disk("block", 8*mib))
-	target := n.mustPublishClaim(v, "pod")
+	n.mustPublishClaim(v, "pod")
 	held, err := os.Open(fmt.Sprintf("/dev/loop%d", n.loops(v.ID)[0]))
 	if err != nil {
 		t.Fatal(err)
@@ -594,7 +594,7 @@ func TestBlockHeldOpen(t *testing.T) {
 	if got := n.loops(v.ID); len(got) != 1 {
 		t.Fatalf("the device was not held: %v", got)
 	}
-	target = n.mustPublishClaim(v, "pod")
+	target := n.mustPublishClaim(v, "pod")
 	held.Close()
 	if size := strings.TrimSpace(testenv.Run(t, "blockdev", "--getsize64", target)); size != fmt.Sprint(8*mib) || len(n.loops(v.ID)) != 1 {
 		t.Errorf("the pod's device has %s bytes, loop devices %v", size, n.loops(v.ID))
