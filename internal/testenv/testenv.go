@@ -213,6 +213,24 @@ func Umount(t testing.TB, at string) {
 	}
 }
 
+// Sweep takes away what a failed test has left of volumes: what is mounted below the
+// kubelet's directory, and the loop devices of files in the pool. After a test that
+// went well there is nothing.
+func Sweep(t testing.TB, kubelet, pool string) {
+	t.Helper()
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(kubelet))
+	if err != nil {
+		t.Error(err)
+	}
+	for _, m := range slices.Backward(mounts) {
+		t.Errorf("the test left %s mounted", m.Mountpoint)
+		exec.Command("umount", m.Mountpoint).Run()
+	}
+	for _, name := range LoopsBelow(t, pool) { // those of mounts go by themselves
+		exec.Command("losetup", "-d", "/dev/"+name).Run()
+	}
+}
+
 // NoLoopsBelow waits until no loop device has its file in a directory.
 func NoLoopsBelow(t testing.TB, dir string) {
 	t.Helper()

@@ -50,9 +50,7 @@ func newNode(t *testing.T, kind testenv.Kind, size int64) *node {
 	t.Cleanup(func() {
 		t.Helper()
 		n.mustHave("none")
-		for _, m := range mountsBelow(t, n.kubelet) { // or removing the directory would empty them
-			testenv.Run(t, "umount", m)
-		}
+		testenv.Sweep(t, n.kubelet, n.pool) // or removing the directory would empty what is mounted
 	})
 	return n
 }

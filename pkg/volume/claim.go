@@ -296,9 +296,12 @@ func (d differences) error(what string) error {
 }
 
 // settleTime is how long a volume that was just unmounted may look attached: while
-// a process that is being started holds a copy of the mount table, some
-// milliseconds.
-const settleTime = 200 * time.Millisecond
+// a process that is being started holds a copy of the mount table. That takes
+// milliseconds, and on a busy machine some hundred.
+const settleTime = time.Second
+
+// settlePoll is how often it is looked at meanwhile.
+const settlePoll = 5 * time.Millisecond
 
 // Delete removes a persistent volume. One that does not exist is fine. One that
 // is in use is ErrState. Copies and snapshots of it stay whole.
@@ -347,7 +350,7 @@ func (m *Manager) unused(img *image) error {
 			return fmt.Errorf("%w: volume %s is attached as /dev/loop%d, though nothing of it is mounted here: it is staged as a block device, or another mount namespace has a copy of its mount; unstage it, or end that process",
 				ErrState, img.ID, loops[0])
 		}
-		time.Sleep(settleTime / 20)
+		time.Sleep(settlePoll)
 	}
 }
 

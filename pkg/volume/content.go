@@ -104,6 +104,9 @@ func (m *Manager) take(ctx context.Context, img *image) error {
 		return err
 	}
 	defer vol.Close()
+	if vol.Spec.Size > img.Spec.Size {
+		return fmt.Errorf("%w: it has grown to %d bytes meanwhile; try again", ErrUnderWay, vol.Spec.Size)
+	}
 	if !vol.Thick && !img.Thick {
 		return m.cloneLive(ctx, vol, img.File)
 	}

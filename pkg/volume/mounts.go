@@ -244,6 +244,10 @@ func (m *Manager) letGo(img *image, device int) {
 		return
 	}
 	held, err := m.backs(device, img)
+	for deadline := time.Now().Add(settleTime); img.Thick && err == nil && held && time.Now().Before(deadline); {
+		time.Sleep(settlePoll)
+		held, err = m.backs(device, img)
+	}
 	if err == nil && held {
 		klog.InfoS("An unmounted volume is still held, as by a copy of its mount in another mount namespace; its space is freed when that ends",
 			"volume", img.ID, "loopDevice", device)
@@ -306,7 +310,7 @@ func (m *Manager) unmount(img *image, target string) error {
 			return err
 		}
 	}
-	for deadline := time.Now().Add(settleTime); ; time.Sleep(settleTime / 20) {
+	for deadline := time.Now().Add(settleTime); ; time.Sleep(settlePoll) {
 		err := mount.Unmount(target)
 		if !errors.Is(err, syscall.EBUSY) || time.Now().After(deadline) {
 			return err

@@ -19,7 +19,6 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 )
@@ -140,11 +139,7 @@ func (m *Manager) stage(ctx context.Context, img *image, staging string, access 
 
 // stageFilesystem mounts a volume where nothing is mounted.
 func (m *Manager) stageFilesystem(ctx context.Context, img *image, rel string, access Access) error {
-	if img.Thick { // what holes there may be, from before discards were refused
-		if err := sparse.Reserve(img.File, img.Spec.Size); err != nil {
-			return pool.Full(err)
-		}
-	}
+	m.refill(img)
 	target, err := mount.OpenTarget(m.root, rel, syscall.O_DIRECTORY)
 	if err != nil {
 		return err
@@ -213,12 +208,12 @@ func growMounted(img *image, root *os.File) error {
 //
 // It may take longer than the caller has time: [ErrUnderWay].
 func (m *Manager) growUnmounted(ctx context.Context, img *image) (*image, error) {
-	loops, err := loopdev.Find(img.File)
-	if err != nil {
+	err := m.unused(img)
+	if err != nil && !errors.Is(err, ErrState) {
 		return nil, err
 	}
-	if len(loops) > 0 || m.grow == nil {
-		klog.InfoS("A filesystem that cannot grow here while it is mounted stays smaller than its volume", "volume", img.ID, "loopDevices", loops)
+	if err != nil || m.grow == nil {
+		klog.InfoS("A filesystem that cannot grow here while it is mounted stays smaller than its volume", "volume", img.ID, "reason", err)
 		return m.open(img.ID)
 	}
 	_, err = outlive(ctx, m, "growth of "+volumeKey(img.ID), func(ctx context.Context) (struct{}, error) {
@@ -321,8 +316,7 @@ func (m *Manager) device(img *image, readOnly bool) (*loopdev.Device, error) {
 		is, err := dev.ReadOnly()
 		if err == nil && is == readOnly {
 			// One that an unstage could not detach yet, as somebody has it open, would
-			// vanish under its pod with that one.
-			// And it may have grown while nothing was staged.
+			// vanish under its pod with that one; and it may have grown since.
 			if err = errors.Join(dev.Keep(), dev.UpdateSize()); err == nil {
 				return dev, nil
 			}
@@ -332,11 +326,7 @@ func (m *Manager) device(img *image, readOnly bool) (*loopdev.Device, error) {
 			return nil, err
 		}
 	}
-	if img.Thick {
-		if err := sparse.Reserve(img.File, img.Spec.Size); err != nil {
-			return nil, pool.Full(err)
-		}
-	}
+	m.refill(img)
 	return m.attachNew(img, loopdev.Options{ReadOnly: readOnly})
 }
 

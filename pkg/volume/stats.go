@@ -75,8 +75,9 @@ func (m *Manager) filesystemUsage(rel string) (Usage, error) {
 }
 
 // refill reserves again what of a thick volume has lost its space: the kernel
-// writes zeros to a loop device by punching holes, as ext4 has it do. Kubelet asks
-// for these figures every minute.
+// writes zeros to a loop device by punching holes, as ext4 has it do. A full pool
+// is no reason for a volume not to be used. Kubelet asks for its figures every
+// minute.
 func (m *Manager) refill(img *image) {
 	if !img.Thick {
 		return

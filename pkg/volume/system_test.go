@@ -68,6 +68,7 @@ func newNodeWith(t testing.TB, kind testenv.Kind, size int64, c Config) *node {
 		t.Fatal(err)
 	}
 	n := &node{Manager: m, t: t, kubelet: kubelet}
+	t.Cleanup(func() { testenv.Sweep(t, n.kubelet, n.pool.Root()) })
 	t.Cleanup(func() {
 		m.Close()
 		n.mustBeEmpty()
