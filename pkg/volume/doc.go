@@ -27,7 +27,7 @@
 // An inline volume goes this way in one call, and back in another. A claim
 // ([Manager.Create] to [Manager.Delete]) goes it in steps: its image is made, and
 // durable; staged, it is attached and mounted once (stage.go); published, that is
-// bound to each target.
+// bound to each target (publish_claim.go).
 //
 // A snapshot is an image too, and so is a clone: copies by FICLONE, of a
 // filesystem that stands still meanwhile (freeze.go), with an identity of their
@@ -39,9 +39,10 @@
 // inode behind the loop device, a disk image's tmpfs by its source, which only
 // root can give.
 //
-// No process is started here but what [Config].Grow starts, and no lock is held
-// but that of one image while its filesystem is frozen; the caller lets one
-// operation at a time work on a volume.
+// No process is started here but what [Config].Grow starts. The caller lets one
+// operation at a time work on a volume; whoever copies an image as a whole, or
+// changes it so, holds its lock as well ([Manager.exclusive]), since copying and
+// growing may outlive the call that asked for them. No lock is wider than one image.
 //
 // Sources: CSI 1.13; open(2) O_TMPFILE, ioctl_ficlone(2), loop(4), fsopen(2),
 // move_mount(2), openat2(2), fallocate(2), FIFREEZE in fs/ioctl.c.

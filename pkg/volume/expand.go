@@ -10,7 +10,6 @@ import (
 	"syscall"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
@@ -126,34 +125,6 @@ func (m *Manager) ExpandOnNode(id, path string, want Size, use *Use) (int64, err
 		return img.Spec.Size, nil
 	}
 	return img.Spec.Size, m.growInUse(img, rel)
-}
-
-// growInUse grows the filesystem of a volume that is mounted, if there is anything
-// to grow. That its superblock cannot be made sense of may be due to the kernel,
-// which is just writing it.
-func (m *Manager) growInUse(img *image, rel string) error {
-	if short, err := img.short(); err == nil && !short {
-		return nil
-	}
-	if err := fsctl.MayGrow(img.Spec.Filesystem); err != nil {
-		return fmt.Errorf("%w: volume %s has %d bytes now, but its filesystem cannot use them yet: %w; it grows when the volume is staged the next time: restart the pod, or run the plugin with that capability",
-			ErrState, img.ID, img.Spec.Size, err)
-	}
-	at, err := mount.OpenTarget(m.root, rel, syscall.O_DIRECTORY)
-	if err != nil {
-		return err
-	}
-	defer at.Close()
-	if err = growMounted(img, at); !errors.Is(err, syscall.EROFS) {
-		return err
-	}
-	// That mount is read-only. Another is not.
-	mnt, err := m.mountImage(img, Access{})
-	if err != nil {
-		return err
-	}
-	defer mnt.Close()
-	return growMounted(img, mnt.File())
 }
 
 // updateDevices tells all loop devices of an image its size.
