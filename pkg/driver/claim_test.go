@@ -215,8 +215,10 @@ func capacity(p *plugin) {
 	}
 	old := mounted("")
 	old.AccessMode = nil
-	if r := ask(&csi.GetCapacityRequest{VolumeCapabilities: []*csi.VolumeCapability{old}}); r.GetAvailableCapacity() < 14<<30 {
-		t.Errorf("without an access mode: %v", r)
+	for _, params := range []map[string]string{nil, {paramFormat: "ext4"}} {
+		if r := ask(&csi.GetCapacityRequest{VolumeCapabilities: []*csi.VolumeCapability{old}, Parameters: params}); r.GetAvailableCapacity() < 14<<30 {
+			t.Errorf("without an access mode, %v: %v", params, r)
+		}
 	}
 	_, err := p.GetCapacity(t.Context(), &csi.GetCapacityRequest{Parameters: map[string]string{"siez": "1"}})
 	mustSay(t, err, codes.InvalidArgument, `"siez"`)

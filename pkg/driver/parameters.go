@@ -11,7 +11,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
@@ -120,18 +119,12 @@ func classRequest(capabilities []*csi.VolumeCapability, params map[string]string
 	return r, err
 }
 
-// withMode gives capabilities that have no access mode one that is allowed. Older
-// provisioners send such to ask for capacity, where the mode does not matter.
+// withMode leaves out capabilities without an access mode. Provisioners before those
+// that ask for capacity without any send such in place of what they do not know.
 func withMode(capabilities []*csi.VolumeCapability) []*csi.VolumeCapability {
-	var all []*csi.VolumeCapability
-	for _, c := range capabilities {
-		if c != nil && c.GetAccessMode().GetMode() == csi.VolumeCapability_AccessMode_UNKNOWN {
-			c = proto.CloneOf(c)
-			c.AccessMode = &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER}
-		}
-		all = append(all, c)
-	}
-	return all
+	return slices.DeleteFunc(slices.Clone(capabilities), func(c *csi.VolumeCapability) bool {
+		return c.GetAccessMode().GetMode() == csi.VolumeCapability_AccessMode_UNKNOWN
+	})
 }
 
 // useOfAll reads several capabilities, all of which the volume must have, and
