@@ -107,8 +107,8 @@ func (m *Manager) deviceConditions(img *image) ([]Condition, error) {
 
 // filesystemConditions asks a mounted filesystem how it is.
 func filesystemConditions(img *image, at string) []Condition {
-	// What has shut down answers a look at its root with EIO (xfs, btrfs), ext4
-	// with ENODATA or EIO; statfs(2) goes on to work.
+	// What has shut down answers a look at its root with EIO, or says so in its
+	// options; statfs(2) goes on to work.
 	if dir, err := os.Open(at); err == nil {
 		_, err = dir.Readdirnames(1)
 		dir.Close()
