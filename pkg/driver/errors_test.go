@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -18,6 +19,20 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 )
+
+// mustSay holds an error against the code that goes over the wire, and against what
+// its message must have.
+func mustSay(t testing.TB, err error, code codes.Code, says ...string) {
+	t.Helper()
+	if status.Code(err) != code {
+		t.Errorf("code %s, not %s: %v", status.Code(err), code, err)
+	}
+	for _, s := range says {
+		if !strings.Contains(status.Convert(err).Message(), s) {
+			t.Errorf("does not say %q: %v", s, err)
+		}
+	}
+}
 
 func TestCode(t *testing.T) {
 	for name, c := range map[string]struct {

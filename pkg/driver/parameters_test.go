@@ -10,7 +10,6 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
@@ -181,16 +180,8 @@ func TestBadClaimRequest(t *testing.T) {
 				c.change(c.req)
 			}
 			_, err := claimRequest(c.req)
-			err = toStatus(err)
 			t.Log(err)
-			if got := status.Code(err); got != c.code {
-				t.Errorf("code %s, not %s", got, c.code)
-			}
-			for _, s := range c.says {
-				if !strings.Contains(status.Convert(err).Message(), s) {
-					t.Errorf("does not say %s", s)
-				}
-			}
+			mustSay(t, toStatus(err), c.code, c.says...)
 		})
 	}
 }

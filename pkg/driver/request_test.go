@@ -230,16 +230,8 @@ func TestBadPublishRequest(t *testing.T) {
 				c.change(c.req)
 			}
 			_, err := publishRequest(c.req)
-			err = toStatus(err)
 			t.Log(err)
-			if got := status.Code(err); got != c.code {
-				t.Errorf("code %s, not %s", got, c.code)
-			}
-			for _, s := range c.says {
-				if !strings.Contains(status.Convert(err).Message(), s) {
-					t.Errorf("does not say %s", s)
-				}
-			}
+			mustSay(t, toStatus(err), c.code, c.says...)
 		})
 	}
 	if _, err := publishRequest(nil); status.Code(toStatus(err)) != bad {

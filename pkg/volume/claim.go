@@ -304,7 +304,8 @@ const settleTime = time.Second
 const settlePoll = 5 * time.Millisecond
 
 // Delete removes a persistent volume. One that does not exist is fine. One that
-// is in use is ErrState. Copies and snapshots of it stay whole.
+// is in use is ErrState, one that is being made, copied or grown [ErrUnderWay].
+// Copies and snapshots of it stay whole.
 func (m *Manager) Delete(id string) error {
 	img, err := m.openClaim(id)
 	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrInvalid) && id != "" {

@@ -32,6 +32,18 @@ const (
 // with is the same node for a subtest.
 func (n *node) with(t testing.TB) *node { return &node{n.Manager, t, n.kubelet} }
 
+// everywhere runs a test for each filesystem on a pool of each kind.
+func everywhere(t *testing.T, poolSize int64, test func(n *node, filesystem string)) {
+	for _, kind := range testenv.PoolKinds {
+		t.Run(kind.Name, func(t *testing.T) {
+			n := newNode(t, kind, poolSize)
+			for _, fs := range diskfs.Names() {
+				t.Run(fs, func(t *testing.T) { test(n.with(t), fs) })
+			}
+		})
+	}
+}
+
 // claim asks for a mounted filesystem.
 func claim(name, filesystem string, size int64) ClaimRequest {
 	return ClaimRequest{Name: name, Spec: diskfs.Spec{Filesystem: filesystem, Size: size}, Mode: ModeFilesystem}

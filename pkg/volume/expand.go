@@ -28,7 +28,9 @@ type Size struct {
 // filesystem on it, follow in [Manager.ExpandOnNode], or when the volume is staged
 // the next time.
 //
-// Errors are ErrNotFound, [diskfs.ErrOutOfRange], [pool.ErrFull], or the kernel's.
+// Errors are ErrInvalid for a use that the volume does not have, ErrNotFound,
+// [diskfs.ErrOutOfRange], [pool.ErrFull], [ErrUnderWay] while the volume is being
+// copied or grown, or the kernel's.
 func (m *Manager) Expand(id string, want Size, use *Use) (int64, Mode, error) {
 	img, err := m.openExpandable(id, use)
 	if err != nil {

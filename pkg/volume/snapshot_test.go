@@ -87,16 +87,7 @@ func from(name string, v Record, s Source) ClaimRequest {
 // TestSnapshots takes a snapshot of a filesystem under load, makes volumes of it
 // and of each other, and has all of them mounted at once. Then it takes parent,
 // snapshot and template away, in every order.
-func TestSnapshots(t *testing.T) {
-	for _, kind := range testenv.PoolKinds {
-		t.Run(kind.Name, func(t *testing.T) {
-			n := newNode(t, kind, 12*gib)
-			for _, fs := range diskfs.Names() {
-				t.Run(fs, func(t *testing.T) { n.with(t).snapshots(fs) })
-			}
-		})
-	}
-}
+func TestSnapshots(t *testing.T) { everywhere(t, 12*gib, (*node).snapshots) }
 
 func (n *node) snapshots(fs string) {
 	t := n.t
