@@ -28,11 +28,16 @@ import (
 
 // runPlugin puts the rooms together and serves until ctx ends.
 func runPlugin(ctx context.Context, o pluginOptions) error {
-	dc := driver.Config{Endpoint: o.endpoint, Name: o.driverName, Version: version, NodeID: o.nodeID, MaxVolumes: o.maxVolumes, ExpandOnNodeOnly: o.expandOnNodeOnly}
+	dc := driver.Config{Endpoint: o.endpoint, Name: o.driverName, Version: version, NodeID: o.nodeID, MaxVolumes: o.maxVolumes, SharedResizer: o.sharedResizer}
 	pc, err := o.pool.config()
 	// All that can be judged by the flags alone, before anything is made.
 	if err := errors.Join(err, dc.Validate(), o.vm.validate(), o.validate()); err != nil {
 		return err
+	}
+	if o.registrationDir != "" {
+		if dc.Registration, err = driver.NewRegistration(o.registrationDir, dc); err != nil {
+			return err
+		}
 	}
 	p, err := pool.Open(ctx, pc)
 	if err != nil {
@@ -69,6 +74,10 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	defer volumes.Close()
 
 	health := func() error { return errors.Join(p.Check(), formatter.Check()) }
+	ready := health
+	if dc.Registration != nil {
+		ready = func() error { return errors.Join(health(), dc.Registration.Check()) }
+	}
 	if err := health(); err != nil {
 		klog.ErrorS(err, "Not ready; what templates there are will be served")
 	}
@@ -80,7 +89,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 			return fmt.Errorf("--http-endpoint: %w", err)
 		}
 		klog.InfoS("Serving health and metrics", "address", l.Addr())
-		g.Go(func() error { return serveHTTP(ctx, l, driver.HTTPHandler(health, registry)) })
+		g.Go(func() error { return serveHTTP(ctx, l, driver.HTTPHandler(ready, registry)) })
 	}
 	dc.Volumes, dc.Health, dc.Metrics = volumes, health, driver.NewMetrics(registry)
 	g.Go(func() error { return driver.Serve(ctx, dc) })

@@ -83,12 +83,13 @@ func (p *poolFlags) config() (pool.Config, error) {
 // pluginOptions are the flags of the plugin.
 type pluginOptions struct {
 	endpoint, nodeID, driverName string
-	kubeletDir, httpEndpoint     string
+	kubeletDir, registrationDir  string
+	httpEndpoint                 string
 	maxVMs                       int
 	maxVolumes                   int64
 	headroom                     string
 	overcommit                   float64
-	expandOnNodeOnly             bool
+	sharedResizer                bool
 	pool                         poolFlags
 	vm                           vmFlags
 }
@@ -98,10 +99,11 @@ func (o *pluginOptions) add(f *pflag.FlagSet) {
 	f.StringVar(&o.nodeID, "node-id", os.Getenv("NODE_NAME"), "name of this node, also its topology segment; the environment's NODE_NAME is the default (required)")
 	f.StringVar(&o.driverName, "driver-name", driver.DefaultName, "name of the driver, as in CSIDriver and in pods")
 	f.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "kubelet's root directory; nothing outside of it is ever mounted or unmounted")
+	f.StringVar(&o.registrationDir, "registration-dir", "", "kubelet's plugins_registry directory, to register the driver there; --endpoint must have the same path for kubelet (default: left to a node-driver-registrar)")
 	f.StringVar(&o.httpEndpoint, "http-endpoint", "", "address for /healthz, /readyz and /metrics, as :9808 (default: not served)")
 	f.IntVar(&o.maxVMs, "max-formatting-vms", template.DefaultMaxBuilds, "how many templates are built at the same time; each takes a processor and about 310 MiB of memory")
 	f.Int64Var(&o.maxVolumes, "max-volumes-per-node", 1024, "how many claims the scheduler may place on this node; 0 is no limit")
-	f.BoolVar(&o.expandOnNodeOnly, "expand-on-node-only", false, "do not offer ControllerExpandVolume: for clusters of several nodes, whose one external-resizer then leaves growing to the node")
+	f.BoolVar(&o.sharedResizer, "shared-resizer", false, "one external-resizer serves all nodes: what it asks of a volume that is not on this node is left to that volume's node, and is no error")
 	f.StringVar(&o.headroom, "headroom", "5%", "space of the pool that new volumes leave free: a quantity, as 10Gi, or a percentage")
 	f.Float64Var(&o.overcommit, "overcommit", 1, "how many times its size the pool promises to thin claims; with 1 each of them could be filled")
 	o.pool.add(f)

@@ -220,8 +220,10 @@ func capacity(p *plugin) {
 			t.Errorf("without an access mode, %v: %v", params, r)
 		}
 	}
-	_, err := p.GetCapacity(t.Context(), &csi.GetCapacityRequest{Parameters: map[string]string{"siez": "1"}})
-	mustSay(t, err, codes.InvalidArgument, `"siez"`)
+	// A class that will be refused must get as far as that.
+	if r := ask(&csi.GetCapacityRequest{AccessibleTopology: here, Parameters: map[string]string{"siez": "1"}}); r.GetAvailableCapacity() < 14<<30 {
+		t.Errorf("of a bad class: %v", r)
+	}
 
 	req := create(device())
 	req.CapacityRange = &csi.CapacityRange{RequiredBytes: 4 << 30}
@@ -234,7 +236,7 @@ func capacity(p *plugin) {
 	}
 	req.Name = "too-large"
 	req.CapacityRange.RequiredBytes = 64 << 30
-	_, err = p.CreateVolume(t.Context(), req)
+	_, err := p.CreateVolume(t.Context(), req)
 	t.Log(err)
 	mustSay(t, err, codes.ResourceExhausted, "65536 MiB asked for", "overcommit", "clean-all")
 	if err := p.end(c); err != nil {
@@ -505,5 +507,28 @@ func killedBetween(p *plugin) {
 	p.mustHave("none")
 	if code := p.terminate(); code != 0 {
 		t.Errorf("exit code %d", code)
+	}
+}
+
+// TestSharedResizer asks a plugin about a volume of another node, as the one
+// external-resizer of a cluster does.
+func TestSharedResizer(t *testing.T) {
+	p := newNode(t, testenv.XFS, 4<<30).start("--shared-resizer")
+	ask := func(id string) (*csi.ControllerExpandVolumeResponse, error) {
+		return p.ControllerExpandVolume(t.Context(), &csi.ControllerExpandVolumeRequest{VolumeId: id, CapacityRange: &csi.CapacityRange{RequiredBytes: 1 << 30}})
+	}
+	r, err := ask("pvc-of-another-node")
+	if err != nil || r.GetCapacityBytes() != 1<<30 || !r.GetNodeExpansionRequired() {
+		t.Errorf("of another node: %v, %v", r, err)
+	}
+	c := p.mustCreate(create(mounted("xfs")))
+	if r, err := ask(c.VolumeId); err != nil || r.GetCapacityBytes() != 1<<30 {
+		t.Errorf("of this node: %v, %v", r, err)
+	}
+	if v, err := p.ControllerGetVolume(t.Context(), &csi.ControllerGetVolumeRequest{VolumeId: c.VolumeId}); err != nil || v.GetVolume().GetCapacityBytes() != 1<<30 {
+		t.Errorf("it did not grow: %v, %v", v, err)
+	}
+	if err := p.end(c); err != nil {
+		t.Error(err)
 	}
 }

@@ -5,6 +5,7 @@ package driver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -36,13 +37,11 @@ func (s *controllerServer) ControllerGetCapabilities(context.Context, *csi.Contr
 		csi.ControllerServiceCapability_RPC_LIST_SNAPSHOTS,
 		csi.ControllerServiceCapability_RPC_GET_SNAPSHOT,
 		csi.ControllerServiceCapability_RPC_CLONE_VOLUME,
+		csi.ControllerServiceCapability_RPC_EXPAND_VOLUME,
 		csi.ControllerServiceCapability_RPC_GET_VOLUME,
 		csi.ControllerServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
 		csi.ControllerServiceCapability_RPC_GET_VOLUME_HEALTH,
 		csi.ControllerServiceCapability_RPC_LIST_VOLUME_HEALTH,
-	}
-	if !s.cfg.ExpandOnNodeOnly {
-		types = append(types, csi.ControllerServiceCapability_RPC_EXPAND_VOLUME)
 	}
 	for _, t := range types {
 		caps = append(caps, &csi.ControllerServiceCapability{Type: &csi.ControllerServiceCapability_Rpc{Rpc: &csi.ControllerServiceCapability_RPC{Type: t}}})
@@ -156,34 +155,35 @@ func (s *controllerServer) ListVolumes(_ context.Context, req *csi.ListVolumesRe
 	return r, nil
 }
 
-func (s *controllerServer) GetCapacity(_ context.Context, req *csi.GetCapacityRequest) (*csi.GetCapacityResponse, error) {
-	r, err := classRequest(withMode(req.GetVolumeCapabilities()), req.GetParameters())
+// GetCapacity tells what volumes of a class may take. A class that CreateVolume will
+// refuse has capacity, too: without any, the scheduler would hold its pods back, and
+// the claim's events would never say what is wrong with it.
+func (s *controllerServer) GetCapacity(ctx context.Context, req *csi.GetCapacityRequest) (*csi.GetCapacityResponse, error) {
+	if t := req.GetAccessibleTopology(); t != nil && !s.cfg.isHere(t) {
+		return &csi.GetCapacityResponse{MaximumVolumeSize: wrapperspb.Int64(0)}, nil
+	}
+	r, refused := classRequest(withMode(req.GetVolumeCapabilities()), req.GetParameters())
+	available, err := s.cfg.Volumes.Available(r.Thick)
 	if err != nil {
 		return nil, err
+	}
+	if refused != nil {
+		note(ctx, "refused", refused.Error())
+		return &csi.GetCapacityResponse{AvailableCapacity: available}, nil
 	}
 	fs, err := diskfs.Lookup(r.Spec.Filesystem)
 	if err != nil {
 		return nil, err
 	}
-	answer := func(available int64) (*csi.GetCapacityResponse, error) {
-		largest := min(available, fs.MaxSize)
-		if largest < fs.MinSize {
-			largest = 0
-		}
-		return &csi.GetCapacityResponse{
-			AvailableCapacity: available,
-			MaximumVolumeSize: wrapperspb.Int64(largest),
-			MinimumVolumeSize: wrapperspb.Int64(fs.MinSize),
-		}, nil
+	largest := min(available, fs.MaxSize)
+	if largest < fs.MinSize {
+		largest = 0
 	}
-	if t := req.GetAccessibleTopology(); t != nil && !s.cfg.isHere(t) {
-		return answer(0)
-	}
-	available, err := s.cfg.Volumes.Available(r.Thick)
-	if err != nil {
-		return nil, err
-	}
-	return answer(available)
+	return &csi.GetCapacityResponse{
+		AvailableCapacity: available,
+		MaximumVolumeSize: wrapperspb.Int64(largest),
+		MinimumVolumeSize: wrapperspb.Int64(fs.MinSize),
+	}, nil
 }
 
 func (s *controllerServer) ControllerExpandVolume(ctx context.Context, req *csi.ControllerExpandVolumeRequest) (*csi.ControllerExpandVolumeResponse, error) {
@@ -207,6 +207,10 @@ func (s *controllerServer) ControllerExpandVolume(ctx context.Context, req *csi.
 	}
 	defer done()
 	now, mode, err := s.cfg.Volumes.Expand(req.GetVolumeId(), size, use)
+	if s.cfg.SharedResizer && errors.Is(err, volume.ErrNotFound) {
+		note(ctx, "leftToItsNode", true)
+		return &csi.ControllerExpandVolumeResponse{CapacityBytes: size.Required, NodeExpansionRequired: true}, nil
+	}
 	if err != nil {
 		return nil, err
 	}

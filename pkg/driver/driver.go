@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/klog/v2"
@@ -32,8 +33,8 @@ const (
 	drainTimeout = 25 * time.Second
 )
 
-// Config is what a Driver serves. All of it is required but MaxVolumes and
-// ExpandOnNodeOnly.
+// Config is what a Driver serves. All of it is required but MaxVolumes,
+// SharedResizer and Registration.
 type Config struct {
 	Endpoint string // unix:// and an absolute path
 	Name     string
@@ -43,12 +44,16 @@ type Config struct {
 	// MaxVolumes is how many claims the node can have staged; 0 leaves that to the
 	// container orchestrator.
 	MaxVolumes int64
-	// ExpandOnNodeOnly leaves growing to NodeExpandVolume, for a cluster whose one
-	// external-resizer cannot ask each node's controller service.
-	ExpandOnNodeOnly bool
+	// SharedResizer is for a cluster whose one external-resizer asks this node's
+	// controller service about the volumes of all nodes: one that is not here is left to
+	// its own node's NodeExpandVolume, and is not NOT_FOUND.
+	SharedResizer bool
 	// Health tells what is missing for the plugin to do its work, or nil.
 	Health  func() error
 	Metrics *Metrics
+	// Registration tells kubelet of the driver once it serves; nil leaves that to a
+	// node-driver-registrar.
+	Registration *Registration
 }
 
 // Validate checks the texts.
@@ -74,6 +79,11 @@ func Serve(ctx context.Context, c Config) error {
 	if err := c.Validate(); err != nil {
 		return err
 	}
+	if c.Registration != nil {
+		if err := c.Registration.makeDir(); err != nil {
+			return err
+		}
+	}
 	l, err := listen(c.Endpoint)
 	if err != nil {
 		return fmt.Errorf("--endpoint %q: %w", c.Endpoint, err)
@@ -85,17 +95,20 @@ func Serve(ctx context.Context, c Config) error {
 	csi.RegisterControllerServer(server, &controllerServer{cfg: c, busy: busy})
 	csi.RegisterNodeServer(server, &nodeServer{cfg: c, busy: busy})
 
-	stopped := make(chan struct{})
-	defer func() { <-stopped }()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	go func() {
-		defer close(stopped)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
 		<-ctx.Done()
 		drain(server)
-	}()
-	klog.InfoS("Serving CSI", "endpoint", c.Endpoint, "driver", c.Name, "node", c.NodeID, "version", c.Version)
-	return server.Serve(l)
+		return nil
+	})
+	g.Go(func() error {
+		klog.InfoS("Serving CSI", "endpoint", c.Endpoint, "driver", c.Name, "node", c.NodeID, "version", c.Version)
+		return server.Serve(l)
+	})
+	if c.Registration != nil {
+		g.Go(func() error { return c.Registration.serve(ctx) })
+	}
+	return g.Wait()
 }
 
 // drain stops accepting calls and waits for those under way, but not for ever.

@@ -11,15 +11,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// HTTPHandler serves /healthz (the process answers), /readyz (the pool and the
-// formatter can be used; 503 with the reason else) and /metrics.
-func HTTPHandler(health func() error, g prometheus.Gatherer) http.Handler {
+// HTTPHandler serves /healthz (the process answers), /readyz (ready is nil; 503
+// with the reason else) and /metrics.
+func HTTPHandler(ready func() error, g prometheus.Gatherer) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "ok")
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if err := health(); err != nil {
+		if err := ready(); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}

@@ -233,7 +233,7 @@ func attachIfFree(index int, backing *os.File, o Options) (*Device, error) {
 // value of 0 disables them" Documentation/ABI/stable/sysfs-block
 func (d *Device) refuseDiscard() error {
 	if err := os.WriteFile(d.queue("discard_max_bytes"), []byte("0\n"), 0); err != nil {
-		return fmt.Errorf("%w; in a container /sys must be writable: run it privileged", err)
+		return fmt.Errorf("%w; in a container /sys must be writable: mount the node's there", err)
 	}
 	return nil
 }

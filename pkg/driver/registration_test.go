@@ -1,0 +1,90 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
+)
+
+// TestRegistration asks and tells what kubelet does.
+func TestRegistration(t *testing.T) {
+	dir, endpoint := t.TempDir(), filepath.Join(t.TempDir(), "plugins/csi.disktemplate.io/csi.sock")
+	r, err := NewRegistration(dir, Config{Name: DefaultName, Endpoint: "unix://" + endpoint})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.makeDir(); err != nil {
+		t.Fatal(err)
+	}
+	if fi, err := os.Stat(filepath.Dir(endpoint)); err != nil || !fi.IsDir() {
+		t.Errorf("no directory for the socket: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- r.serve(ctx) }()
+	conn, err := grpc.NewClient("unix://"+filepath.Join(dir, "csi.disktemplate.io-reg.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	kubelet := registration.NewRegistrationClient(conn)
+	info, err := kubelet.GetInfo(t.Context(), &registration.InfoRequest{}, grpc.WaitForReady(true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.GetType() != "CSIPlugin" || info.GetName() != DefaultName || info.GetEndpoint() != endpoint || !slices.Equal(info.GetSupportedVersions(), []string{"1.0.0"}) {
+		t.Errorf("kubelet is told %v", info)
+	}
+	if err := r.Check(); err == nil || !strings.Contains(err.Error(), "kubelet has not asked yet") {
+		t.Errorf("before kubelet's answer: %v", err)
+	}
+	for _, c := range []struct {
+		status *registration.RegistrationStatus
+		says   string
+	}{
+		{&registration.RegistrationStatus{Error: "no such driver"}, "no such driver"},
+		{&registration.RegistrationStatus{PluginRegistered: true}, ""},
+	} {
+		if _, err := kubelet.NotifyRegistrationStatus(t.Context(), c.status); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Check(); (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
+			t.Errorf("after %v: %v", c.status, err)
+		}
+	}
+	cancel()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("it does not end")
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("kubelet will not see that the driver is gone: %v, %v", left, err)
+	}
+}
+
+func TestBadRegistration(t *testing.T) {
+	for dir, says := range map[string]string{
+		"relative": "absolute",
+		"/" + strings.Repeat("long", 30) + "/plugins_registry": "107",
+	} {
+		_, err := NewRegistration(dir, Config{Name: DefaultName, Endpoint: "unix:///csi.sock"})
+		if err == nil || !strings.Contains(err.Error(), "--registration-dir") || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v", dir, err)
+		}
+	}
+}
