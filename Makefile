@@ -55,6 +55,11 @@ demo-clean: ## Remove the demo's pool
 build: need-go ## Build bin/csi-disktemplate
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/csi-disktemplate ./cmd/csi-disktemplate
 
+.PHONY: image
+image: build ## Make the container image bin/image.tar, without any registry
+	deploy/image/build.sh bin/image.tar
+	@echo "bin/image.tar: $$(($$(stat -c %s bin/image.tar) >> 20)) MiB, $$(($$(gzip -c bin/image.tar | wc -c) >> 20)) MiB compressed"
+
 .PHONY: setup
 setup: ## Install what building, running and testing need besides Go (Debian, Ubuntu)
 	$(SUDO) hack/setup.sh
@@ -79,6 +84,26 @@ test: setup lint ## Check everything: lint, unit tests, tests of the whole syste
 test-unit: need-go ## Run the tests that need nothing but Go: no root, no packages
 	$(GO) test $(RACE) $(TESTFLAGS) ./...
 
+.PHONY: e2e
+e2e: build ## Run the plugin on a real Kubernetes, and Kubernetes' own storage suite; asks for root
+	@$(SUDO) hack/setup.sh --e2e
+	@$(AS_ROOT) hack/kube/e2e.sh
+
+.PHONY: cluster
+cluster: build ## Leave such a Kubernetes up, with the plugin on it; make cluster-down ends it
+	@$(SUDO) hack/setup.sh --e2e
+	@$(AS_ROOT) hack/kube/cluster up
+	@$(SUDO) hack/kube/cluster kubectl apply -k $(CURDIR)/deploy/kubernetes
+	@echo "sudo hack/kube/cluster kubectl get pods -A"
+
+.PHONY: cluster-down
+cluster-down: ## End what make cluster started
+	@$(SUDO) hack/kube/cluster down
+
+.PHONY: bench-pods
+bench-pods: need-go ## Time pods on what make cluster started, with and without volumes
+	@$(AS_ROOT) $(GO) test -tags e2e -count 1 -timeout 30m -run '^$$' -bench Pod -benchtime 20x ./hack/kube/e2e
+
 .PHONY: bench
 bench: need-go ## Run the benchmarks; asks for root
 	@mkdir -p bin/test
@@ -90,10 +115,10 @@ lint: need-go ## Check form and find mistakes: gofmt, go vet, staticcheck, govul
 	@bad=$$($(GO)fmt -l cmd hack internal pkg); [ -z "$$bad" ] || { echo "run gofmt -w on:" $$bad; exit 1; }
 	$(call section,go vet)
 	$(GO) vet ./...
-	$(GO) vet -tags system ./...
+	$(GO) vet -tags system,e2e ./...
 	$(call section,staticcheck)
 	$(TOOL) staticcheck ./...
-	$(TOOL) staticcheck -tags system ./...
+	$(TOOL) staticcheck -tags system,e2e ./...
 	$(call section,govulncheck)
 	@GO=$(GO) hack/tools/govulncheck.sh ./...
 

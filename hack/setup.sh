@@ -7,22 +7,28 @@
 #
 #   hack/setup.sh          to build, run and test it
 #   hack/setup.sh --demo   to build and run it
+#   hack/setup.sh --e2e    to test it on a Kubernetes of its own
 set -euo pipefail
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" # su without - leaves them out
 
-# The formatting VM and its programs; the loopback pool and the demo's witnesses
-# (blkid, mount); certificates for Go's module proxy.
-packages=(qemu-system-x86 btrfs-progs xfsprogs e2fsprogs util-linux mount ca-certificates)
+# What the plugin needs, but for the kernel, which is chosen below; the demo's
+# witnesses (blkid, mount); certificates for Go's module proxy.
+mapfile -t packages < <(sed '/^#/d; /linux-image/d; /\[arm64\]/d; s/ .*//' "$(dirname "$0")/../deploy/image/packages")
+packages+=(util-linux mount ca-certificates)
 programs=(qemu-system-x86_64 mkfs.btrfs btrfs mkfs.xfs xfs_repair mkfs.ext4 e2fsck blkid mount)
 
 case "${1-}" in
 --demo) ;;
+--e2e) # the node, and what its images are made of
+	packages+=(busybox-static containerd containernetworking-plugins gcc git iproute2 iptables kmod libc6-dev make openssl procps runc wget)
+	programs+=(busybox containerd ctr gcc git ip iptables modprobe openssl pgrep runc wget)
+	;;
 "") # tests: -race needs a C compiler
 	packages+=(gcc libc6-dev git make)
 	programs+=(gcc git make)
 	;;
 *)
-	echo "usage: hack/setup.sh [--demo]" >&2
+	echo "usage: hack/setup.sh [--demo | --e2e]" >&2
 	exit 2
 	;;
 esac

@@ -1,0 +1,72 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// BenchmarkPod takes the time from the creation of a pod until it is running: with an
+// emptyDir, with an inline volume, and with a claim that is made for it. All of them
+// take turns, so that a moment's load meets each.
+//
+//	go test -tags e2e -run '^$' -bench Pod -benchtime 20x ./hack/kube/e2e
+func BenchmarkPod(b *testing.B) {
+	kinds := []struct{ name, volume string }{
+		{"emptyDir", "emptyDir: {}"},
+		{"inline-ext4", "csi: {driver: csi.disktemplate.io, fsType: ext4, volumeAttributes: {size: 1Gi}}"},
+		{"inline-xfs", "csi: {driver: csi.disktemplate.io, fsType: xfs, volumeAttributes: {size: 1Gi}}"},
+		{"claim-ext4", ephemeral("disktemplate-ext4")},
+		{"claim-xfs", ephemeral("disktemplate-xfs")},
+	}
+	took := map[string]float64{}
+	round := func(i int, count bool) {
+		for _, k := range kinds {
+			name := fmt.Sprintf("bench-%s-%d", strings.ToLower(k.name), i)
+			pod := fmt.Sprintf(`
+apiVersion: v1
+kind: Pod
+metadata: {name: %s}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: main, image: "busybox:1.37", command: [sleep, infinity], volumeMounts: [{name: data, mountPath: /data}]}
+  volumes:
+  - name: data
+    %s
+`, name, k.volume)
+			start := time.Now()
+			if _, err := cluster(pod, "kubectl", "create", "-f", "-"); err != nil {
+				b.Fatal(err)
+			}
+			if _, err := cluster("", "kubectl", "wait", "--for=jsonpath={.status.phase}=Running", "pod/"+name, "--timeout=60s"); err != nil {
+				b.Fatal(err)
+			}
+			if count {
+				took[k.name] += time.Since(start).Seconds()
+			}
+			remove(b, pod)
+		}
+	}
+	round(0, false) // the templates
+	i := 0
+	for b.Loop() {
+		i++
+		round(i, true)
+	}
+	for _, k := range kinds {
+		b.ReportMetric(took[k.name]/float64(i), k.name+"-s/pod")
+		b.ReportMetric(took[k.name]/took["emptyDir"], k.name+"/emptyDir")
+	}
+	mustBeClean(b)
+}
+
+func ephemeral(class string) string {
+	return fmt.Sprintf("ephemeral: {volumeClaimTemplate: {spec: {storageClassName: %s, accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}}}", class)
+}

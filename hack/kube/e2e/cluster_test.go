@@ -1,0 +1,291 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+// Package e2e tests the plugin as its users have it: with the manifests that they
+// apply, on a real Kubernetes of one node (hack/kube/cluster).
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+const (
+	namespace = "csi-disktemplate"
+	examples  = "deploy/kubernetes/examples"
+
+	// patience is for what kubelet and the controllers do in their own time: they
+	// back off for up to a minute.
+	patience = 3 * time.Minute
+
+	suiteProcs = 16
+)
+
+// root is the repository's.
+var root = func() string {
+	dir, err := filepath.Abs("../../..")
+	if err != nil {
+		panic(err)
+	}
+	return dir
+}()
+
+// stateDir is where the cluster keeps everything.
+func stateDir() string {
+	if dir := os.Getenv("STATE"); dir != "" {
+		return dir
+	}
+	return "/var/tmp/csi-disktemplate-kube"
+}
+
+// cluster runs hack/kube/cluster.
+func cluster(input string, args ...string) (string, error) {
+	cmd := exec.Command(filepath.Join(root, "hack/kube/cluster"), args...)
+	cmd.Stdin = strings.NewReader(input)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return stdout.String(), fmt.Errorf("cluster %s: %w: %s", strings.Join(args, " "), err, &stderr)
+	}
+	return stdout.String(), nil
+}
+
+// on runs a command on the node.
+func on(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := cluster("", append([]string{"run"}, args...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func kubectl(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := cluster("", append([]string{"kubectl"}, args...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// apply applies a manifest, and deletes it when the test ends.
+func apply(t testing.TB, manifest string) {
+	t.Helper()
+	if _, err := cluster(manifest, "kubectl", "apply", "-f", "-"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { remove(t, manifest) })
+}
+
+// remove deletes what a manifest made, and waits until it is gone.
+func remove(t testing.TB, manifest string) {
+	t.Helper()
+	if _, err := cluster(manifest, "kubectl", "delete", "--ignore-not-found", "--timeout="+patience.String(), "-f", "-"); err != nil {
+		t.Error(err)
+	}
+}
+
+// example reads a manifest that users apply.
+func example(t testing.TB, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(root, examples, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// ready waits for pods.
+func ready(t testing.TB, pods ...string) {
+	t.Helper()
+	for _, pod := range pods {
+		if _, err := cluster("", "kubectl", "wait", "--for=condition=Ready", "pod/"+pod, "--timeout="+patience.String()); err != nil {
+			t.Fatalf("%v\n%s", err, kubectl(t, "describe", "pod", pod))
+		}
+	}
+}
+
+// eventually polls until a text says all that it should.
+func eventually(t testing.TB, what string, get func() string, says ...string) string {
+	t.Helper()
+	var got string
+	for deadline := time.Now().Add(patience); ; time.Sleep(200 * time.Millisecond) {
+		got = get()
+		missing := ""
+		for _, s := range says {
+			if !strings.Contains(got, s) {
+				missing = s
+			}
+		}
+		if missing == "" {
+			return got
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s does not say %q:\n%s", what, missing, got)
+		}
+	}
+}
+
+// events are the messages about an object.
+func events(t testing.TB, name string) string {
+	t.Helper()
+	return kubectl(t, "get", "events", "--field-selector", "involvedObject.name="+name, "-o", `jsonpath={range .items[*]}{.reason}: {.message}{"\n"}{end}`)
+}
+
+// get is an object's field.
+func get(t testing.TB, object, field string) string {
+	t.Helper()
+	return kubectl(t, "get", strings.Fields(object)[0], strings.Fields(object)[1], "-o", "jsonpath={"+field+"}")
+}
+
+// plugin is the plugin's pod.
+func plugin(t testing.TB) string {
+	t.Helper()
+	return strings.TrimSpace(kubectl(t, "get", "pod", "-n", namespace, "-l", "app.kubernetes.io/component=plugin", "-o", "jsonpath={.items[0].metadata.name}"))
+}
+
+// pluginReady waits until the plugin of the DaemonSet's latest form is there.
+func pluginReady(t testing.TB) {
+	t.Helper()
+	kubectl(t, "rollout", "status", "-n", namespace, "daemonset/plugin", "--timeout="+patience.String())
+}
+
+// freshSidecars replaces the sidecars. They end with every plugin, and kubelet makes
+// them wait longer each time.
+func freshSidecars(t testing.TB) {
+	t.Helper()
+	for _, name := range []string{"claims", "snapshots"} {
+		if _, err := cluster("", "kubectl", "rollout", "restart", "-n", namespace, "daemonset/"+name); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := install(); err != nil {
+		t.Error(err)
+	}
+}
+
+// residue lists what volumes leave on the node: images, mounts, loop devices.
+// Templates, the pool's own mount and its loop device are the pool.
+func residue(t testing.TB) string {
+	t.Helper()
+	return on(t, "sh", "-c", `
+		grep -E ' /var/lib/kubelet/(pods/[^ ]*/volumes/kubernetes.io~csi|plugins/kubernetes.io/csi)/' /proc/1/mountinfo | cut -d' ' -f5
+		losetup --list --noheadings --output NAME,BACK-FILE | grep -E '/volumes/|\.img$' | grep -v /pool.img
+		pid=$(pgrep -f '^/usr/bin/csi-disktemplate --node-id' | head -1)
+		[ -z "$pid" ] || find /proc/$pid/root/var/lib/csi-disktemplate/mnt/volumes /proc/$pid/root/var/lib/csi-disktemplate/mnt/snapshots -type f
+		true`)
+}
+
+// mustBeClean waits until no volume is left on the node.
+func mustBeClean(t testing.TB) {
+	t.Helper()
+	var left string
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(500 * time.Millisecond) {
+		if left = residue(t); left == "" {
+			return
+		}
+	}
+	t.Errorf("left on the node:\n%s", left)
+}
+
+// inline is a pod with an inline volume.
+func inline(name, fsType, attributes string) string {
+	return fmt.Sprintf(`
+apiVersion: v1
+kind: Pod
+metadata: {name: %s}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: busybox:1.37
+    command: [sh, -c, "echo hello > /scratch/hello && sleep infinity"]
+    volumeMounts:
+    - {name: scratch, mountPath: /scratch}
+  volumes:
+  - name: scratch
+    csi: {driver: csi.disktemplate.io, fsType: %s, volumeAttributes: {%s}}
+---
+`, name, fsType, attributes)
+}
+
+// claim is a claim of a class, and a pod that has it.
+func claim(name, class, size string) string {
+	return fmt.Sprintf(`
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: %[1]s}
+spec: {storageClassName: %[2]s, accessModes: [ReadWriteOnce], resources: {requests: {storage: %[3]s}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: %[1]s}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: busybox:1.37
+    command: [sh, -c, "date >> /scratch/starts && sync && sleep infinity"]
+    volumeMounts:
+    - {name: scratch, mountPath: /scratch}
+  volumes:
+  - {name: scratch, persistentVolumeClaim: {claimName: %[1]s}}
+---
+`, name, class, size)
+}
+
+// metric sums a counter of the plugin's.
+func metric(t testing.TB, series string) float64 {
+	t.Helper()
+	ip := kubectl(t, "get", "pod", "-n", namespace, plugin(t), "-o", "jsonpath={.status.podIP}")
+	var sum float64
+	for line := range strings.Lines(on(t, "wget", "-q", "-O-", "http://"+ip+":9808/metrics")) {
+		if strings.HasPrefix(line, series) {
+			var v float64
+			fmt.Sscan(line[strings.LastIndex(line, " "):], &v)
+			sum += v
+		}
+	}
+	return sum
+}
+
+// decode reads JSON.
+func decode(t testing.TB, text string, into any) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(text), into); err != nil {
+		t.Fatalf("%v in\n%s", err, text)
+	}
+}
+
+// install applies what users apply, and waits until it is there.
+func install() error {
+	for _, args := range [][]string{
+		{"apply", "-k", filepath.Join(root, "deploy/kubernetes")},
+		{"rollout", "status", "-n", namespace, "daemonset/plugin", "--timeout=" + patience.String()},
+		{"rollout", "status", "-n", namespace, "daemonset/claims", "--timeout=" + patience.String()},
+		{"rollout", "status", "-n", namespace, "daemonset/snapshots", "--timeout=" + patience.String()},
+	} {
+		if _, err := cluster("", append([]string{"kubectl"}, args...)...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func TestMain(m *testing.M) {
+	if err := install(); err != nil {
+		fmt.Fprintf(os.Stderr, "installing the plugin (`make cluster` starts what these tests need): %v\n", err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}

@@ -1,0 +1,442 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestExamples applies each example as it is written, in the order that they tell.
+func TestExamples(t *testing.T) {
+	t.Cleanup(func() { mustBeClean(t) })
+	for _, e := range []struct{ file, pod, says string }{
+		{"inline.yaml", "inline", "/scratch"},
+		{"generic-ephemeral.yaml", "generic-ephemeral", "/scratch"},
+		{"claim.yaml", "claim", "UTC"},
+		{"snapshot-restore.yaml", "restored", "UTC"},
+		{"clone.yaml", "cloned", "UTC"},
+		{"block.yaml", "block", "hello"},
+		{"disk-image.yaml", "disk-image", "1073741824"},
+	} {
+		apply(t, example(t, e.file))
+		ready(t, e.pod)
+		eventually(t, "the log of "+e.pod, func() string { return kubectl(t, "logs", e.pod) }, e.says)
+	}
+	// What the example tells of growing.
+	kubectl(t, "patch", "pvc", "data", "--patch", `{"spec": {"resources": {"requests": {"storage": "2Gi"}}}}`)
+	eventually(t, "the claim", func() string { return get(t, "pvc data", ".status.capacity.storage") }, "2Gi")
+	eventually(t, "df", func() string { return kubectl(t, "exec", "claim", "--", "df", "-m", "/data") }, " 19") // 1984 MiB and the log
+
+	// Each copy is a filesystem of its own, and all that the examples are is tried here.
+	files, err := filepath.Glob(filepath.Join(root, examples, "*.yaml"))
+	if err != nil || len(files) != 7 {
+		t.Errorf("there are the examples %v: %v", files, err)
+	}
+}
+
+// TestPodsAtOnce starts ten pods whose volumes are of one template that nobody has
+// asked for before.
+func TestPodsAtOnce(t *testing.T) {
+	t.Cleanup(func() { mustBeClean(t) })
+	misses := metric(t, "csi_disktemplate_template_build_duration_seconds_count")
+	var all string
+	var names []string
+	label := fmt.Sprintf("t%d", time.Now().Unix())
+	for i := range 10 {
+		name := fmt.Sprintf("at-once-%d", i)
+		all += inline(name, "ext4", "size: 64Mi, label: "+label)
+		names = append(names, name)
+	}
+	apply(t, all)
+	ready(t, names...)
+	if built := metric(t, "csi_disktemplate_template_build_duration_seconds_count") - misses; built != 1 {
+		t.Errorf("%g templates were built, not 1", built)
+	}
+}
+
+// writer is a pod that writes and syncs, and says whatever goes wrong.
+func writer(name, volume string) string {
+	return fmt.Sprintf(`
+apiVersion: v1
+kind: Pod
+metadata: {name: %s}
+spec:
+  terminationGracePeriodSeconds: 1
+  restartPolicy: Never
+  containers:
+  - name: main
+    image: busybox:1.37
+    command: [sh, -c, "i=0; while i=$((i+1)); do echo $i > /data/f && sync /data/f && [ $(cat /data/f) = $i ] || { echo failed at $i; exit 1; }; echo $i; sleep 0.05; done"]
+    volumeMounts:
+    - {name: data, mountPath: /data}
+  volumes:
+  - name: data
+    %s
+---
+`, name, volume)
+}
+
+// TestUpgrade deletes the plugin's pod, and then changes its image, while pods write.
+func TestUpgrade(t *testing.T) {
+	t.Cleanup(func() { freshSidecars(t); mustBeClean(t) })
+	pods := writer("writes-inline", `csi: {driver: csi.disktemplate.io, fsType: xfs, volumeAttributes: {size: 300Mi}}`) +
+		writer("writes-claim", `ephemeral: {volumeClaimTemplate: {spec: {storageClassName: disktemplate-ext4, accessModes: [ReadWriteOnce], resources: {requests: {storage: 64Mi}}}}}`)
+	apply(t, pods)
+	names := []string{"writes-inline", "writes-claim"}
+	ready(t, names...)
+	progress := func() (at []int) {
+		for _, name := range names {
+			log := strings.Fields(kubectl(t, "logs", "--tail=1", name))
+			n, err := strconv.Atoi(log[len(log)-1])
+			if err != nil {
+				t.Fatalf("%s: %q: %v", name, log, err)
+			}
+			at = append(at, n)
+		}
+		return at
+	}
+	mustGoOn := func(after string) {
+		t.Helper()
+		before := progress()
+		time.Sleep(2 * time.Second)
+		for i, n := range progress() {
+			if n <= before[i] {
+				t.Errorf("after %s %s stands at %d", after, names[i], n)
+			}
+		}
+	}
+	mustGoOn("the start")
+
+	old := plugin(t)
+	kubectl(t, "delete", "pod", "-n", namespace, old)
+	pluginReady(t)
+	mustGoOn("a new pod of the plugin")
+
+	image := kubectl(t, "get", "daemonset", "-n", namespace, "plugin", "-o", "jsonpath={.spec.template.spec.containers[0].image}")
+	next := strings.Split(image, ":")[0] + ":next"
+	on(t, "ctr", "--address", filepath.Join(stateDir(), "containerd.sock"), "--namespace", "k8s.io", "image", "tag", "--force", image, next)
+	t.Cleanup(func() {
+		if _, err := cluster("", "kubectl", "set", "image", "-n", namespace, "daemonset/plugin", "plugin="+image); err != nil {
+			t.Error(err)
+		}
+		if _, err := cluster("", "kubectl", "rollout", "status", "-n", namespace, "daemonset/plugin", "--timeout=120s"); err != nil {
+			t.Error(err)
+		}
+	})
+	kubectl(t, "set", "image", "-n", namespace, "daemonset/plugin", "plugin="+next)
+	pluginReady(t)
+	mustGoOn("the upgrade")
+	remove(t, pods) // the new plugin unpublishes what the old one published
+	mustBeClean(t)
+}
+
+// TestKubeletRestarts ends kubelet, which is started again, while there are volumes.
+func TestKubeletRestarts(t *testing.T) {
+	t.Cleanup(func() { mustBeClean(t) })
+	apply(t, writer("writes", `csi: {driver: csi.disktemplate.io, fsType: ext4, volumeAttributes: {size: 64Mi}}`))
+	ready(t, "writes")
+	pid := func() string { return strings.TrimSpace(on(t, "cat", filepath.Join(stateDir(), "pids/kubelet"))) }
+	old := pid()
+	before := strings.Count(kubectl(t, "logs", "-n", namespace, plugin(t)), `"Registered with kubelet"`)
+	on(t, "kill", "-KILL", old)
+	eventually(t, "the registration", func() string {
+		log, _ := cluster("", "kubectl", "logs", "-n", namespace, plugin(t)) // which kubelet serves
+		return fmt.Sprintf("%d times, kubelet is new: %v", strings.Count(log, `"Registered with kubelet"`), pid() != old)
+	}, "kubelet is new: true", strconv.Itoa(before+1)+" times")
+	apply(t, inline("after-restart", "ext4", "size: 64Mi"))
+	ready(t, "after-restart", "writes")
+	if log := kubectl(t, "logs", "writes"); strings.Contains(log, "failed") {
+		t.Error(log)
+	}
+}
+
+// TestReboot takes the node everything that a power cut takes.
+func TestReboot(t *testing.T) {
+	t.Cleanup(func() { mustBeClean(t) })
+	names := []string{"reboot-ext4", "reboot-xfs", "reboot-btrfs"}
+	for i, class := range []string{"disktemplate-ext4", "disktemplate-xfs", "disktemplate-btrfs"} {
+		apply(t, claim(names[i], class, "512Mi"))
+	}
+	apply(t, inline("reboot-inline", "xfs", "size: 300Mi"))
+	ready(t, append(names, "reboot-inline")...)
+	if _, err := cluster("", "reboot"); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		eventually(t, name, func() string {
+			out, _ := cluster("", "kubectl", "exec", name, "--", "sh", "-c", "echo starts: $(grep -c UTC /scratch/starts)")
+			return out
+		}, "starts: 2")
+	}
+	// Its volume was gone with the node's memory of it, or not: a pod that is restarted
+	// in place has one, and may write.
+	eventually(t, "reboot-inline", func() string {
+		out, _ := cluster("", "kubectl", "exec", "reboot-inline", "--", "cat", "/scratch/hello")
+		return out
+	}, "hello")
+}
+
+// TestForceDeleted deletes a pod while the plugin is away, without waiting for kubelet.
+func TestForceDeleted(t *testing.T) {
+	t.Cleanup(func() { freshSidecars(t); mustBeClean(t) })
+	pods := inline("forced", "xfs", "size: 300Mi") + claim("forced-claim", "disktemplate-ext4", "64Mi")
+	apply(t, pods)
+	ready(t, "forced", "forced-claim")
+	patch := func(selector string) {
+		t.Helper()
+		if _, err := cluster("", "kubectl", "patch", "daemonset", "-n", namespace, "plugin", "--patch", `{"spec": {"template": {"spec": {"nodeSelector": {"away": `+selector+`}}}}}`); err != nil {
+			t.Error(err)
+		}
+	}
+	back := func() { patch("null") }
+	t.Cleanup(back)
+	patch(`"yes"`)
+	eventually(t, "the plugin's pods", func() string {
+		return "left:" + kubectl(t, "get", "pod", "-n", namespace, "-l", "app.kubernetes.io/component=plugin", "-o", "name") + ":"
+	}, "left::")
+	kubectl(t, "delete", "pod", "forced", "forced-claim", "--force", "--grace-period=0")
+	if residue(t) == "" {
+		t.Error("the volumes were gone before the plugin came back: this tests nothing")
+	}
+	back()
+	pluginReady(t)
+	remove(t, pods)
+	mustBeClean(t)
+}
+
+// TestPoolFull asks for more than there is. The node's pool has 20 GiB.
+func TestPoolFull(t *testing.T) {
+	t.Cleanup(func() { mustBeClean(t) })
+	apply(t, claim("too-large", "disktemplate-ext4", "30Gi"))
+	eventually(t, "the pod's events", func() string { return events(t, "too-large") }, "did not have enough free storage")
+
+	class := `
+apiVersion: storage.k8s.io/v1
+kind: StorageClass
+metadata: {name: thick}
+provisioner: csi.disktemplate.io
+volumeBindingMode: WaitForFirstConsumer
+parameters: {provisioning: thick}
+---
+`
+	apply(t, class)
+	eventually(t, "the capacity of thick", func() string { return strconv.FormatInt(capacity(t, "thick")>>30, 10) }, "1")
+	apply(t, claim("hog", "thick", strconv.FormatInt(capacity(t, "thick")>>20-256, 10)+"Mi"))
+	filler := inline("filler", "xfs", "size: 1Gi")
+	apply(t, filler)
+	ready(t, "hog", "filler")
+	kubectl(t, "exec", "filler", "--", "dd", "if=/dev/zero", "of=/scratch/f", "bs=1M", "count=400", "conv=fsync")
+	apply(t, inline("no-room", "ext4", "size: 64Mi"))
+	t.Log(eventually(t, "the pod's events", func() string { return events(t, "no-room") }, "FailedMount", "ResourceExhausted", "pool is full", "headroom", "delete volumes"))
+	remove(t, filler)
+	ready(t, "no-room") // kubelet tried again
+}
+
+// capacity is what the scheduler is told of a class, in bytes.
+func capacity(t testing.TB, class string) int64 {
+	t.Helper()
+	var list struct {
+		Items []struct {
+			StorageClassName string
+			Capacity         string
+		}
+	}
+	decode(t, kubectl(t, "get", "csistoragecapacities", "-A", "-o", "json"), &list)
+	for _, c := range list.Items {
+		if c.StorageClassName == class {
+			n, err := strconv.ParseInt(strings.TrimSuffix(c.Capacity, "Mi"), 10, 64)
+			if err == nil {
+				return n << 20
+			}
+			if c.Capacity != "0" && c.Capacity != "" {
+				t.Fatalf("the capacity of %s is %q", class, c.Capacity)
+			}
+		}
+	}
+	return 0
+}
+
+// TestCapacityFollows makes and deletes a claim, and sees it in what the scheduler
+// is told.
+func TestCapacityFollows(t *testing.T) {
+	t.Cleanup(func() { mustBeClean(t) })
+	follows := func(what string, want func(int64) bool) {
+		t.Helper()
+		eventually(t, what, func() string {
+			now := capacity(t, "disktemplate-xfs")
+			return fmt.Sprintf("%d MiB, as it should be: %v", now>>20, want(now))
+		}, "be: true")
+	}
+	before := capacity(t, "disktemplate-xfs")
+	if before < 1<<30 {
+		t.Fatalf("the capacity is %d bytes", before)
+	}
+	c := claim("takes-room", "disktemplate-xfs", "5Gi")
+	apply(t, c)
+	ready(t, "takes-room")
+	follows("the capacity beside a claim of 5 GiB", func(n int64) bool { return n <= before-5<<30 })
+	remove(t, c)
+	follows("the capacity after it", func(n int64) bool { return n >= before-64<<20 })
+}
+
+// TestBadParameters reads what users are told of their mistakes.
+func TestBadParameters(t *testing.T) {
+	for name, c := range map[string]struct {
+		parameters string
+		says       []string
+	}{
+		"bad-name":  {"lable: x", []string{`"lable"`, "label"}},
+		"bad-value": {"provisioning: fat", []string{`"fat"`, "provisioning", "thin", "thick"}},
+		"bad-fs":    {"csi.storage.k8s.io/fstype: ntfs", []string{`"ntfs"`, "btrfs, ext4, xfs"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			apply(t, fmt.Sprintf("apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {name: %s}\nprovisioner: csi.disktemplate.io\nvolumeBindingMode: WaitForFirstConsumer\nparameters: {%s}\n", name, c.parameters))
+			apply(t, claim(name, name, "64Mi"))
+			t.Log(eventually(t, "the events", func() string { return events(t, name) }, c.says...))
+		})
+	}
+	t.Run("inline", func(t *testing.T) {
+		apply(t, inline("bad-inline", "ext4", "sise: 64Mi"))
+		t.Log(eventually(t, "the events", func() string { return events(t, "bad-inline") }, "FailedMount", `"sise"`, "size"))
+	})
+	mustBeClean(t)
+}
+
+// TestPreprovisionedSnapshot has an administrator write a VolumeSnapshotContent for a
+// snapshot that is there, and make a claim of it. A label says whose node it is for.
+func TestPreprovisionedSnapshot(t *testing.T) {
+	t.Cleanup(func() { mustBeClean(t) })
+	apply(t, claim("origin", "disktemplate-xfs", "300Mi"))
+	ready(t, "origin")
+	apply(t, `
+apiVersion: snapshot.storage.k8s.io/v1
+kind: VolumeSnapshot
+metadata: {name: dynamic}
+spec: {volumeSnapshotClassName: disktemplate, source: {persistentVolumeClaimName: origin}}
+`)
+	kubectl(t, "wait", "--for=jsonpath={.status.readyToUse}=true", "volumesnapshot/dynamic", "--timeout=60s")
+	content := get(t, "volumesnapshot dynamic", ".status.boundVolumeSnapshotContentName")
+	handle := get(t, "volumesnapshotcontent "+content, ".status.snapshotHandle")
+	apply(t, fmt.Sprintf(`
+apiVersion: snapshot.storage.k8s.io/v1
+kind: VolumeSnapshotContent
+metadata:
+  name: written
+  labels: {snapshot.storage.kubernetes.io/managed-by: node1}
+spec:
+  deletionPolicy: Retain
+  driver: csi.disktemplate.io
+  source: {snapshotHandle: %s}
+  volumeSnapshotRef: {name: written, namespace: default}
+---
+apiVersion: snapshot.storage.k8s.io/v1
+kind: VolumeSnapshot
+metadata: {name: written}
+spec: {source: {volumeSnapshotContentName: written}}
+`, handle))
+	kubectl(t, "wait", "--for=jsonpath={.status.readyToUse}=true", "volumesnapshot/written", "--timeout=60s")
+	apply(t, strings.Replace(claim("of-written", "disktemplate-xfs", "300Mi"), "accessModes:", "dataSource: {apiGroup: snapshot.storage.k8s.io, kind: VolumeSnapshot, name: written}, accessModes:", 1))
+	ready(t, "of-written")
+	if starts := kubectl(t, "exec", "of-written", "--", "grep", "-c", "UTC", "/scratch/starts"); strings.TrimSpace(starts) != "2" {
+		t.Errorf("what was written before the snapshot, and after it, is %s lines", starts)
+	}
+}
+
+// TestSlowTemplate asks for a disk that nobody has asked for, of a size that takes
+// its formatting VM half a minute here. Kubelet waits two minutes for a call, so that
+// the pod starts when it is ready, and nothing on the way looks like a failure.
+func TestSlowTemplate(t *testing.T) {
+	t.Cleanup(func() { mustBeClean(t) })
+	built := metric(t, "csi_disktemplate_template_build_duration_seconds_sum")
+	apply(t, inline("slow", "ext4", fmt.Sprintf("size: 8Ti, label: s%d", time.Now().Unix())))
+	ready(t, "slow")
+	t.Logf("the template took %.1f s", metric(t, "csi_disktemplate_template_build_duration_seconds_sum")-built)
+	if got := events(t, "slow"); strings.Contains(got, "Failed") {
+		t.Errorf("the pod's events:\n%s", got)
+	}
+}
+
+// TestVM starts a VM on a disk.img, and has its kernel mount the filesystem inside.
+func TestVM(t *testing.T) {
+	t.Cleanup(func() { mustBeClean(t) })
+	apply(t, `
+apiVersion: v1
+kind: Pod
+metadata: {name: vm}
+spec:
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: test.disktemplate.io/vm:1
+    args: [-drive, "if=none,id=d,format=raw,file=/vm/disk.img"]
+    volumeMounts:
+    - {name: vm, mountPath: /vm}
+  volumes:
+  - name: vm
+    csi: {driver: csi.disktemplate.io, fsType: ext4, volumeAttributes: {size: 1Gi, publishAs: diskImage}}
+`)
+	kubectl(t, "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/vm", "--timeout=120s")
+	log := kubectl(t, "logs", "vm")
+	if !strings.Contains(log, "mounted ext4 of 1024 MiB") || !strings.Contains(log, "wrote and read back") {
+		t.Error(log)
+	}
+}
+
+// TestPrivileges reads who asked the API server for what since the cluster started.
+func TestPrivileges(t *testing.T) {
+	apply(t, claim("audited", "disktemplate-xfs", "300Mi"))
+	ready(t, "audited")
+	b, err := os.ReadFile(filepath.Join(stateDir(), "logs/audit.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sidecars int
+	for line := range strings.Lines(string(b)) {
+		var e struct {
+			Verb, RequestURI string
+			User             struct{ Username string }
+			SourceIPs        []string
+			Annotations      map[string]string
+		}
+		decode(t, line, &e)
+		account, ours := strings.CutPrefix(e.User.Username, "system:serviceaccount:"+namespace+":")
+		// The plugin has the address of a pod and nobody's name.
+		if !ours && slices.ContainsFunc(e.SourceIPs, func(ip string) bool { return strings.HasPrefix(ip, "172.31.254.") }) {
+			t.Errorf("a pod without a name asked to %s %s", e.Verb, e.RequestURI)
+		}
+		if ours {
+			sidecars++
+			if account != "claims" && account != "snapshots" {
+				t.Errorf("%s asked to %s %s", account, e.Verb, e.RequestURI)
+			}
+			if e.Annotations["authorization.k8s.io/decision"] == "forbid" && !strings.Contains(e.RequestURI, "groupsnapshot") {
+				t.Errorf("%s may not %s %s", e.User.Username, e.Verb, e.RequestURI)
+			}
+		}
+	}
+	if sidecars == 0 {
+		t.Error("the sidecars asked for nothing: the audit log tells nothing")
+	}
+	if mounts := kubectl(t, "get", "pod", "-n", namespace, plugin(t), "-o", "jsonpath={.spec.containers[*].volumeMounts[*].mountPath}"); strings.Contains(mounts, "serviceaccount") {
+		t.Errorf("the plugin has a token: %s", mounts)
+	}
+	for _, who := range []string{"claims", "snapshots"} {
+		for _, what := range []string{"get secrets", "list secrets", "create pods", "delete nodes", "patch nodes", "get configmaps"} {
+			args := append([]string{"kubectl", "auth", "can-i", "--all-namespaces", "--as=system:serviceaccount:" + namespace + ":" + who}, strings.Fields(what)...)
+			if out, _ := cluster("", args...); strings.TrimSpace(out) != "no" {
+				t.Errorf("may %s %s? %s", who, what, out)
+			}
+		}
+	}
+}

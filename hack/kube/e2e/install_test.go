@@ -1,0 +1,71 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestOverlays has the API server judge every overlay and KubeVirt example, strictly.
+func TestOverlays(t *testing.T) {
+	// KubeVirt and CDI are not here: their objects are held against what their
+	// documentation says of the fields that are used.
+	crds, err := os.ReadFile("kubevirt-crds.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	apply(t, string(crds))
+	kubectl(t, "wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+	overlays, err := filepath.Glob(filepath.Join(root, "deploy/kubernetes/overlays/*"))
+	if err != nil || len(overlays) < 6 {
+		t.Fatalf("overlays: %v, %v", overlays, err)
+	}
+	validate := func(args ...string) {
+		t.Helper()
+		if out, err := cluster("", append([]string{"kubectl", "apply", "--dry-run=server", "--validate=strict"}, args...)...); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+	}
+	for _, overlay := range append(overlays, filepath.Join(root, "deploy/kubernetes")) {
+		validate("-k", overlay)
+	}
+	validate("-f", filepath.Join(root, examples, "kubevirt"))
+	// That is no check that cannot fail.
+	if out, err := cluster(strings.Replace(example(t, "kubevirt/block.yaml"), "domain:", "domian:", 1), "kubectl", "apply", "--dry-run=server", "--validate=strict", "-f", "-"); err == nil {
+		t.Errorf("a VM with a misspelt field was taken: %s", out)
+	}
+}
+
+// TestUninstall deletes what was applied, and looks at what the node has then: the
+// pool's directory, and the empty directory of the socket.
+func TestUninstall(t *testing.T) {
+	manifests := filepath.Join(root, "deploy/kubernetes")
+	apply(t, inline("before-uninstall", "xfs", "size: 300Mi"))
+	ready(t, "before-uninstall")
+	remove(t, inline("before-uninstall", "xfs", "size: 300Mi"))
+	mustBeClean(t)
+	kubectl(t, "delete", "-k", manifests, "--timeout="+patience.String())
+	t.Cleanup(func() {
+		if err := install(); err != nil {
+			t.Error(err)
+		}
+	})
+	found := eventually(t, "what is left", func() string {
+		return "left: " + on(t, "sh", "-c", `
+			find /var/lib/kubelet/plugins /var/lib/kubelet/plugins_registry -path '*csi.disktemplate.io*' ! -type d
+			grep -E 'disktemplate' /proc/1/mountinfo | grep -v ' /var/lib/csi-disktemplate ' | grep -v `+stateDir()+` | cut -d' ' -f5
+			losetup --list --noheadings --output NAME,BACK-FILE | grep -E 'disktemplate|pool.img'
+			pgrep -f '^/usr/bin/csi-disktemplate' || true`) + ":"
+	}, "left: :")
+	t.Log(found)
+	eventually(t, "the CSINode", func() string { return get(t, "csinode node1", ".spec.drivers") + ":" }, "null:")
+	if kept := on(t, "ls", "/var/lib/csi-disktemplate"); !strings.Contains(kept, "pool.img") {
+		t.Errorf("the pool is gone: %s", kept)
+	}
+}
