@@ -94,6 +94,7 @@ current-context: x
 J
 
 # The tests do in minutes what a node does in days: no client is to be slowed down.
+export GOGC=400 # memory for processor time
 fast=(--kube-api-qps 300 --kube-api-burst 600)
 keep containerd containerd --config "$STATE/containerd.toml"
 keep etcd "$STATE/bin/etcd" --name n --data-dir "$STATE/etcd" --unsafe-no-fsync \

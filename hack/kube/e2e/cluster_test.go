@@ -27,7 +27,7 @@ const (
 	// back off for up to a minute.
 	patience = 3 * time.Minute
 
-	suiteProcs = 16
+	suiteProcs = 18
 )
 
 // root is the repository's.
@@ -78,13 +78,18 @@ func kubectl(t testing.TB, args ...string) string {
 	return out
 }
 
-// apply applies a manifest, and deletes it when the test ends.
+// apply applies a manifest, and deletes it when the test ends, without waiting for that:
+// mustBeClean does.
 func apply(t testing.TB, manifest string) {
 	t.Helper()
 	if _, err := cluster(manifest, "kubectl", "apply", "-f", "-"); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { remove(t, manifest) })
+	t.Cleanup(func() {
+		if _, err := cluster(manifest, "kubectl", "delete", "--ignore-not-found", "--wait=false", "-f", "-"); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // remove deletes what a manifest made, and waits until it is gone.

@@ -353,12 +353,12 @@ spec: {source: {volumeSnapshotContentName: written}}
 }
 
 // TestSlowTemplate asks for a disk that nobody has asked for, of a size that takes
-// its formatting VM half a minute here. Kubelet waits two minutes for a call, so that
+// its formatting VM a quarter of a minute here. Kubelet waits two minutes for a call, so that
 // the pod starts when it is ready, and nothing on the way looks like a failure.
 func TestSlowTemplate(t *testing.T) {
 	t.Cleanup(func() { mustBeClean(t) })
 	built := metric(t, "csi_disktemplate_template_build_duration_seconds_sum")
-	apply(t, inline("slow", "ext4", fmt.Sprintf("size: 8Ti, label: s%d", time.Now().Unix())))
+	apply(t, inline("slow", "ext4", fmt.Sprintf("size: 4Ti, label: s%d", time.Now().Unix())))
 	ready(t, "slow")
 	t.Logf("the template took %.1f s", metric(t, "csi_disktemplate_template_build_duration_seconds_sum")-built)
 	if got := events(t, "slow"); strings.Contains(got, "Failed") {

@@ -69,7 +69,7 @@ func TestStorageSuite(t *testing.T) {
 	}
 	out := filepath.Join(stateDir(), "logs")
 	// Most of a test's time is waiting, so that many go at once.
-	args := []string{"run", "env", "GOMAXPROCS=2", filepath.Join(stateDir(), "bin/ginkgo"),
+	args := []string{"run", "env", "GOMAXPROCS=2", "GOGC=400", filepath.Join(stateDir(), "bin/ginkgo"),
 		"-procs=" + strconv.Itoa(suiteProcs), "--timeout=40m", "--no-color", "--focus=External.Storage", "--skip=" + strings.Join(skip, "|"),
 		"--junit-report=suite.xml", "--output-dir=" + out, filepath.Join(stateDir(), "bin/storage-e2e.test"), "--",
 		"-kubeconfig=" + filepath.Join(stateDir(), "kubeconfig"), "-provider=skeleton", "-num-nodes=1"}
