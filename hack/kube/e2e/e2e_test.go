@@ -386,8 +386,11 @@ spec:
   - name: vm
     csi: {driver: csi.disktemplate.io, fsType: ext4, volumeAttributes: {size: 1Gi, publishAs: diskImage}}
 `)
-	kubectl(t, "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/vm", "--timeout=120s")
+	_, err := cluster("", "kubectl", "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/vm", "--timeout=120s")
 	log := kubectl(t, "logs", "vm")
+	if err != nil {
+		t.Fatalf("%v\n%s", err, log)
+	}
 	if !strings.Contains(log, "mounted ext4 of 1024 MiB") || !strings.Contains(log, "wrote and read back") {
 		t.Error(log)
 	}
