@@ -62,7 +62,6 @@ echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
 echo 'root:x:0:' >"$root/etc/group"
 suite=registry.k8s.io/e2e-test-images
 image busybox "$suite/busybox:1.37.0-2" "$root" null '["sh"]'
-image busybox-1 "$suite/busybox:1.37.0-1" "$root" null '["sh"]'
 image busybox-docker docker.io/library/busybox:1.37 "$root" null '["sh"]' # what the examples have
 image nginx "$suite/nginx:1.27.0-2" "$root" null '["sh"]'
 image glibc-dns-testing "$suite/glibc-dns-testing:2.1.1" "$root" null '["sh"]'
