@@ -11,10 +11,8 @@
 set -euo pipefail
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" # su without - leaves them out
 
-# What the plugin needs, but for the kernel, which is chosen below; the demo's
-# witnesses (blkid, mount); certificates for Go's module proxy.
-mapfile -t packages < <(sed '/^#/d; /linux-image/d; /\[arm64\]/d; s/ .*//' "$(dirname "$0")/../deploy/image/packages")
-packages+=(util-linux mount ca-certificates)
+# The demo's witnesses (blkid, mount); certificates for Go's module proxy.
+packages=(util-linux mount ca-certificates)
 programs=(qemu-system-x86_64 mkfs.btrfs btrfs mkfs.xfs xfs_repair mkfs.ext4 e2fsck blkid mount)
 
 case "${1-}" in
@@ -61,6 +59,9 @@ if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
 	fail "this is neither Debian nor Ubuntu; please install by hand:$(printf '\n  %s' "${missing[@]}")"
 fi
 
+# What the plugin needs, but for the kernel.
+mapfile -t plugin < <("$(dirname "$0")/../deploy/image/packages.sh" | grep -v '^linux-image-')
+packages+=("${plugin[@]}")
 if ! has_kernel; then
 	id=$(. /etc/os-release && echo "$ID")
 	case $id in

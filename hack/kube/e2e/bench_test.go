@@ -22,25 +22,14 @@ func BenchmarkPod(b *testing.B) {
 		{"emptyDir", "emptyDir: {}"},
 		{"inline-ext4", "csi: {driver: csi.disktemplate.io, fsType: ext4, volumeAttributes: {size: 1Gi}}"},
 		{"inline-xfs", "csi: {driver: csi.disktemplate.io, fsType: xfs, volumeAttributes: {size: 1Gi}}"},
-		{"claim-ext4", ephemeral("disktemplate-ext4")},
-		{"claim-xfs", ephemeral("disktemplate-xfs")},
+		{"claim-ext4", ephemeral("disktemplate-ext4", "1Gi")},
+		{"claim-xfs", ephemeral("disktemplate-xfs", "1Gi")},
 	}
 	took := map[string]float64{}
 	round := func(i int, count bool) {
 		for _, k := range kinds {
 			name := fmt.Sprintf("bench-%s-%d", strings.ToLower(k.name), i)
-			pod := fmt.Sprintf(`
-apiVersion: v1
-kind: Pod
-metadata: {name: %s}
-spec:
-  terminationGracePeriodSeconds: 0
-  containers:
-  - {name: main, image: "busybox:1.37", command: [sleep, infinity], volumeMounts: [{name: data, mountPath: /data}]}
-  volumes:
-  - name: data
-    %s
-`, name, k.volume)
+			pod := pod(name, "sleep infinity", k.volume)
 			start := time.Now()
 			if _, err := cluster(pod, "kubectl", "create", "-f", "-"); err != nil {
 				b.Fatal(err)
@@ -65,8 +54,4 @@ spec:
 		b.ReportMetric(took[k.name]/took["emptyDir"], k.name+"/emptyDir")
 	}
 	mustBeClean(b)
-}
-
-func ephemeral(class string) string {
-	return fmt.Sprintf("ephemeral: {volumeClaimTemplate: {spec: {storageClassName: %s, accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}}}", class)
 }

@@ -59,23 +59,25 @@ func cluster(input string, args ...string) (string, error) {
 	return stdout.String(), nil
 }
 
-// on runs a command on the node.
-func on(t testing.TB, args ...string) string {
+// must is cluster, whose failure ends the test.
+func must(t testing.TB, args ...string) string {
 	t.Helper()
-	out, err := cluster("", append([]string{"run"}, args...)...)
+	out, err := cluster("", args...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return out
 }
 
+// on runs a command on the node.
+func on(t testing.TB, args ...string) string {
+	t.Helper()
+	return must(t, append([]string{"run"}, args...)...)
+}
+
 func kubectl(t testing.TB, args ...string) string {
 	t.Helper()
-	out, err := cluster("", append([]string{"kubectl"}, args...)...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
+	return must(t, append([]string{"kubectl"}, args...)...)
 }
 
 // apply applies a manifest, and deletes it when the test ends, without waiting for that:
@@ -187,6 +189,7 @@ func residue(t testing.TB) string {
 		grep -E ' /var/lib/kubelet/(pods/[^ ]*/volumes/kubernetes.io~csi|plugins/kubernetes.io/csi)/' /proc/1/mountinfo | cut -d' ' -f5
 		losetup --list --noheadings --output NAME,BACK-FILE | grep -E '/volumes/|\.img$' | grep -v /pool.img
 		pid=$(pgrep -f '^/usr/bin/csi-disktemplate --node-id' | head -1)
+		[ -n "$pid" ] || echo "what the pool has: there is no plugin to look through"
 		[ -z "$pid" ] || find /proc/$pid/root/var/lib/csi-disktemplate/mnt/volumes /proc/$pid/root/var/lib/csi-disktemplate/mnt/snapshots -type f
 		true`)
 }
@@ -203,25 +206,32 @@ func mustBeClean(t testing.TB) {
 	t.Errorf("left on the node:\n%s", left)
 }
 
-// inline is a pod with an inline volume.
-func inline(name, fsType, attributes string) string {
+// pod is a pod that runs a shell command with a volume at /data.
+func pod(name, command, volume string) string {
 	return fmt.Sprintf(`
 apiVersion: v1
 kind: Pod
 metadata: {name: %s}
 spec:
   terminationGracePeriodSeconds: 1
+  restartPolicy: Always
   containers:
   - name: main
     image: busybox:1.37
-    command: [sh, -c, "echo hello > /scratch/hello && sleep infinity"]
+    command: [sh, -c, %q]
     volumeMounts:
-    - {name: scratch, mountPath: /scratch}
+    - {name: data, mountPath: /data}
   volumes:
-  - name: scratch
-    csi: {driver: csi.disktemplate.io, fsType: %s, volumeAttributes: {%s}}
+  - name: data
+    %s
 ---
-`, name, fsType, attributes)
+`, name, command, volume)
+}
+
+// inline is a pod with an inline volume.
+func inline(name, fsType, attributes string) string {
+	return pod(name, "echo hello > /data/hello && sleep infinity",
+		fmt.Sprintf("csi: {driver: csi.disktemplate.io, fsType: %s, volumeAttributes: {%s}}", fsType, attributes))
 }
 
 // claim is a claim of a class, and a pod that has it.
@@ -229,24 +239,14 @@ func claim(name, class, size string) string {
 	return fmt.Sprintf(`
 apiVersion: v1
 kind: PersistentVolumeClaim
-metadata: {name: %[1]s}
-spec: {storageClassName: %[2]s, accessModes: [ReadWriteOnce], resources: {requests: {storage: %[3]s}}}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: %[1]s}
-spec:
-  terminationGracePeriodSeconds: 1
-  containers:
-  - name: main
-    image: busybox:1.37
-    command: [sh, -c, "date >> /scratch/starts && sync && sleep infinity"]
-    volumeMounts:
-    - {name: scratch, mountPath: /scratch}
-  volumes:
-  - {name: scratch, persistentVolumeClaim: {claimName: %[1]s}}
----
-`, name, class, size)
+metadata: {name: %s}
+spec: {storageClassName: %s, accessModes: [ReadWriteOnce], resources: {requests: {storage: %s}}}
+---`, name, class, size) + pod(name, "date >> /data/starts && sync && sleep infinity", fmt.Sprintf("persistentVolumeClaim: {claimName: %s}", name))
+}
+
+// ephemeral is a volume whose claim is made for its pod.
+func ephemeral(class, size string) string {
+	return fmt.Sprintf("ephemeral: {volumeClaimTemplate: {spec: {storageClassName: %s, accessModes: [ReadWriteOnce], resources: {requests: {storage: %s}}}}}", class, size)
 }
 
 // metric sums a counter of the plugin's.
