@@ -28,7 +28,7 @@ import (
 
 // runPlugin puts the rooms together and serves until ctx ends.
 func runPlugin(ctx context.Context, o pluginOptions) error {
-	dc := driver.Config{Endpoint: o.endpoint, Name: o.driverName, Version: version, NodeID: o.nodeID, MaxVolumes: o.maxVolumes, SharedResizer: o.sharedResizer}
+	dc := driver.Config{Endpoint: o.endpoint, Name: o.driverName, Version: version, NodeID: o.nodeID, MaxVolumes: o.maxVolumes, SharedResizer: o.sharedResizer, SweepInterval: o.sweepInterval}
 	pc, err := o.pool.config()
 	// All that can be judged by the flags alone, before anything is made.
 	if err := errors.Join(err, dc.Validate(), o.vm.validate(), o.validate()); err != nil {
@@ -44,6 +44,11 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 		return err
 	}
 	defer p.Close()
+	owner, err := p.Own(ctx)
+	if err != nil {
+		return err
+	}
+	defer owner.Unlock()
 	formatter, err := o.vm.formatter(p.CacheDir())
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -44,7 +45,7 @@ a copy-on-write clone of its template with an identity of its own.`,
 	}
 	o.add(cmd.Flags())
 	addLogFlags(cmd.PersistentFlags())
-	cmd.AddCommand(newFormatCommand(), newCleanAllCommand())
+	cmd.AddCommand(newFormatCommand(), newCleanAllCommand(), newGCCommand())
 	return cmd
 }
 
@@ -90,6 +91,7 @@ type pluginOptions struct {
 	headroom                     string
 	overcommit                   float64
 	sharedResizer                bool
+	sweepInterval                time.Duration
 	pool                         poolFlags
 	vm                           vmFlags
 }
@@ -98,16 +100,21 @@ func (o *pluginOptions) add(f *pflag.FlagSet) {
 	f.StringVar(&o.endpoint, "endpoint", cmp.Or(os.Getenv("CSI_ENDPOINT"), "unix:///csi/csi.sock"), "where to serve CSI; the environment's CSI_ENDPOINT is the default if set")
 	f.StringVar(&o.nodeID, "node-id", os.Getenv("NODE_NAME"), "name of this node, also its topology segment; the environment's NODE_NAME is the default (required)")
 	f.StringVar(&o.driverName, "driver-name", driver.DefaultName, "name of the driver, as in CSIDriver and in pods")
-	f.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "kubelet's root directory; nothing outside of it is ever mounted or unmounted")
+	addKubeletDir(f, &o.kubeletDir)
 	f.StringVar(&o.registrationDir, "registration-dir", "", "kubelet's plugins_registry directory, to register the driver there; --endpoint must have the same path for kubelet (default: left to a node-driver-registrar)")
 	f.StringVar(&o.httpEndpoint, "http-endpoint", "", "address for /healthz, /readyz and /metrics, as :9808 (default: not served)")
 	f.IntVar(&o.maxVMs, "max-formatting-vms", template.DefaultMaxBuilds, "how many templates are built at the same time; each takes a processor and about 310 MiB of memory")
 	f.Int64Var(&o.maxVolumes, "max-volumes-per-node", 1024, "how many claims the scheduler may place on this node; 0 is no limit")
+	f.DurationVar(&o.sweepInterval, "sweep-interval", 10*time.Minute, "time between sweeps of what crashes and lost calls have left behind, after the one at start; see the command gc")
 	f.BoolVar(&o.sharedResizer, "shared-resizer", false, "one external-resizer serves all nodes: what it asks of a volume that is not on this node is left to that volume's node, and is no error")
 	f.StringVar(&o.headroom, "headroom", "5%", "space of the pool that new volumes leave free: a quantity, as 10Gi, or a percentage")
 	f.Float64Var(&o.overcommit, "overcommit", 1, "how many times its size the pool promises to thin claims; with 1 each of them could be filled")
 	o.pool.add(f)
 	o.vm.add(f)
+}
+
+func addKubeletDir(f *pflag.FlagSet, dir *string) {
+	f.StringVar(dir, "kubelet-dir", "/var/lib/kubelet", "kubelet's root directory; nothing outside of it is ever mounted or unmounted")
 }
 
 // validate checks what no part of the plugin checks itself.

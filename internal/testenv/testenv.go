@@ -133,6 +133,15 @@ func Image(t testing.TB, size int64, mkfs ...string) string {
 	return image
 }
 
+// Format makes the file at a path a filesystem of the given size.
+func (k Kind) Format(t testing.TB, path string, size int64) {
+	t.Helper()
+	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, size)); err != nil {
+		t.Fatal(err)
+	}
+	Run(t, k.mkfs[0], append(slices.Clone(k.mkfs[1:]), path)...)
+}
+
 // Mount makes an [Image], mounts it and returns where.
 func Mount(t testing.TB, size int64, mkfs ...string) string {
 	t.Helper()
@@ -288,7 +297,12 @@ func Fill(t testing.TB, dir string) {
 	}
 }
 
-var build = sync.OnceValues(func() (string, error) {
+var (
+	build        = sync.OnceValues(func() (string, error) { return buildAs("csi-disktemplate") })
+	buildFailing = sync.OnceValues(func() (string, error) { return buildAs("csi-disktemplate-failpoints", "-tags", "failpoints") })
+)
+
+func buildAs(name string, flags ...string) (string, error) {
 	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
 		return "", err
@@ -304,22 +318,34 @@ var build = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	defer os.RemoveAll(tmp)
-	out := filepath.Join(tmp, "csi-disktemplate")
-	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", out, "github.com/csi-disktemplate/csi-disktemplate/cmd/csi-disktemplate")
+	out := filepath.Join(tmp, name)
+	args := append([]string{"build", "-trimpath", "-buildvcs=false", "-o", out}, flags...)
+	cmd := exec.Command("go", append(args, "github.com/csi-disktemplate/csi-disktemplate/cmd/csi-disktemplate")...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	if err := cmd.Run(); err != nil {
 		return "", fmt.Errorf("%w\n%s", err, stderr.Bytes())
 	}
-	final := filepath.Join(dir, "csi-disktemplate")
+	final := filepath.Join(dir, name)
 	return final, os.Rename(out, final)
-})
+}
 
 // Binary builds the product as users get it and returns its path.
 func Binary(t testing.TB) string {
 	t.Helper()
 	path, err := build()
+	if err != nil {
+		t.Fatalf("building the product: %v", err)
+	}
+	return path
+}
+
+// FailingBinary builds the product with the points at which tests make it fail; see
+// internal/failpoint.
+func FailingBinary(t testing.TB) string {
+	t.Helper()
+	path, err := buildFailing()
 	if err != nil {
 		t.Fatalf("building the product: %v", err)
 	}

@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
 )
 
 // Sizes, in bytes.
@@ -293,7 +295,11 @@ func (fs *Filesystem) NewIdentity(src io.ReaderAt, dst io.WriterAt, id uuid.UUID
 	if !fs.Formatted() {
 		return fs.nothingInside()
 	}
-	if err := fs.newIdentity(src, dst, id); err != nil {
+	err := failpoint.Before("pwrite")
+	if err == nil {
+		err = fs.newIdentity(src, dst, id)
+	}
+	if err != nil {
 		return fmt.Errorf("new identity for %s image: %w", fs.Name, err)
 	}
 	return nil

@@ -51,6 +51,9 @@ type Config struct {
 	// Health tells what is missing for the plugin to do its work, or nil.
 	Health  func() error
 	Metrics *Metrics
+	// SweepInterval is the time between sweeps of what was left behind, after the one
+	// at the start.
+	SweepInterval time.Duration
 	// Registration tells kubelet of the driver once it serves; nil leaves that to a
 	// node-driver-registrar.
 	Registration *Registration
@@ -63,6 +66,8 @@ func (c Config) Validate() error {
 		return errors.New("--node-id must not be empty; in a DaemonSet set NODE_NAME from spec.nodeName")
 	case len(validation.IsValidLabelValue(c.NodeID)) > 0: // it is the topology segment, and so a label of the node
 		return fmt.Errorf("--node-id %q: %s", c.NodeID, strings.Join(validation.IsValidLabelValue(c.NodeID), "; "))
+	case c.SweepInterval <= 0:
+		return fmt.Errorf("--sweep-interval %s: must be more than 0", c.SweepInterval)
 	case c.MaxVolumes < 0:
 		return fmt.Errorf("--max-volumes-per-node %d: must not be negative; 0 is no limit", c.MaxVolumes)
 	case len(c.Name) > 63 || len(validation.IsDNS1123Subdomain(c.Name)) > 0: // CSI 1.13, GetPluginInfoResponse.name
@@ -84,6 +89,7 @@ func Serve(ctx context.Context, c Config) error {
 			return err
 		}
 	}
+	c.sweep(ctx, volume.Sweep{First: true})
 	l, err := listen(c.Endpoint)
 	if err != nil {
 		return fmt.Errorf("--endpoint %q: %w", c.Endpoint, err)
@@ -108,7 +114,29 @@ func Serve(ctx context.Context, c Config) error {
 	if c.Registration != nil {
 		g.Go(func() error { return c.Registration.serve(ctx) })
 	}
+	g.Go(func() error {
+		for tick := time.NewTicker(c.SweepInterval); ; {
+			select {
+			case <-ctx.Done():
+				tick.Stop()
+				return nil
+			case <-tick.C:
+				c.sweep(ctx, volume.Sweep{Hold: busy.start})
+			}
+		}
+	})
 	return g.Wait()
+}
+
+// sweep takes away what was left behind. That it cannot keeps nobody from being served.
+func (c Config) sweep(ctx context.Context, s volume.Sweep) {
+	actions, err := c.Volumes.Sweep(ctx, s)
+	if err != nil {
+		klog.ErrorS(err, "No sweep; the next will look again")
+	}
+	for _, a := range actions {
+		c.Metrics.swept(a)
+	}
 }
 
 // drain stops accepting calls and waits for those under way, but not for ever.

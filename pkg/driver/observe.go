@@ -23,6 +23,7 @@ import (
 type Metrics struct {
 	calls     *prometheus.HistogramVec
 	templates *prometheus.CounterVec
+	sweeps    *prometheus.CounterVec
 }
 
 // NewMetrics registers the driver's metrics.
@@ -38,9 +39,25 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "csi_disktemplate_template_requests_total",
 			Help: "Volumes cloned from a template that was there (hit) or had to be built (miss).",
 		}, []string{"result"}),
+		sweeps: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "csi_disktemplate_sweep_actions_total",
+			Help: "What sweeps have found, by what was to be done with it (delete, detach, thaw, kill, leave) and what came of it.",
+		}, []string{"action", "result"}),
 	}
-	r.MustRegister(m.calls, m.templates)
+	r.MustRegister(m.calls, m.templates, m.sweeps)
 	return m
+}
+
+// swept counts an action of a sweep.
+func (m *Metrics) swept(a volume.Action) {
+	result := "done"
+	switch {
+	case a.Failed():
+		result = "failed"
+	case a.Result == volume.Skipped:
+		result = "skipped"
+	}
+	m.sweeps.WithLabelValues(string(a.Verb), result).Inc()
 }
 
 // met counts how a request for a volume was met, and notes it.

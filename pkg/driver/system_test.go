@@ -570,13 +570,32 @@ func TestPatience(t *testing.T) {
 	p.unpublish(r)
 }
 
-// TestSecondPlugin starts a plugin where another one serves.
+// TestSecondPlugin starts a plugin on a pool, or at a socket, that another one has.
 func TestSecondPlugin(t *testing.T) {
 	n := newNode(t, testenv.XFS, 512<<20)
 	p := n.start()
-	code, out := testenv.Product(t, "--endpoint", "unix://"+filepath.Join(n.kubelet, "csi.sock"), "--node-id", "n", "--pool", n.pool, "--kubelet-dir", n.kubelet)
-	if code == 0 || !strings.Contains(out, "another process serves there") {
-		t.Errorf("exit code %d: %s", code, out)
+	link := filepath.Join(testenv.Dir(t), "link")
+	if err := os.Symlink(n.pool, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ pool, socket, says string }{
+		{n.pool, "other.sock", "another plugin works on this pool"},
+		{link, "other.sock", "another plugin works on this pool"},
+		{testenv.XFS.Pool(t) + "/pool", "csi.sock", "another process serves there"},
+	} {
+		code, out := testenv.Product(t, "--endpoint", "unix://"+filepath.Join(n.kubelet, c.socket), "--node-id", "n", "--pool", c.pool, "--kubelet-dir", n.kubelet)
+		if code != 1 || !strings.Contains(out, c.says) {
+			t.Errorf("exit code %d, expected %q", code, c.says)
+		}
+		if holder := fmt.Sprintf("pid=%d cmd=", p.cmd.Process.Pid); c.socket == "other.sock" && !strings.Contains(out, holder) {
+			t.Errorf("does not say %s", holder)
+		}
+	}
+	if code, out := testenv.Product(t, "gc", "--pool", n.pool, "--kubelet-dir", n.kubelet); code != 1 || !strings.Contains(out, "--dry-run") {
+		t.Errorf("a sweep beside a plugin: exit code %d: %s", code, out)
+	}
+	if code, out := testenv.Product(t, "gc", "--pool", n.pool, "--kubelet-dir", n.kubelet, "--dry-run"); code != 0 || out != "Nothing was left behind.\n" {
+		t.Errorf("a plan beside a plugin: exit code %d: %s", code, out)
 	}
 	if _, err := p.GetPluginInfo(t.Context(), &csi.GetPluginInfoRequest{}); err != nil {
 		t.Errorf("the first plugin: %v", err)

@@ -17,6 +17,8 @@ import (
 
 	"github.com/gofrs/flock"
 	"golang.org/x/sys/unix"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
 )
 
 // ErrLocked means that another process holds the lock and did not let go in time.
@@ -38,6 +40,9 @@ type Lock struct{ f *flock.Flock }
 func (p *Pool) Lock(ctx context.Context, name string) (*Lock, error) {
 	path := filepath.Join(p.root, locksDir, name+".lock")
 	f := flock.New(path, flock.SetPermissions(0o600))
+	if err := failpoint.Before("flock"); err != nil { // it may make the file
+		return nil, full(&os.PathError{Op: "flock", Path: path, Err: err})
+	}
 	start := time.Now()
 	ok, err := f.TryLockContext(ctx, lockPoll)
 	if ok {
@@ -58,6 +63,31 @@ func (p *Pool) TryLock(name string) (*Lock, error) {
 		return nil, full(err)
 	}
 	return &Lock{f}, nil
+}
+
+// ErrOwned means that another plugin works on the pool.
+var ErrOwned = errors.New("another plugin works on this pool")
+
+const (
+	ownerLock = "plugin"
+
+	// ownPatience is for a process that was just killed: the kernel takes its
+	// descriptors away after its parent was told of its end, and a process that it was
+	// about to start has copies of them until then.
+	ownPatience = 2 * time.Second
+)
+
+// Own makes this process the one plugin of the pool, until the lock is released or
+// the process ends, however it does. What the pool holds half-made is dead then. While
+// another has it the error is [ErrOwned].
+func (p *Pool) Own(ctx context.Context) (*Lock, error) {
+	ctx, cancel := context.WithTimeout(ctx, ownPatience)
+	defer cancel()
+	lock, err := p.Lock(ctx, ownerLock)
+	if errors.Is(err, ErrLocked) {
+		return nil, fmt.Errorf("%w: %s is held by %s; stop that one, or give this one a --pool of its own", ErrOwned, p.root, p.LockHolders(ownerLock))
+	}
+	return lock, err
 }
 
 // Unlock releases the lock.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
+	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 )
 
@@ -102,6 +103,10 @@ func OpenExisting(dir string) (*Pool, error) {
 		if !isPool(root) {
 			continue
 		}
+		root, err := filepath.EvalSymlinks(root)
+		if err != nil {
+			return nil, err
+		}
 		d, err := os.Open(root)
 		if err != nil {
 			return nil, err
@@ -133,6 +138,10 @@ func isPool(root string) bool {
 
 // layOut makes the directories of a pool whose filesystem has passed the gate.
 func layOut(root string) (*Pool, error) {
+	root, err := filepath.EvalSymlinks(root) // as the kernel has it
+	if err != nil {
+		return nil, err
+	}
 	d, err := os.Open(root)
 	if err != nil {
 		return nil, err
@@ -148,7 +157,7 @@ func layOut(root string) (*Pool, error) {
 			return nil, err
 		}
 	}
-	if err := errors.Join(p.setNoCOW(), p.removeBeside()); err != nil {
+	if err := p.setNoCOW(); err != nil {
 		d.Close()
 		return nil, err
 	}
@@ -188,16 +197,6 @@ func (p *Pool) subdir(name string) error {
 		return fmt.Errorf("%w: %s is on another filesystem than %s (%w): a clone cannot cross them; unmount it", ErrUnusable, path, p.root, syscall.EXDEV)
 	}
 	return nil
-}
-
-// removeBeside removes what tmpfile.Replace left of a process that died in it: whole,
-// and of no use.
-func (p *Pool) removeBeside() error {
-	left, err := filepath.Glob(filepath.Join(p.root, volumesDir, ".*.new"))
-	for _, path := range left {
-		err = errors.Join(err, os.Remove(path))
-	}
-	return err
 }
 
 // ownDir makes dir, or insists that an existing one is ours alone. The mode of
@@ -263,6 +262,26 @@ func (p *Pool) names(dir string) ([]string, error) {
 	return names, nil
 }
 
+// Replacements lists the names of the volumes beside which there is what
+// [tmpfile.Replace] makes for a moment, in order: it is under way, or its process
+// died in it.
+func (p *Pool) Replacements() ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(p.root, volumesDir))
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		if name, ok := tmpfile.Replaces(e.Name()); ok {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
+// Replacement is the path of what is to replace the image of a volume.
+func (p *Pool) Replacement(name string) string { return tmpfile.Beside(p.Volume(name)) }
+
 // NewTemplate opens an unnamed file that can become a template. It is gone with
 // its descriptor unless it is linked.
 func (p *Pool) NewTemplate() (*os.File, error) { return p.newImage(templatesDir) }
@@ -322,7 +341,11 @@ func (p *Pool) Space() (Space, error) {
 // Sync commits what the pool's filesystem has in hand. On btrfs that also frees
 // what was deleted a moment ago; syncfs(2).
 func (p *Pool) Sync() error {
-	if err := unix.Syncfs(int(p.dir.Fd())); err != nil {
+	err := failpoint.Before("syncfs")
+	if err == nil {
+		err = unix.Syncfs(int(p.dir.Fd()))
+	}
+	if err != nil {
 		return fmt.Errorf("syncfs %s: %w", p.root, err)
 	}
 	return nil

@@ -10,6 +10,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
 )
 
 // Attr is the extended attribute that holds an image's record, as JSON.
@@ -22,6 +24,9 @@ const (
 	// FrozenAttr marks a volume whose filesystem its plugin has frozen. A plugin
 	// that finds it at its start has died meanwhile, and thaws.
 	FrozenAttr Attr = "trusted.disktemplate.frozen"
+	// StagedAttr is the staging path of a block volume. Nothing is mounted there, so
+	// that nothing else would tell whether the volume is still wanted.
+	StagedAttr Attr = "trusted.disktemplate.staged"
 )
 
 // ErrNoRecord means that an image has no record, or none that can be read.
@@ -37,7 +42,10 @@ func SetRecord(f *os.File, attr Attr, v any) error {
 	if err != nil {
 		return err
 	}
-	if err := unix.Fsetxattr(int(f.Fd()), string(attr), b, 0); err != nil {
+	if err = failpoint.Before("fsetxattr"); err == nil {
+		err = unix.Fsetxattr(int(f.Fd()), string(attr), b, 0)
+	}
+	if err != nil {
 		return full(&os.PathError{Op: "fsetxattr " + string(attr), Path: f.Name(), Err: err})
 	}
 	return nil
@@ -45,7 +53,11 @@ func SetRecord(f *os.File, attr Attr, v any) error {
 
 // RemoveRecord takes an attribute away. One that is not there is fine.
 func RemoveRecord(f *os.File, attr Attr) error {
-	if err := unix.Fremovexattr(int(f.Fd()), string(attr)); err != nil && err != unix.ENODATA {
+	err := failpoint.Before("fremovexattr")
+	if err == nil {
+		err = unix.Fremovexattr(int(f.Fd()), string(attr))
+	}
+	if err != nil && err != unix.ENODATA {
 		return &os.PathError{Op: "fremovexattr " + string(attr), Path: f.Name(), Err: err}
 	}
 	return nil

@@ -226,7 +226,7 @@ func (s *Store) format(key string, spec diskfs.Spec, start time.Time) error {
 // key was looked up under it, so what still stands there is corrupt.
 func (s *Store) publish(f *os.File, key string) error {
 	path := s.cfg.Pool.Template(key)
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := tmpfile.Remove(path); err != nil {
 		return fmt.Errorf("%s is in the way of a template: %w; move it away", path, err)
 	}
 	return pool.Full(tmpfile.Publish(f, path))

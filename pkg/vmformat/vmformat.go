@@ -14,8 +14,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/kvm"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
 )
 
@@ -256,6 +258,9 @@ func (f *Formatter) Format(ctx context.Context, file *os.File, spec diskfs.Spec,
 		progress = func(guest.Stage) {}
 	}
 	progress(guest.StageBoot)
+	if err := failpoint.Before("execve"); err != nil {
+		return Report{}, fmt.Errorf("%w: starting QEMU: %w", ErrFormat, err)
+	}
 	o := m.run(ctx, file, progress)
 	if err := o.judge(); err != nil {
 		return Report{}, err
@@ -263,7 +268,7 @@ func (f *Formatter) Format(ctx context.Context, file *os.File, spec diskfs.Spec,
 	if err := verifyHost(file, spec); err != nil {
 		return Report{}, fmt.Errorf("%w: the guest reported success, the host disagrees: %w", ErrFormat, err)
 	}
-	if err := file.Sync(); err != nil {
+	if err := tmpfile.Sync(file); err != nil {
 		return Report{}, noSpace(fmt.Errorf("%w: fsync: %w", ErrFormat, err))
 	}
 	report := Report{

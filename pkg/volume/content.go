@@ -12,11 +12,13 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 )
 
@@ -167,6 +169,9 @@ func (img *image) resize(size int64) error {
 	if err != nil || fi.Size() >= size {
 		return err
 	}
+	if err := failpoint.Before("ftruncate"); err != nil {
+		return err
+	}
 	return img.Truncate(size)
 }
 
@@ -243,8 +248,5 @@ func (img *image) torn() (bool, error) {
 
 // unlink takes a volume's name away.
 func (m *Manager) unlink(id string) error {
-	if err := os.Remove(m.pool.Volume(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
+	return tmpfile.Remove(m.pool.Volume(id))
 }

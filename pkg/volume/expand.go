@@ -12,6 +12,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 )
 
@@ -90,7 +91,7 @@ func (m *Manager) expand(img *image, want Size) error {
 	if err := pool.SetRecord(img.File, pool.VolumeAttr, grown); err != nil {
 		return err
 	}
-	if err := img.Sync(); err != nil {
+	if err := tmpfile.Sync(img.File); err != nil {
 		return pool.Full(err)
 	}
 	img.Record = grown

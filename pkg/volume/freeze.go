@@ -170,21 +170,8 @@ func whileFrozen(img *image, root *os.File, limit time.Duration, do func() error
 	return err
 }
 
-// thawAll thaws what an earlier process has frozen and did not live to thaw. What
+// thawLeft thaws what an earlier process has frozen and did not live to thaw. What
 // somebody else has frozen stays frozen.
-func (m *Manager) thawAll() error {
-	ids, err := m.pool.Volumes()
-	if err != nil {
-		return err
-	}
-	for _, id := range ids {
-		if err := m.thawLeft(id); err != nil {
-			klog.ErrorS(err, "Looking whether a volume was left frozen", "volume", id)
-		}
-	}
-	return nil
-}
-
 func (m *Manager) thawLeft(id string) error {
 	img, err := m.open(id)
 	if err != nil {

@@ -160,7 +160,7 @@ func (m *Manager) link(img *image) error {
 	if img.Mode == ModeDiskImage {
 		// What has a name is whole, even after a power cut. Attaching a loop device
 		// does this for the others, before anything is mounted.
-		if err := img.Sync(); err != nil {
+		if err := tmpfile.Sync(img.File); err != nil {
 			return pool.Full(err)
 		}
 	}

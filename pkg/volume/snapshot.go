@@ -159,7 +159,7 @@ func (m *Manager) DeleteSnapshot(id string) error {
 
 func (m *Manager) unlinkSnapshot(id string) error {
 	path := m.pool.Snapshot(id)
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := tmpfile.Remove(path); err != nil {
 		return err
 	}
 	return tmpfile.SyncDir(filepath.Dir(path))

@@ -341,59 +341,6 @@ func TestBadSources(t *testing.T) {
 	}
 }
 
-// TestThaw: what a plugin froze before it died is thawed by the next; what somebody
-// else froze is not, and is in the way of a snapshot.
-func TestThaw(t *testing.T) {
-	n := newNode(t, testenv.XFS, gib)
-	v := n.mustCreate(claim("frozen", "ext4", 64*mib))
-	at := n.mustStage(v)
-	root, err := os.Open(at)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer root.Close()
-	img, err := n.open(v.ID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer img.Close()
-
-	if err := fsctl.Freeze(root); err != nil {
-		t.Fatal(err)
-	}
-	_, err = n.CreateSnapshot(t.Context(), "of-frozen", v.ID)
-	t.Log(err)
-	if !errors.Is(err, ErrState) || !errors.Is(err, fsctl.ErrFrozen) {
-		t.Errorf("a snapshot of what somebody else froze: %v", err)
-	}
-	restart := func() {
-		t.Helper()
-		m, err := NewManager(Config{Pool: n.pool, Templates: n.templates, TargetRoot: n.kubelet})
-		if err != nil {
-			t.Fatal(err)
-		}
-		m.Close()
-	}
-	restart()
-	if err := fsctl.Freeze(root); !errors.Is(err, fsctl.ErrFrozen) {
-		t.Errorf("somebody else's freeze was ended: %v", err)
-	}
-	if err := pool.SetRecord(img.File, pool.FrozenAttr, time.Now()); err != nil {
-		t.Fatal(err)
-	}
-	restart()
-	if err := os.WriteFile(filepath.Join(at, "file"), nil, 0o600); err != nil {
-		t.Error(err)
-	}
-	var since time.Time
-	if err := pool.GetRecord(img.File, pool.FrozenAttr, &since); !errors.Is(err, pool.ErrNoRecord) {
-		t.Errorf("the mark is still there: %v", err)
-	}
-	root.Close()
-	img.Close()
-	n.mustEnd(v)
-}
-
 // TestFreezeIsBounded: by time, whatever the clone does, and beforehand by what the
 // clone would take.
 func TestFreezeIsBounded(t *testing.T) {

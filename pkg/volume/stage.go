@@ -13,6 +13,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 )
 
 // A persistent volume on its node:
@@ -114,6 +115,10 @@ func (m *Manager) stage(ctx context.Context, img *image, staging string, access 
 	case img.Mode == ModeDiskImage:
 		return nil
 	case img.Mode == ModeBlock:
+		// For the sweep: a device that stays says nothing of who wants it.
+		if err := pool.SetRecord(img.File, pool.StagedAttr, staging); err != nil {
+			return err
+		}
 		dev, err := m.device(img, access.ReadOnly)
 		if err != nil {
 			return err
@@ -249,7 +254,7 @@ func (m *Manager) Unstage(id, staging string) error {
 			return err
 		}
 	}
-	return nil
+	return pool.RemoveRecord(img.File, pool.StagedAttr)
 }
 
 // unstageLost takes away what is left of a volume that has no image any more.

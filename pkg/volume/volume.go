@@ -65,9 +65,10 @@ type Manager struct {
 	loops     loopdev.Allocator
 	space     space
 	freezing  freezing
-	rootPath  string   // as the container orchestrator spells it
-	mountPath string   // of root as the mount table spells it
-	root      *os.File // of rootPath
+	rootPath  string          // as the container orchestrator spells it
+	mountPath string          // of root as the mount table spells it
+	root      *os.File        // of rootPath
+	reported  map[string]bool // of what the last Sweep left
 
 	// Work that outlives the call that asked for it, until Close.
 	ctx     context.Context
@@ -76,8 +77,8 @@ type Manager struct {
 	working sync.WaitGroup
 }
 
-// NewManager returns a Manager, after it has undone what an earlier process of
-// the same pool may have left undone: see [Manager.thawAll].
+// NewManager returns a Manager. What an earlier process of the same pool may have left
+// undone is for [Manager.Sweep].
 func NewManager(c Config) (*Manager, error) {
 	path, err := filepath.Abs(c.TargetRoot)
 	if err != nil {
@@ -98,10 +99,6 @@ func NewManager(c Config) (*Manager, error) {
 		freezing: defaultFreezing,
 	}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
-	if err := m.thawAll(); err != nil {
-		root.Close()
-		return nil, err
-	}
 	return m, nil
 }
 

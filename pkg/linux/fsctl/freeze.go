@@ -26,7 +26,7 @@ const (
 // "syncfs() is like sync(), but synchronizes just the filesystem containing file
 // referred to by the open file descriptor fd." syncfs(2)
 func Sync(f *os.File) error {
-	if err := sys.On(f, unix.Syncfs); err != nil {
+	if err := sys.Effect("syncfs", f, unix.Syncfs); err != nil {
 		return fmt.Errorf("syncfs %s: %w", f.Name(), err)
 	}
 	return nil
@@ -35,7 +35,7 @@ func Sync(f *os.File) error {
 // Freeze writes everything and makes all further writers wait, until [Thaw]. It
 // is [ErrFrozen] if the filesystem is frozen already.
 func Freeze(f *os.File) error {
-	err := ioctl(f, fiFreeze)
+	err := ioctl("FIFREEZE", f, fiFreeze)
 	if errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("%w: FIFREEZE %s: %w", ErrFrozen, f.Name(), err)
 	}
@@ -47,7 +47,7 @@ func Freeze(f *os.File) error {
 
 // Thaw lets writers go on. On a filesystem that is not frozen it does nothing.
 func Thaw(f *os.File) error {
-	err := ioctl(f, fiThaw)
+	err := ioctl("FITHAW", f, fiThaw)
 	if errors.Is(err, unix.EINVAL) { // thaw_super: it is not frozen
 		return nil
 	}
@@ -57,6 +57,6 @@ func Thaw(f *os.File) error {
 	return nil
 }
 
-func ioctl(f *os.File, request uint) error {
-	return sys.On(f, func(fd int) error { return unix.IoctlSetInt(fd, request, 0) })
+func ioctl(name string, f *os.File, request uint) error {
+	return sys.Effect(name, f, func(fd int) error { return unix.IoctlSetInt(fd, request, 0) })
 }

@@ -74,7 +74,7 @@ func growBtrfs(f *os.File) error {
 		name [4088]byte
 	}{}
 	copy(args.name[:], "1:max")
-	if err := ioctlPtr(f, btrfsIocResize, unsafe.Pointer(&args)); err != nil {
+	if err := ioctlPtr("BTRFS_IOC_RESIZE", f, btrfsIocResize, unsafe.Pointer(&args)); err != nil {
 		return fmt.Errorf("BTRFS_IOC_RESIZE %s: %w", f.Name(), err)
 	}
 	return nil
@@ -82,7 +82,7 @@ func growBtrfs(f *os.File) error {
 
 func growExt4(f *os.File, blocks int64) error {
 	count := uint64(blocks)
-	err := ioctlPtr(f, ext4IocResizeFS, unsafe.Pointer(&count))
+	err := ioctlPtr("EXT4_IOC_RESIZE_FS", f, ext4IocResizeFS, unsafe.Pointer(&count))
 	if errors.Is(err, unix.EPERM) {
 		return fmt.Errorf("%w: EXT4_IOC_RESIZE_FS %s: %w", ErrNotPermitted, f.Name(), err)
 	}
@@ -103,7 +103,7 @@ type xfsGeometry struct {
 // growXFS keeps imaxpct, which the call would set as well.
 func growXFS(f *os.File, size int64) error {
 	var g xfsGeometry
-	if err := ioctlPtr(f, xfsIocFSGeometryV1, unsafe.Pointer(&g)); err != nil {
+	if err := ioctlPtr("XFS_IOC_FSGEOMETRY_V1", f, xfsIocFSGeometryV1, unsafe.Pointer(&g)); err != nil {
 		return fmt.Errorf("XFS_IOC_FSGEOMETRY_V1 %s: %w", f.Name(), err)
 	}
 	grow := struct {
@@ -114,14 +114,14 @@ func growXFS(f *os.File, size int64) error {
 	if grow.newBlocks <= g.dataBlocks {
 		return nil
 	}
-	if err := ioctlPtr(f, xfsIocFSGrowFSData, unsafe.Pointer(&grow)); err != nil {
+	if err := ioctlPtr("XFS_IOC_FSGROWFSDATA", f, xfsIocFSGrowFSData, unsafe.Pointer(&grow)); err != nil {
 		return fmt.Errorf("XFS_IOC_FSGROWFSDATA %s: %w", f.Name(), err)
 	}
 	return nil
 }
 
-func ioctlPtr(f *os.File, request uintptr, arg unsafe.Pointer) error {
-	return sys.On(f, func(fd int) error {
+func ioctlPtr(name string, f *os.File, request uintptr, arg unsafe.Pointer) error {
+	return sys.Effect(name, f, func(fd int) error {
 		if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(arg)); e != 0 {
 			return e
 		}

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
 )
 
@@ -154,7 +155,7 @@ func (a *Allocator) look() error {
 // returned" loop(4). Of a negative number the kernel makes the first that does
 // not exist yet, loop_add() in drivers/block/loop.c.
 func add() (int, error) {
-	index, err := control(unix.LOOP_CTL_ADD, ^uintptr(0))
+	index, err := control("LOOP_CTL_ADD", unix.LOOP_CTL_ADD, ^uintptr(0))
 	if err != nil {
 		return 0, fmt.Errorf("LOOP_CTL_ADD: %w", err)
 	}
@@ -162,7 +163,7 @@ func add() (int, error) {
 }
 
 // control calls the driver itself.
-func control(request uint, arg uintptr) (int, error) {
+func control(name string, request uint, arg uintptr) (int, error) {
 	const path = "/dev/loop-control"
 	f, err := sys.Open(path, func() (int, error) { return unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0) })
 	if err != nil {
@@ -170,7 +171,7 @@ func control(request uint, arg uintptr) (int, error) {
 	}
 	defer f.Close()
 	var result uintptr
-	err = sys.On(f, func(fd int) error {
+	err = sys.Effect(name, f, func(fd int) error {
 		r, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request), arg)
 		if e != 0 {
 			return e
@@ -232,7 +233,11 @@ func attachIfFree(index int, backing *os.File, o Options) (*Device, error) {
 // "discard_max_bytes: [RW] [...] can be used to limit the size of discards. A
 // value of 0 disables them" Documentation/ABI/stable/sysfs-block
 func (d *Device) refuseDiscard() error {
-	if err := os.WriteFile(d.queue("discard_max_bytes"), []byte("0\n"), 0); err != nil {
+	err := failpoint.Before("discard_max_bytes")
+	if err == nil {
+		err = os.WriteFile(d.queue("discard_max_bytes"), []byte("0\n"), 0)
+	}
+	if err != nil {
 		return fmt.Errorf("%w; in a container /sys must be writable: mount the node's there", err)
 	}
 	return nil
@@ -258,7 +263,7 @@ func (d *Device) queue(name string) string {
 // "LOOP_CTL_REMOVE: Remove the loop device whose device number is specified as a
 // long integer in the third ioctl(2) argument" loop(4)
 func Remove(index int) error {
-	_, err := control(unix.LOOP_CTL_REMOVE, uintptr(index))
+	_, err := control("LOOP_CTL_REMOVE", unix.LOOP_CTL_REMOVE, uintptr(index))
 	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENODEV) {
 		return nil
 	}
@@ -278,7 +283,7 @@ func (d *Device) configure(backing *os.File, o Options) error {
 	copy(name[:len(name)-1], o.Name)
 	err := sys.On(backing, func(backingFd int) error {
 		config.Fd = uint32(backingFd)
-		return sys.On(d.file, func(fd int) error { return unix.IoctlLoopConfigure(fd, &config) })
+		return sys.Effect("LOOP_CONFIGURE", d.file, func(fd int) error { return unix.IoctlLoopConfigure(fd, &config) })
 	})
 	switch {
 	case errors.Is(err, unix.EBUSY):

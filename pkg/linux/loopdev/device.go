@@ -103,7 +103,7 @@ func (d *Device) Close() error { return d.file.Close() }
 //
 // "LOOP_CLR_FD: Disassociate the loop device from any file descriptor." loop(4)
 func (d *Device) Detach() error {
-	err := sys.On(d.file, func(fd int) error {
+	err := sys.Effect("LOOP_CLR_FD", d.file, func(fd int) error {
 		_, err := unix.IoctlRetInt(fd, unix.LOOP_CLR_FD)
 		return err
 	})
@@ -144,20 +144,38 @@ func (d *Device) Keep() error {
 		return err
 	}
 	status.Flags &^= unix.LO_FLAGS_AUTOCLEAR
-	err = sys.On(d.file, func(fd int) error { return unix.IoctlLoopSetStatus64(fd, status) })
+	err = sys.Effect("LOOP_SET_STATUS64", d.file, func(fd int) error { return unix.IoctlLoopSetStatus64(fd, status) })
 	if err != nil {
 		return fmt.Errorf("LOOP_SET_STATUS64 %s: %w", d.Path(), err)
 	}
 	return nil
 }
 
-// Name is what [Options].Name was, cut at [MaxName] bytes.
-func (d *Device) Name() (string, error) {
+// Info is what a device knows of its attachment.
+type Info struct {
+	Name      string // what [Options].Name was, cut at [MaxName] bytes
+	AutoClear bool
+	// Of the backing file, as stat(2) has them.
+	Device, Inode uint64
+}
+
+// Info asks the device.
+func (d *Device) Info() (Info, error) {
 	status, err := d.status()
 	if err != nil {
-		return "", err
+		return Info{}, err
 	}
-	return unix.ByteSliceToString(status.File_name[:]), nil
+	return Info{
+		Name:      unix.ByteSliceToString(status.File_name[:]),
+		AutoClear: status.Flags&unix.LO_FLAGS_AUTOCLEAR != 0,
+		Device:    status.Device, Inode: status.Inode,
+	}, nil
+}
+
+// Name is what [Options].Name was, cut at [MaxName] bytes.
+func (d *Device) Name() (string, error) {
+	info, err := d.Info()
+	return info.Name, err
 }
 
 // UpdateSize makes the device as large as its file is now.
@@ -166,7 +184,7 @@ func (d *Device) Name() (string, error) {
 // underlying backing store and then use this operation so that the loop driver
 // learns about the new size." loop(4)
 func (d *Device) UpdateSize() error {
-	err := sys.On(d.file, func(fd int) error {
+	err := sys.Effect("LOOP_SET_CAPACITY", d.file, func(fd int) error {
 		_, err := unix.IoctlRetInt(fd, unix.LOOP_SET_CAPACITY)
 		return err
 	})
@@ -178,7 +196,7 @@ func (d *Device) UpdateSize() error {
 
 // Sync writes what is dirty in the device's own page cache, where somebody used
 // it without a filesystem.
-func (d *Device) Sync() error { return d.file.Sync() }
+func (d *Device) Sync() error { return sys.Effect("fsync", d.file, unix.Fsync) }
 
 // inode as LOOP_GET_STATUS64 has it. The kernel takes it with the same getattr
 // as fstat(2): on btrfs st_dev is the subvolume's own, not what /proc/self/mountinfo

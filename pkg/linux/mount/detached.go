@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
 )
 
@@ -110,13 +111,16 @@ func configure(fs *os.File, c Config) error {
 			return fmt.Errorf("option %q: %w", p, err)
 		}
 	}
-	return sys.On(fs, unix.FsconfigCreate)
+	return sys.Effect("FSCONFIG_CMD_CREATE", fs, unix.FsconfigCreate)
 }
 
 // fsmount "takes the filesystem context [...] and creates a new detached mount
 // object" fsmount(2)
 func fsmount(fs *os.File, name string, a Attr) (*Detached, error) {
 	root, err := sys.OpenAt(name, fs, func(fd int) (int, error) {
+		if err := failpoint.Before("fsmount"); err != nil {
+			return 0, err
+		}
 		return unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, int(a.bits()))
 	})
 	if err != nil {
@@ -156,6 +160,9 @@ func words(fs *os.File, c Config) string {
 // which consists of a bind-mount of the path specified" open_tree(2)
 func Clone(f *os.File) (*Detached, error) {
 	root, err := sys.OpenAt(f.Name(), f, func(fd int) (int, error) {
+		if err := failpoint.Before("open_tree"); err != nil {
+			return 0, err
+		}
 		return unix.OpenTree(fd, "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	})
 	if err != nil {
@@ -190,7 +197,7 @@ func (d *Detached) SetAttr(a Attr) error {
 	if a.NoATime {
 		attr.Attr_clr = unix.MOUNT_ATTR__ATIME
 	}
-	err := sys.On(d.root, func(fd int) error { return unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr) })
+	err := sys.Effect("mount_setattr", d.root, func(fd int) error { return unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr) })
 	if err != nil {
 		return fmt.Errorf("mount_setattr %s: %w", d.root.Name(), err)
 	}
@@ -204,7 +211,7 @@ func (d *Detached) SetAttr(a Attr) error {
 // also be used to attach an unattached mount" move_mount(2)
 func (d *Detached) Attach(target *os.File) error {
 	err := sys.On(d.root, func(fd int) error {
-		return sys.On(target, func(targetFd int) error {
+		return sys.Effect("move_mount", target, func(targetFd int) error {
 			return unix.MoveMount(fd, "", targetFd, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
 		})
 	})

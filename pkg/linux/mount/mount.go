@@ -13,6 +13,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
 )
 
@@ -99,7 +100,12 @@ func whereIs(path string) (id int, resolved string, err error) {
 // "UMOUNT_NOFOLLOW (since Linux 2.6.34): Don't dereference target if it is a
 // symbolic link." umount(2)
 func Unmount(target string) error {
-	err := sys.Retry(func() error { return unix.Unmount(target, unix.UMOUNT_NOFOLLOW) })
+	err := sys.Retry(func() error {
+		if err := failpoint.Before("umount"); err != nil {
+			return err
+		}
+		return unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
+	})
 	switch {
 	case err == nil:
 		return nil

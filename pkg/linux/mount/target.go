@@ -92,7 +92,7 @@ func makeTarget(root *os.File, rel string, flags int, op string, create func(par
 	}
 	defer parent.Close()
 	name := filepath.Base(rel)
-	err = sys.On(parent, func(fd int) error { return create(fd, name) })
+	err = sys.Effect(op, parent, func(fd int) error { return create(fd, name) })
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return nil, &os.PathError{Op: op, Path: filepath.Join(root.Name(), rel), Err: err}
 	}
@@ -128,7 +128,7 @@ func removeTarget(root *os.File, rel, op string, flags int) error {
 		return err
 	}
 	defer parent.Close()
-	err = sys.On(parent, func(fd int) error { return unix.Unlinkat(fd, filepath.Base(rel), flags) })
+	err = sys.Effect(op, parent, func(fd int) error { return unix.Unlinkat(fd, filepath.Base(rel), flags) })
 	if err != nil {
 		return &os.PathError{Op: op, Path: filepath.Join(root.Name(), rel), Err: err}
 	}

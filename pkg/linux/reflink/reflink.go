@@ -28,7 +28,7 @@ var ErrUnsupported = errors.New("the filesystem cannot share extents: use btrfs,
 // remain private to the file being written." ioctl_ficlone(2)
 func Clone(dst, src *os.File) error {
 	err := sys.On(src, func(srcFd int) error {
-		return sys.On(dst, func(dstFd int) error { return unix.IoctlFileClone(dstFd, srcFd) })
+		return sys.Effect("FICLONE", dst, func(dstFd int) error { return unix.IoctlFileClone(dstFd, srcFd) })
 	})
 	if err != nil {
 		return explain(fmt.Sprintf("FICLONE %s to %s", src.Name(), dst.Name()), err)

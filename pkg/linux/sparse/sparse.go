@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
 )
 
@@ -55,7 +56,7 @@ func Data(f *os.File) iter.Seq2[Extent, error] {
 // "After a successful call, subsequent writes into the range specified by offset
 // and len are guaranteed not to fail because of lack of disk space." fallocate(2)
 func Reserve(f *os.File, size int64) error {
-	if err := sys.On(f, func(fd int) error { return unix.Fallocate(fd, 0, 0, size) }); err != nil {
+	if err := sys.Effect("fallocate", f, func(fd int) error { return unix.Fallocate(fd, 0, 0, size) }); err != nil {
 		return fmt.Errorf("fallocate %s to %d bytes: %w", f.Name(), size, err)
 	}
 	return nil
@@ -78,6 +79,9 @@ func Copy(ctx context.Context, dst, src *os.File) error {
 				return nil
 			}
 			if err != nil && err != io.EOF {
+				return err
+			}
+			if err := failpoint.Before("pwrite"); err != nil {
 				return err
 			}
 			if _, err := dst.WriteAt(buf[:n], at); err != nil {

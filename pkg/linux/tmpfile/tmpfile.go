@@ -19,15 +19,20 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
 )
 
 // Create opens a new unnamed file for reading and writing on dir's filesystem.
 func Create(dir string, perm os.FileMode) (*os.File, error) {
 	f, err := sys.Open(filepath.Join(dir, "(unnamed)"), func() (int, error) {
+		if err := failpoint.Before("open O_TMPFILE"); err != nil {
+			return 0, err
+		}
 		return unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, uint32(perm.Perm()))
 	})
 	if err != nil {
@@ -40,7 +45,11 @@ func Create(dir string, perm os.FileMode) (*os.File, error) {
 // there stays untouched.
 func Link(f *os.File, path string) error {
 	self := "/proc/self/fd/" + strconv.Itoa(int(f.Fd()))
-	if err := unix.Linkat(unix.AT_FDCWD, self, unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW); err != nil {
+	err := failpoint.Before("linkat")
+	if err == nil {
+		err = unix.Linkat(unix.AT_FDCWD, self, unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
+	}
+	if err != nil {
 		return &os.LinkError{Op: "linkat", Old: f.Name(), New: path, Err: err}
 	}
 	return nil
@@ -54,13 +63,13 @@ func Link(f *os.File, path string) error {
 // nothing of an inode without a name (btrfs_log_inode_parent in
 // fs/btrfs/tree-log.c), and would log one that only got its name as empty.
 func Publish(f *os.File, path string) error {
-	if err := f.Sync(); err != nil {
+	if err := Sync(f); err != nil {
 		return err
 	}
 	if err := Link(f, path); err != nil {
 		return err
 	}
-	if err := f.Sync(); err != nil {
+	if err := Sync(f); err != nil {
 		return err
 	}
 	return SyncDir(filepath.Dir(path))
@@ -70,19 +79,38 @@ func Publish(f *os.File, path string) error {
 // moment f has a name beside it, that begins with '.'; what a process left there
 // that died in this moment is replaced by the next.
 func Replace(f *os.File, path string) error {
-	beside := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
-	if err := os.Remove(beside); err != nil && !errors.Is(err, os.ErrNotExist) {
+	beside := Beside(path)
+	if err := Remove(beside); err != nil {
 		return err
 	}
 	err := Publish(f, beside)
 	if err == nil {
+		err = failpoint.Before("rename")
+	}
+	if err == nil {
 		err = os.Rename(beside, path)
 	}
 	if err != nil {
-		os.Remove(beside) // if it came so far
-		return err
+		return errors.Join(err, Remove(beside)) // if it came so far
 	}
 	return SyncDir(filepath.Dir(path))
+}
+
+const besidePrefix, besideSuffix = ".", ".new"
+
+// Beside is the name that [Replace] gives its file for a moment.
+func Beside(path string) string {
+	return filepath.Join(filepath.Dir(path), besidePrefix+filepath.Base(path)+besideSuffix)
+}
+
+// Replaces returns the name beside which a name stands, if it is one of [Beside].
+func Replaces(beside string) (name string, ok bool) {
+	name, ok = strings.CutPrefix(beside, besidePrefix)
+	if !ok {
+		return "", false
+	}
+	name, ok = strings.CutSuffix(name, besideSuffix)
+	return name, ok && name != ""
 }
 
 // SyncDir makes the names in dir durable.
@@ -92,8 +120,27 @@ func SyncDir(dir string) error {
 		return err
 	}
 	defer d.Close()
-	if err := d.Sync(); err != nil {
+	if err := Sync(d); err != nil {
 		return fmt.Errorf("fsync of directory: %w", err)
+	}
+	return nil
+}
+
+// Sync is fsync(2).
+func Sync(f *os.File) error {
+	if err := failpoint.Before("fsync"); err != nil {
+		return &os.PathError{Op: "fsync", Path: f.Name(), Err: err}
+	}
+	return f.Sync()
+}
+
+// Remove takes a name away, if it is there.
+func Remove(path string) error {
+	if err := failpoint.Before("unlink"); err != nil {
+		return &os.PathError{Op: "unlink", Path: path, Err: err}
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
 	}
 	return nil
 }

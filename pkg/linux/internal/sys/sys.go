@@ -10,6 +10,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
 )
 
 // Retry runs call until no signal interrupts it. The Go runtime preempts with
@@ -36,6 +38,17 @@ func On(f *os.File, call func(fd int) error) error {
 		return os.ErrClosed // the only reason; as it comes it has no name
 	}
 	return callErr
+}
+
+// Effect is [On] for a call that changes what others can see, or what outlives this
+// process; name is the call's.
+func Effect(name string, f *os.File, call func(fd int) error) error {
+	return On(f, func(fd int) error {
+		if err := failpoint.Before(name); err != nil {
+			return err
+		}
+		return call(fd)
+	})
 }
 
 // Open is a call that returns a new descriptor, as a file with the given name.

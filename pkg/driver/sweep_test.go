@@ -1,0 +1,89 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build system
+
+package driver
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+)
+
+// leaveBehind publishes a volume, kills the plugin and makes all of the
+// pod's directory vanish, as a node that was rebooted and forgot the pod would have it.
+func (p *plugin) leaveBehind(id string) {
+	p.t.Helper()
+	r := p.request(id, "ext4", "size", "64Mi")
+	p.publish(r)
+	p.kill()
+	testenv.Run(p.t, "umount", r.TargetPath)
+	testenv.NoLoopsBelow(p.t, p.pool)
+	if err := os.RemoveAll(filepath.Join(p.kubelet, "pods", "uid-of-"+id)); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// TestSweep: the command shows what was left behind and takes it away; so does a
+// plugin that starts, before it serves, and one that runs.
+func TestSweep(t *testing.T) {
+	n := newNode(t, testenv.Btrfs, 1<<30)
+	n.start().leaveBehind("by-command")
+	gc := func(flags ...string) []volume.Action {
+		t.Helper()
+		out, err := exec.Command(testenv.Binary(t), append([]string{"gc", "--pool", n.pool, "--kubelet-dir", n.kubelet, "-o", "json"}, flags...)...).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var plan struct{ Actions []volume.Action }
+		if err := json.Unmarshal(out, &plan); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return plan.Actions
+	}
+	for _, c := range []struct {
+		flags  []string
+		result string
+	}{{[]string{"--dry-run"}, ""}, {[]string{"--dry-run"}, ""}, {nil, volume.Done}} {
+		a := gc(c.flags...)
+		if len(a) != 1 || a[0].Verb != volume.Delete || a[0].Object != "volume by-command" || a[0].Result != c.result {
+			t.Errorf("gc %v: %+v", c.flags, a)
+		}
+	}
+	if a := gc(); len(a) != 0 {
+		t.Errorf("%+v", a)
+	}
+	n.mustHave("none")
+	if code, out := testenv.Product(t, "gc", "--pool", n.pool, "-o", "yaml"); code != 1 || !strings.Contains(out, "json") {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+
+	n.start().leaveBehind("by-start")
+	p := n.start("--sweep-interval", "100ms")
+	n.mustHave("none")
+	if p.metric("csi_disktemplate_sweep_actions_total") != 1 {
+		t.Error("the sweep was not counted")
+	}
+	if sweep := p.log.lines("Sweep: delete", "by-start", "is gone"); len(sweep) != 1 {
+		t.Errorf("the log says %q", sweep)
+	}
+	// One that its plugin did not lose stays, and goes when the pod is gone.
+	r := p.request("by-timer", "ext4", "size", "64Mi")
+	p.publish(r)
+	testenv.Run(t, "umount", r.TargetPath)
+	if err := os.RemoveAll(filepath.Join(n.kubelet, "pods", "uid-of-by-timer")); err != nil {
+		t.Fatal(err)
+	}
+	p.await("a sweep", func() bool {
+		_, err := os.Stat(filepath.Join(n.pool, "volumes", "by-timer"))
+		return errors.Is(err, os.ErrNotExist)
+	})
+}

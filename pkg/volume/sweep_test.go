@@ -1,0 +1,398 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build system
+
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+)
+
+// mustSweep sweeps, and holds what was done against "verb object" words.
+func (n *node) mustSweep(s Sweep, want ...string) []Action {
+	n.t.Helper()
+	actions, err := n.Sweep(n.t.Context(), s)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	var got []string
+	for _, a := range actions {
+		n.t.Logf("%+v", a)
+		got = append(got, string(a.Verb)+" "+a.Object)
+		if a.Failed() || (a.Result == "") != (s.DryRun || a.Verb == Leave) {
+			n.t.Errorf("%s %s: %q", a.Verb, a.Object, a.Result)
+		}
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		n.t.Errorf("sweep: %q, expected %q", got, want)
+	}
+	return actions
+}
+
+// endPod removes a pod's directory, as kubelet does when it is done with the pod.
+func (n *node) endPod(id string) {
+	n.t.Helper()
+	if err := os.RemoveAll(filepath.Join(n.kubelet, "pods", id)); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// TestSweepInline: an inline volume goes when its pod is gone for good, and not before.
+func TestSweepInline(t *testing.T) {
+	for _, kind := range testenv.PoolKinds {
+		t.Run(kind.Name, func(t *testing.T) {
+			n := newNode(t, kind, gib)
+			for _, mode := range MountModes {
+				r := n.request("v-"+strings.ToLower(string(mode)), "ext4", 64*mib)
+				r.Mode = mode
+				n.mustPublish(r)
+				n.mustSweep(Sweep{First: true})
+				// A reboot: nothing is mounted, and the pod will come back.
+				testenv.Run(t, "umount", "--recursive", r.Target)
+				testenv.NoLoopsBelow(t, n.pool.Root())
+				n.mustSweep(Sweep{First: true})
+				if res := n.mustPublish(r); !res.Existed {
+					t.Error("a sweep took the volume of a pod that came back")
+				}
+				// The pod is deleted while nobody listens, and kubelet forgets it.
+				testenv.Run(t, "umount", "--recursive", r.Target)
+				testenv.NoLoopsBelow(t, n.pool.Root())
+				n.endPod(r.ID)
+				n.mustSweep(Sweep{DryRun: true}, "delete volume "+r.ID)
+				if _, err := os.Stat(n.pool.Volume(r.ID)); err != nil {
+					t.Errorf("planned only, and gone: %v", err)
+				}
+				// Another operation works on it.
+				busy := func(string) (func(), error) { return nil, ErrUnderWay }
+				if a, err := n.Sweep(t.Context(), Sweep{Hold: busy}); err != nil || len(a) != 1 || a[0].Result != Skipped {
+					t.Errorf("%+v %v", a, err)
+				}
+				n.mustSweep(Sweep{}, "delete volume "+r.ID)
+				n.mustSweep(Sweep{})
+				n.mustBeEmpty()
+			}
+		})
+	}
+}
+
+// TestSweepWaits: a volume stays as long as anything has it, and goes afterwards.
+func TestSweepWaits(t *testing.T) {
+	n := newNode(t, testenv.XFS, gib)
+	r := n.request("waits", "ext4", 64*mib)
+	n.mustPublish(r)
+	elsewhere := testenv.Dir(t)
+	testenv.Run(t, "mount", "--bind", r.Target, elsewhere)
+	testenv.Run(t, "umount", r.Target)
+	n.endPod(r.ID)
+	n.mustSweep(Sweep{}, "leave volume waits")
+	hold, err := os.Open(filepath.Join(elsewhere, "lost+found"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	testenv.Run(t, "umount", "--lazy", elsewhere)
+	n.mustSweep(Sweep{}, "leave volume waits")
+	hold.Close()
+	testenv.NoLoopsBelow(t, n.pool.Root())
+	n.mustSweep(Sweep{}, "delete volume waits")
+}
+
+// TestSweepBlock: the device of a block volume goes when it was unstaged without a
+// word, and the volume stays.
+func TestSweepBlock(t *testing.T) {
+	for _, kind := range testenv.PoolKinds {
+		t.Run(kind.Name, func(t *testing.T) {
+			n := newNode(t, kind, gib)
+			v := n.mustCreate(disk("block", 64*mib))
+			n.mustPublishClaim(v, "pod")
+			n.mustSweep(Sweep{})
+			n.mustUnpublishClaim(v, "pod")
+			n.mustSweep(Sweep{})
+			if err := os.RemoveAll(filepath.Join(n.kubelet, "plugins", v.ID)); err != nil {
+				t.Fatal(err)
+			}
+			n.mustSweep(Sweep{}, "detach volume block")
+			testenv.NoLoopsBelow(t, n.pool.Root())
+			n.mustSweep(Sweep{})
+			n.mustDelete(v.ID)
+
+			// Its image is deleted while it is staged.
+			v = n.mustCreate(disk("lost", 64*mib))
+			n.mustPublishClaim(v, "pod")
+			if err := os.Remove(n.pool.Volume(v.ID)); err != nil {
+				t.Fatal(err)
+			}
+			loop := testenv.LoopsBelow(t, n.pool.Root())[0]
+			n.mustSweep(Sweep{}, "leave /dev/"+loop)
+			n.mustUnpublishClaim(v, "pod")
+			n.mustSweep(Sweep{}, "detach /dev/"+loop)
+			n.mustSweep(Sweep{})
+		})
+	}
+}
+
+// TestSweepThaws what a plugin froze that died; what somebody else froze stays frozen.
+func TestSweepThaws(t *testing.T) {
+	n := newNode(t, testenv.XFS, gib)
+	v := n.mustCreate(claim("frozen", "ext4", 64*mib))
+	at := n.mustStage(v)
+	root, err := os.Open(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	img, err := n.open(v.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer img.Close()
+	if err := fsctl.Freeze(root); err != nil {
+		t.Fatal(err)
+	}
+	_, err = n.CreateSnapshot(t.Context(), "of-frozen", v.ID)
+	t.Log(err)
+	if !errors.Is(err, ErrState) || !errors.Is(err, fsctl.ErrFrozen) {
+		t.Errorf("a snapshot of what somebody else froze: %v", err)
+	}
+	n.mustSweep(Sweep{First: true})
+	if err := fsctl.Freeze(root); !errors.Is(err, fsctl.ErrFrozen) {
+		t.Errorf("somebody else's freeze was ended: %v", err)
+	}
+	if err := pool.SetRecord(img.File, pool.FrozenAttr, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	n.mustSweep(Sweep{First: true}, "thaw volume frozen")
+	if err := os.WriteFile(filepath.Join(at, "file"), nil, 0o600); err != nil {
+		t.Error(err)
+	}
+	n.mustSweep(Sweep{First: true})
+	root.Close()
+	img.Close()
+	n.mustEnd(v)
+}
+
+// TestSweepReplacement: what was to take a volume's place goes, unless it is about to.
+func TestSweepReplacement(t *testing.T) {
+	n := newNode(t, testenv.XFS, gib)
+	v := n.mustCreate(claim("grows", "ext4", 64*mib))
+	left := n.pool.Replacement(v.ID)
+	if err := os.WriteFile(left, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if l, _, err := n.Claims("", 0); err != nil || len(l) != 1 {
+		t.Errorf("claims %v: %v", l, err)
+	}
+	img, err := n.open(v.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer img.Close()
+	unlock, err := n.exclusive(t.Context(), img, time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a, err := n.Sweep(t.Context(), Sweep{}); err != nil || len(a) != 1 || a[0].Result != Skipped {
+		t.Errorf("%+v %v", a, err)
+	}
+	if err := unlock(); err != nil {
+		t.Fatal(err)
+	}
+	n.mustSweep(Sweep{}, "delete replacement of volume grows")
+	if _, err := os.Lstat(left); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("left of a process that died: %v", err)
+	}
+	n.mustDelete(v.ID)
+}
+
+// TestSweepSparesOthers has what looks like ours and is not, and what is ours and
+// cannot be judged. Nothing of it is touched.
+func TestSweepSparesOthers(t *testing.T) {
+	n := newNode(t, testenv.XFS, 2*gib)
+	fs := filepath.Dir(n.pool.Root())
+	// A neighbour has a pool on the same filesystem, and the same kubelet.
+	neighbour, err := pool.Open(t.Context(), pool.Config{Dir: filepath.Join(fs, "neighbour")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer neighbour.Close()
+	other, err := NewManager(Config{Pool: neighbour, Templates: n.templates, TargetRoot: n.kubelet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	theirs := &node{other, t, n.kubelet}
+	block := theirs.mustCreate(disk("block", 64*mib))
+	theirs.mustStage(block)
+	images := theirs.request("images", "ext4", 64*mib)
+	images.Mode, images.Spec.Filesystem = ModeDiskImage, "raw"
+	theirs.mustPublish(images)
+
+	// Users have loop devices on the pool's filesystem, mounts below the kubelet's
+	// directory, directories with names like ours.
+	own := filepath.Join(fs, "volumes", "disk.img")
+	inPool := n.pool.Volume("disk.img")
+	for _, path := range []string{own, inPool} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, nil, 0o600), os.Truncate(path, 64*mib)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	loop := strings.TrimSpace(testenv.Run(t, "losetup", "--find", "--show", own))
+	defer testenv.Run(t, "losetup", "--detach", loop)
+	deleted := strings.TrimSpace(testenv.Run(t, "losetup", "--find", "--show", inPool))
+	defer testenv.Run(t, "losetup", "--detach", deleted)
+	if err := os.Remove(inPool); err != nil { // a file of the pool's volumes, but no volume
+		t.Fatal(err)
+	}
+	driver := filepath.Join(n.target("driver"), "x")
+	if err := os.MkdirAll(driver, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Run(t, "mount", "-t", "tmpfs", "csi-other:images", driver)
+	defer testenv.Run(t, "umount", driver)
+
+	// In the pool there are things that make no sense.
+	if err := errors.Join(
+		os.WriteFile(n.pool.Volume("notes.txt"), []byte("mine"), 0o600),
+		os.Mkdir(n.pool.Volume("directory"), 0o700),
+		os.WriteFile(n.pool.Snapshot("notes.txt"), []byte("mine"), 0o600),
+	); err != nil {
+		t.Fatal(err)
+	}
+	newer := n.mustCreate(disk("newer", 64*mib))
+	img, err := n.open(newer.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img.Version = recordVersion + 1
+	if err := pool.SetRecord(img.File, pool.VolumeAttr, img.Record); err != nil {
+		t.Fatal(err)
+	}
+	img.Close()
+	// Of an inline volume nobody can tell whose it was.
+	r := n.request("elsewhere", "ext4", 64*mib)
+	n.mustPublish(r)
+	testenv.Run(t, "umount", r.Target)
+	testenv.NoLoopsBelow(t, filepath.Join(n.pool.Root(), "volumes", "none"))
+	setTarget := func(target string) {
+		t.Helper()
+		img, err := n.open(r.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer img.Close()
+		img.Target = target
+		if err := pool.SetRecord(img.File, pool.VolumeAttr, img.Record); err != nil {
+			t.Fatal(err)
+		}
+	}
+	strange := []string{
+		"leave file notes.txt", "leave file notes.txt", "leave file directory", "leave file newer",
+	}
+	// Where it was attached by another kind of plugin is nothing that can be proven.
+	for _, target := range []string{"/elsewhere/pods/u/volumes/v/mount", filepath.Join(n.kubelet, "nomad", "alloc", "mount")} {
+		setTarget(target)
+		n.mustSweep(Sweep{First: true}, append(strange, "leave volume elsewhere")...)
+	}
+	// Without its pods' directories a kubelet's directory is none.
+	setTarget(r.Target)
+	pods := filepath.Join(n.kubelet, "pods")
+	before, err := os.Stat(n.pool.Volume(r.ID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	blank, err := NewManager(Config{Pool: n.pool, TargetRoot: testenv.Dir(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	(&node{blank, t, ""}).mustSweep(Sweep{First: true}, append(strange, "leave volume elsewhere")...)
+	blank.Close()
+	if after, err := os.Stat(n.pool.Volume(r.ID)); err != nil || !os.SameFile(before, after) {
+		t.Errorf("the volume: %v", err)
+	}
+	n.mustSweep(Sweep{First: true}, strange...)
+
+	for _, left := range []string{loop, deleted} {
+		if out, err := testenv.Try("losetup", left); err != nil {
+			t.Errorf("%s: %v %s", left, err, out)
+		}
+	}
+	if len(theirs.loops(block.ID)) != 1 || testenv.Mounts(t, filepath.Dir(images.Target)) != 2 {
+		t.Error("the neighbour lost something")
+	}
+	theirs.mustUnpublish(images)
+	theirs.mustUnstage(block.ID)
+	theirs.mustDelete(block.ID)
+	n.mustUnpublish(r)
+	if entries, err := os.ReadDir(pods); err != nil || len(entries) == 0 {
+		t.Errorf("the pods' directories: %v %v", entries, err)
+	}
+	for _, path := range []string{n.pool.Volume("notes.txt"), n.pool.Volume("directory"), n.pool.Snapshot("notes.txt"), n.pool.Volume(newer.ID)} {
+		if err := os.Remove(path); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestSweepKillsVM: a VM that formats for nobody is ended, by the plugin that starts
+// next, and no other process that has files of the pool open.
+func TestSweepKillsVM(t *testing.T) {
+	n := newNode(t, testenv.XFS, gib)
+	image, err := n.pool.NewTemplate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer image.Close()
+	named, err := n.pool.NewTemplate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer named.Close()
+	const name = "ext4-64m-000000000000000a"
+	if err := tmpfile.Link(named, n.pool.Template(name)); err != nil {
+		t.Fatal(err)
+	}
+	reopened, err := os.Open(n.pool.Template(name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reopened.Close()
+	sleep := func(f *os.File) *exec.Cmd {
+		cmd := exec.Command("sleep", "1000")
+		cmd.ExtraFiles = []*os.File{f}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			cmd.Process.Kill()
+			cmd.Wait()
+		})
+		return cmd
+	}
+	orphan, reader := sleep(image), sleep(reopened)
+	image.Close()
+	n.mustSweep(Sweep{}) // later, it may be our own
+	n.mustSweep(Sweep{First: true}, fmt.Sprintf("kill process %d", orphan.Process.Pid))
+	if err := orphan.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Errorf("the orphan ended with %v", err)
+	}
+	n.mustSweep(Sweep{First: true})
+	if err := reader.Process.Signal(syscall.Signal(0)); err != nil {
+		t.Errorf("the reader: %v", err)
+	}
+}
