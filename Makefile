@@ -104,6 +104,16 @@ cluster-down: ## End what make cluster started
 bench-pods: need-go ## Time pods on what make cluster started, with and without volumes
 	@$(AS_ROOT) $(GO) test -tags e2e -count 1 -timeout 30m -run '^$$' -bench Pod -benchtime 20x ./hack/kube/e2e
 
+.PHONY: torture
+torture: need-go ## Kill the plugin before each effect, and COUNT times under load, as SEED has it; asks for root
+	@mkdir -p bin/test
+	@$(AS_ROOT) COUNT=$(or $(COUNT),500) SEED=$(SEED) $(GO) test $(SYSTEMFLAGS) -timeout 6h -v -run 'Kill|Error' ./hack/torture
+
+.PHONY: powercut
+powercut: need-go ## Cut the power COUNT times while volumes come and go, as SEED has it; asks for root
+	@mkdir -p bin/test
+	@$(AS_ROOT) COUNT=$(or $(COUNT),200) SEED=$(SEED) $(GO) test $(SYSTEMFLAGS) -timeout 6h -v -run PowerCut ./hack/torture
+
 .PHONY: bench
 bench: need-go ## Run the benchmarks; asks for root
 	@mkdir -p bin/test

@@ -246,6 +246,16 @@ func NoLoopsBelow(t testing.TB, dir string) {
 	Eventually(t, "the loop devices of files in "+dir+" to go", func() bool { return len(LoopsBelow(t, dir)) == 0 })
 }
 
+// IsMounted reports whether something is mounted at a path.
+func IsMounted(t testing.TB, at string) bool {
+	t.Helper()
+	mounted, err := mountinfo.Mounted(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mounted
+}
+
 // Mounts counts the mounts below a directory.
 func Mounts(t testing.TB, below string) int {
 	t.Helper()

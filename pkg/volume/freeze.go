@@ -142,31 +142,47 @@ func (m *Manager) cloneFrozen(ctx context.Context, img *image, root, dst *os.Fil
 // whileFrozen does something while a volume's filesystem is frozen, and fails if it
 // takes longer than the limit, when the filesystem is frozen no more.
 func whileFrozen(img *image, root *os.File, limit time.Duration, do func() error) (err error) {
-	// Whoever finds the mark after this process died knows who froze it.
+	// One who finds a mark while it holds the image's lock knows that it was frozen by
+	// a plugin that died, or could not thaw it.
 	var since time.Time
-	marked := pool.GetRecord(img.File, pool.FrozenAttr, &since) == nil
+	if pool.GetRecord(img.File, pool.FrozenAttr, &since) == nil {
+		if err := thaw(root); err != nil {
+			return err
+		}
+	}
 	if err := pool.SetRecord(img.File, pool.FrozenAttr, time.Now().UTC()); err != nil {
 		return err
 	}
 	unmark := func() error { return pool.RemoveRecord(img.File, pool.FrozenAttr) }
 	if err := fsctl.Freeze(root); err != nil {
-		if !marked { // else a process of ours froze it, died, and could not be made up for
-			err = errors.Join(err, unmark())
-		}
+		err = errors.Join(err, unmark())
 		if errors.Is(err, fsctl.ErrFrozen) {
 			err = fmt.Errorf("%w: volume %s: %w, by somebody else; wait, or thaw it with fsfreeze -u", ErrState, img.ID, err)
 		}
 		return err
 	}
-	defer func() { err = errors.Join(err, unmark()) }()
 	start := time.Now()
 	late := time.AfterFunc(limit, func() { fsctl.Thaw(root) })
 	err = do()
 	if !late.Stop() {
 		err = errors.Join(err, fmt.Errorf("%w: cloning volume %s took longer than the %s for which its pods may wait; try again when the disk is less busy", ErrState, img.ID, limit))
 	}
-	err = errors.Join(err, fsctl.Thaw(root))
+	if e := thaw(root); e != nil {
+		return errors.Join(err, e) // the mark stays: the next copy thaws it, or a sweep
+	}
 	klog.V(4).InfoS("Froze a volume", "volume", img.ID, "duration", time.Since(start))
+	return errors.Join(err, unmark())
+}
+
+// thaw does not give up at once: a pod hangs until it succeeds.
+func thaw(root *os.File) error {
+	err := fsctl.Thaw(root)
+	for range 2 {
+		if err == nil {
+			return nil
+		}
+		err = fsctl.Thaw(root)
+	}
 	return err
 }
 

@@ -55,7 +55,7 @@ func (a Action) Failed() bool { return a.Result != "" && a.Result != Done && a.R
 // finds are all that a sweep has seen.
 type finds struct {
 	volumes      []foundVolume
-	replacements []string // names of volumes
+	replacements []foundReplacement
 	loops        []foundLoop
 	mounts       []foundMount
 	processes    []process.Process // that hold a template open which is being made
@@ -79,6 +79,9 @@ type foundVolume struct {
 	pod    home     // of ephemeral volumes
 	staged home     // of block volumes; no path if they do not say where
 }
+
+// foundReplacement is what was to take the place of a volume's image.
+type foundReplacement struct{ id, path string }
 
 // foundLoop is a loop device whose file is on the pool's filesystem, and no volume of
 // the pool.
@@ -123,8 +126,8 @@ func (f finds) plan() []Action {
 		verb, reason := v.judge()
 		add(v, verb, "volume "+v.ID, v.path, reason)
 	}
-	for _, name := range f.replacements {
-		add(name, Delete, "replacement of volume "+name, name, "a process died before it could put it in the place of the volume, which is whole without it")
+	for _, r := range f.replacements {
+		add(r, Delete, "replacement of volume "+r.id, r.path, "a process died before it could put it in the place of the volume, which is whole without it")
 	}
 	for _, l := range f.loops {
 		verb, reason := l.judge()

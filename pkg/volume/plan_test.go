@@ -68,7 +68,7 @@ func TestPlan(t *testing.T) {
 			v.staged = home{path: "/k/s", gone: true, doubt: "cannot be told"}
 		}), []Verb{Leave}, "cannot be told"},
 		"disk image, staging gone":       {claim(ModeDiskImage, func(v *foundVolume) { v.staged = home{path: "/k/s", gone: true} }), nil, ""},
-		"replacement":                    {finds{replacements: []string{"pvc-1"}}, []Verb{Delete}, "died before"},
+		"replacement":                    {finds{replacements: []foundReplacement{{"pvc-1", "/pool/volumes/.pvc-1.new"}}}, []Verb{Delete}, "died before"},
 		"loop of a deleted image":        {lost(func(*foundLoop) {}), []Verb{Detach}, "image of volume pvc-1 was deleted"},
 		"the same, mounted":              {lost(func(l *foundLoop) { l.mounted = []string{"/k/p"} }), []Verb{Leave}, "/k/p"},
 		"the same, mounted, autoclear":   {lost(func(l *foundLoop) { l.mounted = []string{"/k/p"}; l.autoClear = true }), []Verb{Leave}, "/k/p"},
@@ -79,7 +79,7 @@ func TestPlan(t *testing.T) {
 		"a formatting VM of a dead one":  {finds{processes: []process.Process{{PID: 77, File: "/pool/templates/#9 (deleted)"}}}, []Verb{Kill}, "nobody waits"},
 		"a file that is not ours":        {finds{strange: []strange{{"file notes.txt", "/pool/volumes/notes.txt", "no record"}}}, []Verb{Leave}, "no record"},
 		"a record of a newer version":    {finds{strange: []strange{{"file v", "/pool/volumes/v", "upgrade the plugin"}}}, []Verb{Leave}, "upgrade"},
-		"several, of which one is alive": {finds{replacements: []string{"a"}, loops: lost(func(*foundLoop) {}).loops, volumes: inline(func(v *foundVolume) { v.pod.gone = false }).volumes}, []Verb{Delete, Detach}, ""},
+		"several, of which one is alive": {finds{replacements: []foundReplacement{{"a", "/pool/volumes/.a.new"}}, loops: lost(func(*foundLoop) {}).loops, volumes: inline(func(v *foundVolume) { v.pod.gone = false }).volumes}, []Verb{Delete, Detach}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got []Verb

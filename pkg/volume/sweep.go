@@ -124,8 +124,12 @@ func (m *Manager) find(first bool) (finds, error) {
 			f.mounts = append(f.mounts, mnt)
 		}
 	}
-	if f.replacements, err = m.pool.Replacements(); err != nil {
+	replaced, err := m.pool.Replacements()
+	if err != nil {
 		return f, err
+	}
+	for _, id := range replaced {
+		f.replacements = append(f.replacements, foundReplacement{id, m.pool.Replacement(id)})
 	}
 	if first {
 		if f.processes, err = process.HoldingUnnamed(m.templatesDir()); err != nil {
@@ -315,8 +319,8 @@ func (m *Manager) carryOut(a *Action, s Sweep) {
 		err = process.KillHolding(find.PID, m.templatesDir())
 	case foundVolume:
 		err = m.held(s, find.ID, func() error { return m.carryOutVolume(a.Verb, find.ID) })
-	case string:
-		err = m.held(s, find, func() error { return m.removeReplacement(find) })
+	case foundReplacement:
+		err = m.held(s, find.id, func() error { return m.removeReplacement(find.id) })
 	case foundLoop:
 		err = m.held(s, find.name, func() error { return m.detachLost(find) })
 	}

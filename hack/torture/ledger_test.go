@@ -1,0 +1,92 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build system
+
+package torture
+
+import (
+	"maps"
+	"slices"
+	"sync"
+)
+
+// state is what the container orchestrator knows of a volume or a snapshot.
+type state int
+
+const (
+	creating state = iota // its creation was begun and not answered
+	there                 // it was answered
+	deleting              // its deletion was begun and not answered
+)
+
+// entry is what must be found of a volume or a snapshot, whenever the power is cut.
+type entry struct {
+	disk       *disk
+	snapshotOf *disk // of a snapshot
+	state      state
+	words      []string // one of these is in it; "" is nothing yet
+}
+
+// ledger has all that was answered and begun, and nothing else.
+type ledger struct {
+	mu      sync.Mutex
+	entries map[string]entry
+	ended   int // that came and went
+}
+
+func newLedger() *ledger { return &ledger{entries: map[string]entry{}} }
+
+// change changes an entry in one step.
+func (l *ledger) change(d *disk, change func(*entry)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.entries[d.id]
+	change(&e)
+	l.entries[d.id] = e
+}
+
+func (l *ledger) creating(d *disk) {
+	now := *d // it may grow
+	l.change(d, func(e *entry) { *e = entry{disk: &now, words: []string{""}} })
+}
+
+// snapshotting enters a snapshot of a volume that holds a word.
+func (l *ledger) snapshotting(name string, of *disk, word string) *disk {
+	s, source := &disk{id: name}, *of
+	l.change(s, func(e *entry) { *e = entry{disk: s, snapshotOf: &source, words: []string{word}} })
+	return s
+}
+
+func (l *ledger) there(d *disk)    { l.change(d, func(e *entry) { e.state = there }) }
+func (l *ledger) deleting(d *disk) { l.change(d, func(e *entry) { e.state = deleting }) }
+
+func (l *ledger) writing(d *disk, word string) {
+	l.change(d, func(e *entry) { e.words = append(slices.Clone(e.words), word) })
+}
+
+// written is for a word that was synced.
+func (l *ledger) written(d *disk, word string) {
+	l.change(d, func(e *entry) { e.words = []string{word} })
+}
+
+func (l *ledger) gone(d *disk) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.entries, d.id)
+	l.ended++
+}
+
+func (l *ledger) copy() map[string]entry {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return maps.Clone(l.entries)
+}
+
+// during does something in one moment of the ledger, and returns it.
+func (l *ledger) during(do func()) map[string]entry {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	do()
+	return maps.Clone(l.entries)
+}

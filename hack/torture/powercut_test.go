@@ -1,0 +1,270 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build system
+
+package torture
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
+)
+
+// A power cut is a copy of the disk that the pool is on, of one moment: the disk is a
+// file on an xfs, and FICLONE takes what was written to it until then, and nothing of
+// what the pool's filesystem still had in memory. Unlike a disk that lies about its
+// cache, it keeps writes that nobody has flushed.
+
+// powercut is one of those.
+type powercut struct {
+	image   string
+	entries map[string]entry
+}
+
+// TestPowerCut cuts the power again and again while volumes come and go. Afterwards
+// every volume, snapshot and template whose call had answered is there and whole, and
+// what had not been answered is there and whole, or not there, or made by its retry.
+func TestPowerCut(t *testing.T) {
+	random := seeded(t)
+	for _, kind := range testenv.PoolKinds {
+		t.Run(kind.Name, func(t *testing.T) {
+			outside := testenv.Mount(t, 64<<30, "mkfs.xfs", "-q")
+			live := filepath.Join(outside, "live")
+			kind.Format(t, live, 6<<30)
+			at := mount(t, kind, live)
+			n := newNode(t, at)
+			n.start()
+			n.warm()
+			cuts := n.cut(random, outside, live, count(t, 12))
+			n.kill()
+			unmount(t, at)
+			held := 0
+			for i, c := range cuts {
+				at := mount(t, kind, c.image)
+				held += n.after(at, c, random, fmt.Sprintf("cut %d of %d", i+1, len(cuts)))
+				unmount(t, at)
+				if err := os.Remove(c.image); err != nil {
+					t.Fatal(err)
+				}
+			}
+			t.Logf("%d power cuts, with %d volumes and snapshots that had to be there", len(cuts), held)
+			if held == 0 {
+				t.Error("there was never anything to lose")
+			}
+		})
+	}
+}
+
+// mount mounts an image, beside others that are its copies.
+func mount(t *testing.T, kind testenv.Kind, image string) string {
+	t.Helper()
+	at := testenv.Dir(t)
+	options := "loop"
+	if kind.Name == "xfs" {
+		options += ",nouuid"
+	}
+	testenv.Run(t, "mount", "-t", kind.Name, "-o", options, image, at)
+	t.Cleanup(func() {
+		if testenv.IsMounted(t, at) { // a test that failed
+			testenv.Unmount(t, at)
+		}
+	})
+	return at
+}
+
+func unmount(t *testing.T, at string) {
+	t.Helper()
+	testenv.NoLoopsBelow(t, at)
+	testenv.Umount(t, at)
+}
+
+// cut works on a node, and cuts its power so many times.
+func (n *node) cut(random *rand.Rand, outside, live string, times int) []powercut {
+	n.t.Helper()
+	src, err := os.Open(live)
+	n.must("the disk", err)
+	defer src.Close()
+	l := newLedger()
+	var cuts []powercut
+	n.underLoad(random, l, func() {
+		for i := range times {
+			time.Sleep(time.Duration(20+random.IntN(300)) * time.Millisecond)
+			c := powercut{image: filepath.Join(outside, fmt.Sprint("cut-", i))}
+			dst, err := os.OpenFile(c.image, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+			n.must("the copy", err)
+			// What is answered in this moment is entered after it.
+			c.entries = l.during(func() { err = reflink.Clone(dst, src) })
+			n.must("the copy", errors.Join(err, dst.Close()))
+			cuts = append(cuts, c)
+		}
+	})
+	n.mustHave("after all", "")
+	return cuts
+}
+
+// after is a node that comes up again after a power cut. It returns how much had to be
+// there.
+func (n *node) after(mounted string, c powercut, random *rand.Rand, when string) (held int) {
+	n.t.Helper()
+	n.pool = filepath.Join(mounted, "pool")
+	var inlines []*disk
+	for _, e := range c.entries {
+		if e.disk.inline {
+			inlines = append(inlines, e.disk)
+		}
+	}
+	podsGone := random.IntN(2) == 0
+	for _, d := range inlines {
+		n.target(d) // its pod's directory
+		if podsGone {
+			n.must(when, os.RemoveAll(n.podDir(d)))
+		}
+	}
+	n.start()
+	ids := n.claims(when)
+	for _, id := range ids {
+		if _, known := c.entries[id]; !known {
+			n.t.Fatalf("%s: volume %s is there, and was deleted, or never asked for", when, id)
+		}
+	}
+	snapshots := n.snapshots(when)
+	for _, id := range snapshots {
+		if _, known := c.entries[id]; !known {
+			n.t.Fatalf("%s: snapshot %s is there, and was deleted, or never asked for", when, id)
+		}
+	}
+	for id, e := range c.entries {
+		if e.state == there && !e.disk.inline {
+			held++
+			if !slices.Contains(append(ids, snapshots...), id) {
+				n.t.Fatalf("%s: %s is lost", when, id)
+			}
+		}
+	}
+	if podsGone {
+		n.noInline(when, inlines)
+	} else {
+		for _, d := range inlines { // the pods start again
+			n.must(when+": "+d.id, n.publish(d))
+			n.must(when+": "+d.id, n.write(d, word))
+			n.must(when+": "+d.id, n.unpublish(d))
+		}
+	}
+	for id, e := range c.entries {
+		if e.snapshotOf != nil {
+			n.must(when+": "+id, n.afterSnapshot(id, e))
+		}
+	}
+	for id, e := range c.entries {
+		if !e.disk.inline && e.snapshotOf == nil {
+			n.must(when+": "+id, n.afterClaim(e))
+		}
+	}
+	n.must(when+": templates", n.templatesServe())
+	n.mustHave(when, "")
+	n.kill()
+	return held
+}
+
+// afterSnapshot holds a snapshot against what it must be.
+func (n *node) afterSnapshot(id string, e entry) error {
+	if e.state == there {
+		c := copyOf("of-"+id, e.snapshotOf, id)
+		err := all(func() error { return n.create(c) }, func() error { return n.stage(c) }, func() error { return n.publish(c) },
+			func() error { return n.holds(c, e.words...) }, func() error { return n.unuse(c) })
+		if err != nil {
+			return err
+		}
+	}
+	return n.deleteSnapshot(id)
+}
+
+// afterClaim holds a claim against what it must be, after the retry of whatever was not
+// answered.
+func (n *node) afterClaim(e entry) error {
+	d := e.disk
+	if e.state == deleting || e.state == creating && d.source != nil { // a source may be gone
+		return n.delete(d)
+	}
+	if e.state == creating {
+		if err := n.create(d); err != nil {
+			return err
+		}
+	}
+	if err := all(func() error { return n.stage(d) }, func() error { return n.publish(d) }); err != nil {
+		return err
+	}
+	err := n.holds(d, e.words...)
+	if errors.Is(err, os.ErrNotExist) && slices.Contains(e.words, "") {
+		err = nil
+	}
+	if err != nil {
+		return err
+	}
+	return n.unuse(d)
+}
+
+// claims and snapshots list what there is.
+func (n *node) claims(when string) (ids []string) {
+	n.t.Helper()
+	ctx, cancel := in()
+	defer cancel()
+	list, err := n.ListVolumes(ctx, &csi.ListVolumesRequest{})
+	n.must(when+": listing", err)
+	for _, e := range list.Entries {
+		ids = append(ids, e.Volume.VolumeId)
+	}
+	return ids
+}
+
+func (n *node) snapshots(when string) (ids []string) {
+	n.t.Helper()
+	ctx, cancel := in()
+	defer cancel()
+	list, err := n.ListSnapshots(ctx, &csi.ListSnapshotsRequest{})
+	n.must(when+": listing", err)
+	for _, e := range list.Entries {
+		ids = append(ids, e.Snapshot.SnapshotId)
+	}
+	return ids
+}
+
+// noInline: the sweep at the start has taken the volumes of pods that did not come back.
+func (n *node) noInline(when string, inlines []*disk) {
+	n.t.Helper()
+	for _, d := range inlines {
+		if _, err := os.Lstat(filepath.Join(n.pool, "volumes", d.id)); !errors.Is(err, os.ErrNotExist) {
+			n.t.Fatalf("%s: volume %s of a pod that is gone: %v", when, d.id, err)
+		}
+	}
+}
+
+// templatesServe: they were built before the power was cut, and are not built again.
+func (n *node) templatesServe() error {
+	for fs := range sizes {
+		d := inline("again-"+fs, fs, "filesystem")
+		if err := all(func() error { return n.publish(d) }, func() error { return n.write(d, word) }, func() error { return n.unpublish(d) }); err != nil {
+			return err
+		}
+	}
+	log, err := os.ReadFile(n.log)
+	if err != nil {
+		return err
+	}
+	if strings.Contains(string(log), "Building a template") {
+		return errors.New("a template was built again")
+	}
+	return nil
+}
