@@ -19,7 +19,11 @@ var quantity = regexp.MustCompile(`^[+-]?[0-9.]{1,512}([numkKMGTPE]i?|[eE][+-]?[
 // no int64 holds becomes the nearest that one does. The error for anything else is [ErrInvalid].
 func ParseSize(s string) (int64, error) {
 	if quantity.MatchString(s) {
-		if q, err := resource.ParseQuantity(s); err == nil {
+		q, err := resource.ParseQuantity(s)
+		if err == nil && s[0] == '-' { // it makes a billionth of 1 out of -1e-10
+			return min(0, clamp(q)), nil
+		}
+		if err == nil {
 			return clamp(q), nil
 		}
 	}

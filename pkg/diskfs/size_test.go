@@ -14,7 +14,7 @@ import (
 func TestParseSize(t *testing.T) {
 	for s, want := range map[string]int64{
 		"1": 1, "512Mi": 512 << 20, "1500M": 1_500_000_000, "1.5Gi": 3 << 29, "1e3": 1000, "100m": 1, "0": 0, "-1Gi": -1 << 30,
-		"1e30": math.MaxInt64, "-1e30": math.MinInt64, "18446744074783293440": math.MaxInt64,
+		"1e30": math.MaxInt64, "-1e30": math.MinInt64, "18446744074783293440": math.MaxInt64, "-1e-10": 0,
 	} {
 		if got, err := ParseSize(s); err != nil || got != want {
 			t.Errorf("ParseSize(%q) = %d, %v; want %d", s, got, err, want)
@@ -36,18 +36,4 @@ func TestParseSizeReturns(t *testing.T) {
 			t.Errorf("%q: %v after %s", s, err, time.Since(start))
 		}
 	}
-}
-
-func FuzzParseSize(f *testing.F) {
-	for _, s := range []string{"1Gi", "1e30", "-5", "1.5Mi", "1e999999999"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		for _, fs := range table {
-			size, err := fs.ParseSize(s)
-			if err == nil && (size < fs.MinSize || size > fs.MaxSize || size%MiB != 0) {
-				t.Errorf("%s: %q is %d", fs.Name, s, size)
-			}
-		}
-	})
 }

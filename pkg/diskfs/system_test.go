@@ -9,9 +9,14 @@
 package diskfs
 
 import (
+	"bytes"
+	"compress/gzip"
+	"encoding/binary"
 	"errors"
+	"flag"
 	"fmt"
 	"log"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -589,6 +594,52 @@ func TestForeignFormatsAreRefused(t *testing.T) {
 			t.Log(err)
 		}
 	}
+}
+
+var writeSamples = flag.Bool("samples", false, "write what FuzzImage begins with anew")
+
+// TestSamples: what FuzzImage begins with is what mkfs makes.
+func TestSamples(t *testing.T) {
+	for _, name := range Names() {
+		fs := lookup(t, name)
+		f := open(t, format(t, fs, sampleSize, sampleLabel, nil))
+		if *writeSamples {
+			must(t, os.WriteFile(samplePath(fs), pack(t, fs, f), 0o644))
+		}
+		want, err := fs.Verify(f, sampleSize, sampleLabel)
+		must(t, err)
+		got, err := fs.Verify(readSample(t, fs).image(t, sampleSize, nil, false), sampleSize, sampleLabel)
+		must(t, err)
+		if got.Size != want.Size || got.Label != want.Label || got.BlockSize != want.BlockSize {
+			t.Errorf("%s: the sample is %+v, mkfs makes %+v: run this with -samples", name, got, want)
+		}
+	}
+}
+
+// pack is what readSample reads: the blocks of an image that Verify looks at.
+func pack(t *testing.T, fs *Filesystem, image *os.File) []byte {
+	t.Helper()
+	blocks := map[int64][]byte{}
+	_, err := fs.Verify(readerAt(func(b []byte, off int64) (int, error) {
+		at := off - off%blockSize
+		block, err := read(image, at, blockSize)
+		must(t, err)
+		if !bytes.Equal(block, zeroBlock) {
+			blocks[at] = block
+		}
+		return image.ReadAt(b, off)
+	}), sampleSize, sampleLabel)
+	must(t, err)
+	var packed bytes.Buffer
+	w, err := gzip.NewWriterLevel(&packed, gzip.BestCompression)
+	must(t, err)
+	for _, off := range slices.Sorted(maps.Keys(blocks)) {
+		must(t, binary.Write(w, be, off))
+		_, err := w.Write(blocks[off])
+		must(t, err)
+	}
+	must(t, w.Close())
+	return packed.Bytes()
 }
 
 // Every use of a template pays these; most of it is system calls.

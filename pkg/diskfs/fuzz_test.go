@@ -1,0 +1,395 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package diskfs
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/binary"
+	"errors"
+	"io"
+	"maps"
+	"math"
+	"math/big"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+)
+
+// watchdog ends a process whose fuzzed call does not return: the fuzzer itself
+// would wait for it, and report nothing.
+func watchdog(what string) (done func() bool) {
+	return time.AfterFunc(30*time.Second, func() { panic(what + " does not return") }).Stop
+}
+
+// parts takes a quantity apart.
+var parts = regexp.MustCompile(`^([+-]?)([0-9]*)(?:\.([0-9]*))?([a-zA-Z]*)([+-]?[0-9]*)$`)
+
+// valueOf is an accepted quantity's value, by the definition of the suffixes
+// (resource.Quantity) and exactly.
+func valueOf(t *testing.T, s string) *big.Rat {
+	t.Helper()
+	m := parts.FindStringSubmatch(s)
+	if m == nil {
+		t.Fatalf("%q is no number", s)
+	}
+	v, ok := new(big.Rat).SetString(m[1] + "0" + m[2] + "." + m[3] + "0")
+	if !ok {
+		t.Fatalf("%q is no number", s)
+	}
+	suffix, exponent := m[4], m[5]
+	if exponent != "" { // or "E" alone, which is exa
+		power, ok := new(big.Rat).SetString("1e" + exponent)
+		if !ok || suffix != "e" && suffix != "E" {
+			t.Fatalf("%q is no number", s)
+		}
+		return v.Mul(v, power)
+	}
+	base, letter := int64(1000), suffix
+	if strings.HasSuffix(suffix, "i") {
+		base, letter = 1024, strings.ToLower(strings.TrimSuffix(suffix, "i"))
+	}
+	steps := slices.Index([]string{"n", "u", "m", "", "k", "M", "G", "T", "P", "E"}, letter)
+	if base == 1024 {
+		steps = 3 + slices.Index([]string{"", "k", "m", "g", "t", "p", "e"}, letter)
+	}
+	if steps < 0 {
+		t.Fatalf("%q has an unknown suffix", s)
+	}
+	for ; steps > 3; steps-- {
+		v.Mul(v, big.NewRat(base, 1))
+	}
+	for ; steps < 3; steps++ {
+		v.Mul(v, big.NewRat(1, base))
+	}
+	return v
+}
+
+// roundedUp is v in whole units, and at most what an int64 holds.
+func roundedUp(v *big.Rat, unit int64) int64 {
+	v = new(big.Rat).Quo(v, big.NewRat(unit, 1))
+	n := new(big.Int).Add(v.Num(), new(big.Int).Sub(v.Denom(), big.NewInt(1)))
+	n.Div(n, v.Denom()).Mul(n, big.NewInt(unit))
+	if !n.IsInt64() {
+		return math.MaxInt64
+	}
+	return n.Int64()
+}
+
+// FuzzParseSize holds sizes against an exact computation.
+func FuzzParseSize(f *testing.F) {
+	for _, s := range []string{
+		"1Gi", "1e30", "-5", "1.5Mi", "1e999999999", "0.0000000001", "9223372036854775807", "8Ei", "1E", "1E3", ".5Gi", "5.", "9437185",
+		"4503599626321920.5", "1n", "1e-99", strings.Repeat("9", 512), strings.Repeat("\U000e0001", 200), "\xff\xff",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		defer watchdog("ParseSize")()
+		bytes, err := ParseSize(s)
+		if err != nil {
+			if !errors.Is(err, ErrInvalid) || !utf8.ValidString(err.Error()) || len(err.Error()) > 1024 {
+				t.Errorf("%q: %v", s, err)
+			}
+			return
+		}
+		exact := valueOf(t, s)
+		if exact.Sign() > 0 && bytes != roundedUp(exact, 1) || exact.Sign() <= 0 && bytes > 0 {
+			t.Errorf("%q is %d bytes, not %s", s, bytes, exact.FloatString(3))
+		}
+		for _, fs := range table {
+			size, err := fs.ParseSize(s)
+			if err != nil {
+				if !errors.Is(err, ErrOutOfRange) || bytes >= fs.MinSize && bytes <= fs.MaxSize {
+					t.Errorf("%s: %q: %v", fs.Name, s, err)
+				}
+				continue
+			}
+			if size < fs.MinSize || size > fs.MaxSize || size != roundedUp(exact, MiB) {
+				t.Errorf("%s: %q is %d", fs.Name, s, size)
+			}
+		}
+	})
+}
+
+const (
+	sampleSize  = 300 * MiB
+	sampleLabel = "data"
+)
+
+// sample is what this package reads of an image of sampleSize that mkfs made, with
+// sampleLabel. TestSamples makes it.
+type sample struct {
+	fs     *Filesystem
+	blocks map[int64][]byte // by offset
+	supers []int64          // offsets of the superblocks, the primary's first
+}
+
+func samplePath(fs *Filesystem) string { return "testdata/" + fs.Name + ".gz" }
+
+// readSample reads blocks, each after its offset.
+func readSample(t testing.TB, fs *Filesystem) sample {
+	t.Helper()
+	packed, err := os.Open(samplePath(fs))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer packed.Close()
+	r, err := gzip.NewReader(packed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := sample{fs: fs, blocks: map[int64][]byte{}}
+	for {
+		var off int64
+		if err := binary.Read(r, be, &off); err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		s.blocks[off] = make([]byte, blockSize)
+		if _, err := io.ReadFull(r, s.blocks[off]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, off := range slices.Sorted(maps.Keys(s.blocks)) {
+		if s.isSuper(off) {
+			s.supers = append(s.supers, off)
+		}
+	}
+	return s
+}
+
+// inBlock is where in its block a superblock begins.
+func (s sample) inBlock(off int64) int {
+	if s.fs == &ext4 && off == 0 {
+		return ext4SuperAt
+	}
+	return 0
+}
+
+func (s sample) isSuper(off int64) bool {
+	b := s.blocks[off][s.inBlock(off):]
+	return bytes.HasPrefix(b, []byte(xfsMagicValue)) || string(b[btrfsMagic:btrfsMagic+8]) == btrfsMagicValue ||
+		le.Uint16(b[ext4Magic:]) == ext4MagicValue
+}
+
+// seal makes a superblock's checksum right.
+func (s sample) seal(b []byte) {
+	switch s.fs {
+	case &ext4:
+		le.PutUint32(b[ext4Checksum:], ext4CRC(b[:ext4SuperSize]))
+	case &xfs:
+		le.PutUint32(b[xfsCRC:], zeroedCRC(b, xfsCRC))
+	case &btrfs:
+		le.PutUint32(b, crc32c(b[btrfsFSID:]))
+	}
+}
+
+// image is the sample with some bytes changed. Each change is a place, an offset
+// in it, a number of bytes and the bytes. Place 0 is every superblock at once, the
+// others are the blocks one by one.
+func (s sample) image(t testing.TB, size int64, changes []byte, sealed bool) *image {
+	m := &image{t: t, size: size, blocks: map[int64][]byte{}}
+	offsets := slices.Sorted(maps.Keys(s.blocks))
+	for _, off := range offsets {
+		m.blocks[off] = bytes.Clone(s.blocks[off])
+	}
+	for len(changes) >= 4 {
+		place, at, n := int(changes[0])%(len(offsets)+1), int(le.Uint16(changes[1:])), 1+int(changes[3]%8)
+		value := changes[4:min(4+n, len(changes))]
+		changes = changes[4+len(value):]
+		if place > 0 {
+			copy(m.blocks[offsets[place-1]][at%blockSize:], value)
+			continue
+		}
+		for _, off := range s.supers {
+			super := m.blocks[off][s.inBlock(off):]
+			copy(super[at%ext4SuperSize:], value)
+		}
+	}
+	for _, off := range s.supers {
+		if sealed {
+			s.seal(m.blocks[off][s.inBlock(off):])
+		}
+	}
+	return m
+}
+
+// image is a sparse file in memory that knows what is done to it.
+type image struct {
+	t             testing.TB
+	size          int64
+	blocks        map[int64][]byte // by offset; what is not there reads as hole
+	hole          []byte           // nil is zeroes
+	reads, writes int
+}
+
+func (m *image) ReadAt(b []byte, off int64) (int, error) {
+	m.reads++
+	if off < 0 || len(b) > blockSize {
+		m.t.Fatalf("a read of %d bytes at %d", len(b), off)
+	}
+	if m.reads > 2000+int(m.size/(xfsMinAGBlocks*blockSize)) { // a superblock per smallest group, and a log's end
+		m.t.Fatalf("%d reads of an image of %d bytes", m.reads, m.size)
+	}
+	n := 0
+	for n < len(b) && off+int64(n) < m.size {
+		at := off + int64(n)
+		block := m.blocks[at-at%blockSize]
+		if block == nil {
+			block = m.hole
+		}
+		if block == nil {
+			block = zeroBlock
+		}
+		n += copy(b[n:min(int64(len(b)), m.size-off)], block[at%blockSize:])
+	}
+	if n < len(b) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+var zeroBlock = make([]byte, blockSize)
+
+func (m *image) WriteAt(b []byte, off int64) (int, error) {
+	m.writes++
+	if off < 0 || off%blockSize != 0 || len(b) != blockSize || off+blockSize > m.size {
+		m.t.Fatalf("a write of %d bytes at %d, to an image of %d", len(b), off, m.size)
+	}
+	m.blocks[off] = bytes.Clone(b)
+	return len(b), nil
+}
+
+func (m *image) clone() *image {
+	c := *m
+	c.blocks, c.reads, c.writes = maps.Clone(m.blocks), 0, 0
+	return &c
+}
+
+func (m *image) identify(fs *Filesystem) (Superblock, error) {
+	m.reads = 0
+	sb, err := fs.Identify(m)
+	if err != nil && !errors.Is(err, ErrCorrupt) {
+		m.t.Errorf("Identify: %v, want ErrCorrupt", err)
+	}
+	if err == nil && (sb.Size <= 0 || sb.Size > MaxSize || sb.Slack <= 0 || sb.BlockSize != blockSize) {
+		m.t.Errorf("Identify accepted %+v", sb)
+	}
+	return sb, err
+}
+
+func (m *image) verify(fs *Filesystem, label string) (Superblock, error) {
+	m.reads = 0
+	sb, err := fs.Verify(m, m.size, label)
+	if err != nil && !errors.Is(err, ErrCorrupt) {
+		m.t.Errorf("Verify: %v, want ErrCorrupt", err)
+	}
+	return sb, err
+}
+
+// rename gives dst, a clone, a new identity, and holds the error against the promises.
+func (m *image) rename(fs *Filesystem, dst *image, id uuid.UUID) error {
+	m.reads, dst.writes = 0, 0
+	err := fs.NewIdentity(m, dst, id)
+	switch {
+	case errors.Is(err, ErrUnclean), errors.Is(err, errors.ErrUnsupported):
+		if dst.writes > 0 {
+			m.t.Errorf("NewIdentity: %v, after %d writes", err, dst.writes)
+		}
+	case err != nil && !errors.Is(err, ErrCorrupt):
+		m.t.Errorf("NewIdentity: %v, want ErrCorrupt", err)
+	}
+	return err
+}
+
+// change is one of sample.image's.
+func change(place byte, at int, value ...byte) []byte {
+	return append([]byte{place, byte(at), byte(at >> 8), byte(len(value) - 1)}, value...)
+}
+
+// FuzzImage changes images that mkfs made. Whatever comes of it is refused, or can
+// be cloned: no read or write outside of it, no more of them than it has
+// superblocks, and what Verify accepts has a new identity afterwards, nothing else.
+func FuzzImage(f *testing.F) {
+	var samples []sample
+	for i, name := range Names() {
+		s := readSample(f, lookup(f, name))
+		samples = append(samples, s)
+		if _, err := s.fs.Verify(s.image(f, sampleSize, nil, false), sampleSize, sampleLabel); err != nil {
+			f.Fatalf("the sample: %v", err)
+		}
+		for _, sealed := range []bool{false, true} {
+			f.Add(uint8(i), int64(0), []byte(nil), sealed, false)
+			f.Add(uint8(i), int64(gibibyte), []byte(nil), sealed, true)
+			f.Add(uint8(i), int64(0), bytes.Repeat([]byte{0xff}, 64), sealed, true)
+		}
+		for place := range byte(len(s.blocks) + 1) {
+			f.Add(uint8(i), int64(0), change(place, 0x40, 0xff, 0xff), true, true)
+		}
+	}
+	for i, at := range map[uint8][]int{
+		0: {btrfsFlags, btrfsLogRoot, btrfsTotalBytes, btrfsNumDevices, btrfsIncompat, btrfsDevSize, btrfsDevFSID, btrfsLabel},
+		1: {ext4BlocksLo, ext4BlocksPerGroup, ext4InodesPerGroup, ext4State, ext4InodeSize, ext4GroupNumber, ext4Compat, ext4Incompat,
+			ext4ROCompat, ext4ReservedGDT, ext4LastOrphan, ext4DescSize, ext4BlocksHi, ext4LogBlockSize},
+		2: {xfsDBlocks, xfsLogStart, xfsAGBlocks, xfsAGCount, xfsLogBlocks, xfsAGBlkLog, xfsInProgress, xfsIncompat, xfsMetaUUID},
+	} {
+		for _, at := range at {
+			f.Add(i, int64(0), change(0, at, 0, 0, 0, 0), true, false)
+			f.Add(i, int64(0), change(0, at, 0xff, 0xff, 0xff, 0xff), true, true)
+		}
+	}
+	f.Fuzz(func(t *testing.T, which uint8, size int64, changes []byte, sealed, echo bool) {
+		s := samples[int(which)%len(samples)]
+		if size = RoundUp(size % gibibyte); size <= 0 {
+			size = sampleSize
+		}
+		m := s.image(t, size, changes, sealed)
+		if echo { // a copy of the superblock wherever one is looked for
+			first := s.supers[0]
+			m.hole = append(bytes.Clone(m.blocks[first][s.inBlock(first):]), make([]byte, s.inBlock(first))...)
+		}
+		sb, unknown := m.identify(s.fs)
+		was, refused := m.verify(s.fs, sb.Label)
+		if refused == nil {
+			if unknown != nil || was != sb || was.Size <= 0 || was.Size > size || was.Short(size) || was.BlockSize != blockSize {
+				t.Errorf("Verify accepted %+v, primary %+v: %v", was, sb, unknown)
+			}
+			if _, err := m.verify(s.fs, sb.Label+"x"); err == nil {
+				t.Error("Verify accepted it with another label")
+			}
+		}
+		copied := m.clone()
+		id := uuid.UUID{1}
+		if err := m.rename(s.fs, copied, id); err != nil {
+			if refused == nil {
+				t.Errorf("NewIdentity of what Verify accepted: %v", err)
+			}
+			return
+		}
+		if got, err := copied.identify(s.fs); err != nil || got.UUID != id {
+			t.Errorf("it has the identity %+v: %v", got, err)
+		}
+		for range 2 {
+			want := was
+			want.UUID = id
+			if got, err := copied.verify(s.fs, sb.Label); refused == nil && (err != nil || got != want) {
+				t.Fatalf("with a new identity it is %+v, not %+v: %v", got, want, err)
+			}
+			id = uuid.UUID{2}
+			if err := copied.rename(s.fs, copied, id); err != nil {
+				t.Fatalf("a second identity: %v", err)
+			}
+		}
+	})
+}
+
+const gibibyte = 1 << 30
