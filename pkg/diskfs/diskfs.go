@@ -150,10 +150,10 @@ func (fs *Filesystem) CheckSize(size int64) error {
 // empty label is no label.
 func (fs *Filesystem) CheckLabel(label string) error {
 	if len(label) > fs.MaxLabel {
-		return fmt.Errorf("%w: label %q has %d bytes: %s allows %d: shorten it", ErrInvalid, label, len(label), fs.Name, fs.MaxLabel)
+		return fmt.Errorf("%w: label %.64q has %d bytes: %s allows %d: shorten it", ErrInvalid, label, len(label), fs.Name, fs.MaxLabel)
 	}
 	if strings.HasPrefix(label, "-") || strings.ContainsFunc(label, notLabel) {
-		return fmt.Errorf("%w: label %q: use letters, digits, '.', '_' and '-', not beginning with '-'", ErrInvalid, label)
+		return fmt.Errorf("%w: label %.64q: use letters, digits, '.', '_' and '-', not beginning with '-'", ErrInvalid, label)
 	}
 	return nil
 }
@@ -189,10 +189,10 @@ func (fs *Filesystem) CheckOptions(opts map[string]string) error {
 	for _, key := range slices.Sorted(maps.Keys(opts)) {
 		i := slices.IndexFunc(fs.options, func(o option) bool { return o.key == key })
 		if i < 0 {
-			return fmt.Errorf("%w: option %q: %s has %s", ErrInvalid, key, fs.Name, fs.optionNames())
+			return fmt.Errorf("%w: option %.64q: %s has %s", ErrInvalid, key, fs.Name, fs.optionNames())
 		}
 		if o := fs.options[i]; !o.ok(opts[key]) {
-			return fmt.Errorf("%w: option %s=%q of %s: use %s", ErrInvalid, key, opts[key], fs.Name, o.want)
+			return fmt.Errorf("%w: option %s=%.64q of %s: use %s", ErrInvalid, key, opts[key], fs.Name, o.want)
 		}
 	}
 	if fs.conflict != nil {

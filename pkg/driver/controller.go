@@ -231,7 +231,7 @@ func (s *controllerServer) CreateSnapshot(ctx context.Context, req *csi.CreateSn
 	}
 	for key := range req.GetParameters() {
 		if !strings.HasPrefix(key, kubeletPrefix) {
-			return nil, invalid("parameter %q: unknown; a snapshot has no parameters", key)
+			return nil, invalid("parameter %.64q: unknown; a snapshot has no parameters", key)
 		}
 	}
 	if err := s.cfg.here(req.GetAccessibilityRequirements()); err != nil {

@@ -154,7 +154,7 @@ func inlineSpec(fsType string, ctx map[string]string) (diskfs.Spec, error) {
 	spec := diskfs.Spec{Filesystem: fs.Name, Label: ctx[attrLabel], Size: fs.DefaultSize()}
 	if v, ok := ctx[attrSize]; ok {
 		if spec.Size, err = fs.ParseSize(v); err != nil {
-			return diskfs.Spec{}, fmt.Errorf("volume attribute %s %.64q: %w", attrSize, v, err)
+			return diskfs.Spec{}, fmt.Errorf("volume attribute %s %.32q: %w", attrSize, v, err)
 		}
 	}
 	if err := fs.CheckLabel(spec.Label); err != nil {

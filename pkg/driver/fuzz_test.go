@@ -1,0 +1,262 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+)
+
+// watchdog ends a process whose fuzzed call does not return: the fuzzer itself
+// would wait for it, and report nothing.
+func watchdog(what string) (done func() bool) {
+	return time.AfterFunc(30*time.Second, func() { panic(what + " does not return") }).Stop
+}
+
+// refused holds the answer to a hostile request against what a caller may expect
+// of it. It is no longer than this, since it goes into an event and a header: events
+// are cut at 1024 bytes (Kubernetes, events.k8s.io Event.note).
+func refused(t *testing.T, err error, allowed ...codes.Code) {
+	t.Helper()
+	const maxMessage = 1024
+	text := err.Error()
+	if !slices.Contains(allowed, code(err)) || !utf8.ValidString(text) || len(text) > maxMessage {
+		t.Errorf("%s, %d bytes: %.300q", code(err), len(text), text)
+	}
+}
+
+// safeName is what the name of a file in the pool must be, and the id in a token.
+func safeName(t *testing.T, id string) {
+	t.Helper()
+	if id == "" || len(id) > 128 || !filepath.IsLocal(id) || filepath.Base(id) != id || strings.HasPrefix(id, ".") ||
+		strings.ContainsFunc(id, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+		t.Errorf("%q is no safe name", id)
+	}
+}
+
+// wellFormed holds what a request asks for against the filesystem's limits.
+func wellFormed(t *testing.T, s diskfs.Spec) {
+	t.Helper()
+	fs, err := diskfs.Lookup(s.Filesystem)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := fs.CheckLabel(s.Label); err != nil {
+		t.Error(err)
+	}
+	if err := fs.CheckOptions(s.Options); err != nil {
+		t.Error(err)
+	}
+}
+
+// hostile are texts that some check might let through, or repeat too often.
+var hostile = []string{
+	"", "ext4", "xfs", "1Gi", "1e999999999", "diskImage", "../x", "-F", "\xff", strings.Repeat("\U000e0001", 300), strings.Repeat("x", 4096),
+	"journal=off,inode-size=1024", strings.Repeat("a=b,", 300), "none", "raw", "thick", "suid,dev,noexec",
+}
+
+// capability of which everything may be wrong.
+func capability(kind uint8, fsType, flag string, mode int32) *csi.VolumeCapability {
+	c := &csi.VolumeCapability{AccessMode: &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_Mode(mode)}}
+	switch kind % 4 {
+	case 0:
+		c.AccessType = &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{FsType: fsType}}
+		if flag != "" {
+			c.GetMount().MountFlags = strings.Split(flag, ",")
+		}
+	case 1:
+		c.AccessType = &csi.VolumeCapability_Block{Block: &csi.VolumeCapability_BlockVolume{}}
+	case 2: // no access type
+	case 3:
+		return nil
+	}
+	return c
+}
+
+// FuzzPublishRequest asks for inline volumes as whoever may create a pod can, and
+// for claims as kubelet might.
+func FuzzPublishRequest(f *testing.F) {
+	const single = int32(csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER)
+	f.Add("csi-0123", "/var/lib/kubelet/t", uint8(0), "ext4", "ro,noatime", single, uint8(7), "1Gi", "data", "diskImage", "", "")
+	f.Add("csi-0123", "/var/lib/kubelet/t", uint8(0), "", "", single, uint8(1), "1.5Gi", "", "", "", "")
+	for _, h := range hostile {
+		f.Add("v", "/t", uint8(0), "ext4", "", single, uint8(1), h, "", "", "", "")
+		f.Add("v", "/t", uint8(0), "btrfs", "", single, uint8(2), "", h, "", "", "")
+		f.Add("v", "/t", uint8(0), "xfs", "", single, uint8(4), "", "", h, "", "")
+		f.Add("v", "/t", uint8(0), "ext4", h, single, uint8(0), "", "", "", "", "")
+		f.Add("v", "/t", uint8(0), h, "", single, uint8(0), "", "", "", "", "")
+		f.Add("v", "/t", uint8(0), "", "", single, uint8(8), "", "", "", h, h)
+		f.Add(h, "/t", uint8(0), "", "", single, uint8(0), "", "", "", "", "")
+		f.Add("v", h, uint8(1), "", "", single, uint8(0), "", "", "", "", "")
+	}
+	f.Fuzz(func(t *testing.T, id, target string, kind uint8, fsType, flag string, mode int32, given uint8, size, label, publishAs, key, value string) {
+		defer watchdog("publishRequest")()
+		context := map[string]string{keyEphemeral: "true", keyPodName: value}
+		for i, attr := range [][2]string{{attrSize, size}, {attrLabel, label}, {attrPublishAs, publishAs}, {key, value}} {
+			if given&(1<<i) != 0 {
+				context[attr[0]] = attr[1]
+			}
+		}
+		req := &csi.NodePublishVolumeRequest{
+			VolumeId: id, TargetPath: target, VolumeCapability: capability(kind, fsType, flag, mode), VolumeContext: context, Readonly: given&0x80 != 0,
+		}
+		r, err := publishRequest(req)
+		if err != nil {
+			refused(t, err, codes.InvalidArgument, codes.OutOfRange)
+		} else {
+			inlineAccepted(t, req, r)
+		}
+
+		req.StagingTargetPath = target
+		if r, err := publishClaimRequest(req); err != nil {
+			refused(t, err, codes.InvalidArgument, codes.FailedPrecondition)
+		} else if safeName(t, r.ID); strings.HasSuffix(r.Target, "/") || r.Staging == "" || r.Block && r.Access != (volume.Access{ReadOnly: r.ReadOnly}) {
+			t.Errorf("accepted %+v", r)
+		}
+		if r, err := stageRequest(&csi.NodeStageVolumeRequest{VolumeId: id, StagingTargetPath: target, VolumeCapability: req.VolumeCapability}); err != nil {
+			refused(t, err, codes.InvalidArgument)
+		} else {
+			safeName(t, r.ID)
+		}
+	})
+}
+
+// inlineAccepted holds what package volume gets of an inline request against it.
+func inlineAccepted(t *testing.T, req *csi.NodePublishVolumeRequest, r volume.Request) {
+	t.Helper()
+	if err := r.Validate(); err != nil {
+		t.Fatalf("accepted %+v: %v", r, err)
+	}
+	safeName(t, r.ID)
+	wellFormed(t, r.Spec)
+	fs, err := diskfs.Lookup(r.Spec.Filesystem)
+	if err != nil || !fs.Formatted() || r.Spec.Size <= 0 || r.Spec.Size%mib != 0 || fs.CheckSize(r.Spec.Size) != nil || len(r.Spec.Options) > 0 {
+		t.Errorf("accepted %+v: %v", r.Spec, err)
+	}
+	if asked := req.GetVolumeCapability().GetMount().GetFsType(); asked != "" && asked != fs.Name {
+		t.Errorf("%s was asked for, not %s", asked, fs.Name)
+	}
+	// What only an administrator may ask for.
+	if r.SUID || r.Dev || r.NoExec || req.GetReadonly() && !r.ReadOnly {
+		t.Errorf("access %s", r.Access)
+	}
+	for key := range req.GetVolumeContext() {
+		if !strings.HasPrefix(key, kubeletPrefix) && !slices.Contains(attributes, key) {
+			t.Errorf("accepted the attribute %q", key)
+		}
+	}
+}
+
+// FuzzClaimRequest reads a StorageClass as an administrator might write one, the rest
+// of CreateVolume, and what lists and snapshots are asked for by.
+func FuzzClaimRequest(f *testing.F) {
+	const single = int32(csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER)
+	f.Add("pvc-1", uint8(0), "", "", single, uint8(0x3e), "", "journal=off", "data", "thick", "diskImage", "ext4", "", int64(1), int64(mib), "snap", "")
+	f.Add("a/b", uint8(1), "", "", single, uint8(0x01), "xfs", "", "", "", "", "", "", int64(0), int64(0), "", "vol")
+	for _, h := range hostile {
+		f.Add(h, uint8(0), h, h, single, uint8(0), "", "", "", "", "", "", "", int64(0), int64(0), "", "")
+		for i := range 7 {
+			text := slices.Repeat([]string{""}, 7)
+			text[i] = h
+			f.Add("n", uint8(i%2), "ext4", "", single, uint8(1<<i), text[0], text[1], text[2], text[3], text[4], text[5], text[6], int64(-1), int64(1), h, h)
+			f.Add("n", uint8(i%2), "", "", single, uint8(1<<i), text[0], text[1], text[2], text[3], text[4], text[5], text[6], int64(0), int64(0), "", "")
+		}
+	}
+	f.Fuzz(func(t *testing.T, name string, kind uint8, fsType, flag string, mode int32, given uint8,
+		format, options, label, provisioning, publishAs, paramFS, key string, required, limit int64, snapshot, source string) {
+		params := map[string]string{}
+		for i, p := range [][2]string{
+			{paramFormat, format}, {paramFormatOptions, options}, {paramLabel, label}, {paramProvisioning, provisioning},
+			{paramPublishAs, publishAs}, {paramFSType, paramFS}, {key, label},
+		} {
+			if given&(1<<i) != 0 {
+				params[p[0]] = p[1]
+			}
+		}
+		req := &csi.CreateVolumeRequest{
+			Name: name, Parameters: params, VolumeCapabilities: []*csi.VolumeCapability{capability(kind, fsType, flag, mode)},
+			CapacityRange: &csi.CapacityRange{RequiredBytes: required, LimitBytes: limit},
+		}
+		if snapshot != "" {
+			req.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{
+				Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: snapshot}}}
+		} else if source != "" {
+			req.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Volume{
+				Volume: &csi.VolumeContentSource_VolumeSource{VolumeId: source}}}
+		}
+		r, err := claimRequest(req)
+		if err != nil {
+			refused(t, err, codes.InvalidArgument, codes.OutOfRange)
+		} else {
+			claimAccepted(t, req, r)
+		}
+		// As the provisioner asks for capacity, without any capability.
+		if r, err := classRequest(nil, params); err != nil {
+			refused(t, err, codes.InvalidArgument)
+		} else {
+			wellFormed(t, r.Spec)
+		}
+		idsOf(t, name, source)
+	})
+}
+
+func claimAccepted(t *testing.T, req *csi.CreateVolumeRequest, r volume.ClaimRequest) {
+	t.Helper()
+	wellFormed(t, r.Spec)
+	fs, err := diskfs.Lookup(r.Spec.Filesystem)
+	block := req.GetVolumeCapabilities()[0].GetBlock() != nil
+	required := req.GetCapacityRange().GetRequiredBytes()
+	switch {
+	case err != nil, block != (r.Mode == volume.ModeBlock), r.Mode == volume.ModeFilesystem && !fs.Formatted():
+		t.Errorf("accepted the mode %s and %s: %v", r.Mode, r.Spec, err)
+	case r.Spec.Size < required, r.Spec.Size%mib != 0 && r.Spec.Size <= diskfs.MaxSize, r.Limit < 0, r.Limit > 0 && r.Limit < required:
+		t.Errorf("accepted %d bytes, at most %d, for %d", r.Spec.Size, r.Limit, required)
+	case r.DefaultSpec && (r.Spec.Label != "" || len(r.Spec.Options) > 0):
+		t.Errorf("%s is no default", r.Spec)
+	}
+	for key := range req.GetParameters() {
+		if !strings.HasPrefix(key, kubeletPrefix) && !slices.Contains(parameters, key) {
+			t.Errorf("accepted the parameter %q", key)
+		}
+	}
+}
+
+// idsOf: every name makes an id that is safe, and can be listed from.
+func idsOf(t *testing.T, name, token string) {
+	t.Helper()
+	if err := checkName(name); err != nil {
+		refused(t, err, codes.InvalidArgument)
+	}
+	for _, id := range []string{volume.ClaimRequest{Name: name}.ID(), volume.SnapshotID(name)} {
+		safeName(t, id)
+		if err := checkVolumeID(id); err != nil {
+			t.Error(err)
+		}
+		next := tokenAfter(id)
+		if got, err := startingAfter(next, 1); err != nil || got != id || len(next) > 128 {
+			t.Errorf("%q leads to %q: %v", next, got, err)
+		}
+	}
+	id, err := startingAfter(token, 0)
+	if err != nil {
+		refused(t, err, codes.Aborted)
+	} else if tokenAfter(id) != token {
+		t.Errorf("%q leads to %q", token, id)
+	}
+	if err := checkVolumeID(token); err != nil {
+		refused(t, err, codes.InvalidArgument)
+	} else {
+		safeName(t, token)
+	}
+}
