@@ -38,9 +38,9 @@ const maxRecord = 16 << 10
 
 // SetRecord writes v as the image's record.
 func SetRecord(f *os.File, attr Attr, v any) error {
-	b, err := json.Marshal(v)
+	b, err := encode(v)
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %s: %w", f.Name(), attr, err)
 	}
 	if err = failpoint.Before("fsetxattr"); err == nil {
 		err = unix.Fsetxattr(int(f.Fd()), string(attr), b, 0)
@@ -49,6 +49,15 @@ func SetRecord(f *os.File, attr Attr, v any) error {
 		return full(&os.PathError{Op: "fsetxattr " + string(attr), Path: f.Name(), Err: err})
 	}
 	return nil
+}
+
+// encode is what stands in an attribute. What could not be read again is refused.
+func encode(v any) ([]byte, error) {
+	b, err := json.Marshal(v)
+	if err == nil && len(b) > maxRecord {
+		err = fmt.Errorf("the record would have %d bytes, at most %d are allowed: shorten what was asked for", len(b), maxRecord)
+	}
+	return b, err
 }
 
 // RemoveRecord takes an attribute away. One that is not there is fine.
@@ -74,8 +83,16 @@ func GetRecord(f *os.File, attr Attr, v any) error {
 	if err != nil {
 		return fmt.Errorf("%w: %s: %s: %w", ErrNoRecord, f.Name(), attr, err)
 	}
-	if err := json.Unmarshal(b[:n], v); err != nil {
-		return fmt.Errorf("%w: %s: %s: %w", ErrNoRecord, f.Name(), attr, err)
+	if err := decode(b[:n], v); err != nil {
+		return fmt.Errorf("%s: %s: %w", f.Name(), attr, err)
+	}
+	return nil
+}
+
+// decode reads what encode made into v, or is [ErrNoRecord].
+func decode(b []byte, v any) error {
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%w: %w", ErrNoRecord, err)
 	}
 	return nil
 }
