@@ -75,20 +75,11 @@ func verify(f *os.File, key string) (Record, error) {
 	} else if err != nil {
 		return r, err
 	}
-	if r.Version != recordVersion {
-		return r, fmt.Errorf("%w: its record has version %d, this plugin knows %d", ErrCorrupt, r.Version, recordVersion)
-	}
-	if r.Key != key {
-		return r, fmt.Errorf("%w: its record is of %q", ErrCorrupt, r.Key)
-	}
 	fi, err := f.Stat()
 	if err != nil {
 		return r, err
 	}
-	if fi.Size() != r.Spec.Size {
-		return r, fmt.Errorf("%w: it has %d bytes, its record says %d", ErrCorrupt, fi.Size(), r.Spec.Size)
-	}
-	fs, err := diskfs.Lookup(r.Spec.Filesystem)
+	fs, err := r.fits(key, fi.Size())
 	if err != nil {
 		return r, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
@@ -110,4 +101,20 @@ func verify(f *os.File, key string) (Record, error) {
 		return r, fmt.Errorf("%w: its data have the digest %s, its record says %s", ErrCorrupt, sum, r.Digest)
 	}
 	return r, nil
+}
+
+// fits holds a record against the key and the size of the file that has it, and
+// tells what should be inside.
+func (r Record) fits(key string, size int64) (*diskfs.Filesystem, error) {
+	switch {
+	case r.Version != recordVersion:
+		return nil, fmt.Errorf("its record has version %d, this plugin knows %d", r.Version, recordVersion)
+	case r.Key != key:
+		return nil, fmt.Errorf("its record is of %q", r.Key)
+	case key != Key(r.Spec, r.Provenance.Fingerprint):
+		return nil, fmt.Errorf("its record is of %q, and its content would be %q", r.Key, Key(r.Spec, r.Provenance.Fingerprint))
+	case size != r.Spec.Size:
+		return nil, fmt.Errorf("it has %d bytes, its record says %d", size, r.Spec.Size)
+	}
+	return diskfs.Lookup(r.Spec.Filesystem)
 }
