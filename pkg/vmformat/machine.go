@@ -304,7 +304,10 @@ func (c *console) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// line takes one line. It may have any bytes, or end within a character, and becomes
+// part of errors, which are UTF-8.
 func (c *console) line(s string) {
+	s = strings.ToValidUTF8(s, "?")
 	if stage, ok := guest.ParseStage(s); ok {
 		c.progress(stage)
 		return

@@ -45,6 +45,9 @@ type qmpMessage struct {
 // hundred; one that says more than this has been taken over.
 const maxMonitor = 1 << 20
 
+// short bounds what becomes part of an error: QEMU's own words are shorter.
+func short(s string) string { return fmt.Sprintf("%.200s", s) }
+
 // monitor speaks QMP until the other end closes. A disk that fails stops the
 // machine (werror=stop): it is told to quit at once, as it would wait for ever.
 func monitor(conn io.ReadWriter) (events, error) {
@@ -63,12 +66,12 @@ func monitor(conn io.ReadWriter) (events, error) {
 		case m.QMP != nil:
 			command = "qmp_capabilities"
 		case m.Error != nil:
-			return ev, fmt.Errorf("QEMU's monitor: %s", m.Error.Desc)
+			return ev, fmt.Errorf("QEMU's monitor: %s", short(m.Error.Desc))
 		case m.Event == "SHUTDOWN":
-			ev.shutdown = m.Data.Reason
+			ev.shutdown = short(m.Data.Reason)
 		case m.Event == "BLOCK_IO_ERROR":
 			if ev.ioError == nil {
-				ev.ioError = &ioFail{operation: m.Data.Operation, noSpace: m.Data.NoSpace, reason: m.Data.Reason}
+				ev.ioError = &ioFail{operation: short(m.Data.Operation), noSpace: m.Data.NoSpace, reason: short(m.Data.Reason)}
 			}
 			command = "quit"
 		}

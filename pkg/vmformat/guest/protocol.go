@@ -153,7 +153,7 @@ func ParseVerdict(b []byte, nonce string) (Verdict, error) {
 		return Verdict{}, fmt.Errorf("%w: %w", ErrNoVerdict, err)
 	}
 	if v.Nonce != nonce {
-		return Verdict{}, fmt.Errorf("%w: it carries the nonce %q of another run, not %q", ErrNoVerdict, v.Nonce, nonce)
+		return Verdict{}, fmt.Errorf("%w: it carries the nonce %.64q of another run, not %q", ErrNoVerdict, v.Nonce, nonce)
 	}
 	return v, nil
 }

@@ -82,17 +82,3 @@ func TestIsInit(t *testing.T) {
 		t.Error("this is no formatting VM")
 	}
 }
-
-func FuzzParseVerdict(f *testing.F) {
-	b, err := Verdict{Nonce: "n", OK: true}.Marshal()
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(b)
-	f.Add([]byte{})
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if v, err := ParseVerdict(b, "n"); err == nil && v.Nonce != "n" {
-			t.Errorf("accepted %+v", v)
-		}
-	})
-}
