@@ -27,6 +27,9 @@ AS_ROOT = $(SUDO) env "PATH=$$PATH" $(foreach v,GOFLAGS GOMODCACHE GOPROXY GOSUM
 # The race detector needs a C compiler and its headers.
 RACE = $(shell echo '\#include <stdlib.h>' | $$($(GO) env CC) -E - >/dev/null 2>&1 && echo -race)
 
+# For how long each target is fuzzed, as go test -fuzztime has it.
+FUZZTIME := 10s
+
 TOOL := $(GO) tool -modfile=hack/tools/go.mod
 DEMO_DIR := /var/cache/csi-disktemplate-demo
 DEMO_FLAGS :=
@@ -74,6 +77,8 @@ clean: ## Remove what was built
 test: setup lint ## Check everything: lint, unit tests, tests of the whole system; asks for root
 	$(call section,Unit tests)
 	$(GO) test -race $(TESTFLAGS) ./...
+	$(call section,Fuzz tests)
+	@$(MAKE) --no-print-directory fuzz FUZZTIME=5s
 	$(call section,System tests: pools$(comma) mounts and VMs$(comma) as root)
 	@mkdir -p bin/test
 	@echo "go test -race $(SYSTEMFLAGS) ./..."
@@ -83,6 +88,10 @@ test: setup lint ## Check everything: lint, unit tests, tests of the whole syste
 .PHONY: test-unit
 test-unit: need-go ## Run the tests that need nothing but Go: no root, no packages
 	$(GO) test $(RACE) $(TESTFLAGS) ./...
+
+.PHONY: fuzz
+fuzz: need-go ## Try what nobody thought of on all that reads foreign data, each for FUZZTIME=10s
+	@GO=$(GO) hack/fuzz.sh $(FUZZTIME)
 
 .PHONY: e2e
 e2e: build ## Run the plugin on a real Kubernetes, and Kubernetes' own storage suite; asks for root
