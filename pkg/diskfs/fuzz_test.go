@@ -316,6 +316,26 @@ func change(place byte, at int, value ...byte) []byte {
 	return append([]byte{place, byte(at), byte(at >> 8), byte(len(value) - 1)}, value...)
 }
 
+// logOverSuper moves the log of an xfs to where its second superblock is, and an
+// unmount record into what is left of that block.
+func logOverSuper(s sample) []byte {
+	second := slices.Index(slices.Sorted(maps.Keys(s.blocks)), s.supers[1]) + 1
+	super := s.blocks[s.supers[0]]
+	start := be.AppendUint64(nil, 1<<super[xfsAGBlkLog])
+	out := slices.Concat(change(0, xfsLogStart, start...), change(0, xfsLogBlocks, 0, 0, 0, 2))
+	header := func(at int, value ...byte) { out = append(out, change(byte(second), xlogBlock+at, value...)...) }
+	header(xlogMagic, be.AppendUint32(nil, xlogMagicValue)...)
+	header(xlogCycle, 0, 0, 0, 1)
+	header(xlogVersion, 0, 0, 0, 2)
+	header(xlogLen, 0, 0, 2, 0)
+	header(xlogNumOps, 0, 0, 0, 1)
+	header(xlogUUID, super[xfsUUID:xfsUUID+8]...)
+	header(xlogUUID+8, super[xfsUUID+8:xfsUUID+16]...)
+	header(xlogBlock, 0, 0, 0, 1) // the operation's cycle
+	header(xlogBlock+xlogOpFlags, xlogUnmountTrans)
+	return out
+}
+
 // FuzzImage changes images that mkfs made. Whatever comes of it is refused, or can
 // be cloned: no read or write outside of it, no more of them than it has
 // superblocks, and what Verify accepts has a new identity afterwards, nothing else.
@@ -347,6 +367,7 @@ func FuzzImage(f *testing.F) {
 			f.Add(i, int64(0), change(0, at, 0xff, 0xff, 0xff, 0xff), true, true)
 		}
 	}
+	f.Add(uint8(2), int64(0), logOverSuper(samples[2]), true, false)
 	f.Fuzz(func(t *testing.T, which uint8, size int64, changes []byte, sealed, echo bool) {
 		s := samples[int(which)%len(samples)]
 		if size = RoundUp(size % gibibyte); size <= 0 {

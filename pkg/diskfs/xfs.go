@@ -80,6 +80,9 @@ const (
 	xfsMetaUUID    = 248
 	xfsMagicValue  = "XFSB"
 	xfsMinAGBlocks = 64 // XFS_MIN_AG_BLOCKS
+	// xfsAGHeaders are the sectors, here blocks, that every allocation group begins
+	// with: superblock, xfs_agf, xfs_agi, xfs_agfl.
+	xfsAGHeaders = 4
 
 	// XFS_SB_FEAT_INCOMPAT_META_UUID: metadata carries sb_meta_uuid, not sb_uuid.
 	xfsIncompatMetaUUID = 1 << 2
@@ -167,7 +170,8 @@ func (s *xfsSuper) findLog() error {
 		return corrupt("sb_agblklog is %d, want %d", shift, want)
 	}
 	group, block := start>>shift, int64(start&(1<<shift-1))
-	if start == 0 || blocks == 0 || group >= uint64(s.agCount) || block+blocks > s.agBlocks {
+	// A log over a copy of the superblock would lose its record's new UUID to that.
+	if block < xfsAGHeaders || blocks == 0 || group >= uint64(s.agCount) || block+blocks > s.agBlocks {
 		return corrupt("sb_logstart is %#x, sb_logblocks is %d: want a log inside one allocation group", start, blocks)
 	}
 	s.logAt = (int64(group)*s.agBlocks + block) * blockSize
