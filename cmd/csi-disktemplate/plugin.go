@@ -70,8 +70,12 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	if err != nil {
 		return err
 	}
+	limits, err := o.inline.limits()
+	if err != nil {
+		return err
+	}
 	volumes, err := volume.NewManager(volume.Config{
-		Pool: p, Templates: store, TargetRoot: o.kubeletDir, Grow: growfs.Grow, Headroom: headroom, Overcommit: o.overcommit,
+		Pool: p, Templates: store, TargetRoot: o.kubeletDir, Grow: growfs.Grow, Headroom: headroom, Overcommit: o.overcommit, Limits: limits,
 	})
 	if err != nil {
 		return err

@@ -92,6 +92,7 @@ type pluginOptions struct {
 	overcommit                   float64
 	sharedResizer                bool
 	sweepInterval                time.Duration
+	inline                       inlineFlags
 	pool                         poolFlags
 	vm                           vmFlags
 }
@@ -109,12 +110,55 @@ func (o *pluginOptions) add(f *pflag.FlagSet) {
 	f.BoolVar(&o.sharedResizer, "shared-resizer", false, "one external-resizer serves all nodes: what it asks of a volume that is not on this node is left to that volume's node, and is no error")
 	f.StringVar(&o.headroom, "headroom", "5%", "space of the pool that new volumes leave free: a quantity, as 10Gi, or a percentage")
 	f.Float64Var(&o.overcommit, "overcommit", 1, "how many times its size the pool promises to thin claims; with 1 each of them could be filled")
+	o.inline.add(f)
 	o.pool.add(f)
 	o.vm.add(f)
 }
 
 func addKubeletDir(f *pflag.FlagSet, dir *string) {
 	f.StringVar(dir, "kubelet-dir", "/var/lib/kubelet", "kubelet's root directory; nothing outside of it is ever mounted or unmounted")
+}
+
+// inlineFlags bound what pods may ask for by inline volumes.
+type inlineFlags struct {
+	size, bytes, bytesPerNamespace string
+	volumes, volumesPerNamespace   int
+}
+
+// The defaults are far beyond what pods ask for that mean well: kubelet runs 110 of them
+// unless it is told otherwise, and a template of 100 GiB is made as fast as one of 1 GiB,
+// which cannot be said of some TiB.
+func (i *inlineFlags) add(f *pflag.FlagSet) {
+	f.StringVar(&i.size, "max-inline-size", "100Gi", "size that an inline volume may have; 0 is no limit")
+	f.IntVar(&i.volumes, "max-inline-volumes", 500, "how many inline volumes there may be on this node; 0 is no limit")
+	f.IntVar(&i.volumesPerNamespace, "max-inline-volumes-per-namespace", 0, "how many of them pods of one namespace may have; 0 is no limit")
+	f.StringVar(&i.bytes, "max-inline-bytes", "0", "sum of the sizes of the inline volumes on this node, as 1Ti; 0 is no limit")
+	f.StringVar(&i.bytesPerNamespace, "max-inline-bytes-per-namespace", "0", "sum of the sizes of those that pods of one namespace have; 0 is no limit")
+}
+
+func (i *inlineFlags) limits() (volume.Limits, error) {
+	l := volume.Limits{Volumes: i.volumes, VolumesPerNamespace: i.volumesPerNamespace}
+	for _, n := range []struct {
+		flag  string
+		value int
+	}{{"--max-inline-volumes", i.volumes}, {"--max-inline-volumes-per-namespace", i.volumesPerNamespace}} {
+		if n.value < 0 {
+			return l, fmt.Errorf("%s %d: must not be negative; 0 is no limit", n.flag, n.value)
+		}
+	}
+	for _, q := range []struct {
+		flag, value string
+		to          *int64
+	}{{"--max-inline-size", i.size, &l.Size}, {"--max-inline-bytes", i.bytes, &l.Bytes}, {"--max-inline-bytes-per-namespace", i.bytesPerNamespace, &l.BytesPerNamespace}} {
+		var err error
+		if *q.to, err = diskfs.ParseSize(q.value); err != nil {
+			return l, fmt.Errorf("%s: %w", q.flag, err)
+		}
+		if *q.to < 0 {
+			return l, fmt.Errorf("%s %q: must not be negative; 0 is no limit", q.flag, q.value)
+		}
+	}
+	return l, nil
 }
 
 // validate checks what no part of the plugin checks itself.
@@ -128,7 +172,8 @@ func (o *pluginOptions) validate() error {
 	if _, err := volume.ParseHeadroom(o.headroom); err != nil {
 		return fmt.Errorf("--headroom: %w", err)
 	}
-	return nil
+	_, err := o.inline.limits()
+	return err
 }
 
 func newCleanAllCommand() *cobra.Command {

@@ -416,6 +416,30 @@ func fullPool(p *plugin) {
 	p.unpublish(again)
 }
 
+// TestInlineLimits asks for more than the flags allow.
+func TestInlineLimits(t *testing.T) {
+	p := newNode(t, testenv.XFS, 1<<30).start("--max-inline-size", "300Mi", "--max-inline-volumes", "2", "--max-inline-volumes-per-namespace", "1")
+	of := func(namespace, id, size string) *csi.NodePublishVolumeRequest {
+		r := p.request(id, "ext4", "size", size)
+		r.VolumeContext[keyPodNS] = namespace
+		return r
+	}
+	p.refused(of("shop", "large", "301Mi"), codes.OutOfRange, "size", "301 MiB", "300 MiB", "--max-inline-size")
+	p.refused(of("shop", "larger", "1Ti"), codes.OutOfRange, "size", "--max-inline-size")
+	first := of("shop", "first", "300Mi")
+	p.publish(first)
+	p.refused(of("shop", "second", "300Mi"), codes.ResourceExhausted, "--max-inline-volumes-per-namespace 1", `"shop"`, "delete pods")
+	other := of("bank", "other", "300Mi")
+	p.publish(other)
+	p.refused(of("farm", "third", "300Mi"), codes.ResourceExhausted, "--max-inline-volumes 2", "has 2", `0 of them of namespace "farm"`)
+	p.publish(first) // is there
+	p.unpublish(first)
+	third := of("farm", "third", "300Mi")
+	p.publish(third)
+	p.unpublish(third)
+	p.unpublish(other)
+}
+
 // mayStay are the files that a killed plugin may leave in a pool.
 var mayStay = regexp.MustCompile(`^(locks/[^/]+\.lock|cache/vmlinux-[0-9a-f]{16}-[0-9a-f]{16})$`)
 

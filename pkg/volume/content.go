@@ -248,5 +248,9 @@ func (img *image) torn() (bool, error) {
 
 // unlink takes a volume's name away.
 func (m *Manager) unlink(id string) error {
-	return tmpfile.Remove(m.pool.Volume(id))
+	if err := tmpfile.Remove(m.pool.Volume(id)); err != nil {
+		return err
+	}
+	m.ledger.forget(id)
+	return nil
 }

@@ -33,7 +33,8 @@
 // filesystem that stands still meanwhile (freeze.go), with an identity of their
 // own before any kernel can see both. No copy depends on its source's name.
 //
-// What the pool promises to whom is in space.go.
+// What the pool promises to whom is in space.go, what pods may ask of the node by inline
+// volumes in quota.go.
 //
 // What is unmounted is proven to be the volume's: a filesystem and a device by the
 // inode behind the loop device, a disk image's tmpfs by its source, which only

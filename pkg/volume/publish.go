@@ -88,8 +88,9 @@ func (u undo) unless(err *error) {
 // there and the same. Nothing of what it made is left when it fails; an image
 // that an earlier publish made stays for the next.
 //
-// Errors are ErrInvalid, ErrExists, ErrState, what [template.Store.Ensure]
-// returns, [pool.ErrFull], or the kernel's.
+// Errors are ErrInvalid, ErrExists, ErrState, [diskfs.ErrOutOfRange] and ErrLimit of
+// what [Limits] does not allow, what [template.Store.Ensure] returns, [pool.ErrFull],
+// or the kernel's.
 func (m *Manager) Publish(ctx context.Context, r Request) (res Result, err error) {
 	if err := r.Validate(); err != nil {
 		return res, err
@@ -121,9 +122,17 @@ func (m *Manager) Publish(ctx context.Context, r Request) (res Result, err error
 		}
 		// A publish that died half-way left its image: go on from there.
 	case errors.Is(err, ErrNotFound):
+		if err := m.ledger.limits.checkSize(r.Spec.Size); err != nil {
+			return res, err
+		}
 		if at.mounted {
 			return res, fmt.Errorf("%w: target path %q is a mount point of something else; unpublish or unmount that first", ErrExists, r.Target)
 		}
+		release, err := m.ledger.reserve(r.ID, r.Pod.Namespace, r.Spec.Size)
+		if err != nil {
+			return res, err
+		}
+		defer release()
 		if err := m.admitInline(); err != nil {
 			return res, err
 		}
@@ -134,6 +143,7 @@ func (m *Manager) Publish(ctx context.Context, r Request) (res Result, err error
 		if err := m.link(img); err != nil {
 			return res, err
 		}
+		m.ledger.settle(r.ID)
 		made = append(made, func() error { return m.unlink(r.ID) })
 	default:
 		return res, err

@@ -42,6 +42,9 @@ type Sweep struct {
 // there was none.
 func (m *Manager) Sweep(ctx context.Context, s Sweep) ([]Action, error) {
 	found, err := m.find(s.First)
+	if err == nil {
+		err = m.recount()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("looking for what was left behind: %w", err)
 	}

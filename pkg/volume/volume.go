@@ -55,6 +55,8 @@ type Config struct {
 	// Overcommit is how many times its own size the pool promises to thin claims;
 	// 0 is 1.
 	Overcommit float64
+	// Limits are those of inline volumes; the zero value is none.
+	Limits Limits
 }
 
 // Manager has the volumes of a pool.
@@ -64,6 +66,7 @@ type Manager struct {
 	grow      func(ctx context.Context, fs *diskfs.Filesystem, device string) error
 	loops     loopdev.Allocator
 	space     space
+	ledger    ledger
 	freezing  freezing
 	rootPath  string          // as the container orchestrator spells it
 	mountPath string          // of root as the mount table spells it
@@ -96,9 +99,14 @@ func NewManager(c Config) (*Manager, error) {
 	m := &Manager{
 		pool: c.Pool, templates: c.Templates, grow: c.Grow, rootPath: path, mountPath: resolved, root: root,
 		space:    space{headroom: c.Headroom, overcommit: cmp.Or(c.Overcommit, 1)},
+		ledger:   ledger{limits: c.Limits, volumes: map[string]entry{}},
 		freezing: defaultFreezing,
 	}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
+	if err := m.recount(); err != nil {
+		root.Close()
+		return nil, err
+	}
 	return m, nil
 }
 

@@ -352,9 +352,17 @@ spec: {source: {volumeSnapshotContentName: written}}
 
 // TestSlowTemplate asks for a disk that nobody has asked for, of a size that takes
 // its formatting VM a quarter of a minute here. Kubelet waits two minutes for a call, so that
-// the pod starts when it is ready, and nothing on the way looks like a failure.
+// the pod starts when it is ready, and nothing on the way looks like a failure. Such a size
+// is more than pods may ask for by default, which is seen first.
 func TestSlowTemplate(t *testing.T) {
-	t.Cleanup(func() { mustBeClean(t) })
+	t.Cleanup(func() { freshSidecars(t); mustBeClean(t) }) // with the flags of the manifests
+	large := inline("too-large-inline", "ext4", "size: 4Ti")
+	apply(t, large)
+	t.Log(eventually(t, "the events", func() string { return events(t, "too-large-inline") }, "FailedMount", "OutOfRange", "size", "--max-inline-size"))
+	remove(t, large)
+	kubectl(t, "patch", "daemonset", "-n", namespace, "plugin", "--type=json", "--patch",
+		`[{"op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": "--max-inline-size=0"}]`)
+	pluginReady(t)
 	built := metric(t, "csi_disktemplate_template_build_duration_seconds_sum")
 	apply(t, inline("slow", "ext4", fmt.Sprintf("size: 4Ti, label: s%d", time.Now().Unix())))
 	ready(t, "slow")

@@ -1,0 +1,121 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package volume
+
+import (
+	"errors"
+	"math"
+	"strings"
+	"testing"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+)
+
+// TestLimits works in units of MiB, which the messages are in.
+func TestLimits(t *testing.T) {
+	const u = 1 << 20
+	for name, c := range map[string]struct {
+		limits   Limits
+		ns, node usage
+		size     int64
+		says     []string // nil: it is allowed
+	}{
+		"no limit":                   {Limits{}, usage{1000, 1000}, usage{9000, 9000}, 1 << 32, nil},
+		"the last volume":            {Limits{Volumes: 5}, usage{2, 2}, usage{4, 4}, 1, nil},
+		"one volume too many":        {Limits{Volumes: 5}, usage{2, 2}, usage{5, 5}, 1, []string{"--max-inline-volumes 5", "has 5 inline", "2 of them", `"shop"`, "delete pods"}},
+		"far too many":               {Limits{Volumes: 5}, usage{2, 2}, usage{50, 50}, 1, []string{"--max-inline-volumes 5", "has 50 inline"}},
+		"the namespace's last":       {Limits{VolumesPerNamespace: 3}, usage{2, 2}, usage{50, 50}, 1, nil},
+		"one too many of it":         {Limits{VolumesPerNamespace: 3}, usage{3, 3}, usage{50, 50}, 1, []string{"--max-inline-volumes-per-namespace 3", `"shop" has 3 inline`, "delete pods of it"}},
+		"the last byte":              {Limits{Bytes: 10 * u}, usage{1, 2}, usage{1, 7}, 3, nil},
+		"one byte too many":          {Limits{Bytes: 10*u - 1}, usage{1, 2}, usage{1, 7}, 3, []string{"--max-inline-bytes", "7 MiB", "2 MiB", `"shop"`, "3 MiB more", "ask for less"}},
+		"the namespace's last byte":  {Limits{BytesPerNamespace: 10 * u}, usage{1, 7}, usage{9, 70}, 3, nil},
+		"one byte too many of it":    {Limits{BytesPerNamespace: 10*u - 1}, usage{1, 7}, usage{9, 70}, 3, []string{"--max-inline-bytes-per-namespace", `"shop" has 7 MiB`, "3 MiB more"}},
+		"its own fault comes first":  {Limits{Volumes: 5, VolumesPerNamespace: 3}, usage{3, 3}, usage{5, 5}, 1, []string{"--max-inline-volumes-per-namespace 3"}},
+		"more than int64":            {Limits{Bytes: math.MaxInt64 - 1}, usage{1, 2}, usage{2048, 2047 << 32}, 1 << 32, []string{"--max-inline-bytes"}},
+		"more than int64, unlimited": {Limits{}, usage{1, 2}, usage{2048, 2047 << 32}, 1 << 32, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c.ns.bytes *= u
+			c.node.bytes *= u
+			err := c.limits.refuse("shop", c.size*u, c.ns, c.node)
+			if c.says == nil {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			t.Log(err)
+			if !errors.Is(err, ErrLimit) {
+				t.Fatalf("allowed, or the wrong error: %v", err)
+			}
+			for _, s := range c.says {
+				if !strings.Contains(err.Error(), s) {
+					t.Errorf("does not say %s", s)
+				}
+			}
+		})
+	}
+}
+
+func TestLimitOfSize(t *testing.T) {
+	const gib = 1 << 30
+	for _, c := range []struct {
+		limit, size int64
+		ok          bool
+	}{{0, 1 << 60, true}, {100 * gib, 100 * gib, true}, {100 * gib, 100*gib + 1<<20, false}} {
+		err := Limits{Size: c.limit}.checkSize(c.size)
+		if (err == nil) != c.ok {
+			t.Errorf("%d of %d: %v", c.size, c.limit, err)
+		}
+		if c.ok {
+			continue
+		}
+		t.Log(err)
+		for _, s := range []string{"size", "102401 MiB", "102400 MiB", "--max-inline-size"} {
+			if !errors.Is(err, diskfs.ErrOutOfRange) || !strings.Contains(err.Error(), s) {
+				t.Errorf("does not say %s: %v", s, err)
+			}
+		}
+	}
+}
+
+// TestLedger follows volumes that are reserved, settled, taken back and asked for again.
+func TestLedger(t *testing.T) {
+	l := ledger{limits: Limits{Volumes: 2}, volumes: map[string]entry{}}
+	reserve := func(id string, ok bool) func() {
+		t.Helper()
+		release, err := l.reserve(id, "shop", 1)
+		if (err == nil) != ok || err != nil && !errors.Is(err, ErrLimit) {
+			t.Fatalf("%s: %v", id, err)
+		}
+		return release
+	}
+	has := func(n int) {
+		t.Helper()
+		if len(l.ids()) != n {
+			t.Errorf("has %v", l.volumes)
+		}
+	}
+	a := reserve("a", true)
+	a()
+	has(0)
+	a = reserve("a", true)
+	l.settle("a")
+	a() // is there, and stays
+	has(1)
+	b := reserve("b", true)
+	reserve("c", false)
+	has(2)
+	reserve("a", true) // takes its own place
+	l.settle("a")
+	b()
+	b() // once
+	has(1)
+	reserve("c", true)
+	l.settle("c")
+	reserve("b", false)
+	l.forget("a")
+	l.forget("a")
+	reserve("b", true)
+}
