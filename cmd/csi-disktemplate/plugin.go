@@ -59,11 +59,12 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	reportAccelerator(registry, formatter)
 
 	store := template.NewStore(template.Config{
-		Pool:        p,
-		Fingerprint: formatter.Fingerprint,
-		Format:      formatFunc(formatter),
-		MaxBuilds:   o.maxVMs,
-		Observe:     observeBuilds(registry),
+		Pool:          p,
+		Fingerprint:   formatter.Fingerprint,
+		Format:        formatFunc(formatter),
+		MaxBuilds:     o.maxVMs,
+		BuildsPerHour: o.maxBuildsPerHour,
+		Observe:       observeBuilds(registry),
 	})
 	defer store.Close()
 	headroom, err := volume.ParseHeadroom(o.headroom)

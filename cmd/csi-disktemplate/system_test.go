@@ -80,6 +80,7 @@ func TestBadFlags(t *testing.T) {
 		"headroom":                  {map[string]string{"--headroom": "110%"}, []string{"--headroom", `"110%"`, "100%"}},
 		"headroom in words":         {map[string]string{"--headroom": "some"}, []string{"--headroom", `"some"`, "10Gi"}},
 		"max volumes":               {map[string]string{"--max-volumes-per-node": "-1"}, []string{"--max-volumes-per-node", "-1", "negative"}},
+		"builds per hour":           {map[string]string{"--max-template-builds-per-hour": "-1"}, []string{"--max-template-builds-per-hour -1", "negative"}},
 		"inline size":               {map[string]string{"--max-inline-size": "-1Gi"}, []string{"--max-inline-size", `"-1Gi"`, "negative"}},
 		"inline size in words":      {map[string]string{"--max-inline-size": "big"}, []string{"--max-inline-size", `"big"`, "10Gi"}},
 		"inline volumes":            {map[string]string{"--max-inline-volumes": "-1"}, []string{"--max-inline-volumes -1", "negative"}},

@@ -58,6 +58,7 @@ func TestCode(t *testing.T) {
 		"no volume at such a path": {fmt.Errorf("%w: %w", volume.ErrNotFound, volume.ErrInvalid), codes.NotFound},
 		"full":                     {fmt.Errorf("%w: %w", pool.ErrFull, syscall.ENOSPC), codes.ResourceExhausted},
 		"limit":                    {volume.ErrLimit, codes.ResourceExhausted},
+		"too many templates":       {fmt.Errorf("volume v: %w", template.ErrTooMany), codes.ResourceExhausted},
 		"state":                    {volume.ErrState, codes.FailedPrecondition},
 		"no formatter":             {template.ErrNoFormatter, codes.FailedPrecondition},
 		"pool":                     {pool.ErrUnusable, codes.FailedPrecondition},

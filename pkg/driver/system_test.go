@@ -418,7 +418,8 @@ func fullPool(p *plugin) {
 
 // TestInlineLimits asks for more than the flags allow.
 func TestInlineLimits(t *testing.T) {
-	p := newNode(t, testenv.XFS, 1<<30).start("--max-inline-size", "300Mi", "--max-inline-volumes", "2", "--max-inline-volumes-per-namespace", "1")
+	p := newNode(t, testenv.XFS, 1<<30).start("--max-inline-size", "300Mi", "--max-inline-volumes", "2", "--max-inline-volumes-per-namespace", "1",
+		"--max-template-builds-per-hour", "1")
 	of := func(namespace, id, size string) *csi.NodePublishVolumeRequest {
 		r := p.request(id, "ext4", "size", size)
 		r.VolumeContext[keyPodNS] = namespace
@@ -429,6 +430,7 @@ func TestInlineLimits(t *testing.T) {
 	first := of("shop", "first", "300Mi")
 	p.publish(first)
 	p.refused(of("shop", "second", "300Mi"), codes.ResourceExhausted, "--max-inline-volumes-per-namespace 1", `"shop"`, "delete pods")
+	p.refused(of("bank", "kind", "299Mi"), codes.ResourceExhausted, "--max-template-builds-per-hour 1", "try again in ")
 	other := of("bank", "other", "300Mi")
 	p.publish(other)
 	p.refused(of("farm", "third", "300Mi"), codes.ResourceExhausted, "--max-inline-volumes 2", "has 2", `0 of them of namespace "farm"`)

@@ -32,6 +32,9 @@ var (
 	// ErrChanged means that the formatter is not the one that was asked for any
 	// more: asking again asks the new one.
 	ErrChanged = errors.New("the formatter's files changed meanwhile")
+	// ErrTooMany means that templates of so many kinds were built of late that this
+	// one has to wait.
+	ErrTooMany = errors.New("too many templates were built of late")
 )
 
 // DefaultLockTimeout is how long a build waits for another process that holds
@@ -43,6 +46,13 @@ const DefaultLockTimeout = 600 * time.Second
 // of a node: a build has a processor and some hundred MiB of memory.
 const DefaultMaxBuilds = 2
 
+// DefaultBuildsPerHour bounds what one who asks for a new kind of disk again and again
+// takes of a node: at 1.5 to 5 s each, 3 to 10 minutes of one processor in an hour. It is
+// far from what is asked for in good faith. A node needs as many as its pods have kinds of
+// disks, once, and once more for a new version of the plugin; Kubernetes' storage suite
+// has two built for each filesystem, and the 320 ext4 volumes of one run shared those.
+const DefaultBuildsPerHour = 120
+
 // Config is what a Store is made of. Pool, Fingerprint and Format are required.
 type Config struct {
 	Pool *pool.Pool
@@ -52,6 +62,9 @@ type Config struct {
 	Format      func(ctx context.Context, f *os.File, spec diskfs.Spec) (Provenance, error)
 	LockTimeout time.Duration // 0 is DefaultLockTimeout
 	MaxBuilds   int           // builds at the same time; 0 is DefaultMaxBuilds
+	// BuildsPerHour is how many builds may begin within any hour; 0 is no limit. Those
+	// who find a template, or join a build, are not counted.
+	BuildsPerHour int
 	// Observe, if not nil, is told of each build that ended.
 	Observe func(spec diskfs.Spec, took time.Duration, err error)
 }
@@ -63,6 +76,7 @@ type Store struct {
 	cancel context.CancelFunc
 	builds singleflight.Group
 	slots  chan struct{} // has one element for each build under way
+	rate   rate
 
 	mu       sync.Mutex
 	verified map[identity]Record
@@ -77,7 +91,10 @@ func NewStore(c Config) *Store {
 		c.MaxBuilds = DefaultMaxBuilds
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Store{cfg: c, ctx: ctx, cancel: cancel, slots: make(chan struct{}, c.MaxBuilds), verified: map[identity]Record{}}
+	return &Store{
+		cfg: c, ctx: ctx, cancel: cancel, slots: make(chan struct{}, c.MaxBuilds), rate: rate{most: c.BuildsPerHour, now: time.Now},
+		verified: map[identity]Record{},
+	}
 }
 
 // Close ends the builds under way and waits until nothing of them is left.
@@ -97,7 +114,7 @@ func Key(spec diskfs.Spec, fingerprint string) string {
 
 // Ensure returns the template of spec, building it if there is none. Errors are
 // those of spec's validation, [ErrBuilding] when ctx ends first, [ErrNoFormatter],
-// [pool.ErrFull], [pool.ErrLocked], or what Format returned.
+// [ErrTooMany], [pool.ErrFull], [pool.ErrLocked], or what Format returned.
 func (s *Store) Ensure(ctx context.Context, spec diskfs.Spec) (*Template, error) {
 	if err := spec.Validate(); err != nil {
 		return nil, err
@@ -153,6 +170,15 @@ func (s *Store) join(ctx context.Context, key string, spec diskfs.Spec) error {
 // build makes the template of key, unless another process has made it by the
 // time its lock is ours.
 func (s *Store) build(key string, spec diskfs.Spec) error {
+	// Before its lockfile is there: who is refused leaves nothing.
+	turn, err := s.rate.take()
+	if err != nil {
+		if t, err := s.Lookup(key); err == nil { // it was built since the caller looked
+			return t.Close()
+		}
+		return fmt.Errorf("template %s: %w", key, err)
+	}
+	defer turn.end()
 	waiting, cancel := context.WithTimeout(s.ctx, s.cfg.LockTimeout)
 	defer cancel()
 	lock, err := s.cfg.Pool.Lock(waiting, key)
@@ -177,7 +203,7 @@ func (s *Store) build(key string, spec diskfs.Spec) error {
 		return fmt.Errorf("%w: %s waited for %d other builds: %w", ErrBuilding, key, cap(s.slots), context.Cause(waiting))
 	}
 	start := time.Now()
-	err = s.format(key, spec, start)
+	err = s.format(key, spec, start, turn)
 	if s.cfg.Observe != nil {
 		s.cfg.Observe(spec, time.Since(start), err)
 	}
@@ -185,7 +211,7 @@ func (s *Store) build(key string, spec diskfs.Spec) error {
 }
 
 // format builds the template as a file without a name and links it in.
-func (s *Store) format(key string, spec diskfs.Spec, start time.Time) error {
+func (s *Store) format(key string, spec diskfs.Spec, start time.Time, turn *turn) error {
 	f, err := s.cfg.Pool.NewTemplate()
 	if err != nil {
 		return err
@@ -193,6 +219,7 @@ func (s *Store) format(key string, spec diskfs.Spec, start time.Time) error {
 	defer f.Close()
 	klog.InfoS("Building a template", "template", key, "spec", spec.String())
 	made, err := s.cfg.Format(s.ctx, f, spec)
+	turn.used = !errors.Is(err, ErrNoFormatter) // else there was no VM
 	if err != nil {
 		return fmt.Errorf("building template %s: %w", key, err)
 	}
