@@ -102,7 +102,7 @@ func TestDefaults(t *testing.T) {
 	t.Setenv("NODE_NAME", "")
 	if flag("endpoint") != "unix:///csi/csi.sock" || flag("node-id") != "" || flag("kubelet-dir") != "/var/lib/kubelet" || flag("driver-name") != "csi.disktemplate.io" ||
 		flag("headroom") != "5%" || flag("overcommit") != "1" || flag("max-volumes-per-node") != "1024" ||
-		flag("max-template-builds-per-hour") != "120" ||
+		flag("max-template-builds-per-hour") != "120" || flag("template-cache") != "20%" ||
 		flag("max-inline-size") != "100Gi" || flag("max-inline-volumes") != "500" || flag("max-inline-volumes-per-namespace") != "0" ||
 		flag("max-inline-bytes") != "0" || flag("max-inline-bytes-per-namespace") != "0" {
 		t.Error("defaults changed")

@@ -58,13 +58,19 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	registerPool(registry, p)
 	reportAccelerator(registry, formatter)
 
+	budget, err := templateBudget(p, o.templateCache)
+	if err != nil {
+		return err
+	}
 	store := template.NewStore(template.Config{
 		Pool:          p,
 		Fingerprint:   formatter.Fingerprint,
 		Format:        formatFunc(formatter),
 		MaxBuilds:     o.maxVMs,
 		BuildsPerHour: o.maxBuildsPerHour,
+		Budget:        budget,
 		Observe:       observeBuilds(registry),
+		Trimmed:       observeTrims(registry),
 	})
 	defer store.Close()
 	headroom, err := volume.ParseHeadroom(o.headroom)
@@ -104,6 +110,19 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	dc.Volumes, dc.Health, dc.Metrics = volumes, health, driver.NewMetrics(registry)
 	g.Go(func() error { return driver.Serve(ctx, dc) })
 	return g.Wait()
+}
+
+// templateBudget is what --template-cache allows, or nil if that is everything. The pool
+// may grow while the plugin runs.
+func templateBudget(p *pool.Pool, flag string) (func() (int64, error), error) {
+	share, err := volume.ParseHeadroom(flag)
+	if err != nil || share == (volume.Headroom{}) {
+		return nil, err
+	}
+	return func() (int64, error) {
+		s, err := p.Space()
+		return share.Of(s.Total), err
+	}, nil
 }
 
 // warm has the formatter read its files now, tens of MiB of kernel and
@@ -194,4 +213,14 @@ func observeBuilds(r prometheus.Registerer) func(diskfs.Spec, time.Duration, err
 		}
 		builds.WithLabelValues(spec.Filesystem, result).Observe(took.Seconds())
 	}
+}
+
+// observeTrims counts the templates that --template-cache has removed.
+func observeTrims(r prometheus.Registerer) func(string, int64) {
+	trims := prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "csi_disktemplate_templates_trimmed_total",
+		Help: "Templates removed because all of them took more than --template-cache.",
+	})
+	r.MustRegister(trims)
+	return func(string, int64) { trims.Inc() }
 }

@@ -87,6 +87,7 @@ type pluginOptions struct {
 	kubeletDir, registrationDir  string
 	httpEndpoint                 string
 	maxVMs, maxBuildsPerHour     int
+	templateCache                string
 	maxVolumes                   int64
 	headroom                     string
 	overcommit                   float64
@@ -106,6 +107,7 @@ func (o *pluginOptions) add(f *pflag.FlagSet) {
 	f.StringVar(&o.httpEndpoint, "http-endpoint", "", "address for /healthz, /readyz and /metrics, as :9808 (default: not served)")
 	f.IntVar(&o.maxVMs, "max-formatting-vms", template.DefaultMaxBuilds, "how many templates are built at the same time; each takes a processor and about 310 MiB of memory")
 	f.IntVar(&o.maxBuildsPerHour, "max-template-builds-per-hour", template.DefaultBuildsPerHour, "how many templates may be built within an hour; 0 is no limit")
+	f.StringVar(&o.templateCache, "template-cache", "20%", "space of the pool that templates may take, a quantity or a percentage; the least recently used go first; 0 is no limit")
 	f.Int64Var(&o.maxVolumes, "max-volumes-per-node", 1024, "how many claims the scheduler may place on this node; 0 is no limit")
 	f.DurationVar(&o.sweepInterval, "sweep-interval", 10*time.Minute, "time between sweeps of what crashes and lost calls have left behind, after the one at start; see the command gc")
 	f.BoolVar(&o.sharedResizer, "shared-resizer", false, "one external-resizer serves all nodes: what it asks of a volume that is not on this node is left to that volume's node, and is no error")
@@ -175,6 +177,9 @@ func (o *pluginOptions) validate() error {
 	}
 	if o.maxBuildsPerHour < 0 {
 		return fmt.Errorf("--max-template-builds-per-hour %d: must not be negative; 0 is no limit", o.maxBuildsPerHour)
+	}
+	if _, err := volume.ParseHeadroom(o.templateCache); err != nil {
+		return fmt.Errorf("--template-cache: %w", err)
 	}
 	_, err := o.inline.limits()
 	return err

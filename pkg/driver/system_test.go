@@ -442,6 +442,27 @@ func TestInlineLimits(t *testing.T) {
 	p.unpublish(other)
 }
 
+// TestTemplateCache has a budget that no template fits into: the latest stays, and all
+// volumes.
+func TestTemplateCache(t *testing.T) {
+	p := newNode(t, testenv.XFS, 1<<30).start("--template-cache", "1Ki")
+	first, second := p.request("first", "ext4", "size", "64Mi"), p.request("second", "ext4", "size", "65Mi")
+	p.publish(first)
+	p.publish(second)
+	templates, err := os.ReadDir(filepath.Join(p.pool, "templates"))
+	if err != nil || len(templates) != 1 || !strings.HasPrefix(templates[0].Name(), "ext4-65m-") {
+		t.Errorf("templates %v: %v", templates, err)
+	}
+	if n := p.metric("csi_disktemplate_templates_trimmed_total"); n != 1 || len(p.log.lines(`"Removed a template"`, "ext4-64m-", "--template-cache")) != 1 {
+		t.Errorf("%v were trimmed: %s", n, p.log)
+	}
+	p.unpublish(second)
+	if err := os.WriteFile(filepath.Join(first.TargetPath, "file"), nil, 0o644); err != nil {
+		t.Error(err)
+	}
+	p.unpublish(first)
+}
+
 // mayStay are the files that a killed plugin may leave in a pool.
 var mayStay = regexp.MustCompile(`^(locks/[^/]+\.lock|cache/vmlinux-[0-9a-f]{16}-[0-9a-f]{16})$`)
 

@@ -15,7 +15,8 @@
 //	templates/   one image per key, mode 0400, its record in user.disktemplate
 //	volumes/     one image per volume, its record in trusted.disktemplate
 //	snapshots/   one image per snapshot, likewise
-//	locks/       one lockfile per template key; never deleted, see [Pool.Lock]
+//	locks/       one lockfile per template key; never deleted, see [Pool.Lock]; its mtime
+//	             is when the template was used last, see [Pool.Touch]
 //	cache/       what can be made again: the unpacked kernel
 //
 // On btrfs the image directories are NOCOW (chattr +C): without it random

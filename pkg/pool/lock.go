@@ -93,6 +93,22 @@ func (p *Pool) Own(ctx context.Context) (*Lock, error) {
 // Unlock releases the lock.
 func (l *Lock) Unlock() error { return l.f.Close() }
 
+// Touch notes, in the lockfile's modification time, that what the lock of the given
+// name guards was used at that moment. There is nothing to note it in where nobody
+// ever took the lock: that is [os.ErrNotExist].
+func (p *Pool) Touch(name string, at time.Time) error {
+	return os.Chtimes(filepath.Join(p.root, locksDir, name+".lock"), time.Time{}, at)
+}
+
+// Touched is what [Pool.Touch] noted last, or when the lockfile was made.
+func (p *Pool) Touched(name string) (time.Time, error) {
+	fi, err := os.Stat(filepath.Join(p.root, locksDir, name+".lock"))
+	if err != nil {
+		return time.Time{}, err
+	}
+	return fi.ModTime(), nil
+}
+
 // LockImage takes the exclusive flock(2) of an open image, waiting until ctx ends for
 // others that opened it for themselves; then it is [ErrLocked]. It goes with f, or
 // with unlock.

@@ -387,3 +387,36 @@ func TestLockIsFreed(t *testing.T) {
 	}
 	second.Unlock()
 }
+
+// TestTouch notes when something was used, where taking its lock changes nothing.
+func TestTouch(t *testing.T) {
+	for _, kind := range testenv.PoolKinds {
+		t.Run(kind.Name, func(t *testing.T) {
+			p := mustOpen(t, Config{Dir: filepath.Join(kind.Mount(t, 400<<20), "pool")})
+			used := time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC)
+			if err := p.Touch("key", used); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("nobody ever took the lock: %v", err)
+			}
+			if _, err := p.Touched("key"); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("nobody ever took the lock: %v", err)
+			}
+			for range 2 {
+				l, err := p.TryLock("key")
+				if err != nil || l == nil {
+					t.Fatalf("%v %v", l, err)
+				}
+				if err := errors.Join(p.Touch("key", used), l.Unlock()); err != nil {
+					t.Error(err)
+				}
+			}
+			l, err := p.Lock(t.Context(), "key")
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.Unlock()
+			if at, err := p.Touched("key"); err != nil || !at.Equal(used) {
+				t.Errorf("used at %s, not %s: %v", at, used, err)
+			}
+		})
+	}
+}

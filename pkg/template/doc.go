@@ -17,6 +17,10 @@
 // other with a flock. A build outlives the call that asked for it, and the retry
 // finds it done or joins it.
 //
+// What templates may take of the pool is bounded by [Config].Budget: the least recently
+// used go first. When one was used last its lockfile's modification time says, to
+// within an hour.
+//
 // A template appears in one linkat, whole, verified and durable, or not at all.
 //
 // A machine that can no longer format, say because mkfs is gone, keeps serving

@@ -46,7 +46,14 @@ type Template struct {
 	*os.File
 	Record
 	// Hit tells that it was there before the call.
-	Hit bool
+	Hit   bool
+	letGo func()
+}
+
+// Close lets the template go: from here on it may be trimmed.
+func (t *Template) Close() error {
+	t.letGo()
+	return t.File.Close()
 }
 
 // identity of a file's content as stat(2) tells it: as long as it stays the

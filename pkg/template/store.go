@@ -65,6 +65,11 @@ type Config struct {
 	// BuildsPerHour is how many builds may begin within any hour; 0 is no limit. Those
 	// who find a template, or join a build, are not counted.
 	BuildsPerHour int
+	// Budget, if not nil, is asked after each build how many bytes of the pool all
+	// templates may take: see [Store.Trim].
+	Budget func() (int64, error)
+	// Trimmed, if not nil, is told of each template that a budget has removed.
+	Trimmed func(key string, bytes int64)
 	// Observe, if not nil, is told of each build that ended.
 	Observe func(spec diskfs.Spec, took time.Duration, err error)
 }
@@ -78,8 +83,12 @@ type Store struct {
 	slots  chan struct{} // has one element for each build under way
 	rate   rate
 
+	trimming sync.Mutex // held by the one who removes
+
 	mu       sync.Mutex
 	verified map[identity]Record
+	touched  map[string]time.Time // when the use of a key was noted last
+	holders  map[string]int       // of a key: see hold
 }
 
 // NewStore returns a Store of c's pool.
@@ -93,7 +102,7 @@ func NewStore(c Config) *Store {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Store{
 		cfg: c, ctx: ctx, cancel: cancel, slots: make(chan struct{}, c.MaxBuilds), rate: rate{most: c.BuildsPerHour, now: time.Now},
-		verified: map[identity]Record{},
+		verified: map[identity]Record{}, touched: map[string]time.Time{}, holders: map[string]int{},
 	}
 }
 
@@ -127,11 +136,13 @@ func (s *Store) Ensure(ctx context.Context, spec diskfs.Spec) (*Template, error)
 		return s.newest(spec, err)
 	}
 	key := Key(spec, fp)
+	defer s.hold(key)() // what is waited for is not trimmed
 	for tries := 0; ; tries++ {
 		// Without the lock: a hit waits for nobody.
 		t, err := s.Lookup(key)
 		if err == nil {
 			t.Hit = tries == 0
+			s.touch(key)
 			return t, nil
 		}
 		// Absent right after it was built: a clean-all came between. Once more, then.
@@ -207,6 +218,10 @@ func (s *Store) build(key string, spec diskfs.Spec) error {
 	if s.cfg.Observe != nil {
 		s.cfg.Observe(spec, time.Since(start), err)
 	}
+	if err == nil {
+		s.touch(key)
+		s.trimAfter(key)
+	}
 	return err
 }
 
@@ -264,7 +279,13 @@ func (s *Store) publish(f *os.File, key string) error {
 //
 // The whole content is read the first time this process meets a file, and again
 // only when stat(2) shows that the file changed.
-func (s *Store) Lookup(key string) (*Template, error) {
+func (s *Store) Lookup(key string) (_ *Template, err error) {
+	letGo := s.hold(key)
+	defer func() {
+		if err != nil {
+			letGo()
+		}
+	}()
 	path := s.cfg.Pool.Template(key)
 	fi, err := os.Lstat(path)
 	if err != nil {
@@ -282,7 +303,7 @@ func (s *Store) Lookup(key string) (*Template, error) {
 		f.Close()
 		return nil, fmt.Errorf("template %s: %w", key, err)
 	}
-	return &Template{File: f, Record: r}, nil
+	return &Template{File: f, Record: r, letGo: letGo}, nil
 }
 
 func (s *Store) verifyOnce(f *os.File, key string) (Record, error) {
@@ -334,6 +355,7 @@ func (s *Store) newest(spec diskfs.Spec, cause error) (*Template, error) {
 		return nil, fmt.Errorf("%w of %s: %w", ErrNoFormatter, spec, cause)
 	}
 	best.Hit = true
+	s.touch(best.Key)
 	klog.InfoS("Serving a template that could not be built again", "template", best.Key, "built", best.Built, "cause", cause)
 	return best, nil
 }
@@ -351,21 +373,31 @@ func (s *Store) CleanAll() (removed, busy int, err error) {
 		if !keyPattern.MatchString(key) {
 			continue // nothing of ours
 		}
-		lock, err := s.cfg.Pool.TryLock(key)
-		if err != nil {
+		switch gone, err := s.remove(key, func() bool { return true }); {
+		case err != nil:
 			errs = append(errs, err)
-			continue
-		}
-		if lock == nil {
-			busy++
-			continue
-		}
-		if err := os.Remove(s.cfg.Pool.Template(key)); err != nil {
-			errs = append(errs, err)
-		} else {
+		case gone:
 			removed++
+		default:
+			busy++
 		}
-		lock.Unlock()
 	}
 	return removed, busy, errors.Join(errs...)
+}
+
+// remove takes a template's name away if nobody holds its lock and, with that in hand,
+// it still should go.
+func (s *Store) remove(key string, still func() bool) (gone bool, err error) {
+	lock, err := s.cfg.Pool.TryLock(key)
+	if err != nil || lock == nil {
+		return false, err
+	}
+	defer lock.Unlock()
+	if !still() {
+		return false, nil
+	}
+	if err := os.Remove(s.cfg.Pool.Template(key)); err != nil {
+		return false, err
+	}
+	return true, nil
 }

@@ -55,7 +55,8 @@ func ParseHeadroom(s string) (Headroom, error) {
 	return Headroom{Bytes: bytes}, err
 }
 
-func (h Headroom) of(total int64) int64 { return h.Bytes + int64(h.Percent/100*float64(total)) }
+// Of is the amount in bytes, of a pool of so many.
+func (h Headroom) Of(total int64) int64 { return h.Bytes + int64(h.Percent/100*float64(total)) }
 
 // space is what a Manager knows of the pool's space that the pool does not say.
 type space struct {
@@ -196,7 +197,7 @@ func (m *Manager) roomLeft() error {
 	if err != nil {
 		return err
 	}
-	if headroom := m.space.headroom.of(s.Total); s.Available < headroom {
+	if headroom := m.space.headroom.Of(s.Total); s.Available < headroom {
 		return fmt.Errorf("%w: of %s, %s are free, and new volumes leave %s of headroom; delete volumes, run `csi-disktemplate clean-all` to drop cached templates, or enlarge it",
 			pool.ErrFull, mebibytes(s.Total), mebibytes(s.Available), mebibytes(headroom))
 	}
@@ -226,7 +227,7 @@ func (m *Manager) survey(pending []*demand) (budget, error) {
 	if err != nil {
 		return budget{}, err
 	}
-	b := budget{total: s.Total, available: s.Available, headroom: m.space.headroom.of(s.Total), overcommit: m.space.overcommit}
+	b := budget{total: s.Total, available: s.Available, headroom: m.space.headroom.Of(s.Total), overcommit: m.space.overcommit}
 	counted := map[string]bool{}
 	for _, d := range pending {
 		b.thin += d.thin

@@ -16,7 +16,7 @@ func TestParseHeadroom(t *testing.T) {
 		"0": 0, "0%": 0, "5%": 50, "12.5%": 125, "99.9%": 999, "10": 10, "1Ki": 1024,
 	} {
 		h, err := ParseHeadroom(s)
-		if got := h.of(1000); err != nil || got != want {
+		if got := h.Of(1000); err != nil || got != want {
 			t.Errorf("%q of 1000 is %d, not %d: %v", s, got, want, err)
 		}
 	}

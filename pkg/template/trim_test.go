@@ -1,0 +1,59 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package template
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestExcess works in units of MiB, which the reasons are in. A template is named by
+// what it takes; they are used in the order of their hours.
+func TestExcess(t *testing.T) {
+	const u = 1 << 20
+	at := func(hour int, key string, bytes int64, keep bool) entry {
+		return entry{key: key, bytes: bytes * u, used: time.Date(2026, 1, 2, hour, 0, 0, 0, time.UTC), keep: keep}
+	}
+	a, b, c := at(1, "a", 10, false), at(2, "b", 20, false), at(3, "c", 30, false)
+	kept := func(e entry) entry { e.keep = true; return e }
+	for name, test := range map[string]struct {
+		entries []entry
+		budget  int64
+		want    string
+	}{
+		"none":                       {nil, 0, ""},
+		"within":                     {[]entry{c, a, b}, 60, ""},
+		"one byte too many":          {[]entry{c, a, b}, 59, "a"},
+		"the oldest is enough":       {[]entry{c, a, b}, 50, "a"},
+		"the oldest is not enough":   {[]entry{c, a, b}, 49, "a b"},
+		"all":                        {[]entry{c, a, b}, 29, "a b c"},
+		"nothing may stay":           {[]entry{c, a, b}, 0, "a b c"},
+		"the oldest is kept":         {[]entry{c, kept(a), b}, 50, "b"},
+		"the latest is kept":         {[]entry{kept(c), a, b}, 0, "a b"},
+		"all are kept":               {[]entry{kept(c), kept(a), kept(b)}, 0, ""},
+		"too much is kept":           {[]entry{kept(c), a, b}, 29, "a b"},
+		"nobody knows when":          {[]entry{a, b, {key: "z", bytes: u}}, 30, "z"},
+		"used at the same time":      {[]entry{at(1, "y", 1, false), at(1, "x", 1, false), c}, 31, "x"},
+		"larger ones are not spared": {[]entry{at(1, "old", 1, false), at(2, "large", 100, false)}, 50, "old large"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var keys []string
+			for _, r := range excess(test.entries, test.budget*u) {
+				keys = append(keys, r.key)
+				for _, says := range []string{"--template-cache", "last used"} {
+					if !strings.Contains(r.reason, says) {
+						t.Errorf("%s: its reason does not say %s: %s", r.key, says, r.reason)
+					}
+				}
+			}
+			if got := strings.Join(keys, " "); got != test.want {
+				t.Errorf("removes %q, not %q", got, test.want)
+			}
+		})
+	}
+	if got := excess([]entry{c, a, b}, 49*u)[1].reason; got != "templates take 50 MiB of the 49 MiB that they may (--template-cache), and this one was last used at 2026-01-02 02:00:00" {
+		t.Error(got)
+	}
+}
