@@ -31,6 +31,13 @@ const (
 	// drainTimeout is what calls under way get to finish after SIGTERM: less
 	// than the 30 s after which Kubernetes kills a container.
 	drainTimeout = 25 * time.Second
+
+	// maxMessage bounds what a request may make the plugin hold in memory, in bytes.
+	// CSI 1.13, "Size Limits", has 4 KiB for a map and 128 bytes for most strings, of
+	// which no request has more than a handful: 256 KiB is ten times what one may have.
+	// Kubelet does not hold a pod's volumeAttributes to that, and gRPC takes 4 MiB. What
+	// is larger is RESOURCE_EXHAUSTED, from gRPC itself.
+	maxMessage = 256 << 10
 )
 
 // Config is what a Driver serves. All of it is required but MaxVolumes,
@@ -95,7 +102,7 @@ func Serve(ctx context.Context, c Config) error {
 		return fmt.Errorf("--endpoint %q: %w", c.Endpoint, err)
 	}
 	// Should draining take too long, a call still gets to clean up after itself.
-	server := grpc.NewServer(grpc.UnaryInterceptor(c.Metrics.intercept), grpc.WaitForHandlers(true))
+	server := grpc.NewServer(grpc.UnaryInterceptor(c.Metrics.intercept), grpc.WaitForHandlers(true), grpc.MaxRecvMsgSize(maxMessage))
 	csi.RegisterIdentityServer(server, &identityServer{cfg: c})
 	busy := &inflight{}
 	csi.RegisterControllerServer(server, &controllerServer{cfg: c, busy: busy})

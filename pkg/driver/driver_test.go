@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
@@ -61,6 +62,48 @@ func TestValidate(t *testing.T) {
 				t.Errorf("Serve says %v", served)
 			}
 		})
+	}
+}
+
+// TestLargeMessages serves, and is sent more than a request may have.
+func TestLargeMessages(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "csi.sock")
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() {
+		done <- Serve(ctx, Config{Endpoint: "unix://" + path, Name: DefaultName, NodeID: "node1", Metrics: NewMetrics(prometheus.NewRegistry())})
+	}()
+	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := csi.NewIdentityClient(conn).GetPluginInfo(t.Context(), &csi.GetPluginInfoRequest{}, grpc.WaitForReady(true)); err != nil {
+		t.Fatal(err)
+	}
+	if fi, err := os.Lstat(path); err != nil || fi.Mode() != os.ModeSocket|0o600 {
+		t.Errorf("the socket: %v, %v", fi, err)
+	}
+	node := csi.NewNodeClient(conn)
+	publish := func(bytes int) error {
+		_, err := node.NodePublishVolume(t.Context(), inline("ext4", "size", strings.Repeat("9", bytes)))
+		return err
+	}
+	var all sync.WaitGroup
+	for range 8 { // one that is too large is no other's harm, on the same connection
+		all.Go(func() {
+			mustSay(t, publish(maxMessage), codes.ResourceExhausted, "larger than max")
+			mustSay(t, publish(4<<20), codes.ResourceExhausted, "larger than max")
+		})
+		all.Go(func() {
+			mustSay(t, publish(maxMessage-4096), codes.InvalidArgument, "size") // was read
+			mustSay(t, publish(5), codes.OutOfRange, "size")
+		})
+	}
+	all.Wait()
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 

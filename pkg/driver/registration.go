@@ -83,7 +83,7 @@ func (r *Registration) serve(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("--registration-dir: %s: %w", r.socket, err)
 	}
-	server := grpc.NewServer()
+	server := grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage))
 	registration.RegisterRegistrationServer(server, r)
 	stop := context.AfterFunc(ctx, server.Stop)
 	defer stop()

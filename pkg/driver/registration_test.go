@@ -43,6 +43,9 @@ func TestRegistration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if fi, err := os.Lstat(r.socket); err != nil || fi.Mode() != os.ModeSocket|0o600 {
+		t.Errorf("the socket: %v, %v", fi, err)
+	}
 	if info.GetType() != "CSIPlugin" || info.GetName() != DefaultName || info.GetEndpoint() != endpoint || !slices.Equal(info.GetSupportedVersions(), []string{"1.0.0"}) {
 		t.Errorf("kubelet is told %v", info)
 	}
