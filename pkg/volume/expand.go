@@ -171,6 +171,9 @@ func (m *Manager) shownAt(img *image, path string) (string, error) {
 	if err != nil && !errors.Is(err, ErrInvalid) {
 		return "", err
 	}
+	if err != nil {
+		return "", fmt.Errorf("%w: volume %s is not at %q: %w", ErrNotFound, img.ID, filepath.Join(m.rootPath, rel), err)
+	}
 	if !at.mounted {
 		return "", fmt.Errorf("%w: volume %s is not at %q", ErrNotFound, img.ID, filepath.Join(m.rootPath, rel))
 	}
@@ -185,16 +188,18 @@ func (m *Manager) shownAt(img *image, path string) (string, error) {
 // stagedDevice is ErrNotFound unless the path is a directory, as a staging path
 // is, and the volume attached.
 func (m *Manager) stagedDevice(img *image, rel string) error {
+	path := filepath.Join(m.rootPath, rel)
 	dir, err := mount.OpenTarget(m.root, rel, syscall.O_DIRECTORY)
-	if err == nil {
-		dir.Close()
-		var loops []int
-		if loops, err = loopdev.Find(img.File); err == nil && len(loops) > 0 {
-			return nil
-		}
+	if isPathError(err) {
+		return fmt.Errorf("%w: volume %s is not at %q: %w", ErrNotFound, img.ID, path, err)
 	}
-	if err == nil || isPathError(err) {
-		err = fmt.Errorf("%w: volume %s is not at %q", ErrNotFound, img.ID, filepath.Join(m.rootPath, rel))
+	if err != nil {
+		return err
+	}
+	dir.Close()
+	loops, err := loopdev.Find(img.File)
+	if err == nil && len(loops) == 0 {
+		err = fmt.Errorf("%w: volume %s is not at %q", ErrNotFound, img.ID, path)
 	}
 	return err
 }

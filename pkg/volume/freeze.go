@@ -8,8 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"syscall"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -107,16 +105,28 @@ func (m *Manager) mountedRoot(img *image) (*os.File, error) {
 	if err != nil || len(places) == 0 {
 		return nil, err
 	}
-	rel, err := filepath.Rel(m.mountPath, places[0])
-	if err != nil {
-		return nil, err
-	}
-	at, err := mount.OpenTarget(m.root, rel, syscall.O_DIRECTORY)
+	at, err := m.openPlace(places[0])
 	if err != nil {
 		return nil, err
 	}
 	defer at.Close()
 	return mount.Open(at)
+}
+
+// sameFile reports whether a path of the pool still names an open image.
+func sameFile(f *os.File, path string) (bool, error) {
+	a, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	b, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return os.SameFile(a, b), nil
 }
 
 // cloneFrozen clones an image while the filesystem in it stands still.

@@ -46,7 +46,7 @@ func (m *Manager) growInUse(img *image, rel string) error {
 		return fmt.Errorf("%w: volume %s has %d bytes now, but its filesystem cannot use them yet: %w; it grows when the volume is staged the next time: restart the pod, or run the plugin with that capability",
 			ErrState, img.ID, img.Spec.Size, err)
 	}
-	at, err := mount.OpenTarget(m.root, rel, syscall.O_DIRECTORY)
+	at, err := m.openMounted(rel)
 	if err != nil {
 		return err
 	}

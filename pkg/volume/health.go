@@ -12,9 +12,8 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/moby/sys/mountinfo"
-
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 )
 
 // Severity is how bad a condition is.
@@ -102,27 +101,37 @@ func (m *Manager) deviceConditions(img *image) ([]Condition, error) {
 	if err != nil || img.Mode != ModeFilesystem || len(places) == 0 {
 		return found, err
 	}
-	return append(found, filesystemConditions(img, places[0])...), nil
+	root, err := m.openPlace(places[0])
+	switch {
+	case errors.Is(err, syscall.EIO):
+		return append(found, shutDown(img, places[0])), nil
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, ErrState): // unmounted meanwhile
+		return found, nil
+	case err != nil:
+		return nil, err
+	}
+	defer root.Close()
+	return append(found, filesystemConditions(img, root, places[0])...), nil
 }
 
-// filesystemConditions asks a mounted filesystem how it is.
-func filesystemConditions(img *image, at string) []Condition {
+// filesystemConditions asks the filesystem that is mounted at a place how it is, by
+// its root, open with O_PATH.
+func filesystemConditions(img *image, root *os.File, at string) []Condition {
 	// What has shut down answers a look at its root with EIO, or says so in its
 	// options; statfs(2) goes on to work.
-	if dir, err := os.Open(at); err == nil {
+	dir, err := mount.Open(root)
+	if err == nil {
 		_, err = dir.Readdirnames(1)
 		dir.Close()
-		if errors.Is(err, syscall.EIO) {
-			return []Condition{shutDown(img, at)}
-		}
-	} else if errors.Is(err, syscall.EIO) {
+	}
+	if errors.Is(err, syscall.EIO) {
 		return []Condition{shutDown(img, at)}
 	}
-	infos, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(at))
-	if err != nil || len(infos) == 0 {
+	info, err := mount.Of(root)
+	if err != nil || info == nil {
 		return nil
 	}
-	options := strings.Split(infos[0].VFSOptions, ",")
+	options := strings.Split(info.VFSOptions, ",")
 	if slices.Contains(options, "shutdown") {
 		return []Condition{shutDown(img, at)}
 	}

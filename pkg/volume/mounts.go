@@ -56,14 +56,14 @@ func (m *Manager) look(rel string, mode Mode) (spot, error) {
 	if errors.Is(err, syscall.EIO) {
 		// A filesystem that has shut down answers nothing, but the mount table does.
 		var info *mountinfo.Info
-		info, err = mount.At(filepath.Join(m.rootPath, rel))
+		info, err = mount.Of(target)
 		mounted = info != nil
 	}
 	if err != nil {
 		return spot{}, err
 	}
 	if mode == ModeBlock && !mounted {
-		if fi, err := os.Lstat(filepath.Join(m.rootPath, rel)); err != nil || !fi.Mode().IsRegular() {
+		if fi, err := target.Stat(); err != nil || !fi.Mode().IsRegular() {
 			return spot{}, fmt.Errorf("%w: the target path of a block volume must be a file, or free for one: %s is neither (%w)", ErrInvalid, target.Name(), syscall.EISDIR)
 		}
 	}
@@ -118,20 +118,24 @@ var errForeign = errors.New("not this volume's mount")
 // shown proves that the mount at a target shows the volume's image, and else
 // is errForeign. The volume may have lost its image, and with it its record.
 func (m *Manager) shown(img *image, rel string) (shown, error) {
-	path := filepath.Join(m.rootPath, rel)
-	info, err := mount.At(path)
+	at, err := mount.OpenTarget(m.root, rel, 0)
+	if err != nil {
+		return shown{}, err
+	}
+	defer at.Close()
+	info, err := mount.Of(at)
 	if err != nil {
 		return shown{}, err
 	}
 	if info == nil {
-		return shown{}, fmt.Errorf("%w: target path %q was unmounted meanwhile; try again", ErrState, path)
+		return shown{}, fmt.Errorf("%w: target path %q was unmounted meanwhile; try again", ErrState, at.Name())
 	}
 	s := shown{device: -1, access: accessOf(info)}
 	var ours bool
 	switch img.Mode {
 	case ModeDiskImage:
 		if ours = info.FSType == "tmpfs" && info.Source == imageSource(img.ID); ours {
-			s.whole, err = sameFile(img.File, filepath.Join(path, DiskImageName))
+			s.whole, err = showsImage(img, at)
 		}
 	case ModeFilesystem:
 		if index, ok := loopdev.IndexOf(info.Source); ok {
@@ -139,24 +143,19 @@ func (m *Manager) shown(img *image, rel string) (shown, error) {
 			ours, err = m.backs(index, img)
 		}
 	case ModeBlock:
-		s, ours, err = m.shownDevice(img, rel)
+		s, ours, err = m.shownDevice(img, at)
 	}
 	if err != nil || ours {
 		return s, err
 	}
 	return shown{}, fmt.Errorf("%w: target path %q is a mount of %s (%s), not of volume %s; see with findmnt whose it is and unmount that first",
-		errForeign, path, info.Source, info.FSType, img.ID)
+		errForeign, at.Name(), info.Source, info.FSType, img.ID)
 }
 
 // shownDevice tells what a mounted device node is to a block volume. The node of
 // a loop device that has no file any more is nobody's: it is taken for the
 // volume's own, not whole, since nothing is lost by unmounting it.
-func (m *Manager) shownDevice(img *image, rel string) (shown, bool, error) {
-	node, err := mount.OpenTarget(m.root, rel, 0)
-	if err != nil {
-		return shown{}, false, err
-	}
-	defer node.Close()
+func (m *Manager) shownDevice(img *image, node *os.File) (shown, bool, error) {
 	index, ok := loopdev.NodeIndex(node)
 	if !ok {
 		return shown{}, false, nil
@@ -217,22 +216,22 @@ func (m *Manager) deviceOf(dev *loopdev.Device, img *image) (bool, error) {
 	return deleted && filepath.Dir(file) == filepath.Dir(m.pool.Volume("x")) && name == img.ID && len(name) < loopdev.MaxName, nil
 }
 
-func sameFile(f *os.File, path string) (bool, error) {
-	if f == nil {
+// showsImage reports whether disk.img in a volume's tmpfs is its image.
+func showsImage(img *image, dir *os.File) (bool, error) {
+	if img.File == nil {
 		return false, nil
 	}
-	a, err := f.Stat()
-	if err != nil {
-		return false, err
-	}
-	b, err := os.Lstat(path)
-	if errors.Is(err, os.ErrNotExist) { // a pod can do that from a namespace that lacks the bind
+	disk, err := mount.OpenTarget(dir, DiskImageName, 0)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, mount.ErrSymlink) { // a pod can do that from a namespace that lacks the bind
 		return false, nil
 	}
 	if err != nil {
 		return false, err
 	}
-	return os.SameFile(a, b), nil
+	defer disk.Close()
+	a, errA := img.Stat()
+	b, errB := disk.Stat()
+	return os.SameFile(a, b), errors.Join(errA, errB)
 }
 
 // letGo is for the device of a volume that was unmounted or detached. It says so
@@ -302,16 +301,44 @@ func (m *Manager) placesOf(img *image, loops []int) ([]string, error) {
 	return at, nil
 }
 
+// openMounted opens the root of what is mounted at a path, and nothing that is below
+// it when it was unmounted meanwhile.
+func (m *Manager) openMounted(rel string) (*os.File, error) {
+	root, err := mount.OpenTarget(m.root, rel, syscall.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	mounted, err := mount.IsMountPoint(root)
+	if err == nil && !mounted {
+		err = fmt.Errorf("%w: what was mounted at %q was unmounted meanwhile; try again", ErrState, root.Name())
+	}
+	if err != nil {
+		root.Close()
+		return nil, err
+	}
+	return root, nil
+}
+
+// openPlace is openMounted for one of the places of a volume.
+func (m *Manager) openPlace(place string) (*os.File, error) {
+	rel, err := filepath.Rel(m.mountPath, place)
+	if err != nil {
+		return nil, err
+	}
+	return m.openMounted(rel)
+}
+
 // unmount takes one mount of the volume away. A snapshot or a measurement of ours may
 // have it open for a moment.
-func (m *Manager) unmount(img *image, target string) error {
+func (m *Manager) unmount(img *image, rel string) error {
 	if img.Mode == ModeDiskImage {
-		if err := mount.Unmount(filepath.Join(target, DiskImageName)); err != nil && !errors.Is(err, mount.ErrNotMounted) && !errors.Is(err, os.ErrNotExist) {
+		err := mount.UnmountTarget(m.root, filepath.Join(rel, DiskImageName))
+		if err != nil && !errors.Is(err, mount.ErrNotMounted) && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}
 	for deadline := time.Now().Add(settleTime); ; time.Sleep(settlePoll) {
-		err := mount.Unmount(target)
+		err := mount.UnmountTarget(m.root, rel)
 		if !errors.Is(err, syscall.EBUSY) || time.Now().After(deadline) {
 			return err
 		}
@@ -320,13 +347,16 @@ func (m *Manager) unmount(img *image, target string) error {
 
 // clear unmounts all that shows a volume at a target, and returns the loop device
 // that it was on, or -1. What is not there is fine; a mount that is not the
-// volume's is ErrState and stays, and so does what is no target at all: a link, or
-// the other kind of file.
+// volume's is ErrState and stays, and so does what is no target at all: the other
+// kind of file. Where a symbolic link leads nobody looks: of a volume that there is
+// that is ErrState, since it may be mounted behind it.
 func (m *Manager) clear(img *image, rel string) (device int, err error) {
 	device = -1
-	target := filepath.Join(m.rootPath, rel)
 	for {
 		at, err := m.look(rel, img.Mode)
+		if errors.Is(err, mount.ErrSymlink) && img.File != nil {
+			return device, fmt.Errorf("%w: volume %s: %w; put back what the link stands for", ErrState, img.ID, err)
+		}
 		if errors.Is(err, ErrInvalid) {
 			return device, nil // nothing of ours
 		}
@@ -341,7 +371,7 @@ func (m *Manager) clear(img *image, rel string) (device int, err error) {
 			return device, err
 		}
 		device = s.device
-		if err := m.unmount(img, target); err != nil {
+		if err := m.unmount(img, rel); err != nil {
 			return device, fmt.Errorf("volume %s: %w", img.ID, err)
 		}
 	}
@@ -350,15 +380,22 @@ func (m *Manager) clear(img *image, rel string) (device int, err error) {
 // lost is a volume whose image is gone: there is nothing to tell what it was, but
 // what is still mounted of it.
 func (m *Manager) lost(id, rel string) (*image, error) {
-	path := filepath.Join(m.rootPath, rel)
 	img := &image{Record: Record{ID: id, Lifecycle: Persistent, Mode: ModeFilesystem}}
-	info, err := mount.At(path)
+	at, err := mount.OpenTarget(m.root, rel, 0)
+	if isPathError(err) {
+		return img, nil // nothing of ours
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer at.Close()
+	info, err := mount.Of(at)
 	if err != nil || info == nil {
 		return img, err
 	}
 	if info.FSType == "tmpfs" && info.Source == imageSource(id) {
 		img.Mode = ModeDiskImage
-	} else if fi, err := os.Lstat(path); err == nil && !fi.IsDir() {
+	} else if fi, err := at.Stat(); err == nil && !fi.IsDir() {
 		img.Mode = ModeBlock
 	}
 	return img, nil

@@ -116,7 +116,7 @@ func (m *Manager) Publish(ctx context.Context, r Request) (res Result, err error
 			if there, err := m.alreadyShown(img, rel); err != nil || there.whole {
 				return res, err
 			}
-			if err := m.unmount(img, r.Target); err != nil {
+			if err := m.unmount(img, rel); err != nil {
 				return res, err
 			}
 		}
@@ -155,7 +155,7 @@ func (m *Manager) Publish(ctx context.Context, r Request) (res Result, err error
 	}
 	defer target.Close()
 	if r.Mode == ModeDiskImage {
-		return res, m.showImage(img, target, r.Target, r.Access)
+		return res, m.showImage(img, target, rel, r.Access)
 	}
 	mnt, err := m.mountImage(img, r.Access)
 	if err != nil {
@@ -327,7 +327,7 @@ func imageSource(id string) string { return "csi-disktemplate:" + id }
 // inodes it needs and for no data, so that a pod can put nothing beside it. The
 // image itself is an ordinary file in the pod's hands: nothing keeps a pod from
 // growing it, but the space of the pool.
-func (m *Manager) showImage(img *image, target *os.File, path string, access Access) error {
+func (m *Manager) showImage(img *image, target *os.File, rel string, access Access) error {
 	attr := mount.Attr{NoSUID: true, NoDev: true, NoExec: true, ReadOnly: access.ReadOnly}
 	dir, err := mount.New(mount.Config{
 		FSType: "tmpfs",
@@ -365,7 +365,7 @@ func (m *Manager) showImage(img *image, target *os.File, path string, access Acc
 	if err := file.Attach(point); err != nil {
 		point.Close() // or it would keep the tmpfs busy
 		dir.Close()
-		return errors.Join(err, mount.Unmount(path))
+		return errors.Join(err, mount.UnmountTarget(m.root, rel))
 	}
 	return nil
 }

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 )
@@ -59,7 +58,7 @@ func (m *Manager) PublishClaim(ctx context.Context, r PublishRequest) (err error
 		if there.whole {
 			return img.sameAccess(there.access, r.access(), r.Target)
 		}
-		if err := m.unmount(img, r.Target); err != nil {
+		if err := m.unmount(img, rel); err != nil {
 			return err
 		}
 	}
@@ -80,7 +79,7 @@ func (m *Manager) PublishClaim(ctx context.Context, r PublishRequest) (err error
 		return err
 	}
 	defer target.Close()
-	return m.show(img, target, r)
+	return m.show(img, target, rel, r)
 }
 
 // nowhereElse is ErrState while a volume is published at another target.
@@ -113,11 +112,11 @@ func (img *image) sameAccess(is, asked Access, target string) error {
 }
 
 // show mounts a staged volume on its target.
-func (m *Manager) show(img *image, target *os.File, r PublishRequest) error {
+func (m *Manager) show(img *image, target *os.File, rel string, r PublishRequest) error {
 	var what *os.File
 	switch img.Mode {
 	case ModeDiskImage:
-		return m.showImage(img, target, r.Target, r.access())
+		return m.showImage(img, target, rel, r.access())
 	case ModeBlock:
 		dev, err := m.device(img, r.access().ReadOnly)
 		if err != nil {
@@ -126,11 +125,11 @@ func (m *Manager) show(img *image, target *os.File, r PublishRequest) error {
 		defer dev.Close()
 		what = dev.File()
 	case ModeFilesystem:
-		rel, err := m.relative(r.Staging)
+		staging, err := m.relative(r.Staging)
 		if err != nil {
 			return err
 		}
-		if what, err = mount.OpenTarget(m.root, rel, syscall.O_DIRECTORY); err != nil {
+		if what, err = m.openMounted(staging); err != nil {
 			return err
 		}
 		defer what.Close()

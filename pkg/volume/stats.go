@@ -10,7 +10,6 @@ import (
 
 	"k8s.io/klog/v2"
 
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
 )
 
@@ -45,21 +44,13 @@ func (m *Manager) Stats(id, path string) (Usage, error) {
 	return m.filesystemUsage(rel)
 }
 
-// filesystemUsage measures what is mounted at a path, and nothing that is below it
-// when it was unmounted meanwhile.
+// filesystemUsage measures what is mounted at a path.
 func (m *Manager) filesystemUsage(rel string) (Usage, error) {
-	root, err := mount.OpenTarget(m.root, rel, syscall.O_DIRECTORY)
+	root, err := m.openMounted(rel)
 	if err != nil {
 		return Usage{}, err
 	}
 	defer root.Close()
-	mounted, err := mount.IsMountPoint(root)
-	if err == nil && !mounted {
-		err = fmt.Errorf("%w: it was unmounted meanwhile", ErrNotFound)
-	}
-	if err != nil {
-		return Usage{}, err
-	}
 	var st syscall.Statfs_t
 	if err := syscall.Fstatfs(int(root.Fd()), &st); err != nil {
 		return Usage{}, &os.PathError{Op: "fstatfs", Path: root.Name(), Err: err}

@@ -205,7 +205,7 @@ func (d *Detached) SetAttr(a Attr) error {
 }
 
 // Attach puts the mount on target, above what is mounted there already. Then
-// only [Unmount] ends it, after Close.
+// only [UnmountTarget] ends it, after Close.
 //
 // "The move_mount() system call moves a mount from one place to another; it can
 // also be used to attach an unattached mount" move_mount(2)

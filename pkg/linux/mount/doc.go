@@ -9,10 +9,11 @@
 // mount the new one propagates by itself, as mount_namespaces(7) says.
 //
 // Targets are descriptors too: [OpenTarget] and [MkdirTarget] follow no symbolic
-// link and leave no root, so that what is checked is what is mounted on.
+// link and leave no root, so that what is checked is what is mounted on, and so
+// does [UnmountTarget].
 //
 // Caveats: an open descriptor below a mount, a Detached's own included, keeps
-// [Unmount] from succeeding. A descriptor that was opened before something was
+// [UnmountTarget] from succeeding. A descriptor that was opened before something was
 // mounted on it still refers to what is below. Needs Linux 5.12.
 //
 // Sources: fsopen(2), fsconfig(2), fsmount(2), open_tree(2), move_mount(2),

@@ -205,19 +205,35 @@ func TestAtAndIsMountPoint(t *testing.T) {
 	if ok, err := IsMountPoint(f); !ok || err != nil {
 		t.Errorf("IsMountPoint(/proc): %v, %v", ok, err)
 	}
+	if m, err := Of(f); err != nil || m == nil || m.ID != proc.ID {
+		t.Errorf("Of(/proc): %+v, %v", m, err)
+	}
+	if m, err := Of(root); m != nil || err != nil {
+		t.Errorf("Of(%s): %+v, %v", root.Name(), m, err)
+	}
+}
+
+// unmount is UnmountTarget for a path.
+func unmount(path string) error {
+	parent, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	return UnmountTarget(parent, filepath.Base(path))
 }
 
 func TestUnmountOfNothing(t *testing.T) {
 	if os.Geteuid() != 0 {
-		if err := Unmount(t.TempDir()); !errors.Is(err, unix.EPERM) {
+		if err := unmount(t.TempDir()); !errors.Is(err, unix.EPERM) {
 			t.Error(err)
 		}
 		return
 	}
-	if err := Unmount(t.TempDir()); !errors.Is(err, ErrNotMounted) {
+	if err := unmount(t.TempDir()); !errors.Is(err, ErrNotMounted) {
 		t.Error(err)
 	}
-	if err := Unmount(filepath.Join(t.TempDir(), "missing")); !errors.Is(err, os.ErrNotExist) {
+	if err := unmount(filepath.Join(t.TempDir(), "missing")); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
 	}
 }

@@ -70,7 +70,7 @@ func target(t testing.TB, file bool) *os.File {
 	t.Cleanup(func() {
 		f.Close()
 		for {
-			if err := Unmount(path); errors.Is(err, ErrNotMounted) {
+			if err := unmount(path); errors.Is(err, ErrNotMounted) {
 				return
 			} else if err != nil {
 				t.Error(err)
@@ -118,7 +118,7 @@ func TestNewAttachUnmount(t *testing.T) {
 			if ok, err := IsMountPoint(at); ok || err != nil {
 				t.Errorf("IsMountPoint of what is below it: %v, %v", ok, err)
 			}
-			err = Unmount(at.Name())
+			err = unmount(at.Name())
 			if !errors.Is(err, unix.EBUSY) || !strings.Contains(err.Error(), "fuser") {
 				t.Errorf("Unmount while the descriptor is open: %v", err)
 			}
@@ -128,10 +128,10 @@ func TestNewAttachUnmount(t *testing.T) {
 			if m, err := At(at.Name()); m == nil || err != nil {
 				t.Errorf("Close unmounted what is attached: %+v, %v", m, err)
 			}
-			if err := Unmount(at.Name()); err != nil {
+			if err := unmount(at.Name()); err != nil {
 				t.Fatal(err)
 			}
-			if err := Unmount(at.Name()); !errors.Is(err, ErrNotMounted) {
+			if err := unmount(at.Name()); !errors.Is(err, ErrNotMounted) {
 				t.Errorf("Unmount again: %v", err)
 			}
 		})
@@ -266,7 +266,16 @@ func TestCloneOfFileOntoFile(t *testing.T) {
 	} else {
 		f.Close()
 	}
-	if err := Unmount(at.Name()); err != nil {
+	top, err := os.Open(filepath.Dir(filepath.Dir(at.Name())))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer top.Close()
+	rel, err := filepath.Rel(top.Name(), at.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := UnmountTarget(top, rel); err != nil {
 		t.Error(err)
 	}
 	if got, err := os.ReadFile(at.Name()); string(got) != "below" {
@@ -321,7 +330,7 @@ func TestAtShowsTheTopmost(t *testing.T) {
 		if m, err := At(at.Name()); err != nil || m == nil || m.Source != want {
 			t.Errorf("%+v, %v, not %s", m, err, want)
 		}
-		if err := Unmount(at.Name()); err != nil {
+		if err := unmount(at.Name()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -345,8 +354,30 @@ func TestUnmountDoesNotFollowLinks(t *testing.T) {
 	if err := os.Symlink(at.Name(), link); err != nil {
 		t.Fatal(err)
 	}
-	if err := Unmount(link); !errors.Is(err, ErrNotMounted) {
+	if err := unmount(link); !errors.Is(err, ErrNotMounted) {
 		t.Errorf("Unmount of a link: %v", err)
+	}
+	dir, err := os.Open(filepath.Dir(link))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	inside := filepath.Join(filepath.Dir(link), "inside")
+	if err := os.Symlink(filepath.Dir(at.Name()), inside); err != nil {
+		t.Fatal(err)
+	}
+	for rel, want := range map[string]error{
+		"link":                                  ErrNotMounted,
+		"inside/" + filepath.Base(at.Name()):    ErrSymlink,
+		"../" + filepath.Base(at.Name()):        ErrEscapes,
+		at.Name():                               ErrEscapes,
+		".":                                     ErrEscapes,
+		"missing/" + filepath.Base(at.Name()):   os.ErrNotExist,
+		"inside/../" + filepath.Base(at.Name()): os.ErrNotExist,
+	} {
+		if err := UnmountTarget(dir, rel); !errors.Is(err, want) {
+			t.Errorf("%s: %v, not %v", rel, err, want)
+		}
 	}
 	if m, err := At(at.Name()); m == nil || err != nil {
 		t.Errorf("it was unmounted: %v", err)
@@ -405,7 +436,7 @@ func TestAttachPropagates(t *testing.T) {
 	if m, err := At(filepath.Join(peer.Name(), "sub")); err != nil || m == nil || m.Source != "propagated" {
 		t.Errorf("%+v, %v", m, err)
 	}
-	if err := Unmount(filepath.Join(parent.Name(), "sub")); err != nil {
+	if err := unmount(filepath.Join(parent.Name(), "sub")); err != nil {
 		t.Error(err)
 	}
 	if m, err := At(filepath.Join(peer.Name(), "sub")); m != nil || err != nil {
@@ -445,7 +476,7 @@ func TestShutDownFilesystem(t *testing.T) {
 	if m, err := At(at.Name()); m == nil || err != nil {
 		t.Errorf("At: %+v, %v", m, err)
 	}
-	if err := Unmount(at.Name()); err != nil {
+	if err := unmount(at.Name()); err != nil {
 		t.Error(err)
 	}
 }
@@ -458,7 +489,7 @@ func BenchmarkNewAttachUnmount(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if err := errors.Join(d.Attach(at), d.Close(), Unmount(at.Name())); err != nil {
+		if err := errors.Join(d.Attach(at), d.Close(), unmount(at.Name())); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -472,7 +503,7 @@ func BenchmarkCloneAttachUnmount(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if err := errors.Join(d.Attach(at), d.Close(), Unmount(at.Name())); err != nil {
+		if err := errors.Join(d.Attach(at), d.Close(), unmount(at.Name())); err != nil {
 			b.Fatal(err)
 		}
 	}

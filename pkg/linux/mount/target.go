@@ -122,6 +122,40 @@ func RmfileTarget(root *os.File, rel string) error {
 	return removeTarget(root, rel, "unlink", 0)
 }
 
+// UnmountTarget unmounts what is on top at rel below root, found as [OpenTarget]
+// does; never lazily, since a filesystem that is in use but nowhere to be found
+// cannot be given back. On no mount point the error is [ErrNotMounted].
+//
+// The parent directory is open meanwhile, and that is on another mount than the
+// one that goes, so that it does not keep it busy. Whose mount it is must have been
+// looked up before, by the same name: the kernel unmounts by names only.
+//
+// "UMOUNT_NOFOLLOW (since Linux 2.6.34): Don't dereference target if it is a
+// symbolic link." umount(2)
+func UnmountTarget(root *os.File, rel string) error {
+	path := filepath.Join(root.Name(), rel)
+	if rel = filepath.Clean(rel); !filepath.IsLocal(rel) || rel == "." {
+		return fmt.Errorf("%w: umount %s below %s", ErrEscapes, rel, root.Name())
+	}
+	parent, err := OpenTarget(root, filepath.Dir(rel), unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	err = sys.Effect("umount", parent, func(fd int) error {
+		return unix.Unmount(fmt.Sprintf("/proc/self/fd/%d/%s", fd, filepath.Base(rel)), unix.UMOUNT_NOFOLLOW)
+	})
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EINVAL):
+		return fmt.Errorf("%w: umount %s: %w", ErrNotMounted, path, err)
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("umount %s: %w; look for processes that use it (fuser -vm %[1]s) and for mounts below it (findmnt -R %[1]s)", path, err)
+	}
+	return fmt.Errorf("umount %s: %w", path, err)
+}
+
 func removeTarget(root *os.File, rel, op string, flags int) error {
 	parent, err := OpenTarget(root, filepath.Dir(rel), unix.O_DIRECTORY)
 	if err != nil {

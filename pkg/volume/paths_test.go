@@ -1,0 +1,197 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build system
+
+package volume
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+)
+
+// outside is a directory that is not kubelet's, with a mount of a volume in it, named
+// as the volume's own: whoever got there by its path would find nothing wrong. end
+// unmounts it, and fails if somebody has done so before.
+func (n *node) outside(target string) (dir string, end func()) {
+	n.t.Helper()
+	dir = testenv.Dir(n.t)
+	at := filepath.Join(dir, filepath.Base(target))
+	fi, err := os.Stat(target)
+	if err == nil && fi.IsDir() {
+		err = os.Mkdir(at, 0o755)
+	} else if err == nil {
+		err = os.WriteFile(at, nil, 0o600)
+	}
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	testenv.Run(n.t, "mount", "--rbind", target, at)
+	ended := false
+	end = func() {
+		if ended {
+			return
+		}
+		ended = true
+		if out, err := testenv.Try("umount", "--recursive", at); err != nil {
+			n.t.Errorf("what was mounted outside: %v\n%s", err, out)
+		}
+	}
+	n.t.Cleanup(end)
+	return dir, end
+}
+
+// swap puts a link in the place of a directory, and returns how to put it back.
+func (n *node) swap(dir, outside string) (back func()) {
+	n.t.Helper()
+	away := dir + ".away"
+	if err := errors.Join(os.Rename(dir, away), os.Symlink(outside, dir)); err != nil {
+		n.t.Fatal(err)
+	}
+	return func() {
+		n.t.Helper()
+		if err := errors.Join(os.Remove(dir), os.Rename(away, dir)); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+}
+
+// TestSwappedForALink has a directory on the way to a volume replaced by a link between
+// two calls. Every call refuses, says why, and touches nothing behind the link. When
+// the directory is back, everything goes on.
+func TestSwappedForALink(t *testing.T) {
+	n := newNode(t, testenv.XFS, 2*gib)
+	refused := func(t *testing.T, what string, err error, want error, words string) {
+		t.Helper()
+		t.Logf("%s: %v", what, err)
+		if !errors.Is(err, want) || !strings.Contains(err.Error(), words) {
+			t.Errorf("%s: %v, not %v with %q", what, err, want, words)
+		}
+	}
+	const link = "symbolic link"
+	for _, mode := range MountModes {
+		t.Run("inline/"+string(mode), func(t *testing.T) {
+			n := n.with(t)
+			r := n.request("inline-"+strings.ToLower(string(mode)), "ext4", 64*mib)
+			r.Mode = mode
+			n.mustPublish(r)
+			outside, end := n.outside(r.Target)
+			back := n.swap(filepath.Dir(r.Target), outside)
+			_, err := n.Publish(t.Context(), r)
+			refused(t, "publish", err, ErrInvalid, link)
+			refused(t, "unpublish", n.Unpublish(r.ID, r.Target), ErrState, link)
+			_, err = n.Stats(r.ID, r.Target)
+			refused(t, "stats", err, ErrNotFound, link)
+			back()
+			if res := n.mustPublish(r); !res.Existed {
+				t.Error("the volume was gone")
+			}
+			end()
+			n.mustUnpublish(r)
+		})
+	}
+	for form, r := range map[string]ClaimRequest{
+		"filesystem": claim("fs", "ext4", 64*mib),
+		"diskImage":  {Name: "image", Spec: diskfs.Spec{Filesystem: "raw", Size: 8 * mib}, Mode: ModeDiskImage},
+		"block":      disk("block", 8*mib),
+	} {
+		t.Run("claim/"+form, func(t *testing.T) {
+			n := n.with(t)
+			v := n.mustCreate(r)
+			target := n.mustPublishClaim(v, "pod")
+			request, stage := n.publishRequest(v, "pod"), StageRequest{ID: v.ID, Staging: n.staging(v.ID), Use: use(v)}
+
+			outside, end := n.outside(target)
+			back := n.swap(filepath.Dir(target), outside)
+			refused(t, "publish", n.PublishClaim(t.Context(), request), ErrInvalid, link)
+			refused(t, "unpublish", n.Unpublish(v.ID, target), ErrState, link)
+			_, err := n.Stats(v.ID, target)
+			refused(t, "stats", err, ErrNotFound, link)
+			_, err = n.ExpandOnNode(v.ID, target, Size{Required: 128 * mib}, nil)
+			refused(t, "expand", err, ErrNotFound, link)
+			back()
+			n.mustUnpublishClaim(v, "pod")
+			end()
+
+			outside, end = n.outside(stage.Staging) // of a disk, an empty directory
+			back = n.swap(filepath.Dir(stage.Staging), outside)
+			refused(t, "stage", n.Stage(t.Context(), stage), ErrInvalid, link)
+			refused(t, "publish from there", n.PublishClaim(t.Context(), request), ErrInvalid, link)
+			_, err = n.Stats(v.ID, stage.Staging)
+			refused(t, "stats", err, ErrNotFound, link)
+			_, err = n.ExpandOnNode(v.ID, stage.Staging, Size{Required: 128 * mib}, nil)
+			refused(t, "expand", err, ErrNotFound, link)
+			switch v.Mode {
+			case ModeFilesystem: // it is mounted beside the link, which is the first that is found
+				refused(t, "unstage", n.Unstage(v.ID, stage.Staging), ErrState, ".away")
+			case ModeDiskImage:
+				refused(t, "unstage", n.Unstage(v.ID, stage.Staging), ErrState, link)
+			}
+			back()
+			if got, err := n.Get(v.ID); err != nil || got.Spec.Size != r.Spec.Size {
+				t.Errorf("it has %d bytes now: %v", got.Spec.Size, err)
+			}
+			end()
+			n.mustEnd(v)
+		})
+	}
+}
+
+// TestSwappedMeanwhile exchanges such a directory and such a link all the time, while
+// a volume is published and unpublished: what is proven to be the volume's mount is
+// what is unmounted, and no other.
+func TestSwappedMeanwhile(t *testing.T) {
+	n := newNode(t, testenv.XFS, gib)
+	v := n.mustCreate(claim("swapped", "ext4", 64*mib))
+	r := n.publishRequest(v, "pod")
+	n.mustPublishClaim(v, "pod")
+	dir := filepath.Dir(r.Target)
+	link := dir + ".link"
+	outside, end := n.outside(r.Target)
+	if err := os.Symlink(outside, link); err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				if i%2 == 0 {
+					return
+				}
+			default:
+			}
+			if err := unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, link, unix.RENAME_EXCHANGE); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	published, refused := 0, 0
+	for i := 0; (published < 30 || refused < 30) && i < 20_000; i++ {
+		n.Unpublish(v.ID, r.Target)
+		if err := n.PublishClaim(t.Context(), r); err == nil {
+			published++
+		} else {
+			refused++
+		}
+	}
+	close(stop)
+	wg.Wait()
+	t.Logf("%d times published, %d times refused", published, refused)
+	if published < 30 || refused < 30 {
+		t.Error("it was hardly exchanged")
+	}
+	end()
+	n.mustEnd(v, "pod")
+}
