@@ -39,7 +39,7 @@ func FuzzNames(f *testing.F) {
 		if i, ok := loopdev.IndexOf(s); ok && fmt.Sprintf("/dev/loop%d", i) != s {
 			t.Errorf("%q is loop device %d", s, i)
 		}
-		if h, err := ParseHeadroom(s); err == nil && (h.of(0) < 0 || h.Bytes == 0 && h.of(diskfs.MaxSize) >= diskfs.MaxSize) {
+		if h, err := ParseHeadroom(s); err == nil && (h.Of(0) < 0 || h.Bytes == 0 && h.Of(diskfs.MaxSize) >= diskfs.MaxSize) {
 			t.Errorf("%q is %+v", s, h)
 		}
 	})
