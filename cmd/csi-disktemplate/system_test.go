@@ -75,6 +75,7 @@ func TestBadFlags(t *testing.T) {
 		"loopback size in words":    {map[string]string{"--loopback-pool-size": "big"}, []string{"--loopback-pool-size", `"big"`, "10Gi"}},
 		"loopback size zero":        {map[string]string{"--loopback-pool-size": "0"}, []string{"--loopback-pool-size", `"0"`, "more than 0"}},
 		"loopback size negative":    {map[string]string{"--loopback-pool-size": "-20Gi"}, []string{"--loopback-pool-size", `"-20Gi"`, "more than 0"}},
+		"sweep interval":            {map[string]string{"--sweep-interval": "-1s"}, []string{"--sweep-interval", "-1s", "negative"}},
 		"overcommit":                {map[string]string{"--overcommit": "0.5"}, []string{"--overcommit", "0.5", "at least 1"}},
 		"overcommit, no number":     {map[string]string{"--overcommit": "NaN"}, []string{"--overcommit", "NaN", "at least 1"}},
 		"headroom":                  {map[string]string{"--headroom": "110%"}, []string{"--headroom", `"110%"`, "100%"}},

@@ -41,7 +41,7 @@ const (
 )
 
 // Config is what a Driver serves. All of it is required but MaxVolumes,
-// SharedResizer and Registration.
+// SharedResizer, SweepInterval and Registration.
 type Config struct {
 	Endpoint string // unix:// and an absolute path
 	Name     string
@@ -59,7 +59,7 @@ type Config struct {
 	Health  func() error
 	Metrics *Metrics
 	// SweepInterval is the time between sweeps of what was left behind, after the one
-	// at the start.
+	// at the start; 0 is no sweeps at all.
 	SweepInterval time.Duration
 	// Registration tells kubelet of the driver once it serves; nil leaves that to a
 	// node-driver-registrar.
@@ -73,8 +73,8 @@ func (c Config) Validate() error {
 		return errors.New("--node-id must not be empty; in a DaemonSet set NODE_NAME from spec.nodeName")
 	case len(validation.IsValidLabelValue(c.NodeID)) > 0: // it is the topology segment, and so a label of the node
 		return fmt.Errorf("--node-id %q: %s", c.NodeID, strings.Join(validation.IsValidLabelValue(c.NodeID), "; "))
-	case c.SweepInterval <= 0:
-		return fmt.Errorf("--sweep-interval %s: must be more than 0", c.SweepInterval)
+	case c.SweepInterval < 0:
+		return fmt.Errorf("--sweep-interval %s: must not be negative; 0 is no sweeps", c.SweepInterval)
 	case c.MaxVolumes < 0:
 		return fmt.Errorf("--max-volumes-per-node %d: must not be negative; 0 is no limit", c.MaxVolumes)
 	case len(c.Name) > 63 || len(validation.IsDNS1123Subdomain(c.Name)) > 0: // CSI 1.13, GetPluginInfoResponse.name
@@ -96,7 +96,9 @@ func Serve(ctx context.Context, c Config) error {
 			return err
 		}
 	}
-	c.sweep(ctx, volume.Sweep{First: true})
+	if c.SweepInterval > 0 {
+		c.sweep(ctx, volume.Sweep{First: true})
+	}
 	l, err := listen(c.Endpoint)
 	if err != nil {
 		return fmt.Errorf("--endpoint %q: %w", c.Endpoint, err)
@@ -121,18 +123,27 @@ func Serve(ctx context.Context, c Config) error {
 	if c.Registration != nil {
 		g.Go(func() error { return c.Registration.serve(ctx) })
 	}
-	g.Go(func() error {
-		for tick := time.NewTicker(c.SweepInterval); ; {
-			select {
-			case <-ctx.Done():
-				tick.Stop()
-				return nil
-			case <-tick.C:
-				c.sweep(ctx, volume.Sweep{Hold: busy.start})
-			}
-		}
-	})
+	if c.SweepInterval > 0 {
+		g.Go(func() error {
+			c.sweepEvery(ctx, volume.Sweep{Hold: busy.start})
+			return nil
+		})
+	}
 	return g.Wait()
+}
+
+// sweepEvery sweeps until ctx ends.
+func (c Config) sweepEvery(ctx context.Context, s volume.Sweep) {
+	tick := time.NewTicker(c.SweepInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			c.sweep(ctx, s)
+		}
+	}
 }
 
 // sweep takes away what was left behind. That it cannot keeps nobody from being served.
