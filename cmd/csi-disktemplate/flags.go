@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
 )
 
@@ -40,6 +41,6 @@ func (v *vmFlags) validate() error {
 
 func (v *vmFlags) formatter(cacheDir string) (*vmformat.Formatter, error) {
 	return vmformat.New(vmformat.Config{
-		QEMU: v.qemu, Kernel: v.kernel, Accel: vmformat.Accel(v.accel), Timeout: v.timeout, CacheDir: cacheDir,
+		Init: failpoint.Init(), QEMU: v.qemu, Kernel: v.kernel, Accel: vmformat.Accel(v.accel), Timeout: v.timeout, CacheDir: cacheDir,
 	})
 }

@@ -231,11 +231,13 @@ func do(f func(n *node) error, n *node) error {
 	return f(n)
 }
 
-// onPools runs a test on a pool of each kind, with all templates built.
-func onPools(t *testing.T, test func(n *node)) {
+// onPools runs a test on a pool of each kind, with all templates built, and, if that is
+// wanted, with the race detector.
+func onPools(t *testing.T, race bool, test func(n *node)) {
 	for _, kind := range testenv.PoolKinds {
 		t.Run(kind.Name, func(t *testing.T) {
 			n := newNode(t, kind.Mount(t, 6<<30))
+			n.race = race
 			n.start()
 			n.warm()
 			test(n)
@@ -259,7 +261,7 @@ func (n *node) warm() {
 // and after the last. Then kubelet goes on in every way it has: nothing that was
 // answered is lost, and at the end nothing is left.
 func TestKillAtEveryEffect(t *testing.T) {
-	onPools(t, func(n *node) {
+	onPools(t, false, func(n *node) {
 		kills := 0
 		for i, op := range operations() {
 			for _, w := range op.ways(i) {
@@ -316,7 +318,7 @@ func (n *node) goOn(op operation, w way, when string) {
 // errors in turn. A call that fails says so, and leaves the node as it was, or so that
 // the next one goes on.
 func TestErrorAtEveryEffect(t *testing.T) {
-	onPools(t, func(n *node) {
+	onPools(t, false, func(n *node) {
 		failures := 0
 		for i, op := range operations() {
 			op.forget = nil // the plugin lives
@@ -365,7 +367,7 @@ func (n *node) failAtEach(op operation, w way, offset int) (failures int) {
 
 // TestKillInBuild kills the plugin before each effect of building a template.
 func TestKillInBuild(t *testing.T) {
-	onPools(t, func(n *node) {
+	onPools(t, false, func(n *node) {
 		t := n.t
 		templates := func() []string {
 			entries, err := os.ReadDir(filepath.Join(n.pool, "templates"))
@@ -410,7 +412,7 @@ func TestKillInBuild(t *testing.T) {
 
 // TestKillInSweep kills the plugin before each effect of the sweep at its start.
 func TestKillInSweep(t *testing.T) {
-	onPools(t, func(n *node) {
+	onPools(t, false, func(n *node) {
 		t := n.t
 		fs, image, block := inline("swept", "ext4", "filesystem"), inline("swept-image", "ext4", "diskImage"), claim("swept-block", "ext4", "block")
 		frozen := claim("frozen", "xfs", "filesystem")

@@ -236,7 +236,7 @@ func (n *node) underLoad(random *rand.Rand, l *ledger, do func()) {
 func TestRandomKills(t *testing.T) {
 	random := seeded(t)
 	kills := count(t, 40)
-	onPools(t, func(n *node) {
+	onPools(t, !thorough, func(n *node) {
 		templates, err := os.ReadDir(filepath.Join(n.pool, "templates"))
 		n.must("templates", err)
 		l := newLedger()

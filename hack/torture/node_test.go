@@ -70,6 +70,7 @@ func seeded(t *testing.T) *rand.Rand {
 type node struct {
 	t             *testing.T
 	pool, kubelet string
+	race          bool   // the plugin has the race detector
 	fail          string // where plans are for the failpoints
 	plan          int
 	// One connection outlives all plugins, as that of a sidecar does.
@@ -134,10 +135,10 @@ func (n *node) launch() {
 		n.t.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.Command(testenv.FailingBinary(n.t),
+	cmd := exec.Command(testenv.FailingBinary(n.t, n.race),
 		"--endpoint", n.endpoint(), "--node-id", "node", "--pool", n.pool, "--kubelet-dir", n.kubelet, "--accel", "tcg", "--headroom", "0")
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = append(os.Environ(), failpoint.Env+"="+n.fail)
+	cmd.Env = append(os.Environ(), failpoint.Env+"="+n.fail, failpoint.InitEnv+"="+testenv.Binary(n.t), "GORACE=halt_on_error=1 exitcode=66")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the test
 	if err := cmd.Start(); err != nil {
 		n.t.Fatal(err)
@@ -179,19 +180,32 @@ func (n *node) start() {
 	}
 }
 
-// kill ends the plugin by SIGKILL, if it has not ended.
-func (p *plugin) kill() {
-	p.cmd.Process.Kill()
-	<-p.exited
+// kill ends the plugin by SIGKILL, if that has not happened yet.
+func (n *node) kill() {
+	n.t.Helper()
+	n.cmd.Process.Kill()
+	n.mustBeKilled()
 }
 
-// killed reports whether a call's error is that the plugin has ended.
-func (p *plugin) killed(err error) bool {
+// mustBeKilled waits for the end of the plugin, which must have no other reason: not a
+// panic, nor a data race.
+func (n *node) mustBeKilled() {
+	n.t.Helper()
+	<-n.exited
+	if s, ok := n.cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || !s.Signaled() || s.Signal() != syscall.SIGKILL {
+		n.t.Fatalf("the plugin ended with %v:\n%s", n.cmd.ProcessState, tail(n.log))
+	}
+}
+
+// killed reports whether a call's error is that the plugin was killed.
+func (n *node) killed(err error) bool {
+	n.t.Helper()
 	if status.Code(err) != codes.Unavailable {
 		return false
 	}
 	select {
-	case <-p.exited:
+	case <-n.exited:
+		n.mustBeKilled()
 		return true
 	case <-time.After(10 * time.Second):
 		return false

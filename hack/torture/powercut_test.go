@@ -45,6 +45,7 @@ func TestPowerCut(t *testing.T) {
 			kind.Format(t, live, 6<<30)
 			at := mount(t, kind, live)
 			n := newNode(t, at)
+			n.race = !thorough
 			n.start()
 			n.warm()
 			cuts := n.cut(random, outside, live, count(t, 12))
@@ -118,7 +119,7 @@ func (n *node) cut(random *rand.Rand, outside, live string, times int) []powercu
 // there.
 func (n *node) after(mounted string, c powercut, random *rand.Rand, when string) (held int) {
 	n.t.Helper()
-	n.pool = filepath.Join(mounted, "pool")
+	n.pool, n.race = filepath.Join(mounted, "pool"), false
 	var inlines []*disk
 	for _, e := range c.entries {
 		if e.disk.inline {

@@ -30,6 +30,9 @@ const (
 	Env = "CSI_DISKTEMPLATE_FAILPOINTS"
 	// PlanFile is read before each effect.
 	PlanFile = "plan"
+	// InitEnv names the program that is the formatting VM's init. The product itself can
+	// be that only if it is linked statically, which nothing is that has the race detector.
+	InitEnv = "CSI_DISKTEMPLATE_INIT"
 	// TraceFile is followed by a plan's number.
 	TraceFile = "trace."
 )

@@ -55,6 +55,9 @@ func Before(effect string) error {
 	return errnos[what]
 }
 
+// Init is the program that tests want as the VM's init, or "".
+func Init() string { return os.Getenv(InitEnv) }
+
 func trace(dir, effect string) {
 	f, err := os.OpenFile(filepath.Join(dir, fmt.Sprint(TraceFile, known)), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {

@@ -308,11 +308,16 @@ func Fill(t testing.TB, dir string) {
 }
 
 var (
-	build        = sync.OnceValues(func() (string, error) { return buildAs("csi-disktemplate") })
-	buildFailing = sync.OnceValues(func() (string, error) { return buildAs("csi-disktemplate-failpoints", "-tags", "failpoints") })
+	build        = sync.OnceValues(func() (string, error) { return buildAs("csi-disktemplate", "0") })
+	buildFailing = sync.OnceValues(func() (string, error) {
+		return buildAs("csi-disktemplate-failpoints", "0", "-tags", "failpoints")
+	})
+	buildRacing = sync.OnceValues(func() (string, error) {
+		return buildAs("csi-disktemplate-race", "1", "-race", "-tags", "failpoints")
+	})
 )
 
-func buildAs(name string, flags ...string) (string, error) {
+func buildAs(name, cgo string, flags ...string) (string, error) {
 	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
 		return "", err
@@ -331,7 +336,7 @@ func buildAs(name string, flags ...string) (string, error) {
 	out := filepath.Join(tmp, name)
 	args := append([]string{"build", "-trimpath", "-buildvcs=false", "-o", out}, flags...)
 	cmd := exec.Command("go", append(args, "github.com/csi-disktemplate/csi-disktemplate/cmd/csi-disktemplate")...)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	if err := cmd.Run(); err != nil {
@@ -351,11 +356,16 @@ func Binary(t testing.TB) string {
 	return path
 }
 
-// FailingBinary builds the product with the points at which tests make it fail; see
-// internal/failpoint.
-func FailingBinary(t testing.TB) string {
+// FailingBinary builds the product with the points at which tests make it fail, see
+// internal/failpoint, and with the race detector, if that is wanted: it takes some seconds
+// longer to start.
+func FailingBinary(t testing.TB, race bool) string {
 	t.Helper()
-	path, err := buildFailing()
+	build := buildFailing
+	if race {
+		build = buildRacing
+	}
+	path, err := build()
 	if err != nil {
 		t.Fatalf("building the product: %v", err)
 	}
