@@ -37,6 +37,13 @@ func Run(cmd *exec.Cmd, s Spec, started func()) error {
 	go func() {
 		// Never unlocked: the thread, and with it the namespace, ends with the goroutine.
 		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// But the main thread would not end, and what /proc says of its namespaces it
+			// says of the process. While it is held here, it must be another.
+			defer runtime.UnlockOSThread()
+			result <- Run(cmd, s, started)
+			return
+		}
 		result <- run(cmd, s, started)
 	}()
 	return <-result

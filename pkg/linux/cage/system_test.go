@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -147,6 +148,26 @@ func mountTables(t *testing.T, with string) []string {
 		}
 	}
 	return tables
+}
+
+// TestMainThread: the process keeps its namespaces, whatever thread a cage is built on.
+func TestMainThread(t *testing.T) {
+	namespace := func(of string) string {
+		at, err := os.Readlink("/proc/" + of + "/ns/mnt")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return at
+	}
+	want := namespace(strconv.Itoa(os.Getppid()))
+	for range 20 {
+		if _, err := sh(t, "true", nil); err != nil {
+			t.Fatal(err)
+		}
+		if got := namespace("self"); got != want {
+			t.Fatalf("the process is in %s, its parent in %s", got, want)
+		}
+	}
 }
 
 func TestMissingBind(t *testing.T) {
