@@ -12,9 +12,9 @@
 // filesystem are the appliance's own, whatever the node runs; the kernel that
 // checks it is not the node's; and nothing runs as root on the node over options
 // that a user chose. QEMU gets its disks as file descriptors, runs as an
-// unprivileged user in a cage without network or files (see pkg/linux/cage),
-// under its own seccomp filter, and is killed at a deadline or when the caller
-// dies. Without root there is no cage, and QEMU is just another process of the
+// unprivileged user in a cage without network or files and with bounded memory
+// (see pkg/linux/cage), under its own seccomp filter, and is killed at a deadline or
+// when the caller dies. Without root there is no cage, and QEMU is just another process of the
 // user who called.
 //
 // [Formatter.Fingerprint] names, by content, everything that decides the bytes.

@@ -121,7 +121,7 @@ func TestSameCommandLine(t *testing.T) {
 		return strings.Join(m.args(), " ")
 	}
 	kvm, tcg := line(AccelKVM), line(AccelTCG)
-	tcg = strings.Replace(tcg, "-accel tcg,thread=multi -cpu max", "-accel kvm -cpu host", 1)
+	tcg = strings.Replace(tcg, "-accel tcg,thread=multi,tb-size=128 -cpu max", "-accel kvm -cpu host", 1)
 	head, rest, _ := strings.Cut(tcg, " tsc_early_khz=")
 	_, rest, _ = strings.Cut(rest, " ")
 	if got := head + " " + rest; got != kvm {

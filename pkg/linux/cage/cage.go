@@ -25,13 +25,14 @@ type Spec struct {
 	Symlinks map[string]string // path in the cage → target
 	Files    map[string][]byte // path in the cage → content, mode 0444
 	Devices  []string          // device nodes of the machine, at the same path, owned by UID whatever their mode is outside
+	Limits   Limits
 }
 
 // Run starts cmd in the cage and waits for it, as [exec.Cmd.Run] does. It needs
 // CAP_SYS_ADMIN, CAP_SETUID and CAP_MKNOD. cmd.SysProcAttr is set here. The
 // program is killed when this process dies.
 //
-// started, if not nil, is called once the program runs.
+// started, if not nil, is called once the program runs, within its limits.
 func Run(cmd *exec.Cmd, s Spec, started func()) error {
 	result := make(chan error, 1)
 	go func() {
@@ -63,6 +64,11 @@ func run(cmd *exec.Cmd, s Spec, started func()) error {
 	}
 	if err := cmd.Start(); err != nil {
 		return err
+	}
+	if err := s.Limits.set(cmd.Process.Pid, s.UID, s.GID); err != nil {
+		cmd.Process.Kill()
+		cmd.Wait()
+		return fmt.Errorf("%w: %s: %w", ErrBuild, cmd.Path, err)
 	}
 	if started != nil {
 		started()

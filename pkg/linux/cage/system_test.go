@@ -15,6 +15,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 )
@@ -38,7 +39,11 @@ func sh(t *testing.T, script string, change func(*Spec)) (string, error) {
 	cmd.Env = []string{"PATH=/usr/bin"}
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	err := Run(cmd, s, nil)
+	in, err := cmd.StdinPipe() // ends once the limits are set
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = Run(cmd, s, func() { in.Close() })
 	return out.String(), err
 }
 
@@ -63,6 +68,36 @@ func TestInside(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestLimits starts programs that want more than they may have.
+func TestLimits(t *testing.T) {
+	for name, c := range map[string]struct {
+		limits       Limits
+		script, want string
+	}{
+		"as the program sees them": {Limits{Memory: 1 << 30, CPU: 1500 * time.Millisecond, Files: 20}, "ulimit -v; ulimit -t; ulimit -n; ulimit -c", "1048576\n2\n20\n0"},
+		"raised by itself":         {Limits{Memory: 1 << 30}, "ulimit -v 1048577 2>/dev/null || echo refused", "refused"},
+		"none":                     {Limits{}, "ulimit -v; ulimit -t; ulimit -c", "unlimited\nunlimited\n0"},
+		"memory":                   {Limits{Memory: 256 << 20}, "head -c 512M /dev/zero | tail -c 511M 2>&1 >/dev/null | head -n 1", "tail: memory exhausted"},
+		"files":                    {Limits{Files: 5}, "(exec 3</given 4</given 5</given) 2>/dev/null || echo refused", "refused"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, err := sh(t, "read x; "+c.script, func(s *Spec) {
+				s.Limits = c.limits
+				s.Devices = []string{"/dev/zero"}
+			})
+			if got := strings.TrimSpace(out); got != c.want {
+				t.Errorf("%s: %q, expected %q (%v)", c.script, got, c.want, err)
+			}
+		})
+	}
+	t.Run("processor", func(t *testing.T) {
+		_, err := sh(t, "read x; trap '' XCPU; while :; do :; done", func(s *Spec) { s.Limits.CPU = time.Second })
+		if err == nil || err.Error() != "signal: killed" {
+			t.Errorf("a program that runs for ever ended with %v", err)
+		}
+	})
 }
 
 // TestUmask: a hardened root shell has 077, and the cage is for another user.
