@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
@@ -134,18 +135,41 @@ func (a *Allocator) done(index int) {
 
 // look finds what is free, whoever made it: an earlier run of this program, too.
 // In a container's own /dev some devices may have no node.
+//
+// A device whose node is mounted somewhere is not free: a pod has it. Whoever may
+// open a device may detach it (LOOP_CLR_FD), and would then have the next file that
+// is attached to it.
 func (a *Allocator) look() error {
 	nodes, err := existing()
 	if err != nil {
 		return err
 	}
+	given, err := mountedNodes()
+	if err != nil {
+		return err
+	}
 	for _, i := range nodes {
-		if !a.trying[i] && !attached(i) && unix.Access(pathOf(i), unix.F_OK) == nil {
+		if !a.trying[i] && !given[i] && !attached(i) && unix.Access(pathOf(i), unix.F_OK) == nil {
 			a.free = append(a.free, i)
 		}
 	}
 	a.nodes, a.handed = len(nodes), 0
 	return nil
+}
+
+// mountedNodes are the loop devices whose nodes are bound to somewhere.
+func mountedNodes() (map[int]bool, error) {
+	given := map[int]bool{}
+	_, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		if index, ok := IndexOf("/dev" + m.Root); ok && m.FSType == "devtmpfs" {
+			given[index] = true
+		}
+		return true, false
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read mountinfo: %w", err)
+	}
+	return given, nil
 }
 
 // add makes a new device.

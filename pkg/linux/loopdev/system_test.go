@@ -357,6 +357,51 @@ func TestDevicesAreUsedAgain(t *testing.T) {
 	}
 }
 
+// TestGivenDevicesAreNotFree: a pod that detaches its device must not get the next
+// volume that is attached to it.
+func TestGivenDevicesAreNotFree(t *testing.T) {
+	dir := testenv.XFS.Pool(t)
+	d := attach(t, new(Allocator), image(t, filepath.Join(dir, "image")), Options{})
+	at := filepath.Join(testenv.Dir(t), "node")
+	if err := os.WriteFile(at, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Run(t, "mount", "--bind", d.Path(), at)
+	mounted := true
+	defer func() {
+		if mounted {
+			testenv.Run(t, "umount", at)
+		}
+	}()
+	pod, err := os.OpenFile(at, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	_, err = unix.IoctlRetInt(int(pod.Fd()), unix.LOOP_CLR_FD)
+	if err := errors.Join(err, pod.Close()); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, "the device to be detached", func() bool { return !attached(d.Index()) })
+	isFree := func() bool {
+		var a Allocator
+		if err := a.look(); err != nil {
+			t.Fatal(err)
+		}
+		return slices.Contains(a.free, d.Index())
+	}
+	if isFree() {
+		t.Errorf("%s would be used again, while %s is its node", d.Path(), at)
+	}
+	testenv.Run(t, "umount", at)
+	mounted = false
+	if !isFree() && !attached(d.Index()) { // another process may have taken it
+		t.Errorf("%s is never used again", d.Path())
+	}
+}
+
 func images(t testing.TB, dir string) (files []*os.File) {
 	for i := range devices {
 		files = append(files, image(t, filepath.Join(dir, fmt.Sprint("image", i))))
