@@ -49,7 +49,7 @@ func (p *Pool) Lock(ctx context.Context, name string) (*Lock, error) {
 		return &Lock{f}, nil
 	}
 	if ctx.Err() == nil {
-		return nil, full(fmt.Errorf("lock %s: %w", path, err))
+		return nil, unlockable(path, err)
 	}
 	return nil, fmt.Errorf("%w: %s, after waiting %s, by %s; end that process if it hangs, and leave the file in place: deleting it would split the lock in two (%w)",
 		ErrLocked, path, time.Since(start).Round(time.Millisecond), holders(path), context.Cause(ctx))
@@ -57,10 +57,14 @@ func (p *Pool) Lock(ctx context.Context, name string) (*Lock, error) {
 
 // TryLock takes the lock if nobody holds it; else it returns nil and no error.
 func (p *Pool) TryLock(name string) (*Lock, error) {
-	f := flock.New(filepath.Join(p.root, locksDir, name+".lock"), flock.SetPermissions(0o600))
+	path := filepath.Join(p.root, locksDir, name+".lock")
+	f := flock.New(path, flock.SetPermissions(0o600))
 	ok, err := f.TryLock()
-	if err != nil || !ok {
-		return nil, full(err)
+	if err != nil {
+		return nil, unlockable(path, err)
+	}
+	if !ok {
+		return nil, nil
 	}
 	return &Lock{f}, nil
 }
@@ -88,6 +92,14 @@ func (p *Pool) Own(ctx context.Context) (*Lock, error) {
 		return nil, fmt.Errorf("%w: %s is held by %s; stop that one, or give this one a --pool of its own", ErrOwned, p.root, p.LockHolders(ownerLock))
 	}
 	return lock, err
+}
+
+// unlockable says what to do about a lockfile that cannot be opened.
+func unlockable(path string, err error) error {
+	if errors.Is(err, os.ErrPermission) || errors.Is(err, unix.EROFS) {
+		return fmt.Errorf("%w: lock: %w; see why root may not write there (lsattr -d %s)", ErrUnusable, err, filepath.Dir(path))
+	}
+	return full(fmt.Errorf("lock %s: %w", path, err))
 }
 
 // Unlock releases the lock.

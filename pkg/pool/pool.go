@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -249,16 +250,17 @@ func (p *Pool) Volumes() ([]string, error) { return p.names(volumesDir) }
 func (p *Pool) Snapshots() ([]string, error) { return p.names(snapshotsDir) }
 
 func (p *Pool) names(dir string) ([]string, error) {
-	entries, err := os.ReadDir(filepath.Join(p.root, dir))
+	d, err := p.openAt(dir, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return nil, err
 	}
-	names := make([]string, 0, len(entries))
-	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), ".") { // of tmpfile.Replace
-			names = append(names, e.Name())
-		}
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return nil, err
 	}
+	names = slices.DeleteFunc(names, func(name string) bool { return strings.HasPrefix(name, ".") }) // of tmpfile.Replace
+	slices.Sort(names)
 	return names, nil
 }
 
@@ -282,8 +284,52 @@ func (p *Pool) Replacements() ([]string, error) {
 // Replacement is the path of what is to replace the image of a volume.
 func (p *Pool) Replacement(name string) string { return tmpfile.Beside(p.Volume(name)) }
 
+// OpenVolume opens a volume's image for reading and writing; where the pool has
+// become read-only, for reading. It is the opened pool's, whatever its path leads to
+// by now: what was published of it can be unpublished.
+func (p *Pool) OpenVolume(name string) (*os.File, error) { return p.openImage(volumesDir, name) }
+
+// OpenSnapshot opens a snapshot likewise.
+func (p *Pool) OpenSnapshot(name string) (*os.File, error) { return p.openImage(snapshotsDir, name) }
+
+func (p *Pool) openImage(dir, name string) (*os.File, error) {
+	const safe = unix.O_NOFOLLOW | unix.O_NONBLOCK // no link, and no waiting for a FIFO's other end
+	f, err := p.openAt(filepath.Join(dir, name), unix.O_RDWR|safe)
+	if errors.Is(err, unix.EROFS) {
+		f, err = p.openAt(filepath.Join(dir, name), unix.O_RDONLY|safe)
+	}
+	return f, err
+}
+
+func (p *Pool) openAt(name string, flags int) (*os.File, error) {
+	fd, err := unix.Openat(int(p.dir.Fd()), name, flags|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "openat", Path: filepath.Join(p.root, name), Err: err}
+	}
+	return os.NewFile(uintptr(fd), filepath.Join(p.root, name)), nil
+}
+
+// RemoveVolume removes a volume's image, likewise of the opened pool. One that does
+// not exist is fine.
+func (p *Pool) RemoveVolume(name string) error {
+	name = filepath.Join(volumesDir, name)
+	err := failpoint.Before("unlink")
+	if err == nil {
+		err = unix.Unlinkat(int(p.dir.Fd()), name, 0)
+	}
+	if err == nil || err == unix.ENOENT {
+		return nil
+	}
+	err = &os.PathError{Op: "unlinkat", Path: filepath.Join(p.root, name), Err: err}
+	if unusable := p.Check(); unusable != nil {
+		return fmt.Errorf("%w: %w", unusable, err)
+	}
+	return err
+}
+
 // NewTemplate opens an unnamed file that can become a template. It is gone with
-// its descriptor unless it is linked.
+// its descriptor unless it is linked. A pool that does not pass [Pool.Check] takes
+// nothing new.
 func (p *Pool) NewTemplate() (*os.File, error) { return p.newImage(templatesDir) }
 
 // NewVolume opens an unnamed file that can become a volume, likewise.
@@ -293,6 +339,9 @@ func (p *Pool) NewVolume() (*os.File, error) { return p.newImage(volumesDir) }
 func (p *Pool) NewSnapshot() (*os.File, error) { return p.newImage(snapshotsDir) }
 
 func (p *Pool) newImage(dir string) (*os.File, error) {
+	if err := p.Check(); err != nil {
+		return nil, err
+	}
 	f, err := tmpfile.Create(filepath.Join(p.root, dir), 0o600)
 	return f, full(err)
 }

@@ -316,6 +316,9 @@ func (m *Manager) Delete(id string) error {
 		return err
 	}
 	defer img.Close()
+	if err := m.pool.Check(); err != nil {
+		return err
+	}
 	unlock, err := m.exclusive(m.ctx, img, settleTime)
 	if err != nil {
 		return err

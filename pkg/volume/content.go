@@ -248,7 +248,7 @@ func (img *image) torn() (bool, error) {
 
 // unlink takes a volume's name away.
 func (m *Manager) unlink(id string) error {
-	if err := tmpfile.Remove(m.pool.Volume(id)); err != nil {
+	if err := m.pool.RemoveVolume(id); err != nil {
 		return err
 	}
 	m.ledger.forget(id)

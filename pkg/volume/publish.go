@@ -274,6 +274,9 @@ func (m *Manager) attach(img *image, o loopdev.Options) (*loopdev.Device, error)
 
 // attachNew attaches an image.
 func (m *Manager) attachNew(img *image, o loopdev.Options) (*loopdev.Device, error) {
+	if err := m.pool.Check(); err != nil {
+		return nil, err
+	}
 	o.Name, o.NoDiscard = img.ID, img.Thick
 	dev, err := m.loops.Attach(img.File, o)
 	if err != nil {
@@ -328,6 +331,9 @@ func imageSource(id string) string { return "csi-disktemplate:" + id }
 // image itself is an ordinary file in the pod's hands: nothing keeps a pod from
 // growing it, but the space of the pool.
 func (m *Manager) showImage(img *image, target *os.File, rel string, access Access) error {
+	if err := m.pool.Check(); err != nil { // or the image's path may be another's
+		return err
+	}
 	attr := mount.Attr{NoSUID: true, NoDev: true, NoExec: true, ReadOnly: access.ReadOnly}
 	dir, err := mount.New(mount.Config{
 		FSType: "tmpfs",

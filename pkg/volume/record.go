@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/google/uuid"
@@ -152,7 +151,7 @@ type image struct {
 func (m *Manager) open(id string) (*image, error) {
 	img := &image{}
 	var err error
-	if img.File, err = openImage("volume", id, m.pool.Volume(id), &img.Record); err != nil {
+	if img.File, err = openImage("volume", id, m.pool.OpenVolume, &img.Record); err != nil {
 		return nil, err
 	}
 	if err := checkRecord(img.Name(), id, img.ID, img.Version); err != nil {
@@ -193,7 +192,7 @@ func (s *snapshot) Name() string { return s.File.Name() }
 func (m *Manager) openSnapshot(id string) (*snapshot, error) {
 	s := &snapshot{}
 	var err error
-	if s.File, err = openImage("snapshot", id, m.pool.Snapshot(id), &s.Snapshot); err != nil {
+	if s.File, err = openImage("snapshot", id, m.pool.OpenSnapshot, &s.Snapshot); err != nil {
 		return nil, err
 	}
 	if err := checkRecord(s.Name(), id, s.ID, s.Version); err != nil {
@@ -204,8 +203,8 @@ func (m *Manager) openSnapshot(id string) (*snapshot, error) {
 }
 
 // openImage opens an image and reads its record.
-func openImage(kind, id, path string, record any) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+func openImage(kind, id string, open func(id string) (*os.File, error), record any) (*os.File, error) {
+	f, err := open(id)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("%w: there is no %s %s on this node", ErrNotFound, kind, id)
 	}

@@ -154,6 +154,9 @@ func (m *Manager) DeleteSnapshot(id string) error {
 		return err
 	}
 	defer snap.Close()
+	if err := m.pool.Check(); err != nil {
+		return err
+	}
 	return m.unlinkSnapshot(id)
 }
 

@@ -223,6 +223,9 @@ func (m *Manager) Available(thick bool) (int64, error) {
 
 // survey adds up what there is, with pending for what is being made.
 func (m *Manager) survey(pending []*demand) (budget, error) {
+	if err := m.pool.Check(); err != nil { // what is counted is found by its path
+		return budget{}, err
+	}
 	s, err := m.pool.Space()
 	if err != nil {
 		return budget{}, err

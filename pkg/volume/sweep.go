@@ -41,9 +41,14 @@ type Sweep struct {
 // left, and reported. It returns the plan with what came of it; an error means that
 // there was none.
 func (m *Manager) Sweep(ctx context.Context, s Sweep) ([]Action, error) {
-	found, err := m.find(s.First)
+	// In a pool that is not the one that was opened nothing would be what it seems.
+	err := m.pool.Check()
 	if err == nil {
 		err = m.recount()
+	}
+	var found finds
+	if err == nil {
+		found, err = m.find(s.First)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("looking for what was left behind: %w", err)
