@@ -269,7 +269,7 @@ func (s *Store) format(key string, spec diskfs.Spec, start time.Time, turn *turn
 func (s *Store) publish(f *os.File, key string) error {
 	path := s.cfg.Pool.Template(key)
 	if err := tmpfile.Remove(path); err != nil {
-		return fmt.Errorf("%s is in the way of a template: %w; move it away", path, err)
+		return fmt.Errorf("%w: %s is in the way of a template: %w; move it away", pool.ErrUnusable, path, err)
 	}
 	return pool.Full(tmpfile.Publish(f, path))
 }

@@ -18,7 +18,6 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 )
 
@@ -88,7 +87,10 @@ func (m *Manager) fillFromSource(ctx context.Context, img *image) error {
 		return nil // its content is its consumer's affair, to the last byte
 	}
 	img.UUID = uuid.New()
-	return m.newIdentity(img.File, img.Spec.Filesystem, img.UUID)
+	if err := m.newIdentity(img.File, img.Spec.Filesystem, img.UUID); err != nil {
+		return fmt.Errorf("from %s: %w", img.Source, err)
+	}
+	return nil
 }
 
 // take makes an empty image hold what its source holds at one moment.
@@ -99,6 +101,9 @@ func (m *Manager) take(ctx context.Context, img *image) error {
 			return err
 		}
 		defer snap.Close()
+		if err := snap.whole(); err != nil {
+			return err
+		}
 		return img.copyFrom(ctx, snap.File)
 	}
 	vol, err := m.openClaim(img.Source.Volume)
@@ -106,6 +111,9 @@ func (m *Manager) take(ctx context.Context, img *image) error {
 		return err
 	}
 	defer vol.Close()
+	if err := vol.whole(); err != nil {
+		return err
+	}
 	if vol.Spec.Size > img.Spec.Size {
 		return fmt.Errorf("%w: it has grown to %d bytes meanwhile; try again", ErrUnderWay, vol.Spec.Size)
 	}
@@ -184,6 +192,9 @@ func (m *Manager) newIdentity(f *os.File, filesystem string, id uuid.UUID) error
 		return err
 	}
 	err = fs.NewIdentity(f, f, id)
+	if errors.Is(err, diskfs.ErrCorrupt) {
+		return fmt.Errorf("%w: %w; check the source with %s", ErrState, err, fs.Checker)
+	}
 	if !errors.Is(err, diskfs.ErrUnclean) {
 		return err
 	}

@@ -70,13 +70,6 @@ func (n *node) swap(dir, outside string) (back func()) {
 // the directory is back, everything goes on.
 func TestSwappedForALink(t *testing.T) {
 	n := newNode(t, testenv.XFS, 2*gib)
-	refused := func(t *testing.T, what string, err error, want error, words string) {
-		t.Helper()
-		t.Logf("%s: %v", what, err)
-		if !errors.Is(err, want) || !strings.Contains(err.Error(), words) {
-			t.Errorf("%s: %v, not %v with %q", what, err, want, words)
-		}
-	}
 	const link = "symbolic link"
 	for _, mode := range MountModes {
 		t.Run("inline/"+string(mode), func(t *testing.T) {

@@ -73,6 +73,9 @@ func (m *Manager) createSnapshot(ctx context.Context, name, volumeID string) (Sn
 		return Snapshot{}, err
 	}
 	defer vol.Close()
+	if err := vol.whole(); err != nil {
+		return Snapshot{}, err
+	}
 	// What it comes to take of its own, once the volume has written all of it anew.
 	bytes, err := allocated(vol.File)
 	if err != nil {

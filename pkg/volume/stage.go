@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"syscall"
 
@@ -88,13 +89,21 @@ func (m *Manager) openUsable(id string, u Use) (*image, error) {
 // whole holds an image against its record. A pod may make its disk.img as small as
 // it likes, as by copying another image over it.
 func (img *image) whole() error {
-	fi, err := img.Stat()
-	if err != nil || img.Mode == ModeDiskImage {
+	return whole(img.File, img.Mode, img.Spec.Size, "volume "+img.ID, "restore it from a snapshot, or delete it")
+}
+
+// whole holds a snapshot against its record, likewise.
+func (s *snapshot) whole() error {
+	return whole(s.File, s.Mode, s.Spec.Size, "snapshot "+s.ID, "delete it")
+}
+
+func whole(f *os.File, mode Mode, size int64, what, remedy string) error {
+	fi, err := f.Stat()
+	if err != nil || mode == ModeDiskImage {
 		return err
 	}
-	if fi.Size() < img.Spec.Size {
-		return fmt.Errorf("%w: volume %s: its image has %d bytes, it should have %d: the rest is lost; restore it from a snapshot, or delete it",
-			ErrState, img.ID, fi.Size(), img.Spec.Size)
+	if fi.Size() < size {
+		return fmt.Errorf("%w: %s: its image has %d bytes, it should have %d: the rest is lost; %s", ErrState, what, fi.Size(), size, remedy)
 	}
 	return nil
 }
