@@ -39,7 +39,7 @@ func TestDocsNameRealTests(t *testing.T) {
 		t.Fatal(err)
 	}
 	named := 0
-	for _, doc := range append(docs, "../../README.md", "../../ARCHITECTURE.md", "../../hack/kube/README.md") {
+	for _, doc := range append(docs, "../../README.md", "../../ARCHITECTURE.md", "../../SECURITY.md", "../../hack/kube/README.md") {
 		b, err := os.ReadFile(doc)
 		if err != nil {
 			t.Fatal(err)
