@@ -13,8 +13,8 @@ import (
 )
 
 var (
-	testName = regexp.MustCompile("`(Test[A-Za-z0-9]+|Benchmark[A-Za-z0-9]+)")
-	testFunc = regexp.MustCompile(`(?m)^func ((?:Test|Benchmark)[A-Za-z0-9]+)\(`)
+	testName = regexp.MustCompile("`((?:Test|Benchmark|Fuzz)[A-Z][A-Za-z0-9]+)")
+	testFunc = regexp.MustCompile(`(?m)^func ((?:Test|Benchmark|Fuzz)[A-Z][A-Za-z0-9]+)\(`)
 )
 
 // TestDocsNameRealTests: a table that says which test holds a promise is worth
