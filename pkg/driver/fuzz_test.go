@@ -25,8 +25,7 @@ func watchdog(what string) (done func() bool) {
 }
 
 // refused holds the answer to a hostile request against what a caller may expect
-// of it. It is no longer than this, since it goes into an event and a header: events
-// are cut at 1024 bytes (Kubernetes, events.k8s.io Event.note).
+// of it. It becomes part of an event, whose note has at most 1 kB (events.k8s.io/v1).
 func refused(t *testing.T, err error, allowed ...codes.Code) {
 	t.Helper()
 	const maxMessage = 1024
