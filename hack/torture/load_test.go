@@ -74,6 +74,9 @@ var someForms = []struct{ fs, mode string }{
 	{"ext4", "filesystem"}, {"xfs", "filesystem"}, {"btrfs", "filesystem"}, {"ext4", "diskImage"}, {"ext4", "block"},
 }
 
+// wordPrefix begins every word that a pod writes.
+const wordPrefix = "of "
+
 // inlineLife is a pod's with an inline volume.
 func (w *worker) inlineLife() error {
 	form := someForms[w.rand.IntN(4)]
@@ -95,7 +98,7 @@ func (w *worker) inlineLife() error {
 		return err
 	}
 	w.there(d)
-	word := fmt.Sprint("of ", d.id, w.rand.Uint64())
+	word := fmt.Sprint(wordPrefix, d.id, w.rand.Uint64())
 	if err := w.write(d, word); err != nil {
 		return err
 	}
@@ -129,7 +132,7 @@ func (w *worker) claimLife() error {
 	w.there(d)
 	word := ""
 	for range 1 + w.rand.IntN(3) {
-		next := fmt.Sprint("of ", d.id, w.rand.Uint64())
+		next := fmt.Sprint(wordPrefix, d.id, w.rand.Uint64())
 		if err := w.podLife(d, word, next); err != nil {
 			return err
 		}

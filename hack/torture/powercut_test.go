@@ -208,13 +208,20 @@ func (n *node) afterClaim(e entry) error {
 		return err
 	}
 	err := n.holds(d, e.words...)
-	if errors.Is(err, os.ErrNotExist) && slices.Contains(e.words, "") {
+	if err != nil && slices.Contains(e.words, "") && n.untouched(d) {
 		err = nil
 	}
 	if err != nil {
 		return err
 	}
 	return n.unuse(d)
+}
+
+// untouched reports whether no pod has written to a disk: it may hold nothing, or what
+// formatting has left there.
+func (n *node) untouched(d *disk) bool {
+	got, err := n.read(d)
+	return errors.Is(err, os.ErrNotExist) || err == nil && !strings.HasPrefix(got, wordPrefix)
 }
 
 // claims and snapshots list what there is.

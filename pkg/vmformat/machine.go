@@ -50,7 +50,7 @@ const (
 )
 
 // What a caged QEMU may take of the machine. Measured (VmPeak, open descriptors) while
-// QEMU 7.2 formats under TCG: 0.63 to 0.65 GiB and 16 for each filesystem at its smallest
+// QEMU 7.2 formats under TCG: 0.62 to 0.65 GiB and 16 for each filesystem at its smallest
 // and at 100 GiB, with 6 to 8 threads. It may have 64 more for its disks, with a stack of
 // 8 MiB each. Without the two settings it was up to 2.3 GiB, and more with more
 // processors: it would reserve 1 GiB for translated code, and 64 MiB for each thread's

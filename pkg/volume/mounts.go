@@ -348,14 +348,16 @@ func (m *Manager) unmount(img *image, rel string) error {
 // clear unmounts all that shows a volume at a target, and returns the loop device
 // that it was on, or -1. What is not there is fine; a mount that is not the
 // volume's is ErrState and stays, and so does what is no target at all: the other
-// kind of file. Where a symbolic link leads nobody looks: of a volume that there is
-// that is ErrState, since it may be mounted behind it.
+// kind of file. Where a symbolic link leads nobody looks: it is ErrState if the volume
+// is in use somewhere, as beside the link.
 func (m *Manager) clear(img *image, rel string) (device int, err error) {
 	device = -1
 	for {
 		at, err := m.look(rel, img.Mode)
 		if errors.Is(err, mount.ErrSymlink) && img.File != nil {
-			return device, fmt.Errorf("%w: volume %s: %w; put back what the link stands for", ErrState, img.ID, err)
+			if inUse := m.unused(img); inUse != nil {
+				return device, fmt.Errorf("%w (%v)", inUse, err)
+			}
 		}
 		if errors.Is(err, ErrInvalid) {
 			return device, nil // nothing of ours

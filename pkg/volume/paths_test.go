@@ -81,7 +81,7 @@ func TestSwappedForALink(t *testing.T) {
 			back := n.swap(filepath.Dir(r.Target), outside)
 			_, err := n.Publish(t.Context(), r)
 			refused(t, "publish", err, ErrInvalid, link)
-			refused(t, "unpublish", n.Unpublish(r.ID, r.Target), ErrState, link)
+			refused(t, "unpublish", n.Unpublish(r.ID, r.Target), ErrState, link, filepath.Dir(r.Target)+".away/mount")
 			_, err = n.Stats(r.ID, r.Target)
 			refused(t, "stats", err, ErrNotFound, link)
 			back()
@@ -123,11 +123,10 @@ func TestSwappedForALink(t *testing.T) {
 			refused(t, "stats", err, ErrNotFound, link)
 			_, err = n.ExpandOnNode(v.ID, stage.Staging, Size{Required: 128 * mib}, nil)
 			refused(t, "expand", err, ErrNotFound, link)
-			switch v.Mode {
-			case ModeFilesystem: // it is mounted beside the link, which is the first that is found
-				refused(t, "unstage", n.Unstage(v.ID, stage.Staging), ErrState, ".away")
-			case ModeDiskImage:
-				refused(t, "unstage", n.Unstage(v.ID, stage.Staging), ErrState, link)
+			if v.Mode == ModeFilesystem {
+				refused(t, "unstage", n.Unstage(v.ID, stage.Staging), ErrState, ".away/globalmount")
+			} else if err := n.Unstage(v.ID, stage.Staging); err != nil { // nothing is there
+				t.Errorf("unstage: %v", err)
 			}
 			back()
 			if got, err := n.Get(v.ID); err != nil || got.Spec.Size != r.Spec.Size {
