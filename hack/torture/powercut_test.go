@@ -126,11 +126,14 @@ func (n *node) after(mounted string, c powercut, random *rand.Rand, when string)
 			inlines = append(inlines, e.disk)
 		}
 	}
+	// Kubelet's directory is that of this moment, and not what came of another cut. An
+	// inline volume that was unpublished may be there again: its pod is not.
+	n.must(when, os.RemoveAll(filepath.Join(n.kubelet, "pods")))
+	n.mkdir("pods")
 	podsGone := random.IntN(2) == 0
 	for _, d := range inlines {
-		n.target(d) // its pod's directory
-		if podsGone {
-			n.must(when, os.RemoveAll(n.podDir(d)))
+		if !podsGone {
+			n.target(d) // its pod's directory
 		}
 	}
 	n.start()
