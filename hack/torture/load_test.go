@@ -252,7 +252,9 @@ func TestRandomKills(t *testing.T) {
 					case <-time.After(2 * time.Second): // the workers are out of work for a moment
 					}
 				} else {
-					time.Sleep(time.Duration(random.IntN(200)) * time.Millisecond)
+					// A plugin that has just started reads its formatter's files, some tenths of a
+					// second, before it makes a volume: some live long enough.
+					time.Sleep(time.Duration(random.IntN(800)) * time.Millisecond)
 				}
 				n.kill()
 				n.disarm()
