@@ -36,6 +36,10 @@
 // What the pool promises to whom is in space.go, what pods may ask of the node by inline
 // volumes in quota.go.
 //
+// What crashes and lost calls leave is looked for, judged and taken away by
+// [Manager.Sweep]: plan.go decides and touches nothing, sweep.go looks and acts. It needs
+// the pool to be this process's own ([pool.Pool.Own]).
+//
 // What is unmounted is proven to be the volume's: a filesystem and a device by the
 // inode behind the loop device, a disk image's tmpfs by its source, which only
 // root can give.

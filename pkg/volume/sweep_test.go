@@ -386,6 +386,9 @@ func TestSweepKillsVM(t *testing.T) {
 	}
 	orphan, reader := sleep(image), sleep(reopened)
 	image.Close()
+	if err := os.Remove(n.pool.Template(name)); err != nil { // as trimming does
+		t.Fatal(err)
+	}
 	n.mustSweep(Sweep{}) // later, it may be our own
 	n.mustSweep(Sweep{First: true}, fmt.Sprintf("kill process %d", orphan.Process.Pid))
 	if err := orphan.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {

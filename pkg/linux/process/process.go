@@ -14,8 +14,8 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -28,9 +28,9 @@ type Process struct {
 	File string // as /proc names it, with " (deleted)" where it has no name
 }
 
-// deleted is what /proc puts behind the name of a file that has none, or none any
-// more.
-const deleted = " (deleted)"
+// neverNamed is how /proc shows a file from O_TMPFILE: its inode's number for a name, and
+// that it has none. One that lost its name is shown with that.
+var neverNamed = regexp.MustCompile(`^#[0-9]+ \(deleted\)$`)
 
 // HoldingUnnamed lists the processes, this one aside, that hold a file without a name
 // open which was made in a directory: each with the first such file.
@@ -59,7 +59,7 @@ func unnamed(pid int, dir string) string {
 	entries, _ := os.ReadDir(fds)
 	for _, e := range entries {
 		file, err := os.Readlink(filepath.Join(fds, e.Name()))
-		if err == nil && filepath.Dir(file) == dir && strings.HasSuffix(file, deleted) {
+		if err == nil && filepath.Dir(file) == dir && neverNamed.MatchString(filepath.Base(file)) {
 			return file
 		}
 	}
