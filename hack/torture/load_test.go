@@ -11,6 +11,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -29,7 +31,9 @@ type worker struct {
 }
 
 // until makes a call until it succeeds, as the container orchestrator does. Only what a
-// plugin that ends, or works on something already, may say is an error to be repeated.
+// plugin that ends, or works on something already, may say is an error to be repeated;
+// and once in some thousand kills Linux 6.18 refuses to mount a btrfs with EINVAL, whose
+// cause is not known: the call is undone and says so, and the next one succeeds.
 func until(call func() error) error {
 	for deadline := time.Now().Add(patience); ; time.Sleep(3 * time.Millisecond) {
 		err := call()
@@ -38,7 +42,10 @@ func until(call func() error) error {
 			return nil
 		case codes.Unavailable, codes.Aborted, codes.DeadlineExceeded:
 		default:
-			return err
+			if !strings.Contains(err.Error(), "mount btrfs on") || !strings.Contains(err.Error(), syscall.EINVAL.Error()) {
+				return err
+			}
+			fmt.Println("made again:", err)
 		}
 		if time.Now().After(deadline) {
 			return fmt.Errorf("for %s: %w", patience, err)
