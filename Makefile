@@ -81,8 +81,8 @@ test: setup lint ## Check everything: lint, unit tests, tests of the whole syste
 	@$(MAKE) --no-print-directory fuzz FUZZTIME=5s
 	$(call section,System tests: pools$(comma) mounts and VMs$(comma) as root)
 	@mkdir -p bin/test
-	@echo "go test -race $(SYSTEMFLAGS) ./..."
-	@$(AS_ROOT) $(GO) test -race $(SYSTEMFLAGS) ./...
+	@seed=$${SEED:-$$(date +%s%N)}; echo "SEED=$$seed go test -race $(SYSTEMFLAGS) ./..."; \
+		$(AS_ROOT) SEED=$$seed $(GO) test -race $(SYSTEMFLAGS) ./...
 	$(call section,All tests passed)
 
 .PHONY: test-unit

@@ -196,32 +196,26 @@ func thaw(root *os.File) error {
 	return err
 }
 
-// thawLeft thaws what an earlier process has frozen and did not live to thaw. What
-// somebody else has frozen stays frozen.
+// thawLeft thaws what an earlier process has frozen and did not live to thaw, and is
+// errNotSo if there is nothing of that. What somebody else has frozen stays frozen.
 func (m *Manager) thawLeft(id string) error {
 	img, err := m.open(id)
 	if err != nil {
 		return err
 	}
 	defer img.Close()
-	var since time.Time
-	frozen := func() (bool, error) {
-		err := pool.GetRecord(img.File, pool.FrozenAttr, &since)
-		if errors.Is(err, pool.ErrNoRecord) {
-			return false, nil
-		}
-		return err == nil, err
-	}
-	if is, err := frozen(); err != nil || !is {
-		return err
-	}
 	// A process that lives holds the lock for as long as it is frozen.
 	unlock, err := m.exclusive(m.ctx, img, 2*m.freezing.limit)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if is, err := frozen(); err != nil || !is {
+	var since time.Time
+	err = pool.GetRecord(img.File, pool.FrozenAttr, &since)
+	if errors.Is(err, pool.ErrNoRecord) {
+		return errNotSo
+	}
+	if err != nil {
 		return err
 	}
 	root, err := m.mountedRoot(img)
@@ -230,7 +224,7 @@ func (m *Manager) thawLeft(id string) error {
 	}
 	if root != nil {
 		defer root.Close()
-		if err := fsctl.Thaw(root); err != nil {
+		if err := thaw(root); err != nil {
 			return err
 		}
 		klog.InfoS("Thawed a volume that a plugin had frozen when it died", "volume", id, "since", since)
