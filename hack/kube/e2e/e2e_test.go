@@ -19,18 +19,24 @@ import (
 // TestExamples applies each example as it is written, in the order that they tell.
 func TestExamples(t *testing.T) {
 	t.Cleanup(func() { mustBeClean(t) })
-	for _, e := range []struct{ file, pod, says string }{
+	type applied struct{ file, pod, says string }
+	for _, together := range [][]applied{{
 		{"inline.yaml", "inline", "/scratch"},
 		{"generic-ephemeral.yaml", "generic-ephemeral", "/scratch"},
 		{"claim.yaml", "claim", "UTC"},
-		{"snapshot-restore.yaml", "restored", "UTC"},
-		{"clone.yaml", "cloned", "UTC"},
 		{"block.yaml", "block", "hello"},
 		{"disk-image.yaml", "disk-image", "1073741824"},
-	} {
-		apply(t, example(t, e.file))
-		ready(t, e.pod)
-		eventually(t, "the log of "+e.pod, func() string { return kubectl(t, "logs", e.pod) }, e.says)
+	}, { // of the claim
+		{"snapshot-restore.yaml", "restored", "UTC"},
+		{"clone.yaml", "cloned", "UTC"},
+	}} {
+		for _, e := range together {
+			apply(t, example(t, e.file))
+		}
+		for _, e := range together {
+			ready(t, e.pod)
+			eventually(t, "the log of "+e.pod, func() string { return kubectl(t, "logs", e.pod) }, e.says)
+		}
 	}
 	// What the example tells of growing.
 	kubectl(t, "patch", "pvc", "data", "--patch", `{"spec": {"resources": {"requests": {"storage": "2Gi"}}}}`)
