@@ -36,7 +36,8 @@ volumes whose pod is gone, loop devices that nobody uses any more, filesystems t
 left frozen, formatting VMs that nobody waits for. What is not provably of this pool, or
 not provably of no more use, is left and reported.
 
-With --dry-run it prints the plan and changes nothing, also beside a running plugin.
+With --dry-run it prints the plan and changes nothing, also beside a running plugin; it
+says nothing of VMs then, which may be that plugin's.
 Without, no plugin may be running on the pool.`,
 		Example: `  csi-disktemplate gc --pool /var/lib/csi-disktemplate --dry-run
   csi-disktemplate gc --pool /var/lib/csi-disktemplate --dry-run -o json`,
@@ -80,14 +81,14 @@ func collect(ctx context.Context, o gcOptions, out io.Writer) error {
 	defer m.Close()
 	// Beside a living plugin, what is half-made may be its.
 	actions, err := m.Sweep(ctx, volume.Sweep{DryRun: o.dryRun, First: !o.dryRun})
-	if err != nil {
+	if err != nil && actions == nil {
 		return err
 	}
 	show := printTable
 	if o.output == "json" {
 		show = printJSON
 	}
-	return errors.Join(show(out, actions), failed(actions))
+	return errors.Join(show(out, actions), err, failed(actions))
 }
 
 // failed makes the command fail with its actions.

@@ -410,6 +410,18 @@ func TestKillInBuild(t *testing.T) {
 	})
 }
 
+// leaveReplacement leaves what a process does that dies while it grows a volume's copy.
+func (n *node) leaveReplacement(d *disk) {
+	n.t.Helper()
+	volumes := filepath.Join(n.pool, "volumes")
+	record := make([]byte, 4096)
+	size, err := syscall.Getxattr(filepath.Join(volumes, d.id), string(pool.VolumeAttr), record)
+	n.must("its record", err)
+	left := filepath.Join(volumes, "."+d.id+".new")
+	n.must("replacement", os.WriteFile(left, nil, 0o600))
+	n.must("replacement", syscall.Setxattr(left, string(pool.VolumeAttr), record[:size], 0))
+}
+
 // TestKillInSweep kills the plugin before each effect of the sweep at its start.
 func TestKillInSweep(t *testing.T) {
 	onPools(t, false, func(n *node) {
@@ -424,7 +436,7 @@ func TestKillInSweep(t *testing.T) {
 			for _, d := range []*disk{fs, image, block} {
 				n.forget(d)
 			}
-			n.must("replacement", os.WriteFile(filepath.Join(n.pool, "volumes", ".frozen.new"), nil, 0o600))
+			n.leaveReplacement(frozen)
 			n.must("mark", syscall.Setxattr(filepath.Join(n.pool, "volumes", frozen.id), string(pool.FrozenAttr), []byte(`"2026-01-02T03:04:05Z"`), 0))
 			testenv.Run(t, "fsfreeze", "--freeze", n.target(frozen))
 			n.arm(at, "kill")

@@ -91,7 +91,7 @@ type plugin struct {
 func newNode(t *testing.T, mounted string) *node {
 	t.Helper()
 	n := &node{t: t, pool: filepath.Join(mounted, "pool"), kubelet: testenv.Dir(t), fail: t.TempDir()}
-	n.mkdir("pods")
+	n.mkdir("pods/uid-plugin") // it is in a pod itself
 	conn, err := grpc.NewClient(n.endpoint(), grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 2 * time.Millisecond, Multiplier: 1.5, MaxDelay: 50 * time.Millisecond}, MinConnectTimeout: time.Second}))
 	if err != nil {

@@ -129,7 +129,7 @@ func (n *node) after(mounted string, c powercut, random *rand.Rand, when string)
 	// Kubelet's directory is that of this moment, and not what came of another cut. An
 	// inline volume that was unpublished may be there again: its pod is not.
 	n.must(when, os.RemoveAll(filepath.Join(n.kubelet, "pods")))
-	n.mkdir("pods")
+	n.mkdir("pods/uid-plugin")
 	podsGone := random.IntN(2) == 0
 	for _, d := range inlines {
 		if !podsGone {

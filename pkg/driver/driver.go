@@ -149,7 +149,7 @@ func (c Config) sweepEvery(ctx context.Context, s volume.Sweep) {
 // sweep takes away what was left behind. That it cannot keeps nobody from being served.
 func (c Config) sweep(ctx context.Context, s volume.Sweep) {
 	actions, err := c.Volumes.Sweep(ctx, s)
-	if err != nil {
+	if err != nil && ctx.Err() == nil {
 		klog.ErrorS(err, "No sweep; the next will look again")
 	}
 	for _, a := range actions {

@@ -56,6 +56,8 @@ func (m *Metrics) swept(a volume.Action) {
 		result = "failed"
 	case a.Result == volume.Skipped:
 		result = "skipped"
+	case a.Verb == volume.Leave:
+		result = "left"
 	}
 	m.sweeps.WithLabelValues(string(a.Verb), result).Inc()
 }

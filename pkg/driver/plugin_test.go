@@ -46,6 +46,7 @@ type node struct {
 func newNode(t *testing.T, kind testenv.Kind, size int64) *node {
 	t.Helper()
 	n := &node{t: t, pool: filepath.Join(kind.Mount(t, size), "pool"), kubelet: testenv.Dir(t)}
+	n.target("plugin") // it is in a pod itself
 	t.Cleanup(func() {
 		t.Helper()
 		n.mustHave("none")

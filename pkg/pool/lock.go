@@ -85,10 +85,10 @@ const (
 // the process ends, however it does. What the pool holds half-made is dead then. While
 // another has it the error is [ErrOwned].
 func (p *Pool) Own(ctx context.Context) (*Lock, error) {
-	ctx, cancel := context.WithTimeout(ctx, ownPatience)
+	waiting, cancel := context.WithTimeout(ctx, ownPatience)
 	defer cancel()
-	lock, err := p.Lock(ctx, ownerLock)
-	if errors.Is(err, ErrLocked) {
+	lock, err := p.Lock(waiting, ownerLock)
+	if errors.Is(err, ErrLocked) && ctx.Err() == nil {
 		return nil, fmt.Errorf("%w: %s is held by %s; stop that one, or give this one a --pool of its own", ErrOwned, p.root, p.LockHolders(ownerLock))
 	}
 	return lock, err

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -110,6 +111,16 @@ func (m *Manager) mountedRoot(img *image) (*os.File, error) {
 		return nil, err
 	}
 	defer at.Close()
+	// Something else may be mounted above it.
+	rel, err := filepath.Rel(m.mountPath, places[0])
+	if err != nil {
+		return nil, err
+	}
+	if _, err := m.shown(img, rel); errors.Is(err, errForeign) {
+		return nil, fmt.Errorf("%w: %w", ErrState, err)
+	} else if err != nil {
+		return nil, err
+	}
 	return mount.Open(at)
 }
 
@@ -197,7 +208,8 @@ func thaw(root *os.File) error {
 }
 
 // thawLeft thaws what an earlier process has frozen and did not live to thaw, and is
-// errNotSo if there is nothing of that. What somebody else has frozen stays frozen.
+// errNotSo if there is nothing of that. What somebody else has frozen has no mark, and
+// stays frozen.
 func (m *Manager) thawLeft(id string) error {
 	img, err := m.open(id)
 	if err != nil {
@@ -205,7 +217,10 @@ func (m *Manager) thawLeft(id string) error {
 	}
 	defer img.Close()
 	// A process that lives holds the lock for as long as it is frozen.
-	unlock, err := m.exclusive(m.ctx, img, 2*m.freezing.limit)
+	unlock, err := m.exclusive(m.ctx, img, settleTime)
+	if errors.Is(err, ErrUnderWay) {
+		return errNotSo
+	}
 	if err != nil {
 		return err
 	}
@@ -222,7 +237,12 @@ func (m *Manager) thawLeft(id string) error {
 	if err != nil {
 		return err
 	}
-	if root != nil {
+	if root == nil {
+		// A frozen filesystem outlives its last mount, and would be frozen in the next.
+		if loops, err := loopdev.Find(img.File); err != nil || len(loops) > 0 {
+			return errors.Join(err, fmt.Errorf("%w: volume %s is attached as /dev/loop%v, and mounted nowhere below %s: it is thawed when it is staged again", ErrState, id, loops, m.rootPath))
+		}
+	} else {
 		defer root.Close()
 		if err := thaw(root); err != nil {
 			return err

@@ -59,7 +59,7 @@ func (m *Manager) Sweep(ctx context.Context, s Sweep) ([]Action, error) {
 	}
 	for i := range actions {
 		if ctx.Err() != nil {
-			return actions[:i], nil
+			return actions[:i], context.Cause(ctx)
 		}
 		m.carryOut(&actions[i], s)
 	}
@@ -123,6 +123,11 @@ func (m *Manager) find(first bool) (finds, error) {
 		return f, err
 	}
 	for index, l := range loops {
+		if named, err := m.hasName(l); err != nil {
+			return f, err
+		} else if named { // of a volume that cannot be read
+			continue
+		}
 		l.mounted = table.byLoop[index]
 		f.loops = append(f.loops, l.foundLoop)
 	}
@@ -179,7 +184,7 @@ func (m *Manager) findLoops() (map[int]poolLoop, error) {
 	loops := map[int]poolLoop{}
 	for _, index := range all {
 		l, err := m.findLoop(index)
-		if errors.Is(err, loopdev.ErrNotAttached) { // meanwhile
+		if errors.Is(err, loopdev.ErrNotAttached) || errors.Is(err, os.ErrNotExist) { // detached, or removed, meanwhile
 			continue
 		}
 		if err != nil {
@@ -208,7 +213,7 @@ func (m *Manager) findLoop(index int) (poolLoop, error) {
 	}
 	lost, err := m.deviceOf(dev, &image{Record: Record{ID: info.Name}})
 	return poolLoop{
-		foundLoop: foundLoop{index: index, file: file, name: info.Name, autoClear: info.AutoClear, ours: lost},
+		foundLoop: foundLoop{index: index, file: file, name: info.Name, autoClear: info.AutoClear, ours: lost && CheckID(info.Name) == nil},
 		device:    info.Device, inode: info.Inode,
 	}, err
 }
@@ -269,13 +274,32 @@ func (m *Manager) findVolume(id string, loops map[int]poolLoop, table mountTable
 
 // podOf tells whether the pod that a target is for is still there.
 func (m *Manager) podOf(target string) home {
-	// Without it all pods would seem to be gone.
-	if pods, err := mount.OpenTarget(m.root, "pods", syscall.O_DIRECTORY); err != nil {
+	if err := m.seesPods(); err != nil {
 		return home{doubt: fmt.Sprintf("whether its pod is gone cannot be told: %v; set --kubelet-dir to the kubelet's root directory", err)}
-	} else {
-		pods.Close()
 	}
 	return m.homeAt(target, podHome)
+}
+
+// seesPods is an error where all pods would seem to be gone, as where kubelet's disk is
+// not mounted yet. Of a kubelet that has run there is always a pod: the plugin's own.
+func (m *Manager) seesPods() error {
+	if same, err := sameFile(m.root, m.mountPath); err != nil || !same {
+		return errors.Join(err, fmt.Errorf("%s is not the directory that it was at start", m.rootPath))
+	}
+	pods, err := mount.OpenTarget(m.root, "pods", syscall.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer pods.Close()
+	dir, err := mount.Open(pods)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if _, err := dir.Readdirnames(1); err != nil {
+		return fmt.Errorf("there is no pod in %s: %w", pods.Name(), err)
+	}
+	return nil
 }
 
 // homeAt tells whether the part of a path that decides is there.
@@ -321,10 +345,16 @@ func (m *Manager) findSnapshots(f *finds) error {
 
 // carryOut does what an action says, if it still holds when nobody else can change it.
 func (m *Manager) carryOut(a *Action, s Sweep) {
+	if a.Verb == Leave {
+		return
+	}
 	var err error
 	switch find := a.find.(type) {
 	case process.Process:
-		err = process.KillHolding(find.PID, m.templatesDir())
+		var killed bool
+		if killed, err = process.KillHolding(find.PID, m.templatesDir()); err == nil && !killed {
+			err = errNotSo
+		}
 	case foundVolume:
 		err = m.held(s, find.ID, func() error { return m.carryOutVolume(a.Verb, find.ID) })
 	case foundReplacement:
@@ -333,7 +363,6 @@ func (m *Manager) carryOut(a *Action, s Sweep) {
 		err = m.held(s, find.name, func() error { return m.detachLost(find) })
 	}
 	switch {
-	case a.Verb == Leave:
 	case err == nil:
 		a.Result = Done
 	case errors.Is(err, errNotSo):
@@ -377,15 +406,12 @@ func (m *Manager) again(id string) (foundVolume, error) {
 }
 
 func (m *Manager) carryOutVolume(verb Verb, id string) error {
-	if verb == Leave {
-		return nil
+	if verb == Thaw {
+		return m.thawLeft(id)
 	}
 	v, err := m.again(id)
 	if err != nil {
 		return err
-	}
-	if verb == Thaw {
-		return m.thawLeft(id)
 	}
 	if now, _ := v.judge(); now != verb {
 		return errNotSo
@@ -423,14 +449,26 @@ func (m *Manager) removeReplacement(id string) error {
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return err
 	}
-	return tmpfile.Remove(m.pool.Replacement(id))
+	path := m.pool.Replacement(id)
+	var is Record
+	left, err := openImage("replacement", id, func(string) (*os.File, error) {
+		return os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	}, &is)
+	if errors.Is(err, ErrNotFound) {
+		return errNotSo
+	}
+	if err != nil {
+		return err
+	}
+	defer left.Close()
+	if err := checkRecord(path, id, is.ID, is.Version); err != nil {
+		return err
+	}
+	return tmpfile.Remove(path)
 }
 
 // detachLost detaches a device whose image was deleted, if it still is that.
 func (m *Manager) detachLost(l foundLoop) error {
-	if verb, _ := l.judge(); verb != Detach {
-		return nil
-	}
 	table, err := readMounts()
 	if err != nil {
 		return err
@@ -446,8 +484,10 @@ func (m *Manager) detachLost(l foundLoop) error {
 	if verb, _ := now.judge(); verb != Detach || now.name != l.name {
 		return errNotSo
 	}
-	if named, err := m.hasName(now); err != nil || named {
-		return errors.Join(err, errNotSo)
+	if named, err := m.hasName(now); err != nil {
+		return err
+	} else if named {
+		return errNotSo
 	}
 	return m.detach(&image{Record: Record{ID: l.name, Mode: ModeBlock}}, l.index)
 }
@@ -460,7 +500,9 @@ func (m *Manager) hasName(l poolLoop) (bool, error) {
 	}
 	for _, id := range ids {
 		var st syscall.Stat_t
-		if err := syscall.Lstat(m.pool.Volume(id), &st); err == nil && st.Ino == l.inode && st.Dev == l.device {
+		if err := syscall.Lstat(m.pool.Volume(id), &st); err != nil && err != syscall.ENOENT {
+			return false, &os.PathError{Op: "lstat", Path: m.pool.Volume(id), Err: err}
+		} else if err == nil && st.Ino == l.inode && st.Dev == l.device {
 			return true, nil
 		}
 	}

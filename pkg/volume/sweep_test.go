@@ -19,6 +19,7 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 )
@@ -192,9 +193,11 @@ func TestSweepReplacement(t *testing.T) {
 	n := newNode(t, testenv.XFS, gib)
 	v := n.mustCreate(claim("grows", "ext4", 64*mib))
 	left := n.pool.Replacement(v.ID)
-	if err := os.WriteFile(left, nil, 0o600); err != nil {
+	f, err := os.Create(left)
+	if err != nil {
 		t.Fatal(err)
 	}
+	defer f.Close()
 	if l, _, err := n.Claims("", 0); err != nil || len(l) != 1 {
 		t.Errorf("claims %v: %v", l, err)
 	}
@@ -203,6 +206,13 @@ func TestSweepReplacement(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer img.Close()
+	// One without a record is somebody else's.
+	if a, err := n.Sweep(t.Context(), Sweep{}); err != nil || len(a) != 1 || !a[0].Failed() || !strings.Contains(a[0].Result, "not one of ours") {
+		t.Errorf("%+v %v", a, err)
+	}
+	if err := pool.SetRecord(f, pool.VolumeAttr, img.Record); err != nil {
+		t.Fatal(err)
+	}
 	unlock, err := n.exclusive(t.Context(), img, time.Second)
 	if err != nil {
 		t.Fatal(err)
@@ -254,7 +264,17 @@ func TestSweepSparesOthers(t *testing.T) {
 	}
 	loop := strings.TrimSpace(testenv.Run(t, "losetup", "--find", "--show", own))
 	defer testenv.Run(t, "losetup", "--detach", loop)
-	deleted := strings.TrimSpace(testenv.Run(t, "losetup", "--find", "--show", inPool))
+	f, err := os.OpenFile(inPool, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev, err := n.Manager.loops.Attach(f, loopdev.Options{Name: "/rescue.img"}) // as losetup has it, a path
+	f.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	deleted := dev.Path()
+	dev.Close()
 	defer testenv.Run(t, "losetup", "--detach", deleted)
 	if err := os.Remove(inPool); err != nil { // a file of the pool's volumes, but no volume
 		t.Fatal(err)
@@ -316,12 +336,20 @@ func TestSweepSparesOthers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	blank, err := NewManager(Config{Pool: n.pool, TargetRoot: testenv.Dir(t)})
-	if err != nil {
+	empty := testenv.Dir(t)
+	if err := os.Mkdir(filepath.Join(empty, "pods"), 0o700); err != nil { // or one whose disk is not mounted yet
 		t.Fatal(err)
 	}
-	(&node{blank, t, ""}).mustSweep(Sweep{First: true}, append(strange, "leave volume elsewhere")...)
-	blank.Close()
+	for _, dir := range []string{testenv.Dir(t), empty} {
+		blank, err := NewManager(Config{Pool: n.pool, TargetRoot: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		setTarget(filepath.Join(dir, "pods", "uid", "volumes", "mount"))
+		(&node{blank, t, ""}).mustSweep(Sweep{First: true}, append(strange, "leave volume elsewhere")...)
+		blank.Close()
+	}
+	setTarget(r.Target)
 	if after, err := os.Stat(n.pool.Volume(r.ID)); err != nil || !os.SameFile(before, after) {
 		t.Errorf("the volume: %v", err)
 	}

@@ -68,6 +68,7 @@ func newNodeWith(t testing.TB, kind testenv.Kind, size int64, c Config) *node {
 		t.Fatal(err)
 	}
 	n := &node{Manager: m, t: t, kubelet: kubelet}
+	n.target("plugin") // the plugin is in a pod itself
 	t.Cleanup(func() { testenv.Sweep(t, n.kubelet, n.pool.Root()) })
 	t.Cleanup(func() {
 		m.Close()

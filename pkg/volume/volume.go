@@ -41,7 +41,7 @@ var (
 // Config is what a Manager works with.
 type Config struct {
 	Pool      *pool.Pool      // required
-	Templates *template.Store // required
+	Templates *template.Store // required, but for Sweep
 	// TargetRoot is the directory below which volumes are staged and published,
 	// and outside of which nothing is ever touched: the kubelet's. Required.
 	TargetRoot string

@@ -55,11 +55,22 @@ func HoldingUnnamed(dir string) ([]Process, error) {
 // unnamed returns a file without a name in dir that a process has open, or "". A
 // process that ends meanwhile has none.
 func unnamed(pid int, dir string) string {
+	// A path is that of the process's own mount namespace, where another directory may
+	// have the same: the filesystem must be dir's, too.
+	var of unix.Stat_t
+	if err := unix.Stat(dir, &of); err != nil {
+		return ""
+	}
 	fds := filepath.Join("/proc", strconv.Itoa(pid), "fd")
 	entries, _ := os.ReadDir(fds)
 	for _, e := range entries {
-		file, err := os.Readlink(filepath.Join(fds, e.Name()))
-		if err == nil && filepath.Dir(file) == dir && neverNamed.MatchString(filepath.Base(file)) {
+		fd := filepath.Join(fds, e.Name())
+		file, err := os.Readlink(fd)
+		if err != nil || filepath.Dir(file) != dir || !neverNamed.MatchString(filepath.Base(file)) {
+			continue
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(fd, &st); err == nil && st.Dev == of.Dev {
 			return file
 		}
 	}
@@ -67,24 +78,24 @@ func unnamed(pid int, dir string) string {
 }
 
 // KillHolding ends a process by SIGKILL if it still holds an unnamed file of the
-// directory open. One that is gone is fine.
-func KillHolding(pid int, dir string) error {
+// directory open, and reports whether it did.
+func KillHolding(pid int, dir string) (bool, error) {
 	f, err := sys.Open("pidfd", func() (int, error) { return unix.PidfdOpen(pid, 0) })
 	if errors.Is(err, unix.ESRCH) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return os.NewSyscallError("pidfd_open", err)
+		return false, os.NewSyscallError("pidfd_open", err)
 	}
 	defer f.Close()
 	// The descriptor is of whoever has the number now: asked again, it is of whoever
 	// has it as long as the descriptor is open.
 	if unnamed(pid, dir) == "" {
-		return nil
+		return false, nil
 	}
 	err = sys.Effect("pidfd_send_signal", f, func(fd int) error { return unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) })
-	if err != nil && !errors.Is(err, unix.ESRCH) {
-		return os.NewSyscallError("pidfd_send_signal", err)
+	if errors.Is(err, unix.ESRCH) {
+		return false, nil
 	}
-	return nil
+	return err == nil, os.NewSyscallError("pidfd_send_signal", err)
 }
