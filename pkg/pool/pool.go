@@ -250,35 +250,34 @@ func (p *Pool) Volumes() ([]string, error) { return p.names(volumesDir) }
 func (p *Pool) Snapshots() ([]string, error) { return p.names(snapshotsDir) }
 
 func (p *Pool) names(dir string) ([]string, error) {
+	names, err := p.list(dir)
+	return slices.DeleteFunc(names, func(name string) bool { return strings.HasPrefix(name, ".") }), err // of tmpfile.Replace
+}
+
+// list is everything in a directory, in order.
+func (p *Pool) list(dir string) ([]string, error) {
 	d, err := p.openAt(dir, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return nil, err
 	}
 	defer d.Close()
 	names, err := d.Readdirnames(-1)
-	if err != nil {
-		return nil, err
-	}
-	names = slices.DeleteFunc(names, func(name string) bool { return strings.HasPrefix(name, ".") }) // of tmpfile.Replace
 	slices.Sort(names)
-	return names, nil
+	return names, err
 }
 
 // Replacements lists the names of the volumes beside which there is what
 // [tmpfile.Replace] makes for a moment, in order: it is under way, or its process
 // died in it.
 func (p *Pool) Replacements() ([]string, error) {
-	entries, err := os.ReadDir(filepath.Join(p.root, volumesDir))
-	if err != nil {
-		return nil, err
-	}
+	all, err := p.list(volumesDir)
 	var names []string
-	for _, e := range entries {
-		if name, ok := tmpfile.Replaces(e.Name()); ok {
+	for _, beside := range all {
+		if name, ok := tmpfile.Replaces(beside); ok {
 			names = append(names, name)
 		}
 	}
-	return names, nil
+	return names, err
 }
 
 // Replacement is the path of what is to replace the image of a volume.

@@ -239,8 +239,12 @@ func (m *Manager) thawLeft(id string) error {
 	}
 	if root == nil {
 		// A frozen filesystem outlives its last mount, and would be frozen in the next.
-		if loops, err := loopdev.Find(img.File); err != nil || len(loops) > 0 {
-			return errors.Join(err, fmt.Errorf("%w: volume %s is attached as /dev/loop%v, and mounted nowhere below %s: it is thawed when it is staged again", ErrState, id, loops, m.rootPath))
+		loops, err := loopdev.Find(img.File)
+		if err != nil {
+			return err
+		}
+		if len(loops) > 0 {
+			return fmt.Errorf("%w: volume %s is attached as /dev/loop%d, and mounted nowhere below %s: the sweep after its pod has it again thaws it, or mount the device and run fsfreeze -u", ErrState, id, loops[0], m.rootPath)
 		}
 	} else {
 		defer root.Close()

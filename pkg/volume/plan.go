@@ -83,7 +83,7 @@ type foundVolume struct {
 // foundReplacement is what was to take the place of a volume's image.
 type foundReplacement struct{ id, path string }
 
-// foundLoop is a loop device whose file is on the pool's filesystem, and no volume of
+// foundLoop is a loop device whose file is on the pool's filesystem, and has no name in
 // the pool.
 type foundLoop struct {
 	index     int
@@ -97,9 +97,9 @@ type foundLoop struct {
 // foundMount is what is mounted below the kubelet's directory and names a volume of
 // this pool, though the volume is not for that place.
 type foundMount struct {
-	at, source string
-	id         string
-	target     string // the volume's
+	at     string
+	id     string
+	target string // the volume's
 }
 
 // strange is what is in the pool and makes no sense to this plugin.
@@ -230,7 +230,7 @@ func tabulate(entries []mountEntry) mountTable {
 			t.byLoop[index] = append(t.byLoop[index], e.at)
 		}
 		if id, ok := strings.CutPrefix(e.source, imageSource("")); ok && e.fsType == "tmpfs" && CheckID(id) == nil {
-			t.images = append(t.images, foundMount{at: e.at, source: e.source, id: id})
+			t.images = append(t.images, foundMount{at: e.at, id: id})
 		}
 	}
 	return t

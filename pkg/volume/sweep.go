@@ -38,8 +38,8 @@ type Sweep struct {
 
 // Sweep takes away what crashes, reboots and lost calls have left on the node: what is
 // provably of this pool, and provably of no more use. All else that it finds odd is
-// left, and reported. It returns the plan with what came of it; an error means that
-// there was none.
+// left, and reported. It returns the plan with what came of it. An error means that there
+// was none, or, with the actions until then, that ctx ended.
 func (m *Manager) Sweep(ctx context.Context, s Sweep) ([]Action, error) {
 	// In a pool that is not the one that was opened nothing would be what it seems.
 	err := m.pool.Check()
@@ -59,12 +59,13 @@ func (m *Manager) Sweep(ctx context.Context, s Sweep) ([]Action, error) {
 	}
 	for i := range actions {
 		if ctx.Err() != nil {
-			return actions[:i], context.Cause(ctx)
+			actions = actions[:i]
+			break
 		}
 		m.carryOut(&actions[i], s)
 	}
 	m.reported = report(actions, m.reported)
-	return actions, nil
+	return actions, context.Cause(ctx)
 }
 
 // report logs what was done, and of what was left only what it had not before.
@@ -123,6 +124,9 @@ func (m *Manager) find(first bool) (finds, error) {
 		return f, err
 	}
 	for index, l := range loops {
+		if !l.ours {
+			continue
+		}
 		if named, err := m.hasName(l); err != nil {
 			return f, err
 		} else if named { // of a volume that cannot be read
@@ -183,39 +187,41 @@ func (m *Manager) findLoops() (map[int]poolLoop, error) {
 	}
 	loops := map[int]poolLoop{}
 	for _, index := range all {
-		l, err := m.findLoop(index)
+		l, here, err := m.findLoop(index, dir.Dev)
 		if errors.Is(err, loopdev.ErrNotAttached) || errors.Is(err, os.ErrNotExist) { // detached, or removed, meanwhile
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		if l.device == dir.Dev {
+		if here {
 			loops[index] = l
 		}
 	}
 	return loops, nil
 }
 
-func (m *Manager) findLoop(index int) (poolLoop, error) {
+// findLoop looks at one. Whose file is on another filesystem than the pool's is not looked
+// at any further: what is wrong with it is none of our business.
+func (m *Manager) findLoop(index int, filesystem uint64) (l poolLoop, here bool, err error) {
 	dev, err := loopdev.Open(index)
 	if err != nil {
-		return poolLoop{}, err
+		return l, false, err
 	}
 	defer dev.Close()
 	info, err := dev.Info()
-	if err != nil {
-		return poolLoop{}, err
+	if err != nil || info.Device != filesystem {
+		return l, false, err
 	}
 	file, err := loopdev.BackingFile(index)
 	if err != nil {
-		return poolLoop{}, err
+		return l, false, err
 	}
 	lost, err := m.deviceOf(dev, &image{Record: Record{ID: info.Name}})
 	return poolLoop{
 		foundLoop: foundLoop{index: index, file: file, name: info.Name, autoClear: info.AutoClear, ours: lost && CheckID(info.Name) == nil},
 		device:    info.Device, inode: info.Inode,
-	}, err
+	}, true, err
 }
 
 // readMounts reads the mount table, of all that this process can see.
@@ -469,19 +475,17 @@ func (m *Manager) removeReplacement(id string) error {
 
 // detachLost detaches a device whose image was deleted, if it still is that.
 func (m *Manager) detachLost(l foundLoop) error {
+	loops, err := m.findLoops()
+	if err != nil {
+		return err
+	}
 	table, err := readMounts()
 	if err != nil {
 		return err
 	}
-	now, err := m.findLoop(l.index)
-	if errors.Is(err, loopdev.ErrNotAttached) {
-		return errNotSo
-	}
-	if err != nil {
-		return err
-	}
+	now, here := loops[l.index]
 	now.mounted = table.byLoop[l.index]
-	if verb, _ := now.judge(); verb != Detach || now.name != l.name {
+	if verb, _ := now.judge(); !here || verb != Detach || now.name != l.name {
 		return errNotSo
 	}
 	if named, err := m.hasName(now); err != nil {

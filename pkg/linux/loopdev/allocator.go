@@ -53,7 +53,8 @@ const (
 // Other processes know nothing of it; what they took is passed over.
 //
 // An autoclear device comes free without a word, so which are free is looked up
-// in sysfs, at 5 µs per device, when it has run out of those it knew. To make a
+// in sysfs, at 5 µs per device, and in the mount table, when it has run out of those it
+// knew. To make a
 // new device instead, at 300 µs, leaves one more for ever. So with N devices it
 // looks once in N/4 attachments at most: that costs each 20 µs, and it makes
 // new ones only if N/4 were not free at the last look, which bounds N to 5/3 of
