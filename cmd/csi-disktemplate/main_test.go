@@ -32,13 +32,13 @@ func TestFormatSpec(t *testing.T) {
 		options         map[string]string
 		want            string
 	}{
-		"defaults":           {fs: "ext4", want: "ext4 256 MiB"},
-		"default of xfs":     {fs: "xfs", want: "xfs 300 MiB"},
-		"rounded up":         {fs: "btrfs", size: "1500M", want: "btrfs 1431 MiB"},
-		"the maximum":        {fs: "xfs", size: "4294967295Mi", want: "xfs 4294967295 MiB"},
-		"label and option":   {fs: "ext4", size: "1Gi", label: "data", options: map[string]string{"inode-size": "512"}, want: "ext4 1024 MiB label=data inode-size=512"},
-		"raw":                {fs: "raw", size: "1", want: "raw 1 MiB"},
-		"raw of some length": {fs: "raw", size: "3Gi", want: "raw 3072 MiB"},
+		"defaults":           {fs: "ext4", want: "ext4 256Mi"},
+		"default of xfs":     {fs: "xfs", want: "xfs 300Mi"},
+		"rounded up":         {fs: "btrfs", size: "1500M", want: "btrfs 1431Mi"},
+		"the maximum":        {fs: "xfs", size: "4294967295Mi", want: "xfs 4294967295Mi"},
+		"label and option":   {fs: "ext4", size: "1Gi", label: "data", options: map[string]string{"inode-size": "512"}, want: "ext4 1Gi label=data inode-size=512"},
+		"raw":                {fs: "raw", size: "1", want: "raw 1Mi"},
+		"raw of some length": {fs: "raw", size: "3Gi", want: "raw 3Gi"},
 	} {
 		if got, err := formatSpec(c.fs, c.size, c.label, c.options); err != nil || got.String() != c.want {
 			t.Errorf("%s: %q, %v", name, got, err)
@@ -53,13 +53,13 @@ var badSpecs = map[string]struct {
 }{
 	"filesystem":        {[]string{"--fs", "ntfs"}, []string{"--fs", `"ntfs"`, "btrfs, ext4, raw, xfs"}},
 	"size in words":     {[]string{"--size", "lots"}, []string{"--size", `"lots"`, "512Mi"}},
-	"size zero":         {[]string{"--size", "0"}, []string{"--size", `"0"`, "9 MiB", "8388608 MiB"}},
-	"size negative":     {[]string{"--size", "-1Gi"}, []string{"--size", `"-1Gi"`, "-1073741824", "9 MiB", "8388608 MiB"}},
-	"size too small":    {[]string{"--fs", "xfs", "--size", "299Mi"}, []string{"--size", `"299Mi"`, "300 MiB", "4294967295 MiB"}},
-	"size too large":    {[]string{"--size", "4294967296Mi"}, []string{"--size", `"4294967296Mi"`, "9 MiB", "8388608 MiB"}},
-	"size huge":         {[]string{"--size", "1e30"}, []string{"--size", `"1e30"`, "9 MiB", "8388608 MiB"}},
+	"size zero":         {[]string{"--size", "0"}, []string{"--size", `"0"`, "9Mi", "8Ti"}},
+	"size negative":     {[]string{"--size", "-1Gi"}, []string{"--size", `"-1Gi"`, "-1Gi", "9Mi", "8Ti"}},
+	"size too small":    {[]string{"--fs", "xfs", "--size", "299Mi"}, []string{"--size", `"299Mi"`, "300Mi", "4294967295Mi"}},
+	"size too large":    {[]string{"--size", "4294967296Mi"}, []string{"--size", `"4294967296Mi"`, "9Mi", "8Ti"}},
+	"size huge":         {[]string{"--size", "1e30"}, []string{"--size", `"1e30"`, "9Mi", "8Ti"}},
 	"size to the skies": {[]string{"--size", "1e999999999"}, []string{"--size", `"1e999999999"`, "512Mi"}},
-	"size 2^64 + 1 Gi":  {[]string{"--size", "18446744074783293440"}, []string{"--size", "9 MiB", "8388608 MiB"}},
+	"size 2^64 + 1 Gi":  {[]string{"--size", "18446744074783293440"}, []string{"--size", "9Mi", "8Ti"}},
 	"label":             {[]string{"--label", "a b"}, []string{"label", `"a b"`, "letters"}},
 	"long label":        {[]string{"--fs", "xfs", "--label", "thirteen-char"}, []string{"label", `"thirteen-char"`, "12"}},
 	"label of raw":      {[]string{"--fs", "raw", "--size", "1Mi", "--label", "l"}, []string{"label", "raw"}},

@@ -21,6 +21,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/driver"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/growfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
@@ -73,7 +74,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 		Trimmed:       observeTrims(registry),
 	})
 	defer store.Close()
-	headroom, err := volume.ParseHeadroom(o.headroom)
+	headroom, err := size.ParseShare(o.headroom)
 	if err != nil {
 		return err
 	}
@@ -115,8 +116,8 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 // templateBudget is what --template-cache allows, or nil if that is everything. The pool
 // may grow while the plugin runs.
 func templateBudget(p *pool.Pool, flag string) (func() (int64, error), error) {
-	share, err := volume.ParseHeadroom(flag)
-	if err != nil || share == (volume.Headroom{}) {
+	share, err := size.ParseShare(flag)
+	if err != nil || share == (size.Share{}) {
 		return nil, err
 	}
 	return func() (int64, error) {

@@ -14,9 +14,9 @@ import (
 	"github.com/spf13/pflag"
 	"k8s.io/klog/v2"
 
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/driver"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 )
@@ -72,7 +72,7 @@ func (p *poolFlags) config() (pool.Config, error) {
 		return c, nil
 	}
 	var err error
-	if c.LoopbackSize, err = diskfs.ParseSize(p.loopback); err != nil {
+	if c.LoopbackSize, err = size.Parse(p.loopback); err != nil {
 		return c, fmt.Errorf("--loopback-pool-size: %w", err)
 	}
 	if c.LoopbackSize <= 0 {
@@ -154,7 +154,7 @@ func (i *inlineFlags) limits() (volume.Limits, error) {
 		to          *int64
 	}{{"--max-inline-size", i.size, &l.Size}, {"--max-inline-bytes", i.bytes, &l.Bytes}, {"--max-inline-bytes-per-namespace", i.bytesPerNamespace, &l.BytesPerNamespace}} {
 		var err error
-		if *q.to, err = diskfs.ParseSize(q.value); err != nil {
+		if *q.to, err = size.Parse(q.value); err != nil {
 			return l, fmt.Errorf("%s: %w", q.flag, err)
 		}
 		if *q.to < 0 {
@@ -172,13 +172,13 @@ func (o *pluginOptions) validate() error {
 	if !(o.overcommit >= 1) {
 		return fmt.Errorf("--overcommit %g: must be at least 1", o.overcommit)
 	}
-	if _, err := volume.ParseHeadroom(o.headroom); err != nil {
+	if _, err := size.ParseShare(o.headroom); err != nil {
 		return fmt.Errorf("--headroom: %w", err)
 	}
 	if o.maxBuildsPerHour < 0 {
 		return fmt.Errorf("--max-template-builds-per-hour %d: must not be negative; 0 is no limit", o.maxBuildsPerHour)
 	}
-	if _, err := volume.ParseHeadroom(o.templateCache); err != nil {
+	if _, err := size.ParseShare(o.templateCache); err != nil {
 		return fmt.Errorf("--template-cache: %w", err)
 	}
 	_, err := o.inline.limits()

@@ -186,11 +186,11 @@ func TestFormatCommand(t *testing.T) {
 	}{
 		"ext4": {
 			[]string{"--size", "64Mi", "--label", "data"}, 64 << 20, []string{"e2fsck", "-fn"},
-			[]string{"ext4 64 MiB label=data", "UUID ", "mke2fs", "Linux ", "under tcg"},
+			[]string{"ext4 64Mi label=data", "UUID ", "mke2fs", "Linux ", "under tcg"},
 		},
 		"xfs": {
 			[]string{"--fs", "xfs", "--size", "320M", "--option", "inode-size=1024", "--option", "rmapbt=1"}, 306 << 20, []string{"xfs_repair", "-n", "-f"},
-			[]string{"xfs 306 MiB inode-size=1024 rmapbt=1", "UUID ", "mkfs.xfs", "Linux ", "under tcg"},
+			[]string{"xfs 306Mi inode-size=1024 rmapbt=1", "UUID ", "mkfs.xfs", "Linux ", "under tcg"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -245,7 +245,7 @@ func TestFormatNeedsNoRoot(t *testing.T) {
 func TestFormatRaw(t *testing.T) {
 	image := filepath.Join(testenv.Dir(t), "disk.img")
 	code, out := testenv.Product(t, "format", "--fs", "raw", "--size", "3Gi", "--qemu", "/nonexistent", "--kernel", "/nonexistent", "-o", image)
-	if code != 0 || !strings.Contains(out, "raw 3072 MiB") {
+	if code != 0 || !strings.Contains(out, "raw 3Gi") {
 		t.Fatalf("exit code %d", code)
 	}
 	fi, err := os.Stat(image)

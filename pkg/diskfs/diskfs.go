@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
 
 // Sizes, in bytes.
@@ -137,12 +138,12 @@ func RoundUp(size int64) int64 {
 }
 
 // CheckSize returns [ErrOutOfRange] for a size, in bytes, outside the limits.
-func (fs *Filesystem) CheckSize(size int64) error {
-	if size >= fs.MinSize && size <= fs.MaxSize {
+func (fs *Filesystem) CheckSize(bytes int64) error {
+	if bytes >= fs.MinSize && bytes <= fs.MaxSize {
 		return nil
 	}
 	return fmt.Errorf("%w: size %s: %s takes %s to %s: ask for a size in that range",
-		ErrOutOfRange, human(size), fs.Name, human(fs.MinSize), human(fs.MaxSize))
+		ErrOutOfRange, size.Format(bytes), fs.Name, size.Format(fs.MinSize), size.Format(fs.MaxSize))
 }
 
 // CheckLabel returns [ErrInvalid] for a label that the filesystem cannot hold,
@@ -250,15 +251,15 @@ func (fs *Filesystem) RepairArgs(dev string) []string {
 // filesystem on dev, unmounted, as large as dev.
 func (fs *Filesystem) GrowArgs(dev string) []string { return []string{dev} }
 
-// Verify reads every superblock of an image of size bytes, and returns what the
+// Verify reads every superblock of an image of so many bytes, and returns what the
 // primary says. It returns [ErrCorrupt] unless magic, checksum, geometry and
 // label are right, the filesystem was cleanly unmounted, and every copy of the
 // superblock agrees with the primary.
-func (fs *Filesystem) Verify(r io.ReaderAt, size int64, label string) (Superblock, error) {
+func (fs *Filesystem) Verify(r io.ReaderAt, bytes int64, label string) (Superblock, error) {
 	if !fs.Formatted() {
 		return Superblock{}, fs.nothingInside()
 	}
-	sb, err := fs.verify(r, size)
+	sb, err := fs.verify(r, bytes)
 	if errors.Is(err, ErrUnclean) {
 		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
@@ -266,7 +267,7 @@ func (fs *Filesystem) Verify(r io.ReaderAt, size int64, label string) (Superbloc
 		err = corrupt("label is %q, want %q", sb.Label, label)
 	}
 	if err != nil {
-		return Superblock{}, fmt.Errorf("verify %s image of %s: %w", fs.Name, human(size), err)
+		return Superblock{}, fmt.Errorf("verify %s image of %s: %w", fs.Name, size.Format(bytes), err)
 	}
 	return sb, nil
 }
@@ -346,11 +347,4 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 func cString(b []byte) string {
 	s, _, _ := strings.Cut(string(b), "\x00")
 	return s
-}
-
-func human(size int64) string {
-	if size < MiB || size%MiB != 0 {
-		return fmt.Sprintf("%d bytes", size)
-	}
-	return fmt.Sprintf("%d MiB (%d bytes)", size/MiB, size)
 }

@@ -15,6 +15,8 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
 
 func lookup(t testing.TB, name string) *Filesystem {
@@ -79,17 +81,17 @@ func TestRoundUp(t *testing.T) {
 
 func TestCheckSize(t *testing.T) {
 	for _, fs := range table {
-		for _, size := range []int64{fs.MinSize, fs.MinSize + 1, fs.MaxSize} {
-			if err := fs.CheckSize(size); err != nil {
+		for _, bytes := range []int64{fs.MinSize, fs.MinSize + 1, fs.MaxSize} {
+			if err := fs.CheckSize(bytes); err != nil {
 				t.Errorf("%s: %v", fs.Name, err)
 			}
 		}
-		for _, size := range []int64{math.MinInt64, -1, 0, fs.MinSize - MiB, fs.MinSize - 1, fs.MaxSize + 1, MaxSize + 1, math.MaxInt64} {
-			err := fs.CheckSize(size)
+		for _, bytes := range []int64{math.MinInt64, -1, 0, fs.MinSize - MiB, fs.MinSize - 1, fs.MaxSize + 1, MaxSize + 1, math.MaxInt64} {
+			err := fs.CheckSize(bytes)
 			if !errors.Is(err, ErrOutOfRange) {
-				t.Fatalf("%s: CheckSize(%d) = %v, want ErrOutOfRange", fs.Name, size, err)
+				t.Fatalf("%s: CheckSize(%d) = %v, want ErrOutOfRange", fs.Name, bytes, err)
 			}
-			for _, want := range []string{human(size), human(fs.MinSize), human(fs.MaxSize)} {
+			for _, want := range []string{size.Format(bytes), size.Format(fs.MinSize), size.Format(fs.MaxSize)} {
 				if !strings.Contains(err.Error(), want) {
 					t.Errorf("%q does not say %q", err, want)
 				}

@@ -21,6 +21,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/uuid"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
 
 // watchdog ends a process whose fuzzed call does not return: the fuzzer itself
@@ -93,9 +95,9 @@ func FuzzParseSize(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		defer watchdog("ParseSize")()
-		bytes, err := ParseSize(s)
+		bytes, err := size.Parse(s)
 		if err != nil {
-			if !errors.Is(err, ErrInvalid) || !utf8.ValidString(err.Error()) || len(err.Error()) > 1024 {
+			if !errors.Is(err, size.ErrInvalid) || !utf8.ValidString(err.Error()) || len(err.Error()) > 1024 {
 				t.Errorf("%q: %v", s, err)
 			}
 			return
@@ -105,15 +107,15 @@ func FuzzParseSize(f *testing.F) {
 			t.Errorf("%q is %d bytes, not %s", s, bytes, exact.FloatString(3))
 		}
 		for _, fs := range table {
-			size, err := fs.ParseSize(s)
+			rounded, err := fs.ParseSize(s)
 			if err != nil {
 				if !errors.Is(err, ErrOutOfRange) || bytes >= fs.MinSize && bytes <= fs.MaxSize {
 					t.Errorf("%s: %q: %v", fs.Name, s, err)
 				}
 				continue
 			}
-			if size < fs.MinSize || size > fs.MaxSize || size != roundedUp(exact, MiB) {
-				t.Errorf("%s: %q is %d", fs.Name, s, size)
+			if rounded < fs.MinSize || rounded > fs.MaxSize || rounded != roundedUp(exact, MiB) {
+				t.Errorf("%s: %q is %d", fs.Name, s, rounded)
 			}
 		}
 	})

@@ -8,6 +8,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
 
 // Spec says what an image contains. It is plain data, comparable through
@@ -43,10 +45,10 @@ func (s Spec) Equal(o Spec) bool {
 	return s.Filesystem == o.Filesystem && s.Size == o.Size && s.Label == o.Label && maps.Equal(s.Options, o.Options)
 }
 
-// String is for messages: "ext4 256 MiB label=data inode-size=512".
+// String is for messages: "ext4 256Mi label=data inode-size=512".
 func (s Spec) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s %d MiB", s.Filesystem, s.Size/MiB)
+	fmt.Fprintf(&b, "%s %s", s.Filesystem, size.Format(s.Size))
 	if s.Label != "" {
 		fmt.Fprintf(&b, " label=%s", s.Label)
 	}

@@ -238,7 +238,7 @@ func capacity(p *plugin) {
 	req.CapacityRange.RequiredBytes = 64 << 30
 	_, err := p.CreateVolume(t.Context(), req)
 	t.Log(err)
-	mustSay(t, err, codes.ResourceExhausted, "65536 MiB asked for", "overcommit", "clean-all")
+	mustSay(t, err, codes.ResourceExhausted, "64Gi asked for", "overcommit", "clean-all")
 	if err := p.end(c); err != nil {
 		t.Error(err)
 	}
@@ -311,7 +311,7 @@ func refusedClaims(p *plugin) {
 		says []string
 	}{
 		"elsewhere":    {elsewhere, codes.ResourceExhausted, []string{TopologyKey, "node-of-test"}},
-		"too small":    {small, codes.OutOfRange, []string{"capacity_range", "xfs", "300 MiB"}},
+		"too small":    {small, codes.OutOfRange, []string{"capacity_range", "xfs", "300Mi"}},
 		"limited":      {limited, codes.OutOfRange, []string{"limit_bytes", "104857600", "xfs"}},
 		"parameter":    {create(mounted(""), "color", "red"), codes.InvalidArgument, []string{`"color"`}},
 		"not here":     {away, codes.ResourceExhausted, []string{"snapshot none", "node"}},

@@ -13,6 +13,7 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 )
@@ -47,7 +48,7 @@ func code(err error) codes.Code {
 		return codes.Aborted
 	case errors.Is(err, diskfs.ErrOutOfRange):
 		return codes.OutOfRange
-	case errors.Is(err, volume.ErrInvalid), errors.Is(err, diskfs.ErrUnknown), errors.Is(err, diskfs.ErrInvalid):
+	case errors.Is(err, volume.ErrInvalid), errors.Is(err, diskfs.ErrUnknown), errors.Is(err, diskfs.ErrInvalid), errors.Is(err, size.ErrInvalid):
 		return codes.InvalidArgument
 	case errors.Is(err, volume.ErrExists):
 		return codes.AlreadyExists

@@ -130,11 +130,11 @@ func TestPublishRequest(t *testing.T) {
 // wrong, what was given, what is allowed.
 func TestBadPublishRequest(t *testing.T) {
 	const (
-		maxBytes    = "4503599626321920" // u32 MiB
-		ext4Max     = "8796093022208"    // 8 TiB
-		ext4Min     = "9437184"
-		btrfsMin    = "114294784"
-		xfsMin      = "314572800"
+		maxBytes    = "4294967295Mi" // u32 MiB
+		ext4Max     = "8Ti"          // 8 TiB
+		ext4Min     = "9Mi"
+		btrfsMin    = "109Mi"
+		xfsMin      = "300Mi"
 		allowed     = "label, publishAs, size"
 		filesystems = "btrfs, ext4, xfs"
 		anID        = "letters, digits, '.', '_' or '-'"

@@ -138,7 +138,7 @@ func lifeOfAVolume(p *plugin) {
 			}
 
 			different := p.request(r.VolumeId, fs, "size", "301Mi")
-			p.refused(different, codes.AlreadyExists, "300 MiB", "301 MiB", "unpublish")
+			p.refused(different, codes.AlreadyExists, "300Mi", "301Mi", "unpublish")
 			elsewhere := p.request(r.VolumeId, fs, "size", "300Mi")
 			elsewhere.TargetPath = p.target("elsewhere")
 			p.refused(elsewhere, codes.FailedPrecondition, r.TargetPath, elsewhere.TargetPath)
@@ -299,7 +299,7 @@ func badRequests(p *plugin) {
 	upwards := p.request("up", "ext4")
 	upwards.VolumeId = "../templates/up"
 	p.refused(upwards, codes.InvalidArgument, "volume_id", `"../templates/up"`)
-	p.refused(p.request("size", "xfs", "size", "1Mi"), codes.OutOfRange, "size", `"1Mi"`, "300 MiB", "4294967295 MiB")
+	p.refused(p.request("size", "xfs", "size", "1Mi"), codes.OutOfRange, "size", `"1Mi"`, "300Mi", "4294967295Mi")
 	p.refused(p.request("attribute", "xfs", "color", "red"), codes.InvalidArgument, `"color"`, "size")
 	p.refused(p.request("fs", "reiserfs"), codes.InvalidArgument, `"reiserfs"`, "btrfs, ext4, xfs")
 	if after := len(p.files()); after != before {
@@ -425,7 +425,7 @@ func TestInlineLimits(t *testing.T) {
 		r.VolumeContext[keyPodNS] = namespace
 		return r
 	}
-	p.refused(of("shop", "large", "301Mi"), codes.OutOfRange, "size", "301 MiB", "300 MiB", "--max-inline-size")
+	p.refused(of("shop", "large", "301Mi"), codes.OutOfRange, "size", "301Mi", "300Mi", "--max-inline-size")
 	p.refused(of("shop", "larger", "1Ti"), codes.OutOfRange, "size", "--max-inline-size")
 	first := of("shop", "first", "300Mi")
 	p.publish(first)

@@ -17,7 +17,7 @@ import (
 
 	"k8s.io/klog/v2"
 
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
 
 // touchEvery is how often the use of a template is noted where other processes find
@@ -55,8 +55,8 @@ func excess(entries []entry, budget int64) (remove []removal) {
 		if e.keep {
 			continue
 		}
-		remove = append(remove, removal{e, fmt.Sprintf("templates take %d MiB of the %d MiB that they may (--template-cache), and this one was last used at %s",
-			sum/diskfs.MiB, budget/diskfs.MiB, e.used.UTC().Format(time.DateTime))})
+		remove = append(remove, removal{e, fmt.Sprintf("templates take %s of the %s that they may (--template-cache), and this one was last used at %s",
+			size.Format(sum), size.Format(budget), e.used.UTC().Format(time.DateTime))})
 		sum -= e.bytes
 	}
 	return remove

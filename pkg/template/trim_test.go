@@ -53,7 +53,7 @@ func TestExcess(t *testing.T) {
 			}
 		})
 	}
-	if got := excess([]entry{c, a, b}, 49*u)[1].reason; got != "templates take 50 MiB of the 49 MiB that they may (--template-cache), and this one was last used at 2026-01-02 02:00:00" {
+	if got := excess([]entry{c, a, b}, 49*u)[1].reason; got != "templates take 50Mi of the 49Mi that they may (--template-cache), and this one was last used at 2026-01-02 02:00:00" {
 		t.Error(got)
 	}
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
 
 // FuzzNames: whatever a name, a path or a line of the mount table says, a file of
@@ -39,7 +40,7 @@ func FuzzNames(f *testing.F) {
 		if i, ok := loopdev.IndexOf(s); ok && fmt.Sprintf("/dev/loop%d", i) != s {
 			t.Errorf("%q is loop device %d", s, i)
 		}
-		if h, err := ParseHeadroom(s); err == nil && (h.Of(0) < 0 || h.Bytes == 0 && h.Of(diskfs.MaxSize) >= diskfs.MaxSize) {
+		if h, err := size.ParseShare(s); err == nil && (h.Of(0) < 0 || h.Bytes == 0 && h.Of(diskfs.MaxSize) >= diskfs.MaxSize) {
 			t.Errorf("%q is %+v", s, h)
 		}
 	})

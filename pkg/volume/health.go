@@ -14,6 +14,7 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
 
 // Severity is how bad a condition is.
@@ -79,7 +80,7 @@ func (m *Manager) imageConditions(img *image) ([]Condition, error) {
 	} else if img.Thick && taken < img.Spec.Size {
 		found = append(found, Condition{Degraded, "ReservationIncomplete", fmt.Sprintf(
 			"of the %s of thick volume %s, %s are not reserved at the moment: they are taken again within minutes; if this stays, make room in the pool",
-			mebibytes(img.Spec.Size), img.ID, mebibytes(img.Spec.Size-taken))})
+			size.Format(img.Spec.Size), img.ID, size.Format(img.Spec.Size-taken))})
 	}
 	return found, nil
 }

@@ -52,7 +52,7 @@ func TestInlineLimits(t *testing.T) {
 	for _, kind := range testenv.PoolKinds {
 		t.Run(kind.Name, func(t *testing.T) {
 			n := newNodeWith(t, kind, gib, Config{Limits: limits})
-			n.mustRefuse(n.request("large", "ext4", 101*mib), diskfs.ErrOutOfRange, "size", "101 MiB", "100 MiB", "--max-inline-size")
+			n.mustRefuse(n.request("large", "ext4", 101*mib), diskfs.ErrOutOfRange, "size", "101Mi", "100Mi", "--max-inline-size")
 			if locks, err := filepath.Glob(filepath.Join(n.pool.Root(), "locks", "ext4-*")); err != nil || len(locks) > 0 {
 				t.Errorf("a template was thought of: %v %v", locks, err)
 			}
@@ -135,7 +135,7 @@ func TestRecount(t *testing.T) {
 	}
 	img.Close()
 	recount()
-	n.mustRefuse(next, ErrLimit, "--max-inline-bytes-per-namespace", "100 MiB", "has 64 MiB", "64 MiB more")
+	n.mustRefuse(next, ErrLimit, "--max-inline-bytes-per-namespace", "100Mi", "has 64Mi", "64Mi more")
 	if err := os.Remove(n.pool.Volume(r.ID)); err != nil {
 		t.Fatal(err)
 	}

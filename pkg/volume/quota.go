@@ -14,6 +14,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
 
 // ErrLimit means that a namespace, or the node, has as much as its administrator
@@ -36,12 +37,12 @@ type Limits struct {
 }
 
 // checkSize is [diskfs.ErrOutOfRange] for an inline volume that is too large.
-func (l Limits) checkSize(size int64) error {
-	if l.Size == 0 || size <= l.Size {
+func (l Limits) checkSize(bytes int64) error {
+	if l.Size == 0 || bytes <= l.Size {
 		return nil
 	}
 	return fmt.Errorf("%w: volume attribute size: %s: an inline volume may have %s at most (--max-inline-size); ask for less, use a claim, or have the flag raised",
-		diskfs.ErrOutOfRange, mebibytes(size), mebibytes(l.Size))
+		diskfs.ErrOutOfRange, size.Format(bytes), size.Format(l.Size))
 }
 
 // usage is what inline volumes there are.
@@ -52,27 +53,27 @@ type usage struct {
 
 // with adds a volume. Two thousand of the largest have more bytes than an int64 holds,
 // and must not seem to have none.
-func (u usage) with(size int64) usage {
-	return usage{u.volumes + 1, min(u.bytes, math.MaxInt64-size) + size}
+func (u usage) with(bytes int64) usage {
+	return usage{u.volumes + 1, min(u.bytes, math.MaxInt64-bytes) + bytes}
 }
 
 // refuse says why a volume is one too many for its namespace or the node, which have
 // so much without it, or nil.
-func (l Limits) refuse(namespace string, size int64, ofNamespace, ofNode usage) error {
+func (l Limits) refuse(namespace string, bytes int64, ofNamespace, ofNode usage) error {
 	beyond := func(limit, sum int64) bool { return limit > 0 && sum > limit }
-	switch ns, node := ofNamespace.with(size), ofNode.with(size); {
+	switch ns, node := ofNamespace.with(bytes), ofNode.with(bytes); {
 	case beyond(int64(l.VolumesPerNamespace), int64(ns.volumes)):
 		return fmt.Errorf("%w: --max-inline-volumes-per-namespace %d: namespace %q has %d inline volumes on this node; delete pods of it that have some, or have the flag raised",
 			ErrLimit, l.VolumesPerNamespace, namespace, ofNamespace.volumes)
 	case beyond(l.BytesPerNamespace, ns.bytes):
 		return fmt.Errorf("%w: --max-inline-bytes-per-namespace %s: namespace %q has %s in inline volumes on this node and asks for %s more; ask for less, delete pods of it that have some, or have the flag raised",
-			ErrLimit, mebibytes(l.BytesPerNamespace), namespace, mebibytes(ofNamespace.bytes), mebibytes(size))
+			ErrLimit, size.Format(l.BytesPerNamespace), namespace, size.Format(ofNamespace.bytes), size.Format(bytes))
 	case beyond(int64(l.Volumes), int64(node.volumes)):
 		return fmt.Errorf("%w: --max-inline-volumes %d: this node has %d inline volumes, %d of them of namespace %q; delete pods that have some, or have the flag raised",
 			ErrLimit, l.Volumes, ofNode.volumes, ofNamespace.volumes, namespace)
 	case beyond(l.Bytes, node.bytes):
 		return fmt.Errorf("%w: --max-inline-bytes %s: this node has %s in inline volumes, %s of it of namespace %q, which asks for %s more; ask for less, delete pods that have some, or have the flag raised",
-			ErrLimit, mebibytes(l.Bytes), mebibytes(ofNode.bytes), mebibytes(ofNamespace.bytes), namespace, mebibytes(size))
+			ErrLimit, size.Format(l.Bytes), size.Format(ofNode.bytes), size.Format(ofNamespace.bytes), namespace, size.Format(bytes))
 	}
 	return nil
 }

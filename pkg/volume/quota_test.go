@@ -28,9 +28,9 @@ func TestLimits(t *testing.T) {
 		"the namespace's last":       {Limits{VolumesPerNamespace: 3}, usage{2, 2}, usage{50, 50}, 1, nil},
 		"one too many of it":         {Limits{VolumesPerNamespace: 3}, usage{3, 3}, usage{50, 50}, 1, []string{"--max-inline-volumes-per-namespace 3", `"shop" has 3 inline`, "delete pods of it"}},
 		"the last byte":              {Limits{Bytes: 10 * u}, usage{1, 2}, usage{1, 7}, 3, nil},
-		"one byte too many":          {Limits{Bytes: 10*u - 1}, usage{1, 2}, usage{1, 7}, 3, []string{"--max-inline-bytes", "7 MiB", "2 MiB", `"shop"`, "3 MiB more", "ask for less"}},
+		"one byte too many":          {Limits{Bytes: 10*u - 1}, usage{1, 2}, usage{1, 7}, 3, []string{"--max-inline-bytes", "7Mi", "2Mi", `"shop"`, "3Mi more", "ask for less"}},
 		"the namespace's last byte":  {Limits{BytesPerNamespace: 10 * u}, usage{1, 7}, usage{9, 70}, 3, nil},
-		"one byte too many of it":    {Limits{BytesPerNamespace: 10*u - 1}, usage{1, 7}, usage{9, 70}, 3, []string{"--max-inline-bytes-per-namespace", `"shop" has 7 MiB`, "3 MiB more"}},
+		"one byte too many of it":    {Limits{BytesPerNamespace: 10*u - 1}, usage{1, 7}, usage{9, 70}, 3, []string{"--max-inline-bytes-per-namespace", `"shop" has 7Mi`, "3Mi more"}},
 		"its own fault comes first":  {Limits{Volumes: 5, VolumesPerNamespace: 3}, usage{3, 3}, usage{5, 5}, 1, []string{"--max-inline-volumes-per-namespace 3"}},
 		"more than int64":            {Limits{Bytes: math.MaxInt64 - 1}, usage{1, 2}, usage{2048, 2047 << 32}, 1 << 32, []string{"--max-inline-bytes"}},
 		"more than int64, unlimited": {Limits{}, usage{1, 2}, usage{2048, 2047 << 32}, 1 << 32, nil},
@@ -72,7 +72,7 @@ func TestLimitOfSize(t *testing.T) {
 			continue
 		}
 		t.Log(err)
-		for _, s := range []string{"size", "102401 MiB", "102400 MiB", "--max-inline-size"} {
+		for _, s := range []string{"size", "102401Mi", "100Gi", "--max-inline-size"} {
 			if !errors.Is(err, diskfs.ErrOutOfRange) || !strings.Contains(err.Error(), s) {
 				t.Errorf("does not say %s: %v", s, err)
 			}

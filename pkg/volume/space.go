@@ -9,8 +9,6 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -19,6 +17,7 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
 
 // What a volume is promised of the pool, from most to least:
@@ -33,34 +32,9 @@ import (
 // Headroom is left free by all of them when they are made. It is for what those
 // that are there already write, and for the pool's own metadata.
 
-// Headroom is an amount of space: bytes, or a part of the pool.
-type Headroom struct {
-	Bytes   int64
-	Percent float64
-}
-
-// ParseHeadroom reads "10Gi" or "5%".
-func ParseHeadroom(s string) (Headroom, error) {
-	if number, ok := strings.CutSuffix(s, "%"); ok {
-		p, err := strconv.ParseFloat(number, 64)
-		if err != nil || !(p >= 0 && p < 100) {
-			return Headroom{}, fmt.Errorf("%w: %q: a percentage must be from 0%% to less than 100%%", ErrInvalid, s)
-		}
-		return Headroom{Percent: p}, nil
-	}
-	bytes, err := diskfs.ParseSize(s)
-	if err == nil && bytes < 0 {
-		err = fmt.Errorf("%w: %q: must not be negative", ErrInvalid, s)
-	}
-	return Headroom{Bytes: bytes}, err
-}
-
-// Of is the amount in bytes, of a pool of so many.
-func (h Headroom) Of(total int64) int64 { return h.Bytes + int64(h.Percent/100*float64(total)) }
-
 // space is what a Manager knows of the pool's space that the pool does not say.
 type space struct {
-	headroom   Headroom
+	headroom   size.Share
 	overcommit float64
 
 	mu      sync.Mutex
@@ -114,21 +88,19 @@ func (b budget) refuse(d demand) error {
 			left = int64(float64(left) * b.overcommit)
 		}
 		return fmt.Errorf("%w: %s asked for, %s can be promised: %s; delete claims or snapshots, run `csi-disktemplate clean-all` to drop cached templates, enlarge the pool, or raise --overcommit",
-			pool.ErrFull, mebibytes(d.firm+d.thin), mebibytes(left), b)
+			pool.ErrFull, size.Format(d.firm+d.thin), size.Format(left), b)
 	}
 	if d.now > b.free() {
 		return fmt.Errorf("%w: %s needed at once: %s; delete volumes, run `csi-disktemplate clean-all` to drop cached templates, or enlarge the pool",
-			pool.ErrFull, mebibytes(d.now), b)
+			pool.ErrFull, size.Format(d.now), b)
 	}
 	return nil
 }
 
 func (b budget) String() string {
 	return fmt.Sprintf("of %s, %s are free, %s of it headroom; promised are %s to thin claims (--overcommit %g) and %s to thick claims and snapshots; %s are taken by inline volumes, templates and whatever else",
-		mebibytes(b.total), mebibytes(b.available), mebibytes(b.headroom), mebibytes(b.thin), b.overcommit, mebibytes(b.firm), mebibytes(b.others))
+		size.Format(b.total), size.Format(b.available), size.Format(b.headroom), size.Format(b.thin), b.overcommit, size.Format(b.firm), size.Format(b.others))
 }
-
-func mebibytes(n int64) string { return fmt.Sprintf("%d MiB", n/diskfs.MiB) }
 
 // admit holds a demand against the budget, and keeps it in mind until release is
 // called: what is being made at the same time must not be promised twice. The
@@ -199,7 +171,7 @@ func (m *Manager) roomLeft() error {
 	}
 	if headroom := m.space.headroom.Of(s.Total); s.Available < headroom {
 		return fmt.Errorf("%w: of %s, %s are free, and new volumes leave %s of headroom; delete volumes, run `csi-disktemplate clean-all` to drop cached templates, or enlarge it",
-			pool.ErrFull, mebibytes(s.Total), mebibytes(s.Available), mebibytes(headroom))
+			pool.ErrFull, size.Format(s.Total), size.Format(s.Available), size.Format(headroom))
 	}
 	return nil
 }

@@ -5,27 +5,10 @@ package volume
 
 import (
 	"errors"
-	"strings"
 	"testing"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 )
-
-func TestParseHeadroom(t *testing.T) {
-	for s, want := range map[string]int64{
-		"0": 0, "0%": 0, "5%": 50, "12.5%": 125, "99.9%": 999, "10": 10, "1Ki": 1024,
-	} {
-		h, err := ParseHeadroom(s)
-		if got := h.Of(1000); err != nil || got != want {
-			t.Errorf("%q of 1000 is %d, not %d: %v", s, got, want, err)
-		}
-	}
-	for _, s := range []string{"", "%", "-1%", "100%", "NaN%", "five%", "-1", "5 %", "lots"} {
-		if _, err := ParseHeadroom(s); err == nil || !strings.Contains(err.Error(), `"`+s+`"`) && s != "five%" && s != "%" {
-			t.Errorf("%q: %v", s, err)
-		}
-	}
-}
 
 // TestBudget works in units of MiB, which the messages are in.
 func TestBudget(t *testing.T) {

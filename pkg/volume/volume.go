@@ -19,6 +19,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 )
 
@@ -51,7 +52,7 @@ type Config struct {
 	Grow func(ctx context.Context, fs *diskfs.Filesystem, device string) error
 	// Headroom is what new volumes leave free of the pool; the zero value is
 	// nothing.
-	Headroom Headroom
+	Headroom size.Share
 	// Overcommit is how many times its own size the pool promises to thin claims;
 	// 0 is 1.
 	Overcommit float64
