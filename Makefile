@@ -9,25 +9,26 @@ SHELL := /bin/bash
 GO := $(shell command -v go || echo /usr/local/go/bin/go)
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
-# Tests run `go`, and mkfs, which an ordinary user's PATH lacks.
+# The tests run `go`, and they run mkfs, which an ordinary user's PATH does not reach.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin:$(patsubst %/,%,$(dir $(GO)))
-# The version comes from the line above. Go's own stamp fails where the checkout
-# belongs to another user, as under sudo.
+# VERSION above is the version. Go's own stamp fails where the checkout belongs to
+# another user, as under sudo.
 export GOFLAGS := $(filter-out -buildvcs%,$(shell $(GO) env GOFLAGS 2>/dev/null)) -buildvcs=false
 
 TESTFLAGS := -timeout 30m
-# System tests share the machine's loop devices, and each VM takes a core.
+# -p 2: system tests share the machine's loop devices, and each VM takes a core.
 SYSTEMFLAGS := -tags system -p 2 -count 1 $(TESTFLAGS)
 
-# As root: through sudo unless we are. sudo resets the environment, so Go's part
-# of it goes along; the module cache too, to download nothing twice.
+# AS_ROOT runs a command as root, through sudo if need be. sudo resets the environment,
+# so Go's variables are passed along. The module cache is among them, so that nothing is
+# downloaded twice.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -H)
 AS_ROOT = $(SUDO) env "PATH=$$PATH" $(foreach v,GOFLAGS GOMODCACHE GOPROXY GOSUMDB GOTOOLCHAIN,"$(v)=$$($(GO) env $(v))")
 
 # The race detector needs a C compiler and its headers.
 RACE = $(shell echo '\#include <stdlib.h>' | $$($(GO) env CC) -E - >/dev/null 2>&1 && echo -race)
 
-# For how long each target is fuzzed, as go test -fuzztime has it.
+# How long each target is fuzzed, in the form of go test -fuzztime.
 FUZZTIME := 10s
 
 TOOL := $(GO) tool -modfile=hack/tools/go.mod
@@ -39,11 +40,11 @@ section = @printf '\n=== %s\n' "$(1)"
 ##@ Try it
 
 .PHONY: demo
-demo: need-go ## Show it at work: installs what is missing, runs the plugin on a pool of its own
+demo: need-go ## Install what is missing, and show the plugin at work on a pool of its own
 	@$(SUDO) hack/setup.sh --demo
 	@$(MAKE) --no-print-directory build
 	@$(GO) build -o bin/demo ./hack/demo
-	@# What root built under sudo belongs to who called.
+	@# Files that root built under sudo go back to the user who called sudo.
 	@[ -z "$${SUDO_UID:-}" ] || chown -R --no-dereference "$$SUDO_UID:$$SUDO_GID" bin
 	@$(SUDO) bin/demo --plugin bin/csi-disktemplate --pool $(DEMO_DIR) $(DEMO_FLAGS)
 
@@ -59,22 +60,22 @@ build: need-go ## Build bin/csi-disktemplate
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/csi-disktemplate ./cmd/csi-disktemplate
 
 .PHONY: image
-image: build ## Make the container image bin/image.tar, without any registry
+image: build ## Make the container image bin/image.tar, without a registry
 	deploy/image/build.sh bin/image.tar
 	@echo "bin/image.tar: $$(($$(stat -c %s bin/image.tar) >> 20)) MiB, $$(($$(gzip -c bin/image.tar | wc -c) >> 20)) MiB compressed"
 
 .PHONY: setup
-setup: ## Install what building, running and testing need besides Go (Debian, Ubuntu)
+setup: ## Install everything but Go that building, running and testing need (Debian, Ubuntu)
 	$(SUDO) hack/setup.sh
 
 .PHONY: clean
-clean: ## Remove what was built
+clean: ## Remove the built files
 	rm -rf bin
 
 ##@ Check
 
 .PHONY: test
-test: setup lint ## Check everything: lint, unit tests, tests of the whole system; asks for root
+test: setup lint ## Run lint, unit tests, fuzz tests and system tests; asks for root
 	$(call section,Unit tests)
 	$(GO) test -race $(TESTFLAGS) ./...
 	$(call section,Fuzz tests)
@@ -86,40 +87,40 @@ test: setup lint ## Check everything: lint, unit tests, tests of the whole syste
 	$(call section,All tests passed)
 
 .PHONY: test-unit
-test-unit: need-go ## Run the tests that need nothing but Go: no root, no packages
+test-unit: need-go ## Run the tests that need only Go: no root, no packages
 	$(GO) test $(RACE) $(TESTFLAGS) ./...
 
 .PHONY: fuzz
-fuzz: need-go ## Try what nobody thought of on all that reads foreign data, each for FUZZTIME=10s
+fuzz: need-go ## Fuzz everything that reads foreign data, each target for FUZZTIME=10s
 	@GO=$(GO) hack/fuzz.sh $(FUZZTIME)
 
 .PHONY: e2e
-e2e: build ## Run the plugin on a real Kubernetes, and Kubernetes' own storage suite; asks for root
+e2e: build ## Test the plugin on a real Kubernetes, with Kubernetes' storage suite; asks for root
 	@$(SUDO) hack/setup.sh --e2e
 	@$(AS_ROOT) hack/kube/e2e.sh
 
 .PHONY: cluster
-cluster: build ## Leave such a Kubernetes up, with the plugin on it; make cluster-down ends it
+cluster: build ## Start such a Kubernetes, with the plugin on it; make cluster-down ends it
 	@$(SUDO) hack/setup.sh --e2e
 	@$(AS_ROOT) hack/kube/cluster up
 	@$(SUDO) hack/kube/cluster kubectl apply -k $(CURDIR)/deploy/kubernetes
 	@echo "sudo hack/kube/cluster kubectl get pods -A"
 
 .PHONY: cluster-down
-cluster-down: ## End what make cluster started
+cluster-down: ## End the Kubernetes that make cluster started
 	@$(SUDO) hack/kube/cluster down
 
 .PHONY: bench-pods
-bench-pods: need-go ## Time pods on what make cluster started, with and without volumes
+bench-pods: need-go ## Time pods with and without volumes, on the Kubernetes that make cluster started
 	@$(AS_ROOT) $(GO) test -tags e2e -count 1 -timeout 30m -run '^$$' -bench Pod -benchtime 20x ./hack/kube/e2e
 
 .PHONY: torture
-torture: need-go ## Kill the plugin before each effect, and COUNT times under load, as SEED has it; asks for root
+torture: need-go ## Kill the plugin before each effect, and COUNT times under load, by SEED; asks for root
 	@mkdir -p bin/test
 	@$(AS_ROOT) COUNT=$(or $(COUNT),500) SEED=$(SEED) $(GO) test $(SYSTEMFLAGS) -timeout 6h -v -run 'Kill|Error' ./hack/torture
 
 .PHONY: powercut
-powercut: need-go ## Cut the power COUNT times while volumes come and go, as SEED has it; asks for root
+powercut: need-go ## Cut the power COUNT times while volumes come and go, by SEED; asks for root
 	@mkdir -p bin/test
 	@$(AS_ROOT) COUNT=$(or $(COUNT),200) SEED=$(SEED) $(GO) test $(SYSTEMFLAGS) -timeout 6h -v -run PowerCut ./hack/torture
 
@@ -129,7 +130,7 @@ bench: need-go ## Run the benchmarks; asks for root
 	@$(AS_ROOT) $(GO) test $(SYSTEMFLAGS) -p 1 -run '^$$' -bench . -benchmem ./...
 
 .PHONY: lint
-lint: need-go ## Check form and find mistakes: gofmt, go vet, staticcheck, govulncheck
+lint: need-go ## Run gofmt, go vet, staticcheck and govulncheck
 	$(call section,gofmt)
 	@bad=$$($(GO)fmt -l cmd hack internal pkg); [ -z "$$bad" ] || { echo "run gofmt -w on:" $$bad; exit 1; }
 	$(call section,go vet)
@@ -142,10 +143,10 @@ lint: need-go ## Check form and find mistakes: gofmt, go vet, staticcheck, govul
 	@GO=$(GO) hack/tools/govulncheck.sh ./...
 
 .PHONY: help
-help: ## Show this
+help: ## Show this help
 	@awk 'BEGIN { FS = ":.*## " } \
 		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+		/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: need-go
 need-go:

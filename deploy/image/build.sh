@@ -2,9 +2,10 @@
 # Copyright The csi-disktemplate Authors.
 # SPDX-License-Identifier: Apache-2.0
 
-# Makes the plugin's image without any registry, as a docker-archive: the content
-# that the Containerfile gives it, under the name that the manifests have. Needs
-# the packages of deploy/image/packages, and bin/csi-disktemplate (make build).
+# Makes the plugin's image as a docker-archive, without any registry. It has the
+# same content as an image made from the Containerfile, and the name that the
+# manifests use. This needs the packages of deploy/image/packages, and
+# bin/csi-disktemplate (make build).
 #
 #   deploy/image/build.sh OUT.tar [NAME:TAG]
 set -euo pipefail

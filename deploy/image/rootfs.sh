@@ -3,9 +3,10 @@
 # SPDX-License-Identifier: Apache-2.0
 
 # Assembles the root filesystem of the plugin's image in DIR, from the packages
-# installed here (deploy/image/packages): the programs the plugin starts, what
-# they load, the kernel of the formatting VM with the modules it loads, and the
-# licences. No shell, no package manager, nothing that is not used.
+# that are installed here (deploy/image/packages). It takes the programs that the
+# plugin starts, the libraries and files that they load, the formatting VM's kernel
+# with the modules that it loads, and the licences. It takes no shell, no package
+# manager, and nothing else.
 #
 #   deploy/image/rootfs.sh DIR PLUGIN
 set -euo pipefail
@@ -25,10 +26,10 @@ esac
 programs=("$qemu" mkfs.btrfs btrfs mkfs.ext4 e2fsck resize2fs mkfs.xfs xfs_repair)
 modules=(virtio_mmio virtio_blk btrfs ext4 xfs)
 
-taken=() # files whose packages' licences go along
+taken=() # files so far; their packages' licences are taken at the end
 
-# take copies files, symbolic links resolved, to where they are here; on a merged
-# /usr that is below /usr, whatever path they were asked for by.
+# take copies files into the root filesystem, under the path that they have here.
+# Symbolic links are resolved, so on a merged /usr every file ends up below /usr.
 take() {
 	local path at
 	for path; do
@@ -39,7 +40,7 @@ take() {
 	done
 }
 
-# libraries lists what the dynamic loader loads for a file, and the loader.
+# libraries lists the libraries that the dynamic loader loads for a file, and the loader.
 libraries() { ldd "$1" | grep -oE '/[^ ]+' || true; }
 
 mkdir -p "$root"/{dev,etc,proc,sys,tmp,usr,var/lib}
@@ -55,8 +56,8 @@ for program in "${programs[@]}"; do
 	take "${libs[@]}"
 done
 
-# What QEMU opens by name: the emulator's half that Debian builds as a module,
-# and the firmware.
+# QEMU opens these by name, so that ldd does not list them: the part of the
+# emulator that Debian builds as a module, and the firmware.
 for accelerator in /usr/lib/*/qemu/accel-tcg-"${qemu#qemu-system-}".so; do
 	[[ ! -e $accelerator ]] || take "$accelerator"
 done
@@ -64,7 +65,7 @@ for file in "${firmware[@]}"; do
 	take "/usr/share/qemu/$file"
 done
 
-# The newest kernel that has its modules, as the plugin chooses it.
+# The newest kernel that has its modules: the plugin chooses the same one.
 for kernel in $(printf '%s\n' /boot/vmlinuz-* | sort -Vr); do
 	version=${kernel#/boot/vmlinuz-}
 	[[ ! -e /lib/modules/$version/modules.dep ]] || break
