@@ -21,7 +21,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
 )
 
-// process is one that runs, or stands still, as /proc of the machine shows it.
+// process is a running or stopped process, as this machine's /proc shows it.
 type process struct {
 	t   *testing.T
 	pid int
@@ -36,7 +36,7 @@ func (p process) read(name string) string {
 	return string(b)
 }
 
-// links are the targets of the links in a directory.
+// links returns the targets of the links in a directory, by name.
 func (p process) links(name string) map[string]string {
 	p.t.Helper()
 	dir := filepath.Join("/proc", strconv.Itoa(p.pid), name)
@@ -55,7 +55,7 @@ func (p process) links(name string) map[string]string {
 	return links
 }
 
-// field is one of the lines "name:\tvalue" of a file.
+// field returns the value of a line "name:\tvalue" of a file.
 func field(file, name string) string {
 	for line := range strings.Lines(file) {
 		if value, ok := strings.CutPrefix(line, name+":"); ok {
@@ -65,42 +65,42 @@ func field(file, name string) string {
 	return "missing"
 }
 
-// TestCage looks at a QEMU, from the machine, in the middle of a format, which then
-// goes on and succeeds: what it is, what it may take, and what it has of the node.
+// TestCage looks from outside at a QEMU in the middle of a format: its user, its limits, and
+// its share of the node. The format then goes on and succeeds.
 func TestCage(t *testing.T) {
-	m, template := broken(t, nil, nil)
+	v, template := broken(t, nil, nil)
 	looked := false
-	o := m.run(t.Context(), template, func(stage guest.Stage) {
+	o := v.run(t.Context(), template, func(stage guest.Stage) {
 		if stage != guest.StageMkfs {
 			return
 		}
 		looked = true
-		qemu := process{t, findProcess(m.nonce)}
-		// It stands still while it is looked at.
+		qemu := process{t, findProcess(v.nonce)}
+		// It is stopped while the test looks.
 		if err := syscall.Kill(qemu.pid, syscall.SIGSTOP); err != nil {
 			t.Error(err)
 			return
 		}
 		defer syscall.Kill(qemu.pid, syscall.SIGCONT)
-		for name, look := range map[string]func(*testing.T, process, *machine, string){
+		for name, look := range map[string]func(*testing.T, process, *vm, string){
 			"nobody": isNobody, "bounded": isBounded, "files": hasItsFiles, "mounts": hasItsMounts, "namespaces": hasItsNamespaces,
 		} {
-			t.Run(name, func(t *testing.T) { look(t, process{t, qemu.pid}, m, template.Name()) })
+			t.Run(name, func(t *testing.T) { look(t, process{t, qemu.pid}, v, template.Name()) })
 		}
 	})
 	if err := o.judge(); err != nil || !looked {
-		t.Errorf("looked at: %v, and then: %v", looked, err)
+		t.Errorf("looked at QEMU: %v; the format then returned %v", looked, err)
 	}
-	if pid := findProcess(m.nonce); pid > 0 {
-		t.Errorf("QEMU %d still runs", pid)
+	if pid := findProcess(v.nonce); pid > 0 {
+		t.Errorf("QEMU %d is still running", pid)
 	}
 }
 
-func isNobody(t *testing.T, qemu process, m *machine, _ string) {
-	four := strings.TrimSpace(strings.Repeat(strconv.Itoa(int(m.uid))+" ", 4)) // real, effective, saved, filesystem
+func isNobody(t *testing.T, qemu process, v *vm, _ string) {
+	four := strings.TrimSpace(strings.Repeat(strconv.Itoa(qemuUID)+" ", 4)) // real, effective, saved, filesystem
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", qemu.pid))
-	if err != nil || len(tasks) < 2 { // the guest's processor is one
-		t.Fatalf("threads: %v %v", tasks, err)
+	if err != nil || len(tasks) < 2 { // the main thread and the guest's processor
+		t.Fatalf("QEMU has the threads %q: %v", tasks, err)
 	}
 	for _, task := range tasks {
 		status := qemu.read(filepath.Join("task", filepath.Base(task), "status"))
@@ -110,31 +110,32 @@ func isNobody(t *testing.T, qemu process, m *machine, _ string) {
 			"NoNewPrivs": "1", "Seccomp": "2", // a filter
 		} {
 			if got := field(status, name); got != want {
-				t.Errorf("thread %s: %s is %q, not %q", filepath.Base(task), name, got, want)
+				t.Errorf("thread %s: %s is %q, want %q", filepath.Base(task), name, got, want)
 			}
 		}
 	}
 }
 
-func isBounded(t *testing.T, qemu process, m *machine, _ string) {
+func isBounded(t *testing.T, qemu process, v *vm, _ string) {
 	limits := qemu.read("limits")
 	for name, want := range map[string]int64{
-		"Max address space": qemuAddressSpace, "Max cpu time": int64(2 * m.timeout.Seconds()), "Max open files": qemuFiles, "Max core file size": 0,
+		"Max address space": qemuAddressSpace, "Max cpu time": int64(2 * v.timeout.Seconds()), "Max open files": qemuFiles, "Max core file size": 0,
 	} {
 		if ok, err := regexp.MatchString(fmt.Sprintf(`(?m)^%s +%d +%[2]d `, name, want), limits); err != nil || !ok {
-			t.Errorf("%s is not %d in\n%s", name, want, limits)
+			t.Errorf("%s is not %d in:\n%s", name, want, limits)
 		}
 	}
 	status := qemu.read("status")
 	peak, err := strconv.ParseInt(strings.TrimSuffix(field(status, "VmPeak"), " kB"), 10, 64)
 	if err != nil || peak<<10 > qemuAddressSpace*3/4 {
-		t.Errorf("VmPeak is %d kB, which leaves little room: %v", peak, err)
+		t.Errorf("VmPeak is %d kB, want at most three quarters of the limit: %v", peak, err)
 	}
 	t.Logf("VmPeak %s, VmHWM %s, %d descriptors", field(status, "VmPeak"), field(status, "VmHWM"), len(qemu.links("fd")))
 }
 
-// hasItsFiles: of the node's files it has the template, and the verdict in memory.
-func hasItsFiles(t *testing.T, qemu process, _ *machine, template string) {
+// hasItsFiles checks that QEMU has the template and the verdict in memory open, and no other
+// file of the node.
+func hasItsFiles(t *testing.T, qemu process, _ *vm, template string) {
 	have := map[string]int{}
 	for fd, to := range qemu.links("fd") {
 		kind := to
@@ -145,22 +146,22 @@ func hasItsFiles(t *testing.T, qemu process, _ *machine, template string) {
 		switch kind {
 		case template, "/memfd", "socket", "pipe", "anon_inode", os.DevNull:
 		default:
-			t.Errorf("descriptor %s is %s", fd, to)
+			t.Errorf("descriptor %s is %s, want none of it", fd, to)
 		}
 	}
 	t.Log(have)
 	if have["socket"] != 1 { // QMP
-		t.Errorf("%d sockets", have["socket"])
+		t.Errorf("QEMU has %d sockets, want 1", have["socket"])
 	}
 	if have[template] == 0 || have["/memfd"] == 0 {
-		t.Error("template and verdict are not among them: nothing was looked at")
+		t.Error("the template or the verdict is not open: the test looked at another process")
 	}
 }
 
-// hasItsMounts: it sees what its cage binds, read-only, and nothing else.
-func hasItsMounts(t *testing.T, qemu process, m *machine, _ string) {
+// hasItsMounts checks that QEMU sees what its cage binds, read-only, and nothing else.
+func hasItsMounts(t *testing.T, qemu process, v *vm, _ string) {
 	want := []string{"/"}
-	for at := range m.cageSpec().Binds {
+	for at := range v.cageSpec().Binds {
 		want = append(want, at)
 	}
 	var have []string
@@ -169,29 +170,30 @@ func hasItsMounts(t *testing.T, qemu process, m *machine, _ string) {
 		have = append(have, f[4])
 		options := strings.Split(f[5], ",")
 		if !slices.Contains(options, "ro") || !slices.Contains(options, "nosuid") {
-			t.Errorf("%s is mounted %v", f[4], options)
+			t.Errorf("%s is mounted with %s, want ro and nosuid", f[4], f[5])
 		}
 	}
 	slices.Sort(want)
 	slices.Sort(have)
 	if !slices.Equal(have, want) {
-		t.Errorf("mounts at %v, not %v", have, want)
+		t.Errorf("mounts at %q, want %q", have, want)
 	}
 }
 
-// hasItsNamespaces: none of the machine's, and no network but an idle loopback.
-func hasItsNamespaces(t *testing.T, qemu process, _ *machine, _ string) {
+// hasItsNamespaces checks that QEMU shares no namespace with this process, and has no network
+// device but an idle loopback.
+func hasItsNamespaces(t *testing.T, qemu process, _ *vm, _ string) {
 	ours := process{t, os.Getpid()}.links("ns")
 	theirs := qemu.links("ns")
 	for _, name := range []string{"mnt", "net", "ipc", "uts", "pid"} {
 		if theirs[name] == "" || theirs[name] == ours[name] {
-			t.Errorf("its namespace %s is %q, ours %q", name, theirs[name], ours[name])
+			t.Errorf("QEMU's namespace %s is %q, this process has %q", name, theirs[name], ours[name])
 		}
 	}
 	if devices := strings.Count(qemu.read("net/dev"), ":"); devices != 1 {
-		t.Errorf("network devices:\n%s", qemu.read("net/dev"))
+		t.Errorf("%d network devices, want 1:\n%s", devices, qemu.read("net/dev"))
 	}
 	if got := field(qemu.read("status"), "NSpid"); !strings.HasSuffix(got, " 1") {
-		t.Errorf("its process IDs are %s", got)
+		t.Errorf("QEMU's process IDs are %s, want 1 in its own namespace", got)
 	}
 }

@@ -3,23 +3,28 @@
 
 // Package vmformat formats one file inside a small virtual machine.
 //
-// [Formatter.Format] boots a kernel with QEMU, has it run mkfs, mount the result
-// read-only and check it, and returns nil only if everything that can witness
-// the outcome agrees (see judge in verdict.go). The file is then durable. On any
-// error its content is worthless and the caller throws it away.
+// [Formatter.Format] boots a kernel with QEMU. The guest runs mkfs, mounts the result
+// read-only and checks it. Format returns nil only if every witness of the outcome agrees
+// (see judge in verdict.go). The file is then durable. After any error the file's content is
+// worthless, and the caller throws it away.
 //
-// The VM is there for three reasons: the kernel and the mkfs that made the
-// filesystem are the appliance's own, whatever the node runs; the kernel that
-// checks it is not the node's; and nothing runs as root on the node over options
-// that a user chose. QEMU gets its disks as file descriptors, runs as an
-// unprivileged user in a cage without network or files and with bounded memory
-// (see pkg/linux/cage), under its own seccomp filter, and is killed at a deadline or
-// when the caller dies. Without root there is no cage, and QEMU is just another process of the
-// user who called.
+// There are three reasons for the VM:
+//   - The kernel and the mkfs that make the filesystem are the appliance's own, whatever the
+//     node runs.
+//   - The kernel that checks the filesystem is not the node's.
+//   - Nothing runs as root on the node with options that a user chose.
 //
-// [Formatter.Fingerprint] names, by content, everything that decides the bytes.
+// QEMU gets its disks as file descriptors. It runs as an unprivileged user in a cage without
+// network or files and with bounded memory (see pkg/linux/cage), under its own seccomp
+// filter. It is killed at a deadline, or when the caller dies. Without root there is no cage,
+// and QEMU is an ordinary process of the user who called.
 //
-// Caveat: the package knows no cache. Two calls make two machines.
+// Everything that differs by architecture or accelerator is one value: see machine in
+// machine.go.
+//
+// [Formatter.Fingerprint] names everything that decides the bytes, by content.
+//
+// Caveat: the package has no cache of what it formatted. Two calls run two VMs.
 //
 // Sources: qemu-system-x86_64(1), QEMU's docs/system/i386/microvm.rst and
 // docs/interop/qmp-spec, Documentation/arch/x86/boot.rst,

@@ -17,7 +17,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
 )
 
-// hear is what the monitor makes of what QEMU says, and what it answers.
+// hear returns the events that the monitor reads from QEMU's words, and its answers.
 func hear(said io.Reader) (events, string, error) {
 	var answers bytes.Buffer
 	ev, err := monitor(struct {
@@ -27,9 +27,9 @@ func hear(said io.Reader) (events, string, error) {
 	return ev, answers.String(), err
 }
 
-// FuzzQEMU lets a QEMU, or whoever has taken it over, say anything on its monitor
-// and its console. How it is cut into pieces makes no difference; what is kept and
-// told is bounded; and nothing makes a failure a success.
+// FuzzQEMU lets a QEMU, perhaps one that has been taken over, say anything on its monitor and
+// its console. The sizes of the pieces must make no difference, the text that is kept and
+// reported must be bounded, and no text may turn a failure into a success.
 func FuzzQEMU(f *testing.F) {
 	for _, s := range []string{
 		"", "garbage", `{"error": {"desc": "bad command"}}`, `{"error": null}`, "null", "{}", `{"QMP": {}}{"return": {}}`,
@@ -57,11 +57,11 @@ func fuzzMonitor(t *testing.T, b []byte) events {
 	ev, answers, err := hear(bytes.NewReader(b))
 	slow, slowAnswers, slowErr := hear(iotest.OneByteReader(bytes.NewReader(b)))
 	if !reflect.DeepEqual(ev, slow) || answers != slowAnswers || fmt.Sprint(err) != fmt.Sprint(slowErr) {
-		t.Errorf("at once %+v %v, in pieces %+v %v", ev, err, slow, slowErr)
+		t.Errorf("read at once: %+v, %v; in pieces: %+v, %v", ev, err, slow, slowErr)
 	}
 	for line := range strings.Lines(answers) {
 		if line != `{"execute":"qmp_capabilities"}`+"\n" && (line != `{"execute":"quit"}`+"\n" || ev.ioError == nil) {
-			t.Errorf("it was told %q", line)
+			t.Errorf("QEMU was told %q", line)
 		}
 	}
 	o := good()
@@ -70,33 +70,32 @@ func fuzzMonitor(t *testing.T, b []byte) events {
 	if err != nil {
 		return ev
 	}
-	// What comes after is heard, and what came before not forgotten.
+	// The monitor also hears what comes later, and does not forget what came before.
 	const failed, off = ` {"event": "BLOCK_IO_ERROR", "data": {"operation": "read", "reason": "EIO"}}`, ` {"event": "SHUTDOWN", "data": {"reason": "guest-shutdown"}}`
 	then, _, err := hear(io.MultiReader(bytes.NewReader(b), strings.NewReader(off)))
 	if err != nil || then.shutdown != reasonGuestShutdown || !reflect.DeepEqual(then.ioError, ev.ioError) {
-		t.Errorf("after %+v powered off, heard %+v: %v", ev, then, err)
+		t.Errorf("after %+v and a power-off it has %+v: %v", ev, then, err)
 	}
 	then, answers, err = hear(io.MultiReader(bytes.NewReader(b), strings.NewReader(failed)))
 	if err != nil || then.ioError == nil || then.shutdown != ev.shutdown || !strings.HasSuffix(answers, `"quit"}`+"\n") || ev.ioError != nil && *ev.ioError != *then.ioError {
-		t.Errorf("after %+v a disk failed, heard %+v: %v", ev, then, err)
+		t.Errorf("after %+v and a failed disk it has %+v: %v", ev, then, err)
 	}
 	return ev
 }
 
-// judged holds a judgement against what it must be, and its message against what a
-// message may be.
+// judged checks a judgement, and that its message is valid UTF-8 and bounded.
 func judged(t *testing.T, o outcome, pass bool) {
 	t.Helper()
 	err := o.judge()
 	if (err == nil) != pass {
-		t.Errorf("%+v is judged %v", o, err)
+		t.Errorf("%+v is judged %v, want success: %v", o, err, pass)
 	}
 	if err == nil {
 		return
 	}
 	limit := 2*guest.VerdictSize + len(strings.Join(o.console, "\n  ")) + len(o.panic)
 	if text := err.Error(); !errors.Is(err, ErrFormat) || !utf8.ValidString(text) || len(text) > limit {
-		t.Errorf("%d bytes: %.600q", len(text), text)
+		t.Errorf("the error has %d bytes: %.600q", len(text), text)
 	}
 }
 
@@ -112,14 +111,14 @@ func fuzzConsole(t *testing.T, b []byte, piece int, ev events) {
 	}
 	slowLines, slowPanicked := slow.last()
 	if !reflect.DeepEqual(lines, slowLines) || panicked != slowPanicked || !reflect.DeepEqual(stages, slowStages) {
-		t.Errorf("at once %q %q %q, in pieces %q %q %q", lines, panicked, stages, slowLines, slowPanicked, slowStages)
+		t.Errorf("read at once: %q, %q, %q; in pieces: %q, %q, %q", lines, panicked, stages, slowLines, slowPanicked, slowStages)
 	}
 	if len(lines) > consoleLines || panicked != "" && !strings.Contains(panicked, "Kernel panic") || len(panicked) > consoleWidth {
-		t.Errorf("%d lines, panic %q", len(lines), panicked)
+		t.Errorf("kept %d lines, panic %q", len(lines), panicked)
 	}
 	for _, line := range lines {
 		if line == "" || len(line) > consoleWidth || strings.ContainsAny(line, "\r\n") {
-			t.Errorf("the line %q", line)
+			t.Errorf("kept the line %q", line)
 		}
 	}
 	o := good()

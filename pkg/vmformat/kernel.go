@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"compress/gzip"
 	"crypto/sha256"
-	"debug/elf"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -19,36 +18,33 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/therootcompany/xz"
-	"github.com/u-root/u-root/pkg/boot/bzimage"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 )
 
-// vmModules drive the VM's disks. What a kernel has built in is left out.
-var vmModules = []string{"virtio_mmio", "virtio_blk"}
-
 // bootDir is where distributions install kernels.
 var bootDir = "/boot"
-
-const kernelPackage = "linux-image-cloud-amd64 (or another linux-image)"
 
 // kernel is the one the VM boots.
 type kernel struct {
 	path    string // vmlinuz or vmlinux
 	version string // uname -r
 	modules string // its module directory
-	image   []byte // content of path; only from readKernel
-	digest  string // SHA-256 of image
+
+	// From readKernel only.
+	image  []byte // content of path
+	digest string // SHA-256 of image
+	form   kernelForm
 }
 
-// findKernel takes the configured kernel, else the newest one that is
-// installed together with its modules.
-func (f *Formatter) findKernel() (kernel, error) {
+// findKernel returns the configured kernel, or the newest one that is installed together
+// with its modules.
+func (f *Formatter) findKernel(m machine) (kernel, error) {
 	if f.cfg.Kernel != "" {
 		if fi, err := os.Stat(f.cfg.Kernel); err != nil {
-			return kernel{}, fmt.Errorf("%w: --kernel: %w", ErrUnavailable, err)
+			return kernel{}, missing("give a vmlinuz or vmlinux", "--kernel: %w", err)
 		} else if !fi.Mode().IsRegular() {
-			return kernel{}, fmt.Errorf("%w: --kernel %s: not a regular file; give a vmlinuz or vmlinux", ErrUnavailable, f.cfg.Kernel)
+			return kernel{}, missing("give a vmlinuz or vmlinux", "--kernel %s: it is not a regular file", f.cfg.Kernel)
 		}
 		return kernel{path: f.cfg.Kernel, modules: f.cfg.Modules}, nil
 	}
@@ -61,10 +57,11 @@ func (f *Formatter) findKernel() (kernel, error) {
 			return kernel{path: image, modules: modules}, nil
 		}
 	}
-	return kernel{}, fmt.Errorf("%w: no %s/vmlinuz-* with a directory in /lib/modules; install the package %s or give --kernel", ErrUnavailable, bootDir, kernelPackage)
+	return kernel{}, missing("install the package "+m.kernelPackage+" or give --kernel",
+		"no kernel %s/vmlinuz-* has its modules in /lib/modules", bootDir)
 }
 
-// compareVersions orders as `sort -V` does: runs of digits by value.
+// compareVersions orders as `sort -V` does: it compares runs of digits by value.
 func compareVersions(a, b string) int {
 	for a != "" && b != "" {
 		da, db := digits(a), digits(b)
@@ -96,18 +93,19 @@ func digits(s string) int {
 }
 
 // readKernel finds the kernel and reads it.
-func (f *Formatter) readKernel() (kernel, error) {
-	k, err := f.findKernel()
+func (f *Formatter) readKernel(m machine) (kernel, error) {
+	k, err := f.findKernel(m)
 	if err != nil {
 		return kernel{}, err
 	}
 	if k.image, err = os.ReadFile(k.path); err != nil {
-		return kernel{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return kernel{}, missing("give another --kernel", "%w", err)
 	}
+	k.form = m.kernel
 	sum := sha256.Sum256(k.image)
 	k.digest = hex.EncodeToString(sum[:])
-	if k.version, err = kernelVersion(k.image); err != nil {
-		return kernel{}, fmt.Errorf("%w: %s: %w", ErrUnavailable, k.path, err)
+	if k.version, err = k.form.version(k.image); err != nil {
+		return kernel{}, missing("give a vmlinuz or vmlinux", "%s: %w", k.path, err)
 	}
 	if k.modules == "" {
 		k.modules = filepath.Join("/lib/modules", k.version)
@@ -115,33 +113,14 @@ func (f *Formatter) readKernel() (kernel, error) {
 	return k, nil
 }
 
-// kernelVersion reads the release from a bzImage's header, or from the banner
-// inside a vmlinux.
-func kernelVersion(image []byte) (string, error) {
-	if bytes.HasPrefix(image, []byte(elf.ELFMAG)) {
-		_, rest, found := bytes.Cut(image, []byte("Linux version "))
-		if version, _, ok := bytes.Cut(rest[:min(len(rest), 256)], []byte(" ")); found && ok {
-			return string(version), nil
-		}
-		return "", errors.New("an ELF file without a Linux banner; give a vmlinuz or vmlinux")
-	}
-	desc, err := bzimage.KVer(bytes.NewReader(image))
-	if err != nil {
-		return "", fmt.Errorf("neither a bzImage nor an ELF kernel (%w); give a vmlinuz or vmlinux", err)
-	}
-	version, _, _ := strings.Cut(desc, " ")
-	return version, nil
-}
-
-// vmlinux returns the path of the unpacked kernel, which boots half a second
-// to a second sooner than a bzImage. It is unpacked once and kept in dir, under
-// a name that has the digests of both, so that a damaged one is never used.
-func (k kernel) vmlinux(dir string) (string, error) {
-	if bytes.HasPrefix(k.image, []byte(elf.ELFMAG)) {
+// unpacked returns the path of the kernel that QEMU boots. It is unpacked once and kept in
+// dir, under a name with the digests of both images, so that a damaged one is never used.
+func (k kernel) unpacked(dir string) (string, error) {
+	if k.form.ready(k.image) {
 		return k.path, nil
 	}
 	prefix := filepath.Join(dir, "vmlinux-"+k.digest[:16]+"-")
-	kept, _ := os.ReadDir(dir) // not there yet, or unreadable: then keep says so
+	kept, _ := os.ReadDir(dir) // if it is unreadable, keep below will say so
 	for _, entry := range kept {
 		name := filepath.Join(dir, entry.Name())
 		if !strings.HasPrefix(name, prefix) {
@@ -152,18 +131,18 @@ func (k kernel) vmlinux(dir string) (string, error) {
 		}
 		os.Remove(name)
 	}
-	var bz bzimage.BzImage
-	if err := bz.UnmarshalBinary(k.image); err != nil {
-		return "", fmt.Errorf("%w: unpacking %s: %w; reinstall it or give another --kernel", ErrUnavailable, k.path, err)
+	code, err := k.form.unpack(k.image)
+	if err != nil {
+		return "", missing("reinstall it or give another --kernel", "unpacking %s: %w", k.path, err)
 	}
-	name := prefix + shortDigest(bz.KernelCode)
-	if err := keep(name, bz.KernelCode); err != nil {
+	name := prefix + shortDigest(code)
+	if err := keep(name, code); err != nil {
 		return "", noSpace(fmt.Errorf("keeping the unpacked kernel: %w", err))
 	}
 	return name, nil
 }
 
-// keep makes a file of the content, unless it is there already: two formats may
+// keep makes a file with this content. A file of that name is left alone: two formats may
 // unpack the same kernel at once.
 func keep(name string, content []byte) error {
 	dir := filepath.Dir(name)
@@ -178,7 +157,7 @@ func keep(name string, content []byte) error {
 	if _, err := f.Write(content); err != nil {
 		return err
 	}
-	// QEMU's user reads it, whatever umask root has.
+	// Another user's QEMU reads the file, whatever umask root has.
 	if err := errors.Join(f.Chmod(0o444), f.Sync()); err != nil {
 		return err
 	}
@@ -199,35 +178,36 @@ type module struct {
 	content []byte
 }
 
-// load returns the named modules and all they depend on, dependencies first,
-// without those the kernel has built in.
+// load returns the named modules and all they depend on, dependencies first. It leaves out
+// modules that the kernel has built in.
 func (k kernel) load(names []string) ([]module, error) {
 	hint := fmt.Sprintf("install the modules of kernel %s or give another --kernel", k.version)
 	builtin, err := os.ReadFile(filepath.Join(k.modules, "modules.builtin"))
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w; %s", ErrUnavailable, err, hint)
+		return nil, missing(hint, "%w", err)
 	}
 	dep, err := os.ReadFile(filepath.Join(k.modules, "modules.dep"))
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w; %s", ErrUnavailable, err, hint)
+		return nil, missing(hint, "%w", err)
 	}
 	paths, err := resolveModules(names, string(builtin), string(dep))
 	if err != nil {
-		return nil, fmt.Errorf("%w: kernel %s: %w; %s", ErrUnavailable, k.version, err, hint)
+		return nil, missing(hint, "kernel %s: %w", k.version, err)
 	}
 	var modules []module
 	for _, p := range paths {
 		content, err := readModule(filepath.Join(k.modules, p))
 		if err != nil {
-			return nil, fmt.Errorf("%w: %w; %s", ErrUnavailable, err, hint)
+			return nil, missing(hint, "%w", err)
 		}
 		modules = append(modules, module{name: moduleName(p), content: content})
 	}
 	return modules, nil
 }
 
-// resolveModules reads modules.builtin and modules.dep; see depmod(8). A line
-// of the latter is "path: dep dep …", to be loaded from right to left.
+// resolveModules returns the modules' paths in the order of loading, from the content of
+// modules.builtin and modules.dep; see depmod(8). A line of modules.dep is
+// "path: dep dep …", and is loaded from right to left.
 func resolveModules(names []string, builtin, dep string) ([]string, error) {
 	in := map[string]bool{}
 	for line := range strings.Lines(builtin) {
@@ -264,8 +244,8 @@ func moduleName(p string) string {
 	return strings.ReplaceAll(name, "-", "_")
 }
 
-// readModule reads a module, unpacked: distributions compress them in
-// different ways, and the guest's loader takes none.
+// readModule reads a module and decompresses it. Distributions compress modules in
+// different ways, and the guest's loader takes none of them.
 func readModule(name string) ([]byte, error) {
 	b, err := os.ReadFile(name)
 	if err != nil {
@@ -286,7 +266,7 @@ func readModule(name string) ([]byte, error) {
 			r = z
 		}
 	default:
-		return nil, fmt.Errorf("%s: unknown compression; .ko, .ko.xz, .ko.gz and .ko.zst are known", name)
+		return nil, fmt.Errorf("%s: its compression is unknown: .ko, .ko.xz, .ko.gz and .ko.zst can be read", name)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)

@@ -4,177 +4,97 @@
 package vmformat
 
 import (
-	"context"
+	"bytes"
+	"debug/elf"
+	"errors"
 	"fmt"
+	"maps"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"regexp"
-	"runtime"
+	"slices"
 	"strconv"
 	"strings"
-	"sync"
-	"syscall"
-	"time"
 
-	"golang.org/x/sync/errgroup"
+	"github.com/u-root/u-root/pkg/boot/bzimage"
 
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/cage"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/kvm"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/memfile"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
 )
 
-// machine is one VM, decided and not yet started.
+// machine is everything about the VM that differs by architecture and accelerator. The
+// rest of the package uses these values and never asks which architecture or accelerator
+// it has: another one is another value in machines.
 type machine struct {
-	qemu    string
-	accel   Accel
-	vmlinux string // path on the node
-	initrd  []byte
-	nonce   string
-	timeout time.Duration
-	memory  int    // MiB
-	uid     uint32 // of QEMU
-	gid     uint32 // of QEMU
-	caged   bool   // root only
-	werror  string // what QEMU does when a disk fails: "stop"
+	qemu          string     // QEMU's program
+	qemuPackage   string     // Debian package that has it
+	kernelPackage string     // Debian package that has a kernel
+	kernel        kernelForm // form of the kernels that distributions install
+	modules       []string   // kernel modules that drive the disks, without their dependencies
+	model         string     // -M
+	disk          string     // -device of a disk
+	console       string     // the kernel's name of the serial port
+	accelerators  map[Accel]accelerator
 }
 
-const (
-	qemuPackage = "qemu-system-x86"
-	qemuName    = "qemu-system-x86_64"
-
-	// Where QEMU finds what it opens by name.
-	cagedKernel = "/vmlinux"
-	cagedInitrd = "/initrd"
-)
-
-// What a caged QEMU may take of the machine. Measured (VmPeak, open descriptors) while
-// QEMU 7.2 formats under TCG: 0.62 to 0.65 GiB and 16 for each filesystem at its smallest
-// and at 100 GiB, with 6 to 8 threads. It may have 64 more for its disks, with a stack of
-// 8 MiB each. Without the two settings it was up to 2.3 GiB, and more with more
-// processors: it would reserve 1 GiB for translated code, and 64 MiB for each thread's
-// heap.
-const (
-	qemuAddressSpace = 2 << 30
-	qemuFiles        = 64
-
-	translatedMiB = 128
-	oneHeap       = "MALLOC_ARENA_MAX=1" // mallopt(3)
-)
-
-// Descriptors QEMU inherits, after stdin, stdout and stderr.
-const (
-	fdTemplate = 3 + iota
-	fdVerdict
-	fdQMP
-	fdInitrd // without a cage only
-)
-
-func (f *Formatter) findQEMU() (string, error) {
-	if runtime.GOARCH != "amd64" {
-		return "", fmt.Errorf("%w: formatting VMs are known for amd64, this is %s", ErrUnavailable, runtime.GOARCH)
-	}
-	if f.cfg.QEMU == "" {
-		return findTool(qemuName, qemuPackage)
-	}
-	p, err := filepath.EvalSymlinks(f.cfg.QEMU)
-	if err == nil {
-		p, err = filepath.Abs(p)
-	}
-	if err != nil {
-		return "", fmt.Errorf("%w: --qemu %s: %w; install the package %s", ErrUnavailable, f.cfg.QEMU, err, qemuPackage)
-	}
-	if filepath.Dir(p) == "/" {
-		return "", fmt.Errorf("%w: --qemu %s: must not lie in the root directory, which QEMU's cage hides; move it to one of its own", ErrUnavailable, p)
-	}
-	return p, nil
+// accelerator is the part of a machine that differs by how the guest's instructions are
+// run. Nothing in it may decide the bytes of a template: the fingerprint leaves it out.
+type accelerator struct {
+	accel   string          // -accel
+	cpu     string          // -cpu
+	devices []string        // device nodes that QEMU opens
+	cmdline func() []string // more words of the kernel's command line
 }
 
-// plan decides the machine for a recipe.
-func (f *Formatter) plan(r *recipe, accel Accel) (*machine, error) {
-	qemu, err := f.findQEMU()
-	if err != nil {
-		return nil, err
-	}
-	vmlinux, err := r.kernel.vmlinux(f.cfg.CacheDir)
-	if err != nil {
-		return nil, err
-	}
-	initrd, err := r.initramfs()
-	if err != nil {
-		return nil, err
-	}
-	return &machine{
-		qemu:    qemu,
-		accel:   accel,
-		vmlinux: vmlinux,
-		initrd:  initrd,
-		nonce:   newNonce(),
-		timeout: f.cfg.Timeout,
-		memory:  memoryMiB,
-		uid:     f.cfg.UID,
-		gid:     f.cfg.GID,
-		caged:   os.Geteuid() == 0,
-		werror:  "stop",
-	}, nil
+// kernelForm is the form of an installed kernel, and the way to the one that QEMU boots.
+type kernelForm struct {
+	ready   func(image []byte) bool            // reports whether QEMU boots the image as it is
+	unpack  func(image []byte) ([]byte, error) // returns the kernel inside any other image
+	version func(image []byte) (string, error) // returns what uname -r will print
 }
 
-// args is QEMU's command line, the same for both accelerators but for the
-// accelerator itself.
-func (m *machine) args() []string {
-	kernel, initrd := cagedKernel, cagedInitrd
-	if !m.caged {
-		kernel, initrd = m.vmlinux, fmt.Sprintf("/proc/self/fd/%d", fdInitrd)
-	}
-	args := []string{
-		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-		"-M", "microvm", "-m", strconv.Itoa(m.memory), "-smp", "1",
-		"-kernel", kernel, "-initrd", initrd, "-append", m.cmdline(),
-		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fdQMP), "-mon", "chardev=qmp,mode=control",
-		"-chardev", "stdio,id=con,signal=off", "-serial", "chardev:con",
-		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-	}
-	if m.accel == AccelKVM {
-		args = append(args, "-accel", "kvm", "-cpu", "host")
-	} else {
-		// max has RDRAND: without it mkfs waits seconds for randomness.
-		args = append(args, "-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", translatedMiB), "-cpu", "max")
-	}
-	args = append(args, m.disk(fdTemplate, 1, guest.TemplateSerial)...)
-	return append(args, m.disk(fdVerdict, 2, guest.VerdictSerial)...)
+// machines has the known machines by architecture, as Go names it.
+var machines = map[string]machine{"amd64": amd64}
+
+var amd64 = machine{
+	qemu:          "qemu-system-x86_64",
+	qemuPackage:   "qemu-system-x86",
+	kernelPackage: "linux-image-cloud-amd64 (or another linux-image)",
+	kernel:        bzImage,
+	modules:       []string{"virtio_mmio", "virtio_blk"},
+	model:         "microvm",
+	disk:          "virtio-blk-device",
+	console:       "ttyS0",
+	accelerators: map[Accel]accelerator{
+		AccelKVM: {
+			accel:   "kvm",
+			cpu:     "host",
+			devices: []string{kvm.Device},
+			cmdline: func() []string { return nil },
+		},
+		AccelTCG: {
+			accel: fmt.Sprintf("tcg,thread=multi,tb-size=%d", translatedMiB),
+			// max has RDRAND. Without it mkfs waits seconds for randomness.
+			cpu: "max",
+			// microvm has no timer that the kernel could calibrate the emulated TSC
+			// with. Without this hint it hangs.
+			cmdline: func() []string { return []string{fmt.Sprintf("tsc_early_khz=%d", hostKHz())} },
+		},
+	},
 }
 
-// disk attaches an inherited descriptor as a virtio disk.
-//
-// QEMU never flushes: the host syncs the file once, at the end. write-zeroes=off
-// keeps mkfs from allocating what it means to leave sparse. A write error stops
-// the machine, so that the guest never sees a success that was none.
-func (m *machine) disk(fd, set int, serial string) []string {
-	return []string{
-		"-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, set),
-		"-blockdev", fmt.Sprintf("driver=file,node-name=f%d,filename=/dev/fdset/%d,locking=off,cache.no-flush=on,discard=unmap", set, set),
-		"-blockdev", fmt.Sprintf("driver=raw,node-name=d%d,file=f%d,cache.no-flush=on,discard=unmap,detect-zeroes=unmap", set, set),
-		"-device", fmt.Sprintf("virtio-blk-device,drive=d%d,serial=%s,write-zeroes=off,werror=%s,rerror=stop", set, serial, m.werror),
+// machineOf returns the machine of an architecture, or [ErrUnavailable].
+func machineOf(arch string) (machine, error) {
+	m, ok := machines[arch]
+	if !ok {
+		return machine{}, missing("run it on "+strings.Join(slices.Sorted(maps.Keys(machines)), " or "),
+			"there is no formatting VM for the architecture %s", arch)
 	}
-}
-
-// cmdline is the kernel's: a panic ends the VM at once (panic=-1 with
-// -no-reboot), and what follows "--" goes to init.
-func (m *machine) cmdline() string {
-	words := []string{"console=ttyS0", "quiet", "panic=-1", "cryptomgr.notests"}
-	if m.accel == AccelTCG {
-		// microvm has no timer that the kernel could calibrate the emulated TSC
-		// with: without a hint it hangs.
-		words = append(words, fmt.Sprintf("tsc_early_khz=%d", hostKHz()))
-	}
-	return strings.Join(append(words, "--", guest.NonceArg+m.nonce), " ")
+	return m, nil
 }
 
 var cpuMHz = regexp.MustCompile(`(?m)^cpu MHz\s*:\s*(\d+)`)
 
-// hostKHz is the clock the emulated TSC counts, roughly: the guest's sense of
-// time is off by as much as this is.
+// hostKHz is the clock rate of this machine's processor, roughly. The emulated TSC
+// counts at that rate, and the guest's clocks are wrong by as much as this number is.
 func hostKHz() int {
 	b, _ := os.ReadFile("/proc/cpuinfo")
 	if m := cpuMHz.FindSubmatch(b); m != nil {
@@ -185,169 +105,34 @@ func hostKHz() int {
 	return 2_000_000
 }
 
-// cageSpec gives QEMU its own files and libraries and nothing else.
-func (m *machine) cageSpec() cage.Spec {
-	s := cage.System()
-	s.UID, s.GID = m.uid, m.gid
-	// One processor for the guest and one for all else, for as long as it may take: this
-	// ends a QEMU whose plugin hangs.
-	s.Limits = cage.Limits{Memory: qemuAddressSpace, CPU: 2 * m.timeout, Files: qemuFiles}
-	s.Binds[cagedKernel] = m.vmlinux
-	s.Files[cagedInitrd] = m.initrd
-	if m.accel == AccelKVM {
-		s.Devices = append(s.Devices, kvm.Device)
-	}
-	if !strings.HasPrefix(m.qemu, "/usr/") {
-		// Its firmware lies beside it: /opt/qemu/bin/… needs /opt/qemu/share.
-		dir := filepath.Dir(filepath.Dir(m.qemu))
-		if dir == "/" {
-			dir = filepath.Dir(m.qemu)
+// bzImage is the form of x86. QEMU boots the ELF file inside half a second to a second
+// sooner than the bzImage around it.
+var bzImage = kernelForm{
+	ready: isELF,
+	unpack: func(image []byte) ([]byte, error) {
+		var bz bzimage.BzImage
+		err := bz.UnmarshalBinary(image)
+		return bz.KernelCode, err
+	},
+	version: bzImageVersion,
+}
+
+func isELF(image []byte) bool { return bytes.HasPrefix(image, []byte(elf.ELFMAG)) }
+
+// bzImageVersion reads the release from a bzImage's header, or from the banner inside a
+// vmlinux.
+func bzImageVersion(image []byte) (string, error) {
+	if isELF(image) {
+		_, rest, found := bytes.Cut(image, []byte("Linux version "))
+		if version, _, ok := bytes.Cut(rest[:min(len(rest), 256)], []byte(" ")); found && ok {
+			return string(version), nil
 		}
-		s.Binds[dir] = dir
+		return "", errors.New("it is an ELF file without a Linux banner")
 	}
-	return s
-}
-
-// run boots the machine and watches it until it is gone.
-func (m *machine) run(ctx context.Context, template *os.File, progress func(guest.Stage)) outcome {
-	o := outcome{nonce: m.nonce, timeout: m.timeout}
-	verdict, err := memfile.New("verdict", make([]byte, guest.VerdictSize))
+	desc, err := bzimage.KVer(bytes.NewReader(image))
 	if err != nil {
-		o.exit = err
-		return o
+		return "", fmt.Errorf("it is neither a bzImage nor an ELF kernel (%w)", err)
 	}
-	defer verdict.Close()
-	ours, theirs, err := socketpair()
-	if err != nil {
-		o.exit = err
-		return o
-	}
-	defer ours.Close()
-	defer theirs.Close()
-	files := []*os.File{fdTemplate - 3: template, fdVerdict - 3: verdict, fdQMP - 3: theirs}
-	if !m.caged {
-		initrd, err := memfile.New("initrd", m.initrd)
-		if err != nil {
-			o.exit = err
-			return o
-		}
-		defer initrd.Close()
-		files = append(files, initrd)
-	}
-
-	deadline, cancel := context.WithTimeout(ctx, m.timeout)
-	defer cancel()
-	con := &console{progress: progress}
-	cmd := exec.CommandContext(deadline, m.qemu, m.args()...)
-	cmd.Stdout, cmd.Stderr = con, con
-	cmd.ExtraFiles = files
-	cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C", oneHeap}
-
-	// The monitor ends when QEMU has closed its end, which it does by exiting,
-	// and the parent's copy is closed too.
-	var watch errgroup.Group
-	watch.Go(func() error {
-		o.events, o.monitor = monitor(ours)
-		return nil
-	})
-	start := time.Now()
-	o.exit = m.start(cmd)
-	o.elapsed = time.Since(start)
-	theirs.Close()
-	watch.Wait()
-
-	o.timedOut = deadline.Err() != nil && ctx.Err() == nil && o.exit != nil
-	o.canceled = context.Cause(ctx)
-	o.console, o.panic = con.last()
-	b := make([]byte, guest.VerdictSize)
-	if _, err := verdict.ReadAt(b, 0); err != nil {
-		o.noVerdict = err
-	} else {
-		o.verdict, o.noVerdict = guest.ParseVerdict(b, m.nonce)
-	}
-	return o
-}
-
-// start runs QEMU to its end, in a cage where the caller may build one.
-func (m *machine) start(cmd *exec.Cmd) error {
-	if m.caged {
-		return cage.Run(cmd, m.cageSpec(), nil)
-	}
-	// The parent-death signal follows the thread that forked: keep it.
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-		result <- cmd.Run()
-	}()
-	return <-result
-}
-
-func socketpair() (a, b *os.File, err error) {
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, os.NewSyscallError("socketpair", err)
-	}
-	return os.NewFile(uintptr(fds[0]), "qmp"), os.NewFile(uintptr(fds[1]), "qmp"), nil
-}
-
-// console collects what the VM prints and spots the stages in it.
-type console struct {
-	progress func(guest.Stage)
-
-	mu    sync.Mutex
-	lines []string
-	part  []byte
-	panic string
-}
-
-const (
-	consoleLines = 20   // as many as an error shows
-	consoleWidth = 1024 // bytes of one line that are kept
-)
-
-func (c *console) Write(b []byte) (int, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, ch := range b {
-		switch {
-		case ch == '\n':
-			c.line(string(c.part))
-			c.part = c.part[:0]
-		case ch != '\r' && len(c.part) < consoleWidth:
-			c.part = append(c.part, ch)
-		}
-	}
-	return len(b), nil
-}
-
-// line takes one line. It may have any bytes, or end within a character, and becomes
-// part of errors, which are UTF-8.
-func (c *console) line(s string) {
-	s = strings.ToValidUTF8(s, "?")
-	if stage, ok := guest.ParseStage(s); ok {
-		c.progress(stage)
-		return
-	}
-	if c.panic == "" && strings.Contains(s, "Kernel panic") {
-		c.panic = strings.TrimSpace(s)
-	}
-	if s = strings.TrimSpace(s); s != "" {
-		c.lines = append(c.lines, s)
-	}
-	if len(c.lines) > consoleLines {
-		c.lines = c.lines[1:]
-	}
-}
-
-// last returns the last lines printed, and the line of a kernel panic, which
-// a backtrace pushes out of them.
-func (c *console) last() (lines []string, panic string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.part) > 0 {
-		c.line(string(c.part))
-		c.part = nil
-	}
-	return c.lines, c.panic
+	version, _, _ := strings.Cut(desc, " ")
+	return version, nil
 }

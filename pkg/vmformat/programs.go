@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"debug/elf"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,18 +18,18 @@ import (
 // toolDirs are searched after PATH.
 var toolDirs = cage.ProgramDirs
 
-// findTool locates a program, or is [ErrUnavailable].
+// findTool returns the path of a program, or [ErrUnavailable].
 func findTool(name, pkg string) (string, error) {
 	p, err := cage.FindProgram(name, pkg, toolDirs)
 	if err != nil {
-		return "", fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return "", missing("", "%w", err) // it names the package
 	}
 	return p, nil
 }
 
-// programFiles returns the loader and the libraries that an ELF program needs,
-// as paths in the initramfs → files of the machine. A static program needs none.
-// It reads the ELF headers itself, as ld.so(8) would; nothing is executed.
+// programFiles returns the loader and the libraries that an ELF program needs: the path in
+// the initramfs → the file of this machine. A static program needs none. programFiles reads
+// the ELF headers as ld.so(8) would, and executes nothing.
 func programFiles(program string) (map[string]string, error) {
 	files := map[string]string{}
 	queue := []string{program}
@@ -39,7 +38,7 @@ func programFiles(program string) (map[string]string, error) {
 		queue = queue[1:]
 		interp, needed, runpath, err := dynamic(p)
 		if err != nil {
-			return nil, fmt.Errorf("%w: %s: %w", ErrUnavailable, p, err)
+			return nil, missing("reinstall its package", "%s: reading its ELF headers: %w", p, err)
 		}
 		if interp != "" {
 			files[interp] = interp
@@ -60,7 +59,8 @@ func programFiles(program string) (map[string]string, error) {
 	return files, nil
 }
 
-// dynamic reads what the dynamic loader would read.
+// dynamic reads from a program what the dynamic loader would read: the loader's own path,
+// the names of the libraries, and the directories to search first.
 func dynamic(program string) (interp string, needed, runpath []string, err error) {
 	f, err := elf.Open(program)
 	if err != nil {
@@ -102,11 +102,11 @@ func findLibrary(name string, runpath []string, needer string) (string, error) {
 			return p, nil
 		}
 	}
-	return "", fmt.Errorf("%w: %s needs the library %s, which is in none of %s; reinstall the package of %s",
-		ErrUnavailable, needer, name, strings.Join(dirs, ":"), needer)
+	return "", missing("reinstall the package of "+needer,
+		"%s needs the library %s, which is in none of %s", needer, name, strings.Join(dirs, ":"))
 }
 
-// systemLibraryDirs are those of ld.so.conf(5) and the loader's built-in ones.
+// systemLibraryDirs returns the directories of ld.so.conf(5) and those built into the loader.
 func systemLibraryDirs() []string {
 	var dirs []string
 	confs, _ := filepath.Glob("/etc/ld.so.conf.d/*.conf")

@@ -10,7 +10,7 @@ import (
 	"io"
 )
 
-// events is what QEMU said of the machine's life over its monitor.
+// events is what QEMU reported of the VM over its monitor.
 type events struct {
 	shutdown string  // reason of the SHUTDOWN event; "" if there was none
 	ioError  *ioFail // the first BLOCK_IO_ERROR, if there was one
@@ -22,12 +22,12 @@ type ioFail struct {
 	reason    string
 }
 
-// reasonGuestShutdown is the only end of a machine that did its work: init
-// powered it off. A panic, or an init that exits, resets it.
+// reasonGuestShutdown is the only good end of a VM: init powered it off. A panic, or an init
+// that exits, resets the VM.
 const reasonGuestShutdown = "guest-shutdown"
 
-// qmpMessage is what this client understands of the QEMU Machine Protocol:
-// a greeting, the answers to its two commands, and events.
+// qmpMessage is the part of the QEMU Machine Protocol that this client understands: the
+// greeting, the answers to its two commands, and events.
 type qmpMessage struct {
 	QMP   json.RawMessage `json:"QMP"`
 	Error *struct {
@@ -41,15 +41,15 @@ type qmpMessage struct {
 	} `json:"data"`
 }
 
-// maxMonitor bounds what is read of a QEMU, in bytes. A format takes some
-// hundred; one that says more than this has been taken over.
+// maxMonitor bounds what is read from a QEMU, in bytes. A format takes some hundred. A QEMU
+// that says more than this has been taken over.
 const maxMonitor = 1 << 20
 
-// short bounds what becomes part of an error: QEMU's own words are shorter.
+// short bounds the text that an error quotes. QEMU's own words are shorter.
 func short(s string) string { return fmt.Sprintf("%.200s", s) }
 
-// monitor speaks QMP until the other end closes. A disk that fails stops the
-// machine (werror=stop): it is told to quit at once, as it would wait for ever.
+// monitor speaks QMP until the other end closes. A disk that fails stops the VM
+// (werror=stop). QEMU would then wait for ever, so it is told to quit at once.
 func monitor(conn io.ReadWriter) (events, error) {
 	var ev events
 	in := json.NewDecoder(io.LimitReader(conn, maxMonitor))

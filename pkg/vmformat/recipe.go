@@ -13,6 +13,7 @@ import (
 	"maps"
 	"os"
 	"path"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -22,12 +23,13 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
 )
 
-// recipe is everything that decides the bytes of a template, as data: the
-// kernel, the files beside it, the job.
+// recipe is everything that decides the bytes of a template, as data: the kernel, the files
+// beside it, and the job. The machine is the one that they are for.
 type recipe struct {
-	kernel kernel
-	files  map[string]file // by path in the initramfs
-	job    guest.Job
+	machine machine
+	kernel  kernel
+	files   map[string]file // by path in the initramfs
+	job     guest.Job
 }
 
 type file struct {
@@ -37,31 +39,35 @@ type file struct {
 
 const modulesDir = "/modules/"
 
-// gather reads what spec's filesystem needs from the machine.
+// gather reads everything that formatting spec's filesystem needs.
 func (f *Formatter) gather(spec diskfs.Spec) (*recipe, error) {
 	fs, err := diskfs.Lookup(spec.Filesystem)
 	if err != nil {
 		return nil, err
 	}
-	// What is quickly found to be missing comes first: without it every request
-	// asks again.
+	m, err := machineOf(runtime.GOARCH)
+	if err != nil {
+		return nil, err
+	}
+	// The quick searches come first. As long as a program is missing, every request comes
+	// here again.
 	programs := map[string]string{guest.InitPath: f.cfg.Init}
 	for _, name := range []string{fs.Mkfs, fs.Checker} {
 		if programs["/bin/"+name], err = findTool(name, fs.Package); err != nil {
 			return nil, err
 		}
 	}
-	k, err := f.readKernel()
+	k, err := f.readKernel(m)
 	if err != nil {
 		return nil, err
 	}
-	r := &recipe{kernel: k, files: map[string]file{}}
+	r := &recipe{machine: m, kernel: k, files: map[string]file{}}
 	for at, from := range programs {
 		if err := r.addProgram(at, from); err != nil {
 			return nil, err
 		}
 	}
-	modules, err := k.load(append(slices.Clone(vmModules), fs.Modules...))
+	modules, err := k.load(append(slices.Clone(m.modules), fs.Modules...))
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +81,7 @@ func (f *Formatter) gather(spec diskfs.Spec) (*recipe, error) {
 	return r, err
 }
 
-// newJob decides every command the guest will run.
+// newJob decides every command that the guest will run.
 func newJob(spec diskfs.Spec, modules []string) (guest.Job, error) {
 	fs, err := diskfs.Lookup(spec.Filesystem)
 	if err != nil {
@@ -107,14 +113,14 @@ func (r *recipe) addProgram(at, from string) error {
 		}
 		b, err := os.ReadFile(from)
 		if err != nil {
-			return fmt.Errorf("%w: %w", ErrUnavailable, err)
+			return missing("reinstall its package", "%w", err)
 		}
 		r.files[at] = file{mode: cpio.S_IFREG | 0o555, content: b}
 	}
 	return nil
 }
 
-// records lists the archive's entries: the directories, then the files by name.
+// records lists the archive's entries: first the directories, then the files, by name.
 func (r *recipe) records() []cpio.Record {
 	dirs := map[string]bool{"/proc": true, "/sys": true, "/dev": true, "/mnt": true}
 	for name := range r.files {
@@ -134,15 +140,16 @@ func (r *recipe) records() []cpio.Record {
 	return rs
 }
 
-// write packs records in the format the kernel unpacks, the same bytes every time.
+// write packs records in the format that the kernel unpacks. The same records give the same
+// bytes.
 func write(w io.Writer, rs []cpio.Record) error {
 	rw := cpio.Newc.Writer(w)
 	cpio.MakeAllReproducible(rs)
 	return cpio.WriteRecords(rw, rs)
 }
 
-// initramfs packs the whole archive: files, job, and the marker as the very
-// last entry, by which the guest knows that nothing is missing.
+// initramfs packs the whole archive: the files, the job, and as the last entry the marker,
+// which tells the guest that nothing is missing.
 func (r *recipe) initramfs() ([]byte, error) {
 	job, err := json.Marshal(r.job)
 	if err != nil {
@@ -161,24 +168,24 @@ func (r *recipe) initramfs() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// baseDigest is the part of the fingerprint that all templates of a filesystem
-// share: everything but the job.
+// baseDigest is the part of the fingerprint that all templates of a filesystem share. It
+// covers everything but the job.
 func (r *recipe) baseDigest() string {
 	h := sha256.New()
 	io.WriteString(h, r.kernel.digest)
 	if err := write(h, r.records()); err != nil {
-		panic(err) // a hash accepts every write, and the records were read already
+		panic(err) // cannot happen: a hash accepts every write, and the records are in memory
 	}
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// fingerprint condenses a base and a job to 16 hex digits. The module paths are
-// left out: their order follows from the modules, which the base covers.
+// fingerprint condenses a base digest and a job to 16 hex digits. It leaves out the module
+// paths: their order follows from the modules, which the base covers.
 func fingerprint(base string, job guest.Job) string {
 	job.Modules = nil
 	b, err := json.Marshal(job)
 	if err != nil {
-		panic(err) // strings and numbers always marshal
+		panic(err) // cannot happen: a job is strings and numbers
 	}
 	h := sha256.New()
 	io.WriteString(h, base)

@@ -24,6 +24,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/cage"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/kvm"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
 )
 
@@ -55,24 +56,24 @@ func TestFormat(t *testing.T) {
 	testenv.Root(t)
 	dir := testenv.Dir(t)
 	for _, fs := range diskfs.Names() {
-		for _, size := range []int64{300 << 20, 1 << 30, 100 << 30} {
-			t.Run(fmt.Sprintf("%s/%dMiB", fs, size>>20), func(t *testing.T) {
+		for _, bytes := range []int64{300 << 20, 1 << 30, 100 << 30} {
+			t.Run(fmt.Sprintf("%s/%dMiB", fs, bytes>>20), func(t *testing.T) {
 				f := image(t, dir)
 				var stages []guest.Stage
-				spec := diskfs.Spec{Filesystem: fs, Size: size, Label: "data"}
+				spec := diskfs.Spec{Filesystem: fs, Size: bytes, Label: "data"}
 				report, err := newFormatter(t, nil).Format(t.Context(), f, spec, func(s guest.Stage) { stages = append(stages, s) })
 				if err != nil {
 					t.Fatal(err)
 				}
 				if got := fmt.Sprint(stages); got != "[boot mkfs check done]" {
-					t.Errorf("stages: %s", got)
+					t.Errorf("the stages are %s", got)
 				}
 				testenv.Fsck(t, fs, f.Name())
 				if got := strings.TrimSpace(testenv.Run(t, "blkid", "-p", "-o", "value", "-s", "LABEL", f.Name())); got != "data" {
-					t.Errorf("label %q", got)
+					t.Errorf("the label is %q, want data", got)
 				}
 				if got := strings.TrimSpace(testenv.Run(t, "blkid", "-p", "-o", "value", "-s", "UUID", f.Name())); got != report.UUID {
-					t.Errorf("blkid says UUID %s, the report %s", got, report.UUID)
+					t.Errorf("blkid says that the UUID is %s, the report says %s", got, report.UUID)
 				}
 				extents, err := reflink.Extents(f)
 				if err != nil {
@@ -83,10 +84,10 @@ func TestFormat(t *testing.T) {
 					t.Fatal(err)
 				}
 				allocated := fi.Sys().(*syscall.Stat_t).Blocks * 512
-				t.Logf("%s: boot %s, mkfs %s, check %s, in all %s; %d extents, %d KiB allocated; %s, Linux %s, %s", spec,
-					report.Boot, report.Make, report.Check, report.Elapsed, extents, allocated>>10, report.Mkfs, report.Kernel, report.Accelerator)
+				t.Logf("%s: boot %s, mkfs %s, check %s, in all %s; %d extents, %s allocated; %s, Linux %s, %s", spec,
+					report.Boot, report.Make, report.Check, report.Elapsed, extents, size.Format(allocated), report.Mkfs, report.Kernel, report.Accelerator)
 				if allocated > 80<<20 {
-					t.Errorf("%d bytes are allocated: a template must stay sparse", allocated)
+					t.Errorf("%s are allocated: a template must stay sparse", size.Format(allocated))
 				}
 			})
 		}
@@ -112,8 +113,8 @@ func TestFormatUnprivileged(t *testing.T) {
 	testenv.Fsck(t, "ext4", out)
 }
 
-// broken prepares the machine for an ext4 of 64 MiB and lets a test break it.
-func broken(t *testing.T, tamper func(*recipe), damage func(*machine)) (*machine, *os.File) {
+// broken prepares a VM that makes an ext4 of 64 MiB, and lets a test break it.
+func broken(t *testing.T, tamper func(*recipe), damage func(*vm)) (*vm, *os.File) {
 	t.Helper()
 	testenv.Root(t)
 	f := newFormatter(t, nil)
@@ -125,28 +126,27 @@ func broken(t *testing.T, tamper func(*recipe), damage func(*machine)) (*machine
 	if tamper != nil {
 		tamper(r)
 	}
-	m, err := f.plan(r, AccelTCG)
+	v, err := f.plan(r, AccelTCG)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if damage != nil {
-		damage(m)
+		damage(v)
 	}
 	file := image(t, testenv.Dir(t))
 	if err := file.Truncate(spec.Size); err != nil {
 		t.Fatal(err)
 	}
-	return m, file
+	return v, file
 }
 
-// mustFail runs a broken machine and holds the operator's message against words
-// it must contain.
-func mustFail(t *testing.T, m *machine, file *os.File, words ...string) outcome {
+// mustFail runs a broken VM and checks that the error for the operator contains the words.
+func mustFail(t *testing.T, v *vm, file *os.File, words ...string) outcome {
 	t.Helper()
-	o := m.run(t.Context(), file, func(guest.Stage) {})
+	o := v.run(t.Context(), file, func(guest.Stage) {})
 	err := o.judge()
 	if !errors.Is(err, ErrFormat) {
-		t.Fatalf("judged %v of %+v", err, o)
+		t.Fatalf("%+v is judged %v, want ErrFormat", o, err)
 	}
 	t.Logf("the operator reads: %v", err)
 	for _, w := range words {
@@ -158,56 +158,56 @@ func mustFail(t *testing.T, m *machine, file *os.File, words ...string) outcome 
 }
 
 func TestFailureMissingLibrary(t *testing.T) {
-	m, f := broken(t, func(r *recipe) {
+	v, f := broken(t, func(r *recipe) {
 		for name := range r.files {
 			if strings.HasPrefix(name, guest.LibDir+"/libext2fs") {
 				delete(r.files, name)
 			}
 		}
 	}, nil)
-	o := mustFail(t, m, f, "exit code 127", "libext2fs.so.2", "reinstall its package")
+	o := mustFail(t, v, f, "exit code 127", "libext2fs.so.2", "reinstall its package")
 	if o.exit != nil || o.events.shutdown != reasonGuestShutdown {
 		t.Errorf("QEMU: %v, shutdown %q", o.exit, o.events.shutdown)
 	}
 }
 
 func TestFailureMkfs(t *testing.T) {
-	m, f := broken(t, func(r *recipe) {
+	v, f := broken(t, func(r *recipe) {
 		r.job.Mkfs = append(r.job.Mkfs[:1:1], "-F", "-O", "nosuchfeature", guest.DevicePlaceholder)
 	}, nil)
-	o := mustFail(t, m, f, "mkfs failed with exit code 1", "nosuchfeature")
+	o := mustFail(t, v, f, "mkfs failed with exit code 1", "nosuchfeature")
 	if o.exit != nil || o.events.shutdown != reasonGuestShutdown {
 		t.Errorf("QEMU: %v, shutdown %q", o.exit, o.events.shutdown)
 	}
 }
 
-// TestFailureMkfsWroteNothing has a mkfs that exits with 0 and did nothing.
+// TestFailureMkfsWroteNothing has a mkfs that exits with 0 and writes nothing.
 func TestFailureMkfsWroteNothing(t *testing.T) {
-	m, f := broken(t, func(r *recipe) { r.job.Mkfs = []string{r.job.Mkfs[0], "-n", "-F", "-q", guest.DevicePlaceholder} }, nil)
-	mustFail(t, m, f, fmt.Sprintf("exit code %d", guest.ExitUnwritten), "left no valid filesystem")
+	v, f := broken(t, func(r *recipe) { r.job.Mkfs = []string{r.job.Mkfs[0], "-n", "-F", "-q", guest.DevicePlaceholder} }, nil)
+	mustFail(t, v, f, fmt.Sprintf("exit code %d", guest.ExitUnwritten), "left no valid filesystem")
 }
 
 func TestFailureChecker(t *testing.T) {
-	m, f := broken(t, func(r *recipe) { r.job.Check = []string{r.job.Check[0], "-fn", "/dev/nonexistent"} }, nil)
-	mustFail(t, m, f, "check failed with exit code 8", "No such file")
+	v, f := broken(t, func(r *recipe) { r.job.Check = []string{r.job.Check[0], "-fn", "/dev/nonexistent"} }, nil)
+	mustFail(t, v, f, "check failed with exit code 8", "No such file")
 }
 
 func TestFailureMount(t *testing.T) {
-	m, f := broken(t, func(r *recipe) { r.job.MountData = "nosuchoption" }, nil)
-	mustFail(t, m, f, "the guest's kernel cannot mount the new ext4", "nosuchoption")
+	v, f := broken(t, func(r *recipe) { r.job.MountData = "nosuchoption" }, nil)
+	mustFail(t, v, f, "the guest's kernel cannot mount the new ext4", "nosuchoption")
 }
 
 func TestFailureInitExits(t *testing.T) {
-	m, f := broken(t, func(r *recipe) { r.files[guest.InitPath] = r.files["/bin/mkfs.ext4"] }, nil)
-	o := mustFail(t, m, f, "crashed or its init ended early", "guest-reset", "Kernel panic")
+	v, f := broken(t, func(r *recipe) { r.files[guest.InitPath] = r.files["/bin/mkfs.ext4"] }, nil)
+	o := mustFail(t, v, f, "crashed or its init ended early", "guest-reset", "Kernel panic")
 	if o.exit != nil {
-		t.Errorf("QEMU: %v; a reset ends it with 0", o.exit)
+		t.Errorf("QEMU: %v, want none: it exits with 0 at a reset", o.exit)
 	}
 }
 
 func TestFailureLittleMemory(t *testing.T) {
-	m, f := broken(t, nil, func(m *machine) { m.memory = 64 })
-	mustFail(t, m, f, "crashed", "memory too small")
+	v, f := broken(t, nil, func(v *vm) { v.memory = 64 })
+	mustFail(t, v, f, "crashed", "memory too small")
 }
 
 func TestFailureKernelImages(t *testing.T) {
@@ -221,16 +221,16 @@ func TestFailureKernelImages(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var r *recipe
-			m, f := broken(t, func(rr *recipe) { r = rr }, func(m *machine) { m.timeout = 20 * time.Second })
-			whole, err := os.ReadFile(m.vmlinux)
+			v, f := broken(t, func(rr *recipe) { r = rr }, func(v *vm) { v.timeout = 20 * time.Second })
+			whole, err := os.ReadFile(v.kernel)
 			if err != nil {
 				t.Fatal(err)
 			}
-			m.vmlinux = filepath.Join(testenv.Dir(t), "kernel")
-			if err := os.WriteFile(m.vmlinux, c.content(r, whole), 0o444); err != nil {
+			v.kernel = filepath.Join(testenv.Dir(t), "kernel")
+			if err := os.WriteFile(v.kernel, c.content(r, whole), 0o444); err != nil {
 				t.Fatal(err)
 			}
-			o := mustFail(t, m, f, c.word)
+			o := mustFail(t, v, f, c.word)
 			if o.noVerdict == nil {
 				t.Error("there is a verdict")
 			}
@@ -238,9 +238,9 @@ func TestFailureKernelImages(t *testing.T) {
 	}
 }
 
-// TestTruncatedKernel has half a vmlinuz, as an interrupted installation leaves it.
+// TestTruncatedKernel has half a vmlinuz, as an interrupted installation leaves behind.
 func TestTruncatedKernel(t *testing.T) {
-	k, err := newFormatter(t, nil).findKernel()
+	k, err := newFormatter(t, nil).findKernel(amd64)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,14 +257,14 @@ func TestTruncatedKernel(t *testing.T) {
 	unavailable(t, err, "unpacking "+half, "reinstall it or give another --kernel")
 }
 
-// TestCachedKernelHeals damages the cached vmlinux, which must be unpacked again.
+// TestCachedKernelHeals damages the cached vmlinux. It must be unpacked again.
 func TestCachedKernelHeals(t *testing.T) {
 	dir := testenv.Dir(t)
-	k, err := newFormatter(t, nil).readKernel()
+	k, err := newFormatter(t, nil).readKernel(amd64)
 	if err != nil {
 		t.Fatal(err)
 	}
-	first, err := k.vmlinux(dir)
+	first, err := k.unpacked(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -276,79 +276,79 @@ func TestCachedKernelHeals(t *testing.T) {
 		if err := os.Truncate(first, size); err != nil {
 			t.Fatal(err)
 		}
-		again, err := k.vmlinux(dir)
+		again, err := k.unpacked(dir)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if got, err := os.ReadFile(again); err != nil || !bytes.Equal(got, want) {
-			t.Errorf("cut to %d bytes: not unpacked again (%v)", size, err)
+			t.Errorf("a vmlinux cut to %d bytes was not unpacked again: %v", size, err)
 		}
 	}
 }
 
 func TestFailureHang(t *testing.T) {
-	m, f := broken(t, func(r *recipe) {
+	v, f := broken(t, func(r *recipe) {
 		if err := r.addProgram("/bin/sleep", "/bin/sleep"); err != nil {
 			t.Fatal(err)
 		}
 		r.job.Mkfs = []string{"/bin/sleep", "1000"}
-	}, func(m *machine) { m.timeout = 8 * time.Second })
-	o := mustFail(t, m, f, "killed at its deadline of 8s", "--format-timeout")
+	}, func(v *vm) { v.timeout = 8 * time.Second })
+	o := mustFail(t, v, f, "killed at its deadline of 8s", "--format-timeout")
 	if o.elapsed > 20*time.Second {
-		t.Errorf("it took %s", o.elapsed)
+		t.Errorf("the VM ended only after %s", o.elapsed)
 	}
 }
 
 func TestFailureTruncatedInitramfs(t *testing.T) {
-	m, f := broken(t, nil, func(m *machine) {
-		m.initrd = m.initrd[:len(m.initrd)-len(guest.Marker)-300]
-		m.timeout = 20 * time.Second
+	v, f := broken(t, nil, func(v *vm) {
+		v.initrd = v.initrd[:len(v.initrd)-len(guest.Marker)-300]
+		v.timeout = 20 * time.Second
 	})
-	mustFail(t, m, f, "powered off without its verdict", "the initramfs is truncated")
+	mustFail(t, v, f, "powered off without its verdict", "the initramfs is truncated")
 }
 
 func TestFailureKilled(t *testing.T) {
-	m, f := broken(t, nil, nil)
-	o := m.run(t.Context(), f, func(stage guest.Stage) {
+	v, f := broken(t, nil, nil)
+	o := v.run(t.Context(), f, func(stage guest.Stage) {
 		if stage == guest.StageMkfs {
-			syscall.Kill(findProcess(m.nonce), syscall.SIGKILL)
+			syscall.Kill(findProcess(v.nonce), syscall.SIGKILL)
 		}
 	})
 	if err := o.judge(); !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), "signal: killed") {
-		t.Errorf("judged %v", err)
+		t.Errorf("the run is judged %v", err)
 	}
 }
 
 func TestCancel(t *testing.T) {
-	m, f := broken(t, nil, nil)
+	v, f := broken(t, nil, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	err := m.run(ctx, f, func(guest.Stage) { cancel() }).judge()
+	err := v.run(ctx, f, func(guest.Stage) { cancel() }).judge()
 	if !errors.Is(err, context.Canceled) || !errors.Is(err, ErrFormat) {
-		t.Errorf("judged %v", err)
+		t.Errorf("the run is judged %v", err)
 	}
-	if pid := findProcess(m.nonce); pid > 0 {
+	if pid := findProcess(v.nonce); pid > 0 {
 		t.Errorf("QEMU %d still runs", pid)
 	}
 }
 
-// TestFailurePoolFull formats where there is no space, with QEMU stopping as it
-// should, and with QEMU ignoring it, where the guest believes in its success.
+// TestFailurePoolFull formats where there is no space. QEMU stops, as it should, or ignores
+// the failed writes, so that the guest believes that it succeeded.
 func TestFailurePoolFull(t *testing.T) {
 	for _, werror := range []string{"stop", "ignore"} {
 		t.Run("werror="+werror, func(t *testing.T) {
-			m, _ := broken(t, nil, func(m *machine) { m.werror = werror })
+			v, _ := broken(t, nil, func(v *vm) { v.werror = werror })
 			dir := testenv.XFS.Mount(t, 300<<20)
 			f := image(t, dir)
 			if err := f.Truncate(64 << 20); err != nil {
 				t.Fatal(err)
 			}
 			testenv.Fill(t, dir)
-			o := m.run(t.Context(), f, func(guest.Stage) {})
+			o := v.run(t.Context(), f, func(guest.Stage) {})
 			err := o.judge()
-			t.Logf("verdict OK: %v; the operator reads: %v", o.verdict.OK, err)
+			t.Logf("the verdict says OK: %v; the operator reads: %v", o.verdict.OK, err)
 			if !errors.Is(err, ErrNoSpace) || !errors.Is(err, ErrFormat) {
-				t.Errorf("judged %v", err)
+				t.Errorf("the run is judged %v", err)
 			}
 		})
 	}
@@ -370,7 +370,7 @@ func TestUnavailable(t *testing.T) {
 		unavailable(t, err, "/bin/ls", "give a vmlinuz or vmlinux")
 	})
 	t.Run("modules", func(t *testing.T) {
-		k, err := newFormatter(t, nil).findKernel()
+		k, err := newFormatter(t, nil).findKernel(amd64)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -386,14 +386,14 @@ func TestUnavailable(t *testing.T) {
 		unavailable(t, err, "kvm was asked for", "--accel=tcg")
 	})
 	if fi, err := f.Stat(); err != nil || fi.Size() != 0 {
-		t.Errorf("the file was touched: %v %v", fi.Size(), err)
+		t.Errorf("the file has %d bytes, want 0: %v", fi.Size(), err)
 	}
 }
 
 func unavailable(t *testing.T, err error, words ...string) {
 	t.Helper()
 	if !errors.Is(err, ErrUnavailable) {
-		t.Fatalf("got %v", err)
+		t.Fatalf("%v, want ErrUnavailable", err)
 	}
 	t.Logf("the operator reads: %v", err)
 	for _, w := range words {
@@ -403,8 +403,8 @@ func unavailable(t *testing.T, err error, words ...string) {
 	}
 }
 
-// TestDiesWithParent kills a process in the middle of a format: its QEMU must go
-// with it, and its unnamed file too.
+// TestDiesWithParent kills a process in the middle of a format. Its QEMU must end with it, and
+// its unnamed file must go.
 func TestDiesWithParent(t *testing.T) {
 	testenv.Root(t)
 	dir := testenv.Dir(t)
@@ -431,12 +431,12 @@ func TestDiesWithParent(t *testing.T) {
 		}
 	}
 	if entries, _ := os.ReadDir(dir); len(entries) != 0 {
-		t.Errorf("left behind: %v", entries)
+		t.Errorf("%v was left behind", entries)
 	}
 }
 
-// realMode is a firmware of a few real-mode instructions: it prints K on the
-// serial port and resets the machine.
+// realMode returns a firmware of a few real-mode instructions. It prints K on the serial port
+// and resets the machine.
 func realMode() []byte {
 	rom := bytes.Repeat([]byte{0xf4}, 64<<10) // hlt
 	code := []byte{
@@ -452,22 +452,22 @@ func realMode() []byte {
 	return rom
 }
 
-// TestKVMInCage shows that a QEMU in its cage reaches KVM, whatever the mode of
-// /dev/kvm is, with accelerator, seccomp filter and unprivileged user together.
-// Where KVM emulates, it still can run a few real-mode instructions.
+// TestKVMInCage checks that a QEMU in its cage reaches KVM, whatever the mode of /dev/kvm is,
+// with accelerator, seccomp filter and unprivileged user together. A KVM that emulates can
+// still run a few real-mode instructions.
 func TestKVMInCage(t *testing.T) {
 	testenv.Root(t)
 	if _, err := os.Stat(kvm.Device); err != nil {
 		t.Logf("no %s on this machine: nothing to reach", kvm.Device)
 		return
 	}
-	m, _ := broken(t, nil, func(m *machine) { m.accel = AccelKVM })
-	s := m.cageSpec()
+	v, _ := broken(t, nil, func(v *vm) { v.accel = v.machine.accelerators[AccelKVM] })
+	s := v.cageSpec()
 	s.Files["/rom"] = realMode()
 	var out bytes.Buffer
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, m.qemu, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+	cmd := exec.CommandContext(ctx, v.qemu, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		"-M", "isapc", "-accel", "kvm", "-m", "16", "-bios", "/rom",
 		"-chardev", "stdio,id=con,signal=off", "-serial", "chardev:con",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
@@ -475,7 +475,7 @@ func TestKVMInCage(t *testing.T) {
 	err := cage.Run(cmd, s, nil)
 	t.Logf("QEMU: %v, printed %q", err, out.String())
 	if !strings.HasPrefix(out.String(), "K") {
-		t.Error("the guest did not run")
+		t.Error("the guest did not print K")
 	}
 }
 
@@ -505,7 +505,7 @@ func findWhere(match func(pid int, cmdline string) bool) int {
 	return 0
 }
 
-// BenchmarkFormat builds what a template is made of, once per filesystem and run.
+// BenchmarkFormat formats a file for a template, once per filesystem and run.
 func BenchmarkFormat(b *testing.B) {
 	testenv.Root(b)
 	dir := testenv.Dir(b)

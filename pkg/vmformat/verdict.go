@@ -15,29 +15,28 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
 )
 
-// outcome is everything that was seen of one VM.
+// outcome is everything that was seen of one VM's run.
 type outcome struct {
 	nonce     string
 	timeout   time.Duration
 	exit      error // nil: QEMU exited with 0
 	timedOut  bool  // killed at the deadline
-	canceled  error // why the caller gave up, or nil
+	canceled  error // why the caller gave up; nil if it did not
 	events    events
-	monitor   error // of the monitor's connection
+	monitor   error // failure of the monitor's connection
 	verdict   guest.Verdict
-	noVerdict error    // why there is none, or nil
+	noVerdict error    // why there is no verdict; nil if there is one
 	console   []string // last lines printed
 	panic     string   // the kernel's reason, if it printed one
 	elapsed   time.Duration
 }
 
-// judge returns nil only if every witness agrees: QEMU exited with 0 and in
-// time, the guest powered itself off, no disk ever failed, and the guest's own
-// verdict carries this run's nonce and says OK. No single one of them
-// suffices: a guest kernel that panics ends QEMU with 0 too, and a guest on a
-// full disk may believe in its success.
+// judge returns nil only if every witness agrees: QEMU exited with 0 and in time, the guest
+// powered itself off, no disk ever failed, and the guest's verdict carries this run's nonce
+// and says OK. No single witness is enough: QEMU exits with 0 also when the guest's kernel
+// panics, and a guest on a full disk may believe that it succeeded.
 //
-// The first cause in time is reported, as it explains the others.
+// judge reports the cause that came first, since it explains the others.
 func (o outcome) judge() error {
 	switch {
 	case o.canceled != nil:
@@ -47,29 +46,29 @@ func (o outcome) judge() error {
 	case o.events.ioError != nil:
 		e := o.events.ioError
 		if e.noSpace {
-			return fmt.Errorf("%w: %w: the VM's %s did not fit; free space on the pool or give it more, then try again",
+			return fmt.Errorf("%w: %w: a disk %s of the VM did not fit; free space on the pool or enlarge it, then try again",
 				ErrFormat, ErrNoSpace, e.operation)
 		}
-		return o.failed(fmt.Sprintf("a disk %s failed: %s; look for errors of the pool's disk in the kernel log", e.operation, e.reason), nil)
+		return o.failed(fmt.Sprintf("a disk %s failed: %s; look in the kernel log for errors of the pool's disk", e.operation, e.reason), nil)
 	case o.timedOut:
-		return o.failed(fmt.Sprintf("the VM was killed at its deadline of %s; a loaded node needs a longer --format-timeout", o.timeout), nil)
+		return o.failed(fmt.Sprintf("the VM was killed at its deadline of %s; if the node is loaded, give a longer --format-timeout", o.timeout), nil)
 	case o.exit != nil && !errors.As(o.exit, new(*exec.ExitError)):
 		return o.failed("QEMU could not be started", o.exit)
 	case o.exit != nil:
-		return o.failed("QEMU ended with an error; its words are below", o.exit)
+		return o.failed("QEMU ended with an error; its output is below", o.exit)
 	case o.noVerdict == nil && !o.verdict.OK:
 		return o.refused()
 	case o.events.shutdown != reasonGuestShutdown:
 		why := o.panic
 		if why == "" {
-			why = "it printed no reason: the kernel image may be damaged or the memory too small"
+			why = "it printed no reason; the kernel image may be damaged or the memory too small"
 		}
 		return o.failed(fmt.Sprintf("the guest's kernel crashed or its init ended early (QMP shutdown reason %q, not %q): %s; try another --kernel",
 			o.events.shutdown, reasonGuestShutdown, why), o.noVerdict)
 	case o.noVerdict != nil:
 		return o.failed("the VM powered off without its verdict", o.noVerdict)
 	case o.verdict.Stage != guest.StageDone || o.verdict.Written != 0:
-		return o.failed(fmt.Sprintf("the verdict says OK at stage %q with %d sectors written by the check; it must be %q and 0",
+		return o.failed(fmt.Sprintf("the verdict says OK, but at stage %q with %d sectors written by the check, where it must be stage %q and 0 sectors",
 			o.verdict.Stage, o.verdict.Written, guest.StageDone), nil)
 	case o.monitor != nil:
 		return o.failed("the connection to QEMU's monitor broke", o.monitor)
@@ -77,7 +76,7 @@ func (o outcome) judge() error {
 	return nil
 }
 
-// refused words the failure that the guest itself reports.
+// refused returns the failure that the guest itself reports.
 func (o outcome) refused() error {
 	v := o.verdict
 	what := fmt.Sprintf("%s failed: %s", v.Stage, v.Error)
@@ -85,7 +84,7 @@ func (o outcome) refused() error {
 		what = fmt.Sprintf("%s failed with exit code %d: %s", v.Stage, v.ExitCode, v.Error)
 	}
 	if v.ExitCode == 127 {
-		what += "; the program could not be started: reinstall its package, and see which library is missing below"
+		what += "; the program could not be started: see below which library is missing, and reinstall its package"
 	}
 	if v.Output != "" {
 		o.console = lastLines(v.Output, consoleLines)
@@ -93,7 +92,7 @@ func (o outcome) refused() error {
 	return o.failed(what, nil)
 }
 
-// failed is the report an operator reads: what, why, and the last lines.
+// failed returns the error that the operator reads: what failed, why, and the VM's last lines.
 func (o outcome) failed(what string, cause error) error {
 	var tail string
 	if len(o.console) > 0 {
@@ -110,7 +109,7 @@ func lastLines(s string, n int) []string {
 	return lines[max(0, len(lines)-n):]
 }
 
-// noSpace marks an error as ErrNoSpace where the kernel's reason was that.
+// noSpace adds ErrNoSpace to an error if the kernel's reason is a full disk or quota.
 func noSpace(err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return fmt.Errorf("%w: %w", ErrNoSpace, err)

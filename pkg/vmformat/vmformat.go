@@ -18,18 +18,18 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/kvm"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
 )
 
 var (
-	// ErrUnavailable means that something the VM is made of is missing on this
-	// machine: QEMU, a kernel, a mkfs, an accelerator. The message names the
-	// package that has it.
+	// ErrUnavailable means that a part of the VM is missing on this machine: QEMU, a
+	// kernel, a mkfs, an accelerator. The message names the package that has it.
 	ErrUnavailable = errors.New("formatter unavailable")
-	// ErrFormat means that the VM ran, or tried to, and the file is not a
-	// verified filesystem.
+	// ErrFormat means that a VM was started, or nearly, and that the file holds no verified
+	// filesystem.
 	ErrFormat = errors.New("formatting failed")
-	// ErrNoSpace accompanies ErrFormat when the file's filesystem was full.
+	// ErrNoSpace accompanies ErrFormat when the filesystem that the file is on was full.
 	ErrNoSpace = errors.New("no space left on the pool")
 )
 
@@ -43,62 +43,56 @@ const (
 	AccelTCG  Accel = "tcg"  // emulation: slower, works everywhere
 )
 
-// Config says what the VM is made of. The zero value finds everything on the
-// machine.
+// Config says what the VM is made of. The zero value finds everything on this machine.
 type Config struct {
-	QEMU     string        // QEMU's binary; "" finds qemu-system-x86_64 on PATH
+	QEMU     string        // QEMU's binary; "" finds the architecture's own on PATH
 	Kernel   string        // a vmlinuz or vmlinux; "" takes the newest /boot/vmlinuz-* that has modules
 	Modules  string        // its module directory; "" is /lib/modules/<its version>
 	Init     string        // a binary that calls guest.Main when guest.IsInit; "" is this process's own
 	CacheDir string        // where unpacked kernels are kept; "" is csi-disktemplate below the user's cache directory
 	Accel    Accel         // "" is AccelAuto
-	Timeout  time.Duration // wall clock for one VM; 0 is DefaultTimeout
-	UID, GID uint32        // who QEMU runs as when the caller is root; 0 is DefaultUID
+	Timeout  time.Duration // wall clock limit of one VM; 0 is DefaultTimeout
 }
 
-const (
-	// DefaultTimeout is well above the 2–9 s that a format takes under TCG on a
-	// loaded two-core machine. It is below the 2 minutes after which kubelet gives
-	// a call up, so that a hung VM's error reaches the pod that waits for it.
-	DefaultTimeout = 100 * time.Second
-	// DefaultUID is a number no distribution gives to a user: above the ranges of
-	// adduser(8) and systemd's dynamic users, below those of subuid(5).
-	DefaultUID = 65500
+// DefaultTimeout is well above the 2–9 s that a format takes under TCG on a loaded two-core
+// machine. It is below the 2 minutes after which kubelet gives up a call, so that the error
+// of a hung VM reaches the pod that waits for it.
+const DefaultTimeout = 100 * time.Second
 
-	memoryMiB = 256
-)
+// memoryMiB is the memory of a VM. It bounds the size of an ext4: see its MaxSize in diskfs.
+const memoryMiB = 256
 
-// Report tells how a file was formatted.
+// Report says how a file was formatted.
 type Report struct {
 	Fingerprint string
 	UUID        string
 	Kernel      string        // the guest's release
-	Mkfs        string        // the version line of mkfs
+	Mkfs        string        // mkfs's version line
 	Accelerator Accel         // AccelKVM or AccelTCG
 	Boot        time.Duration // on the guest's clock
-	Make        time.Duration // mkfs and fsync, likewise
-	Check       time.Duration // likewise
-	Elapsed     time.Duration // from starting QEMU to its end
+	Make        time.Duration // mkfs and fsync, on the guest's clock
+	Check       time.Duration // on the guest's clock
+	Elapsed     time.Duration // from the start of QEMU to its end
 }
 
 // Formatter formats files. It may be used by many goroutines at once.
 type Formatter struct {
 	cfg   Config
-	accel func() (Accel, error) // decided once
+	accel func() (Accel, error) // decides once
 
 	mu    sync.Mutex
 	memos map[string]*memo // by filesystem
 }
 
-// memo holds what is computed once per filesystem. Its lock is held while
-// hashing, so that callers of the same filesystem do it once between them.
+// memo keeps the digest of a filesystem's files. Its lock is held while they are read, so
+// that concurrent callers read them once.
 type memo struct {
 	mu     sync.Mutex
 	digest string // "" until known
 }
 
-// New returns a Formatter. It looks at nothing yet: a machine that lacks a part
-// can still serve what was formatted before. [Formatter.Check] looks.
+// New returns a Formatter. It does not look for the VM's parts yet: a machine that lacks one
+// can still serve what was formatted before. [Formatter.Conditions] looks.
 func New(c Config) (*Formatter, error) {
 	switch c.Accel {
 	case "":
@@ -110,9 +104,6 @@ func New(c Config) (*Formatter, error) {
 	if c.Timeout == 0 {
 		c.Timeout = DefaultTimeout
 	}
-	if c.UID == 0 {
-		c.UID, c.GID = DefaultUID, DefaultUID
-	}
 	if c.Init == "" {
 		self, err := os.Executable()
 		if err != nil {
@@ -123,7 +114,7 @@ func New(c Config) (*Formatter, error) {
 	if c.CacheDir == "" {
 		dir, err := os.UserCacheDir()
 		if err != nil {
-			return nil, fmt.Errorf("no directory to keep the unpacked kernel in: %w", err)
+			return nil, fmt.Errorf("finding a directory for the unpacked kernel: %w", err)
 		}
 		c.CacheDir = filepath.Join(dir, "csi-disktemplate")
 	}
@@ -132,7 +123,7 @@ func New(c Config) (*Formatter, error) {
 	return f, nil
 }
 
-// chooseAccel picks the accelerator by what works, not by what is there.
+// chooseAccel picks KVM only if it works: a device that is there may be unusable.
 func chooseAccel(want Accel, usable func() error) (Accel, error) {
 	if want == AccelTCG {
 		return AccelTCG, nil
@@ -142,14 +133,14 @@ func chooseAccel(want Accel, usable func() error) (Accel, error) {
 	case err == nil:
 		return AccelKVM, nil
 	case want == AccelKVM:
-		return "", fmt.Errorf("%w: accelerator kvm was asked for: %w; use --accel=tcg to emulate", ErrUnavailable, err)
+		return "", missing("use --accel=tcg to emulate", "accelerator kvm was asked for: %w", err)
 	default:
 		return AccelTCG, nil
 	}
 }
 
-// Accelerator reports what VMs run on here, and why KVM is not used when it is
-// wanted and does not work.
+// Accelerator returns the accelerator that VMs use here. If that is TCG only because KVM
+// does not work, whyNotKVM is the reason.
 func (f *Formatter) Accelerator() (accel Accel, whyNotKVM error, err error) {
 	accel, err = f.accel()
 	if err == nil && accel == AccelTCG && f.cfg.Accel == AccelAuto {
@@ -158,37 +149,10 @@ func (f *Formatter) Accelerator() (accel Accel, whyNotKVM error, err error) {
 	return accel, whyNotKVM, err
 }
 
-// Check reports what is missing on this machine to format every filesystem,
-// as [ErrUnavailable].
-func (f *Formatter) Check() error {
-	var errs []error
-	if _, err := f.accel(); err != nil {
-		errs = append(errs, err)
-	}
-	if _, err := f.findQEMU(); err != nil {
-		errs = append(errs, err)
-	}
-	if _, err := f.findKernel(); err != nil {
-		errs = append(errs, err)
-	}
-	for _, name := range diskfs.Names() {
-		fs, err := diskfs.Lookup(name)
-		if err != nil {
-			return err
-		}
-		for _, tool := range []string{fs.Mkfs, fs.Checker} {
-			if _, err := findTool(tool, fs.Package); err != nil {
-				errs = append(errs, err)
-			}
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// Fingerprint returns 16 hex digits that change with anything that decides the
-// bytes of a template: the kernel, init, mkfs, the checker, their libraries, the
-// modules, the format's options; all by content. The files are read once per
-// filesystem and process. Errors are ErrUnavailable or of spec's validation.
+// Fingerprint returns 16 hex digits that change with everything that decides the bytes of a
+// template: the content of the kernel, init, mkfs, the checker, their libraries and the
+// modules, and the format's options. The files are read once per filesystem and process.
+// Errors are [ErrUnavailable] or those of [diskfs.Spec.Validate].
 func (f *Formatter) Fingerprint(spec diskfs.Spec) (string, error) {
 	if err := spec.Validate(); err != nil {
 		return "", err
@@ -224,12 +188,12 @@ func (f *Formatter) forget(filesystem string) {
 	delete(f.memos, filesystem)
 }
 
-// Format makes file a new, checked and durable filesystem as spec says. file
-// must be empty and open for reading and writing; progress, if not nil, is
-// called as the work enters each stage. Canceling ctx kills the VM.
+// Format makes a filesystem in file, as spec says, checks it, and makes it durable. file must
+// be empty and open for reading and writing. progress, if not nil, is called as the work
+// enters each stage. Canceling ctx kills the VM.
 //
-// The report's fingerprint is of what really ran. Should it differ from what
-// Fingerprint said before, the machine's tools were exchanged meanwhile.
+// The report's fingerprint is that of the files that were used. If it differs from what
+// Fingerprint returned before, the machine's tools have been replaced meanwhile.
 func (f *Formatter) Format(ctx context.Context, file *os.File, spec diskfs.Spec, progress func(guest.Stage)) (Report, error) {
 	if err := spec.Validate(); err != nil {
 		return Report{}, err
@@ -242,17 +206,17 @@ func (f *Formatter) Format(ctx context.Context, file *os.File, spec diskfs.Spec,
 	if err != nil {
 		return Report{}, err
 	}
-	m, err := f.plan(r, accel)
+	v, err := f.plan(r, accel)
 	if err != nil {
 		return Report{}, err
 	}
 	if fi, err := file.Stat(); err != nil {
 		return Report{}, err
 	} else if fi.Size() != 0 {
-		return Report{}, fmt.Errorf("%s: formatting needs an empty file, it has %d bytes", file.Name(), fi.Size())
+		return Report{}, fmt.Errorf("%s: formatting needs an empty file, this one has %s", file.Name(), size.Format(fi.Size()))
 	}
 	if err := file.Truncate(spec.Size); err != nil {
-		return Report{}, fmt.Errorf("%w: sizing the image to %d bytes: %w", ErrFormat, spec.Size, err)
+		return Report{}, fmt.Errorf("%w: extending the image to %s: %w", ErrFormat, size.Format(spec.Size), err)
 	}
 	if progress == nil {
 		progress = func(guest.Stage) {}
@@ -261,12 +225,12 @@ func (f *Formatter) Format(ctx context.Context, file *os.File, spec diskfs.Spec,
 	if err := failpoint.Before("execve"); err != nil {
 		return Report{}, fmt.Errorf("%w: starting QEMU: %w", ErrFormat, err)
 	}
-	o := m.run(ctx, file, progress)
+	o := v.run(ctx, file, progress)
 	if err := o.judge(); err != nil {
 		return Report{}, err
 	}
 	if err := verifyHost(file, spec); err != nil {
-		return Report{}, fmt.Errorf("%w: the guest reported success, the host disagrees: %w", ErrFormat, err)
+		return Report{}, fmt.Errorf("%w: the guest reported success, but the host's check failed: %w", ErrFormat, err)
 	}
 	if err := tmpfile.Sync(file); err != nil {
 		return Report{}, noSpace(fmt.Errorf("%w: fsync: %w", ErrFormat, err))
@@ -288,7 +252,7 @@ func (f *Formatter) Format(ctx context.Context, file *os.File, spec diskfs.Spec,
 	return report, nil
 }
 
-// verifyHost is the host's own read-only check: every copy of the superblock.
+// verifyHost is the host's own read-only check of every copy of the superblock.
 func verifyHost(file *os.File, spec diskfs.Spec) error {
 	fs, err := diskfs.Lookup(spec.Filesystem)
 	if err != nil {
@@ -300,6 +264,6 @@ func verifyHost(file *os.File, spec diskfs.Spec) error {
 
 func newNonce() string {
 	var b [16]byte
-	rand.Read(b[:]) // never fails; crypto/rand
+	rand.Read(b[:]) // crypto/rand: never fails
 	return hex.EncodeToString(b[:])
 }

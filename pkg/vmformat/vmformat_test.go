@@ -22,10 +22,11 @@ import (
 	"github.com/u-root/u-root/pkg/cpio"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
 )
 
-// good is the outcome of a machine that did its work.
+// good returns the outcome of a VM that did its work.
 func good() outcome {
 	return outcome{
 		nonce: "n", timeout: DefaultTimeout,
@@ -34,11 +35,11 @@ func good() outcome {
 	}
 }
 
-// TestJudge takes one witness away from a good outcome at a time: none of them
-// may be missing.
+// TestJudge takes one witness at a time away from a good outcome. Without it the outcome must
+// be a failure.
 func TestJudge(t *testing.T) {
 	if err := good().judge(); err != nil {
-		t.Fatalf("a good outcome: %v", err)
+		t.Fatalf("a good outcome is judged %v", err)
 	}
 	for name, c := range map[string]struct {
 		spoil func(*outcome)
@@ -67,7 +68,7 @@ func TestJudge(t *testing.T) {
 			o.console = []string{"the last line"}
 			err := o.judge()
 			if !errors.Is(err, ErrFormat) {
-				t.Fatalf("judged %v", err)
+				t.Fatalf("it is judged %v, want ErrFormat", err)
 			}
 			for _, w := range c.words {
 				if !strings.Contains(err.Error(), w) {
@@ -86,7 +87,7 @@ func TestLastLines(t *testing.T) {
 	fmt.Fprint(c, "Kernel panic - not syncing: x\n", strings.Repeat("y", 5000))
 	lines, panicLine := c.last()
 	if len(lines) != consoleLines || lines[0] != "line 32" || panicLine != "Kernel panic - not syncing: x" || len(lines[consoleLines-1]) != consoleWidth {
-		t.Errorf("%d lines from %q, panic %q", len(lines), lines[0], panicLine)
+		t.Errorf("kept %d lines from %q, panic %q", len(lines), lines[0], panicLine)
 	}
 }
 
@@ -106,19 +107,36 @@ func TestChooseAccel(t *testing.T) {
 	} {
 		got, err := chooseAccel(c.want, c.usable)
 		if got != c.got || !errors.Is(err, c.err) {
-			t.Errorf("%s: %q %v", c.want, got, err)
+			t.Errorf("%s: chose %q, %v, want %q, %v", c.want, got, err, c.got, c.err)
 		}
 	}
 	if _, err := New(Config{Accel: "hvf"}); err == nil || !strings.Contains(err.Error(), "auto, kvm, tcg") {
-		t.Errorf("got %v", err)
+		t.Errorf("accelerator hvf: %v", err)
 	}
 }
 
-// TestSameCommandLine: what is tested under TCG is what runs under KVM.
+// TestMachines checks that every machine has both accelerators, and that an unknown
+// architecture is one clear error.
+func TestMachines(t *testing.T) {
+	for arch, m := range machines {
+		for _, a := range []Accel{AccelKVM, AccelTCG} {
+			if m.accelerators[a].accel == "" {
+				t.Errorf("%s has no accelerator %s", arch, a)
+			}
+		}
+	}
+	_, err := machineOf("riscv64")
+	if want := "formatter unavailable: there is no formatting VM for the architecture riscv64; run it on amd64"; !errors.Is(err, ErrUnavailable) || err.Error() != want {
+		t.Errorf("riscv64: %v, want %q", err, want)
+	}
+}
+
+// TestSameCommandLine checks that KVM gets the command line that the other tests run under
+// TCG, except for the accelerator itself.
 func TestSameCommandLine(t *testing.T) {
 	line := func(a Accel) string {
-		m := machine{accel: a, memory: 256, werror: "stop", caged: true}
-		return strings.Join(m.args(), " ")
+		v := vm{machine: amd64, accel: amd64.accelerators[a], memory: 256, werror: "stop", caged: true}
+		return strings.Join(v.args(), " ")
 	}
 	kvm, tcg := line(AccelKVM), line(AccelTCG)
 	tcg = strings.Replace(tcg, "-accel tcg,thread=multi,tb-size=128 -cpu max", "-accel kvm -cpu host", 1)
@@ -129,7 +147,7 @@ func TestSameCommandLine(t *testing.T) {
 	}
 }
 
-// TestMonitor plays QEMU: a greeting, an answer, events.
+// TestMonitor plays QEMU, with a greeting, an answer and events.
 func TestMonitor(t *testing.T) {
 	ours, theirs := net.Pipe()
 	type result struct {
@@ -147,7 +165,7 @@ func TestMonitor(t *testing.T) {
 		b := make([]byte, 200)
 		n, err := theirs.Read(b)
 		if err != nil || !strings.Contains(string(b[:n]), want) {
-			t.Errorf("heard %q %v, expected %q", b[:n], err, want)
+			t.Errorf("heard %q, %v, want %q", b[:n], err, want)
 		}
 	}
 	say(`{"QMP": {"version": {}, "capabilities": []}}`)
@@ -159,7 +177,7 @@ func TestMonitor(t *testing.T) {
 	theirs.Close()
 	r := <-done
 	if r.err != nil || r.ev.shutdown != "host-qmp-quit" || r.ev.ioError == nil || !r.ev.ioError.noSpace {
-		t.Errorf("%+v", r)
+		t.Errorf("the monitor returned %+v", r)
 	}
 }
 
@@ -175,7 +193,7 @@ func TestMonitorError(t *testing.T) {
 	}
 }
 
-// endless says the same again and again, and counts what was read.
+// endless repeats a text for ever, and counts the bytes that were read.
 type endless struct {
 	text []byte
 	read int
@@ -187,11 +205,11 @@ func (e *endless) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// TestMonitorEnds: one that never stops talking is not listened to for ever.
+// TestMonitorEnds checks that a QEMU that never stops talking is cut off.
 func TestMonitorEnds(t *testing.T) {
 	e := &endless{text: []byte(`{"return": {}} `)}
 	if hear(e); e.read != maxMonitor {
-		t.Errorf("%d bytes were read, not %d", e.read, maxMonitor)
+		t.Errorf("%d bytes were read, want %d", e.read, maxMonitor)
 	}
 }
 
@@ -200,7 +218,7 @@ func TestCompareVersions(t *testing.T) {
 	slices.SortStableFunc(v, compareVersions)
 	want := "vmlinuz-5.10.0 vmlinuz-6.1.0-9-amd64 vmlinuz-6.1.0-56-amd64 vmlinuz-6.1.0-056-amd64 vmlinuz-6.10.0"
 	if got := strings.Join(v, " "); got != want {
-		t.Errorf("%s", got)
+		t.Errorf("sorted as %s, want %s", got, want)
 	}
 }
 
@@ -217,10 +235,10 @@ kernel/drivers/virtio/virtio_mmio.ko: kernel/drivers/virtio/virtio.ko kernel/dri
 		names = append(names, moduleName(p))
 	}
 	if err != nil || strings.Join(names, " ") != "virtio_ring virtio virtio_mmio virtio_blk" {
-		t.Errorf("%v %v", names, err)
+		t.Errorf("to be loaded: %q, %v", names, err)
 	}
 	if _, err := resolveModules([]string{"zfs"}, builtin, dep); err == nil || !strings.Contains(err.Error(), "zfs") {
-		t.Errorf("got %v", err)
+		t.Errorf("zfs: %v", err)
 	}
 }
 
@@ -250,7 +268,7 @@ func TestReadModule(t *testing.T) {
 	}
 }
 
-// testRecipe is one without anything of the machine.
+// testRecipe returns a recipe that contains nothing of this machine.
 func testRecipe(t testing.TB, spec diskfs.Spec) *recipe {
 	t.Helper()
 	job, err := newJob(spec, []string{"/modules/virtio.ko"})
@@ -277,7 +295,7 @@ func TestInitramfs(t *testing.T) {
 	}
 	second, err := testRecipe(t, spec).initramfs()
 	if err != nil || !bytes.Equal(first, second) {
-		t.Errorf("not reproducible: %v", err)
+		t.Errorf("the archive is not reproducible: %v", err)
 	}
 	records, err := cpio.ReadAllRecords(cpio.Newc.Reader(bytes.NewReader(first)))
 	if err != nil {
@@ -292,11 +310,11 @@ func TestInitramfs(t *testing.T) {
 	}
 	want := "bin dev lib mnt modules proc sys dev/console bin/mkfs.ext4 init lib/libc.so.6 modules/virtio.ko job.json zz-complete"
 	if got := strings.Join(names, " "); got != want {
-		t.Errorf("the archive holds %s", got)
+		t.Errorf("the archive contains %s, want %s", got, want)
 	}
 }
 
-// TestFingerprint changes each thing that decides the bytes.
+// TestFingerprint changes each thing that decides the bytes, one at a time.
 func TestFingerprint(t *testing.T) {
 	spec := diskfs.Spec{Filesystem: "ext4", Size: 64 << 20}
 	of := func(spec diskfs.Spec, change func(*recipe)) string {
@@ -308,7 +326,7 @@ func TestFingerprint(t *testing.T) {
 	}
 	base := of(spec, nil)
 	if len(base) != 16 || base != of(spec, nil) {
-		t.Errorf("fingerprint %q", base)
+		t.Errorf("the fingerprint is %q", base)
 	}
 	label, option, size := spec, spec, spec
 	label.Label, size.Size = "x", 65<<20
@@ -326,13 +344,13 @@ func TestFingerprint(t *testing.T) {
 		"size":      of(size, nil),
 	} {
 		if other, dup := seen[got]; dup {
-			t.Errorf("%s changes as much as %s", name, other)
+			t.Errorf("a change of %s gives the same fingerprint as a change of %s", name, other)
 		}
 		seen[got] = name
 	}
 }
 
-// TestProgramFiles compares what the ELF headers say with what ldd says.
+// TestProgramFiles compares the libraries that the ELF headers name with those of ldd.
 func TestProgramFiles(t *testing.T) {
 	program, err := exec.LookPath("ls")
 	if err != nil {
@@ -361,7 +379,7 @@ func TestProgramFiles(t *testing.T) {
 		}
 	}
 	if _, err := programFiles("/etc/passwd"); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("no ELF file: %v", err)
+		t.Errorf("/etc/passwd: %v, want ErrUnavailable", err)
 	}
 }
 
@@ -379,7 +397,7 @@ func TestFindTool(t *testing.T) {
 	for _, name := range []string{"empty", "directory", "missing"} {
 		_, err := findTool(name, "some-package")
 		if !errors.Is(err, ErrUnavailable) {
-			t.Fatalf("%s: %v", name, err)
+			t.Fatalf("%s: %v, want ErrUnavailable", name, err)
 		}
 		for _, w := range []string{name, "some-package", dir} {
 			if !strings.Contains(err.Error(), w) {
@@ -388,12 +406,12 @@ func TestFindTool(t *testing.T) {
 		}
 	}
 	if got, err := findTool("link", ""); err != nil || got != filepath.Join(dir, "real") {
-		t.Errorf("%q %v", got, err)
+		t.Errorf("link is found as %q, %v", got, err)
 	}
 }
 
-// TestMissingNamesPackage takes each part of the VM away: the operator must read
-// which package has it.
+// TestMissingNamesPackage takes each part of the VM away. The operator must read which package
+// has it.
 func TestMissingNamesPackage(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	oldTools, oldBoot := toolDirs, bootDir
@@ -405,9 +423,19 @@ func TestMissingNamesPackage(t *testing.T) {
 	}
 	missing := f.Check()
 	if !errors.Is(missing, ErrUnavailable) {
-		t.Fatalf("got %v", missing)
+		t.Fatalf("Check: %v, want ErrUnavailable", missing)
 	}
 	t.Log(missing)
+	conditions := f.Conditions()
+	t.Log(health.Err(conditions))
+	if len(conditions) != 2+2*len(diskfs.Names()) { // QEMU, the kernel, mkfs and checkers
+		t.Errorf("%d conditions", len(conditions))
+	}
+	for _, c := range conditions {
+		if c.Code != "FormatterUnavailable" || c.Severity != health.Degraded || !strings.Contains(c.Message(), "install the package") {
+			t.Errorf("condition %+v", c)
+		}
+	}
 	for _, w := range []string{"qemu-system-x86", "linux-image-cloud-amd64", "mkfs.ext4", "e2fsprogs", "mkfs.xfs", "xfsprogs", "mkfs.btrfs", "btrfs-progs"} {
 		if !strings.Contains(missing.Error(), w) {
 			t.Errorf("the message lacks %q", w)
@@ -416,7 +444,7 @@ func TestMissingNamesPackage(t *testing.T) {
 	for _, fs := range diskfs.Names() {
 		spec := diskfs.Spec{Filesystem: fs, Size: 1 << 30}
 		if _, err := f.Fingerprint(spec); !errors.Is(err, ErrUnavailable) {
-			t.Errorf("%s: %v", fs, err)
+			t.Errorf("%s: %v, want ErrUnavailable", fs, err)
 		}
 	}
 }
@@ -428,6 +456,6 @@ func TestFormatChecksSpecFirst(t *testing.T) {
 	}
 	_, err = f.Format(t.Context(), nil, diskfs.Spec{Filesystem: "ext4", Size: 1 << 60}, nil)
 	if !errors.Is(err, diskfs.ErrOutOfRange) {
-		t.Errorf("got %v", err)
+		t.Errorf("%v, want ErrOutOfRange", err)
 	}
 }
