@@ -14,8 +14,8 @@ import (
 	"unicode/utf8"
 )
 
-// FuzzVerdict reads verdict disks. Only one that is whole and of this run is one; what
-// the guest writes is read as it meant it, and not with one bit turned.
+// FuzzVerdict reads verdict disks. Only a verdict that is whole and of this run is accepted. A
+// verdict that the guest writes is read back unchanged, and refused if one bit is flipped.
 func FuzzVerdict(f *testing.F) {
 	good, err := Verdict{Nonce: "n", OK: true, Stage: StageDone}.Marshal()
 	if err != nil {
@@ -29,64 +29,65 @@ func FuzzVerdict(f *testing.F) {
 		if v, err := ParseVerdict(disk, nonce); err == nil {
 			whole(t, disk, v, nonce)
 		} else if !errors.Is(err, ErrNoVerdict) || v.OK && v.Nonce == nonce {
-			t.Errorf("%+v: %v", v, err)
+			t.Errorf("read %+v: %v", v, err)
 		}
 		if s, ok := ParseStage(string(disk)); ok && !strings.Contains(string(disk), StagePrefix+string(s)) {
-			t.Errorf("%q announces %q: %v", disk, s, ok)
+			t.Errorf("%q is read as the stage %q", disk, s)
 		}
 
 		if !utf8.ValidString(nonce) {
-			return // it is hexadecimal
+			return // a nonce is hexadecimal
 		}
-		said := Verdict{Nonce: nonce, OK: bit&1 == 0, Stage: StageMkfs, ExitCode: int(bit), Error: reason, Output: output, UUID: "u", Written: 8}
-		b, err := said.Marshal()
-		if err != nil { // what cannot be cut is too long
+		written := Verdict{Nonce: nonce, OK: bit&1 == 0, Stage: StageMkfs, ExitCode: int(bit), Error: reason, Output: output, UUID: "u", Written: 8}
+		b, err := written.Marshal()
+		if err != nil { // the parts that are not cut are too long
 			if len(nonce) < VerdictSize/8 {
 				t.Error(err)
 			}
 			return
 		}
 		if len(b) != VerdictSize {
-			t.Fatalf("%d bytes", len(b))
+			t.Fatalf("the verdict has %d bytes, want %d", len(b), VerdictSize)
 		}
-		heard, err := ParseVerdict(b, nonce)
+		read, err := ParseVerdict(b, nonce)
 		if err != nil {
 			t.Fatal(err)
 		}
-		// A cut may part a character.
-		if valid(output) && valid(reason) && (!strings.HasSuffix(output, strings.TrimLeft(heard.Output, "\ufffd")) ||
-			!strings.HasPrefix(reason, strings.TrimRight(heard.Error, "\ufffd"))) {
-			t.Errorf("said %q and %q, heard %q and %q", output, reason, heard.Output, heard.Error)
+		// A cut may fall within a character.
+		if valid(output) && valid(reason) && (!strings.HasSuffix(output, strings.TrimLeft(read.Output, "\ufffd")) ||
+			!strings.HasPrefix(reason, strings.TrimRight(read.Error, "\ufffd"))) {
+			t.Errorf("wrote %q and %q, read %q and %q", output, reason, read.Output, read.Error)
 		}
-		heard.Output, heard.Error, said.Output, said.Error = "", "", "", ""
-		if heard != said {
-			t.Errorf("said %+v, heard %+v", said, heard)
+		read.Output, read.Error, written.Output, written.Error = "", "", "", ""
+		if read != written {
+			t.Errorf("wrote %+v, read %+v", written, read)
 		}
 		if _, err := ParseVerdict(b, nonce+"x"); err == nil {
-			t.Error("it is of any run")
+			t.Error("a verdict of another run was accepted")
 		}
-		// CRC-32 finds every single bit; of the length's, those that matter.
+		// CRC-32 finds every single flipped bit of the JSON, and every one that matters of the
+		// header.
 		used := verdictHeader + int(binary.LittleEndian.Uint32(b[8:]))
 		at := int(bit) % (8 * used)
 		b[at/8] ^= 1 << (at % 8)
 		if v, err := ParseVerdict(b, nonce); err == nil {
-			t.Errorf("bit %d turned: %+v", at, v)
+			t.Errorf("with bit %d flipped it is read as %+v", at, v)
 		}
 	})
 }
 
 func valid(s string) bool { return utf8.ValidString(s) && !strings.Contains(s, "\ufffd") }
 
-// whole reads an accepted disk once more, step by step.
+// whole reads an accepted disk again, step by step.
 func whole(t *testing.T, disk []byte, v Verdict, nonce string) {
 	t.Helper()
 	if !bytes.HasPrefix(disk, verdictMagic[:]) || v.Nonce != nonce {
-		t.Fatalf("accepted %+v", v)
+		t.Fatalf("ParseVerdict accepted %+v", v)
 	}
 	body := disk[verdictHeader:][:binary.LittleEndian.Uint32(disk[8:])]
 	var again Verdict
 	if err := json.Unmarshal(body, &again); err != nil || again != v ||
 		crc32.Checksum(body, crc32.MakeTable(crc32.Castagnoli)) != binary.LittleEndian.Uint32(disk[12:]) {
-		t.Errorf("accepted %+v of %q: %v", v, body, err)
+		t.Errorf("ParseVerdict accepted %+v from %q: %v", v, body, err)
 	}
 }

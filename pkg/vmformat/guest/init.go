@@ -26,12 +26,12 @@ func IsInit() bool {
 	return os.Getpid() == 1 && os.Args[0] == InitPath
 }
 
-// diskWait bounds the wait for the two disks after their driver was loaded.
-// Probing is synchronous, so this only guards against a kernel that defers it.
+// diskWait bounds the wait for the two disks after their driver was loaded. Probing is
+// synchronous: the wait is for a kernel that defers it.
 const diskWait = 3 * time.Second
 
-// Main is PID 1: it carries out the job, writes the verdict, and powers the VM
-// off. It does not return.
+// Main is PID 1 of the VM. It carries out the job, writes the verdict, and powers the VM off.
+// It does not return.
 func Main() {
 	for _, m := range []struct{ source, target, fstype string }{
 		{"proc", "/proc", "proc"},
@@ -54,7 +54,7 @@ func Main() {
 		fmt.Printf("csi-disktemplate: %s: %v\n%s\n", v.Stage, err, v.Output)
 	}
 	if err := deliver(v); err != nil {
-		// Without a verdict the host reports a failure and shows these lines.
+		// Without a verdict the host reports a failure, and shows the console's last lines.
 		fmt.Printf("csi-disktemplate: writing the verdict: %v\n", err)
 	}
 	unix.Sync()
@@ -63,7 +63,7 @@ func Main() {
 	os.Exit(1) // the kernel panics, and the host sees that
 }
 
-// work does the whole job and records in v how far it came.
+// work does the whole job, and records in v how far it got.
 func work(v *Verdict) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -71,7 +71,7 @@ func work(v *Verdict) (err error) {
 		}
 	}()
 	if b, err := os.ReadFile(MarkerPath); err != nil || string(b) != Marker {
-		return errors.New("the initramfs is truncated: its last entry is missing; give the VM more memory or look for a full disk on the node")
+		return errors.New("the initramfs is truncated: its last entry is missing; give the VM more memory, or look for a full disk on the node")
 	}
 	var job Job
 	if b, err := os.ReadFile(JobPath); err != nil {
@@ -107,8 +107,8 @@ func work(v *Verdict) (err error) {
 	defer dev.Close()
 	v.MkfsMS = uptime().Milliseconds() - v.BootMS
 
-	// From here on nothing may change a byte of the template. The kernel is told
-	// to refuse writes, and the count of sectors written proves that it did.
+	// From here on nothing may change a byte of the template. The kernel is told to refuse
+	// writes, and the count of sectors written proves that there were none.
 	v.enter(StageCheck)
 	before, err := sectorsWritten(disk)
 	if err != nil {
@@ -120,7 +120,7 @@ func work(v *Verdict) (err error) {
 	sb, err := fs.Verify(dev, job.Size, job.Label)
 	if err != nil {
 		v.ExitCode = ExitUnwritten
-		return fmt.Errorf("%s exited 0 but left no valid filesystem: %w", job.Mkfs[0], err)
+		return fmt.Errorf("%s exited with 0 but left no valid filesystem: %w", job.Mkfs[0], err)
 	}
 	v.UUID = sb.UUID.String()
 	if err := mountOnce(disk, job); err != nil {
@@ -148,7 +148,7 @@ func (v *Verdict) enter(s Stage) {
 	fmt.Println(StagePrefix + string(s))
 }
 
-// command runs one of the job's commands and keeps its exit code and last words.
+// command runs one of the job's commands. If it fails, v gets its exit code and its output.
 func (v *Verdict) command(argv []string, disk string) error {
 	argv = commandLine(argv, disk)
 	out, err := run(argv)
@@ -156,14 +156,14 @@ func (v *Verdict) command(argv []string, disk string) error {
 		return nil
 	}
 	v.Output = out
-	v.ExitCode = 127 // as a shell has it: could not be run
+	v.ExitCode = 127 // a shell's code for a command that could not be run
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
 		v.ExitCode = exit.ExitCode()
 	}
 	return fmt.Errorf("%s: %w", strings.Join(argv, " "), err)
 }
 
-// commandLine puts the disk's name where the job left a place for it.
+// commandLine replaces the job's placeholder by the disk's name.
 func commandLine(argv []string, disk string) []string {
 	args := make([]string, len(argv))
 	for i, a := range argv {
@@ -179,8 +179,8 @@ func run(argv []string) (string, error) {
 	return string(out), err
 }
 
-// loadModules inserts modules in the order given, dependencies first. One that
-// is there already is fine.
+// loadModules loads modules in the given order, dependencies first. A module that is loaded
+// already is no error.
 func loadModules(paths []string) error {
 	for _, p := range paths {
 		f, err := os.Open(p)
@@ -196,7 +196,7 @@ func loadModules(paths []string) error {
 	return nil
 }
 
-// findDisk returns the device whose virtio serial is given.
+// findDisk returns the path of the disk with this virtio serial.
 func findDisk(serial string) (string, error) {
 	for deadline := time.Now().Add(diskWait); ; time.Sleep(5 * time.Millisecond) {
 		names, _ := filepath.Glob("/sys/block/vd*/serial")
@@ -212,8 +212,8 @@ func findDisk(serial string) (string, error) {
 	}
 }
 
-// flush makes mkfs's writes durable in the image and drops what the block
-// device's page cache holds, so that what is read back was really written.
+// flush makes mkfs's writes durable in the image and drops the block device's page cache, so
+// that later reads come from the image. It returns the open device.
 func flush(disk string) (*os.File, error) {
 	dev, err := os.OpenFile(disk, os.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -240,7 +240,7 @@ func setReadOnly(dev *os.File) error {
 	return nil
 }
 
-// sectorsWritten is field 7 of /sys/block/<dev>/stat, in units of 512 bytes.
+// sectorsWritten returns field 7 of /sys/block/<dev>/stat, in units of 512 bytes.
 func sectorsWritten(disk string) (int64, error) {
 	name := filepath.Join("/sys/block", filepath.Base(disk), "stat")
 	b, err := os.ReadFile(name)
@@ -254,11 +254,11 @@ func sectorsWritten(disk string) (int64, error) {
 	return strconv.ParseInt(fields[6], 10, 64)
 }
 
-// mountOnce has the guest's kernel mount the filesystem read-only and let it go.
+// mountOnce has the guest's kernel mount the filesystem read-only and unmount it.
 func mountOnce(disk string, job Job) error {
 	const dir = "/mnt"
 	if err := unix.Mount(disk, dir, job.Filesystem, unix.MS_RDONLY, job.MountData); err != nil {
-		return fmt.Errorf("the guest's kernel cannot mount the new %s (%q): %w", job.Filesystem, job.MountData, err)
+		return fmt.Errorf("the guest's kernel cannot mount the new %s with the options %q: %w", job.Filesystem, job.MountData, err)
 	}
 	if _, err := os.ReadDir(dir); err != nil {
 		return fmt.Errorf("reading the root directory of the new %s: %w", job.Filesystem, err)
@@ -298,8 +298,7 @@ func release() string {
 	return unix.ByteSliceToString(u.Release[:])
 }
 
-// uptime is the time since the kernel started, which is the clock that also
-// ran during the boot.
+// uptime returns the time since the kernel started, so that it also measures the boot.
 func uptime() time.Duration {
 	var ts unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {

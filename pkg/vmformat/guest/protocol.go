@@ -13,11 +13,11 @@ import (
 	"strings"
 )
 
-// Paths inside the initramfs, and names both halves must agree on.
+// Paths inside the initramfs, and names on which host and guest must agree.
 const (
 	InitPath   = "/init"
 	JobPath    = "/job.json"
-	MarkerPath = "/zz-complete" // sorts, and is packed, after everything else
+	MarkerPath = "/zz-complete" // packed after everything else
 	Marker     = "csi-disktemplate initramfs is complete\n"
 	LibDir     = "/lib"
 
@@ -25,8 +25,8 @@ const (
 	TemplateSerial = "template"
 	VerdictSerial  = "verdict"
 
-	// NonceArg precedes the run's nonce among init's arguments: the kernel
-	// hands what follows "--" on its command line to init.
+	// NonceArg precedes the run's nonce among init's arguments. The kernel hands the
+	// words after "--" on its command line to init.
 	NonceArg = "nonce="
 
 	// VerdictSize is the size of the verdict disk in bytes, one block.
@@ -47,14 +47,14 @@ const (
 	StageDone  Stage = "done"  // the verdict is being written
 )
 
-// ParseStage reports whether a console line announces a stage, and which.
+// ParseStage returns the stage that a console line announces, and whether it announces one.
 func ParseStage(line string) (Stage, bool) {
 	s, ok := strings.CutPrefix(strings.TrimSpace(line), StagePrefix)
 	return Stage(s), ok
 }
 
-// Job tells the guest what to make. It is data: the host decided every word of
-// it, the guest carries it out in order.
+// Job tells the guest what to make. It is data: the host has decided every word of it, and the
+// guest carries it out in order.
 type Job struct {
 	Filesystem string   `json:"filesystem"`
 	Size       int64    `json:"size"` // bytes
@@ -62,16 +62,16 @@ type Job struct {
 	Modules    []string `json:"modules"` // files to load, dependencies first
 	Version    []string `json:"version"` // argv that prints mkfs's version
 	Mkfs       []string `json:"mkfs"`    // argv; DevicePlaceholder stands for the disk
-	Check      []string `json:"check"`   // argv, likewise
+	Check      []string `json:"check"`   // argv; DevicePlaceholder stands for the disk
 	MountData  string   `json:"mountData,omitempty"`
 }
 
 // DevicePlaceholder stands for the template's block device in a [Job]'s commands.
 const DevicePlaceholder = "@DISK@"
 
-// Verdict is the guest's own word on what it did.
+// Verdict is the guest's own report.
 type Verdict struct {
-	Nonce    string `json:"nonce"` // of this run: a stale verdict must not pass
+	Nonce    string `json:"nonce"` // of this run, so that a stale verdict does not pass
 	OK       bool   `json:"ok"`
 	Stage    Stage  `json:"stage"`             // where it ended
 	ExitCode int    `json:"exitCode"`          // of the command that failed; ExitUnwritten if mkfs wrote nothing
@@ -82,7 +82,7 @@ type Verdict struct {
 	UUID     string `json:"uuid,omitempty"`    // of the new filesystem
 	BootMS   int64  `json:"bootMillis"`        // kernel's uptime when mkfs started
 	MkfsMS   int64  `json:"mkfsMillis"`        // mkfs and fsync
-	CheckMS  int64  `json:"checkMillis"`       // everything after
+	CheckMS  int64  `json:"checkMillis"`       // everything after mkfs
 	Written  int64  `json:"checkWroteSectors"` // 512-byte sectors written after mkfs: must be 0
 }
 
@@ -90,10 +90,10 @@ type Verdict struct {
 // valid superblock behind.
 const ExitUnwritten = 64
 
-// ErrNoVerdict means that the verdict disk holds no verdict of this run.
+// ErrNoVerdict means that the verdict disk has no verdict of this run.
 var ErrNoVerdict = errors.New("no verdict")
 
-// A verdict disk starts with this header (little endian), then the JSON.
+// A verdict disk begins with this header (little endian). The JSON follows.
 //
 //	 0  8 bytes  magic
 //	 8  uint32   length of the JSON
@@ -104,8 +104,8 @@ const verdictHeader = 16
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// Marshal encodes v as exactly [VerdictSize] bytes, cutting Output where it
-// would not fit (its end is what explains a failure).
+// Marshal encodes v as exactly [VerdictSize] bytes. If it does not fit, Marshal cuts the
+// beginning of Output, since its end explains a failure, and then the end of Error.
 func (v Verdict) Marshal() ([]byte, error) {
 	for {
 		body, err := json.Marshal(v)
@@ -113,7 +113,7 @@ func (v Verdict) Marshal() ([]byte, error) {
 			return nil, err
 		}
 		if excess := verdictHeader + len(body) - VerdictSize; excess > 0 {
-			// JSON spells one byte with up to six: cut no more than surely is too much.
+			// JSON writes one byte as up to six, so this does not cut much more than needed.
 			cut := excess/6 + 1
 			switch {
 			case v.Output != "":
@@ -121,7 +121,7 @@ func (v Verdict) Marshal() ([]byte, error) {
 			case v.Error != "":
 				v.Error = v.Error[:max(0, len(v.Error)-cut)]
 			default:
-				return nil, fmt.Errorf("verdict is %d bytes too large", excess)
+				return nil, fmt.Errorf("the verdict is %d bytes too large for its disk", excess)
 			}
 			continue
 		}
@@ -134,8 +134,8 @@ func (v Verdict) Marshal() ([]byte, error) {
 	}
 }
 
-// ParseVerdict decodes what the guest wrote and insists on this run's nonce.
-// Anything else is [ErrNoVerdict] with the reason.
+// ParseVerdict decodes the verdict that the guest wrote. A disk without one, or with one of
+// another nonce, returns [ErrNoVerdict] with the reason.
 func ParseVerdict(b []byte, nonce string) (Verdict, error) {
 	var v Verdict
 	if len(b) < verdictHeader || !bytes.Equal(b[:8], verdictMagic[:]) {
@@ -143,7 +143,7 @@ func ParseVerdict(b []byte, nonce string) (Verdict, error) {
 	}
 	n := binary.LittleEndian.Uint32(b[8:])
 	if uint64(n) > uint64(len(b)-verdictHeader) {
-		return v, fmt.Errorf("%w: its length %d does not fit the disk", ErrNoVerdict, n)
+		return v, fmt.Errorf("%w: its length of %d bytes does not fit the disk", ErrNoVerdict, n)
 	}
 	body := b[verdictHeader : verdictHeader+int(n)]
 	if got, want := crc32.Checksum(body, castagnoli), binary.LittleEndian.Uint32(b[12:]); got != want {
@@ -153,7 +153,7 @@ func ParseVerdict(b []byte, nonce string) (Verdict, error) {
 		return Verdict{}, fmt.Errorf("%w: %w", ErrNoVerdict, err)
 	}
 	if v.Nonce != nonce {
-		return Verdict{}, fmt.Errorf("%w: it carries the nonce %.64q of another run, not %q", ErrNoVerdict, v.Nonce, nonce)
+		return Verdict{}, fmt.Errorf("%w of this run: the nonce on the disk is %.64q, want %q", ErrNoVerdict, v.Nonce, nonce)
 	}
 	return v, nil
 }

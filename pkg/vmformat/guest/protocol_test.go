@@ -17,7 +17,7 @@ func TestVerdict(t *testing.T) {
 		t.Fatalf("%d bytes, %v", len(b), err)
 	}
 	if got, err := ParseVerdict(b, "n"); err != nil || got != v {
-		t.Errorf("%+v %v", got, err)
+		t.Errorf("the verdict is read as %+v, %v", got, err)
 	}
 	for name, c := range map[string]struct {
 		disk  []byte
@@ -31,7 +31,7 @@ func TestVerdict(t *testing.T) {
 		"a wild length":  {flip(b, 11), "n"},
 	} {
 		if got, err := ParseVerdict(c.disk, c.nonce); !errors.Is(err, ErrNoVerdict) || got.OK {
-			t.Errorf("%s: %+v %v", name, got, err)
+			t.Errorf("%s: read %+v, %v, want ErrNoVerdict", name, got, err)
 		}
 	}
 }
@@ -42,7 +42,8 @@ func flip(b []byte, at int) []byte {
 	return c
 }
 
-// TestVerdictFits cuts what is too long at its beginning: the end explains.
+// TestVerdictFits checks that a long output loses its beginning, not its end, which explains a
+// failure.
 func TestVerdictFits(t *testing.T) {
 	for _, v := range []Verdict{
 		{Nonce: "n", Output: strings.Repeat("x\n\x00\"", 5000) + "the end"},
@@ -59,26 +60,27 @@ func TestVerdictFits(t *testing.T) {
 			t.Fatal(err)
 		}
 		if v.Output != "" && !strings.HasSuffix(got.Output, "the end") {
-			t.Errorf("the end is lost: …%q", got.Output[max(0, len(got.Output)-20):])
+			t.Errorf("the output ends with %q", got.Output[max(0, len(got.Output)-20):])
 		}
 	}
 	if _, err := (Verdict{Mkfs: strings.Repeat("m", 9000)}).Marshal(); err == nil {
-		t.Error("what cannot be cut must be an error")
+		t.Error("a verdict that cannot be cut was accepted")
 	}
 }
 
 func TestParseStage(t *testing.T) {
 	if s, ok := ParseStage("  " + StagePrefix + "mkfs\r"); !ok || s != StageMkfs {
-		t.Errorf("%q %v", s, ok)
+		t.Errorf("the line is read as %q, %v", s, ok)
 	}
 	if _, ok := ParseStage("mkfs"); ok {
-		t.Error("any line is a stage")
+		t.Error("a line without the prefix is read as a stage")
 	}
 }
 
-// TestIsInit: a plugin is PID 1 in its container, and not init for that.
+// TestIsInit checks that a process outside a VM is not init. A plugin is PID 1 in its container
+// all the same.
 func TestIsInit(t *testing.T) {
 	if IsInit() || os.Args[0] == InitPath {
-		t.Error("this is no formatting VM")
+		t.Error("the test believes that it runs in a formatting VM")
 	}
 }
