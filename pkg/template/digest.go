@@ -16,10 +16,9 @@ import (
 
 const digestBlock = 4096
 
-// digest returns the SHA-256 of an image's content: of each block that is not
-// all zeros, its offset and its bytes. Holes are skipped, so it takes
-// milliseconds at any size; and since zeros count as holes, it does not depend on
-// how the filesystem beneath chose to store them.
+// digest returns the SHA-256 of an image's content: of the offset and the bytes of each block
+// that is not all zeros. It skips holes, and so takes milliseconds at any size. Blocks of zeros
+// count as holes, so the digest does not depend on how the pool's filesystem stores them.
 func digest(f *os.File) (string, error) {
 	h := sha256.New()
 	zero := make([]byte, digestBlock)
@@ -35,7 +34,7 @@ func digest(f *os.File) (string, error) {
 				return "", err
 			}
 			if n == 0 {
-				break // truncated while reading; the size was checked before
+				break // the file was truncated meanwhile
 			}
 			for b := buf[:n]; len(b) > 0; {
 				block := b[:min(digestBlock, len(b))]

@@ -13,9 +13,9 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 )
 
-// FuzzRecord reads records as they may stand in a pool, and names templates: what is
-// accepted is of its key, and what its key says; a valid content has a key that is a
-// file's name, and that of no other.
+// FuzzRecord reads records as they may be found in a pool, and names templates. An accepted
+// record must belong to its key, and describe what the key says. The key of a valid spec must be
+// usable as a file's name, and differ from that of any other content.
 func FuzzRecord(f *testing.F) {
 	const fp = "0123456789abcdef"
 	ext4 := diskfs.Spec{Filesystem: "ext4", Size: 256 * diskfs.MiB, Label: "l", Options: map[string]string{"journal": "off"}}
@@ -46,9 +46,9 @@ func FuzzRecord(f *testing.F) {
 		if !keyPattern.MatchString(name) || filepath.Base(name) != name || len(name) > 128 {
 			t.Errorf("%s has the key %q", spec, name)
 		}
-		// newest looks for templates by the beginning of their names.
+		// newest finds templates by the beginning of their names.
 		if r.Spec.Validate() == nil && strings.HasPrefix(Key(r.Spec, fp), Key(spec, "")) != (spec.Filesystem == r.Spec.Filesystem && spec.Size == r.Spec.Size) {
-			t.Errorf("%s is found as %s", r.Spec, spec)
+			t.Errorf("a search for %s finds %s, or misses it", spec, r.Spec)
 		}
 	})
 }
@@ -60,7 +60,7 @@ func accepted(t *testing.T, r Record, key string, size int64) {
 		return
 	}
 	if r.Version != recordVersion || r.Key != key || r.Spec.Size != size || fs.Name != r.Spec.Filesystem || key != Key(r.Spec, r.Provenance.Fingerprint) {
-		t.Errorf("accepted %+v for %q with %d bytes", r, key, size)
+		t.Errorf("%+v was accepted for %q with %d bytes", r, key, size)
 	}
 	first, err := json.Marshal(r)
 	if err != nil {

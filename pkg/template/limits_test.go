@@ -23,13 +23,13 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 )
 
-// sized is the spec of a template of so many MiB.
+// sized returns the spec of a template of mib MiB.
 func sized(mib int64) diskfs.Spec { return diskfs.Spec{Filesystem: "ext4", Size: mib << 20} }
 
 func keyOf(mib int64) string { return Key(sized(mib), fp) }
 
-// have makes templates that are there, used in this order, an hour apart, and in the
-// past, and that nobody has open. It returns what they take.
+// have builds templates and closes them. They were last used in this order, an hour apart, in the
+// past. It returns the space that they take.
 func have(t *testing.T, s *Store, sizes ...int64) (bytes int64) {
 	t.Helper()
 	for i, size := range sizes {
@@ -58,8 +58,8 @@ func takes(t *testing.T, p *pool.Pool, key string) int64 {
 
 func trim(t *testing.T, s *Store, budget int64, want int) {
 	t.Helper()
-	if removed, err := s.Trim(budget); removed != want || err != nil {
-		t.Errorf("%d removed, not %d: %v", removed, want, err)
+	if removed, err := s.trim(budget, ""); removed != want || err != nil {
+		t.Errorf("%d templates were removed, want %d: %v", removed, want, err)
 	}
 }
 
@@ -72,7 +72,7 @@ func TestTrim(t *testing.T) {
 				c.Trimmed = func(key string, bytes int64) { trimmed = append(trimmed, fmt.Sprint(key, bytes > 0)) }
 			})
 			sum := have(t, s, 61, 62, 63, 64)
-			// A volume of what goes first, and a file that is nobody's.
+			// A volume of the template that goes first, and a file that is no template.
 			src, err := s.Lookup(keyOf(61))
 			if err != nil {
 				t.Fatal(err)
@@ -92,7 +92,7 @@ func TestTrim(t *testing.T) {
 				t.Errorf("the volume has the digest %s, its template had %s: %v", sum, src.Digest, err)
 			}
 
-			// What is built or replaced by somebody stays, and what is open here.
+			// A template that somebody builds or replaces stays, and so does one that is open here.
 			held, err := p.Lock(t.Context(), keyOf(62))
 			if err != nil {
 				t.Fatal(err)
@@ -107,7 +107,7 @@ func TestTrim(t *testing.T) {
 			if err := open.Close(); err != nil {
 				t.Error(err)
 			}
-			open.Close() // lets go of it once
+			open.Close() // a second Close does not let go again
 			trim(t, s, 0, 1)
 			if err := held.Unlock(); err != nil {
 				t.Error(err)
@@ -115,16 +115,16 @@ func TestTrim(t *testing.T) {
 			trim(t, s, 0, 1)
 			onlyTemplates(t, p, "notes.txt")
 			if want := []string{keyOf(61) + "true", keyOf(64) + "true", keyOf(63) + "true", keyOf(62) + "true"}; strings.Join(trimmed, " ") != strings.Join(want, " ") {
-				t.Errorf("told of %v, not %v", trimmed, want)
+				t.Errorf("Trimmed was called for %q, want %q", trimmed, want)
 			}
 			if len(s.touched)+len(s.verified)+len(s.holders) > 0 {
-				t.Errorf("remembers %v, %v and %v", s.touched, s.verified, s.holders)
+				t.Errorf("the store remembers %v, %v and %v of templates that are gone", s.touched, s.verified, s.holders)
 			}
 		})
 	}
 }
 
-// TestTrimAfterBuild has room for two templates, of three that take turns.
+// TestTrimAfterBuild has room for two of three templates.
 func TestTrimAfterBuild(t *testing.T) {
 	for _, kind := range testenv.PoolKinds {
 		t.Run(kind.Name, func(t *testing.T) {
@@ -133,14 +133,14 @@ func TestTrimAfterBuild(t *testing.T) {
 			s := newStore(t, p, func(c *Config) { c.Budget = func() (int64, error) { return budget, nil } })
 			budget = 1 << 40
 			budget = have(t, s, 61, 62)
-			third := sized(60) // is no larger than either
+			third := sized(60) // no larger than either of the others
 			tmpl, err := s.Ensure(t.Context(), third)
 			if err != nil || tmpl.Hit {
-				t.Fatalf("hit %v, %v", tmpl, err)
+				t.Fatalf("Ensure returned %v, %v, want a new template", tmpl, err)
 			}
 			onlyTemplates(t, p, keyOf(60), keyOf(62))
 			tmpl.Close()
-			// Nothing but the latest fits, which stays, however small the budget.
+			// The budget has room for nothing. The template that was just built stays all the same.
 			budget = 1
 			last, err := s.Ensure(t.Context(), sized(64))
 			if err != nil {
@@ -152,8 +152,8 @@ func TestTrimAfterBuild(t *testing.T) {
 	}
 }
 
-// TestTrimWhatIsWaitedFor trims all there is while callers wait for builds: none of
-// them finds its template gone.
+// TestTrimWhatIsWaitedFor trims everything while callers wait for builds. None of them may find
+// its template gone.
 func TestTrimWhatIsWaitedFor(t *testing.T) {
 	p := newPool(t, testenv.XFS)
 	var builds, served atomic.Int32
@@ -173,15 +173,15 @@ func TestTrimWhatIsWaitedFor(t *testing.T) {
 			tmpl, err := s.Ensure(t.Context(), sized(60+i%kinds))
 			served.Add(1)
 			if err == nil {
-				<-proceed // all have theirs at the same time
+				<-proceed // all callers have a template at the same time
 				err = tmpl.Close()
 			}
 			results <- err
 		}()
 	}
 	testenv.Eventually(t, "all templates", func() bool {
-		if removed, err := s.Trim(0); removed > 0 || err != nil {
-			t.Errorf("%d removed: %v", removed, err)
+		if removed, err := s.trim(0, ""); removed > 0 || err != nil {
+			t.Errorf("%d templates were removed, want 0: %v", removed, err)
 		}
 		return served.Load() == callers
 	})
@@ -192,16 +192,16 @@ func TestTrimWhatIsWaitedFor(t *testing.T) {
 		}
 	}
 	if builds.Load() != kinds {
-		t.Errorf("%d builds of %d kinds", builds.Load(), kinds)
+		t.Errorf("%d templates of %d kinds were built", builds.Load(), kinds)
 	}
 	trim(t, s, 0, kinds)
 }
 
-// TestTouch looks at when a hit notes itself.
+// TestTouch checks when a hit notes the template's use.
 func TestTouch(t *testing.T) {
 	p := newPool(t, testenv.XFS)
 	s := newStore(t, p, nil)
-	start := time.Now().Add(-time.Second) // the kernel's clock lags
+	start := time.Now().Add(-time.Second) // the kernel's time stamps lag behind time.Now
 	key := ensure(t, s, false).Key
 	touched := func() time.Time {
 		t.Helper()
@@ -212,7 +212,7 @@ func TestTouch(t *testing.T) {
 		return at
 	}
 	if at := touched(); at.Before(start) {
-		t.Errorf("built now, used at %s", at)
+		t.Errorf("the template was just built, and last used at %s", at)
 	}
 	old := start.Add(-48 * time.Hour).Truncate(time.Second)
 	if err := p.Touch(key, old); err != nil {
@@ -220,12 +220,12 @@ func TestTouch(t *testing.T) {
 	}
 	ensure(t, s, true)
 	if at := touched(); !at.Equal(old) {
-		t.Errorf("a second use within the hour wrote %s", at)
+		t.Errorf("a second use within the hour was noted, at %s", at)
 	}
 	s.touched[key] = s.touched[key].Add(-touchEvery)
 	ensure(t, s, true)
 	if at := touched(); at.Before(start) {
-		t.Errorf("an hour later: %s", at)
+		t.Errorf("a use after an hour was not noted, the last is at %s", at)
 	}
 	if err := p.Touch(key, old); err != nil {
 		t.Fatal(err)
@@ -233,24 +233,24 @@ func TestTouch(t *testing.T) {
 	other := newStore(t, p, nil)
 	ensure(t, other, true) // another process
 	if at := touched(); at.Before(start) {
-		t.Errorf("another process wrote nothing: %s", at)
+		t.Errorf("a use by another process was not noted, the last is at %s", at)
 	}
-	// A template that is found again long after it was removed is a new one.
+	// A template that is built again long after it was removed counts as new.
 	if err := errors.Join(p.Touch(key, old), os.Remove(p.Template(key))); err != nil {
 		t.Fatal(err)
 	}
 	ensure(t, newStore(t, p, nil), false)
 	if at := touched(); at.Before(start) {
-		t.Errorf("built again, used at %s", at)
+		t.Errorf("the template was built again, and last used at %s", at)
 	}
-	// It is no condition of a hit.
+	// A hit does not need the lockfile.
 	if err := os.Remove(filepath.Join(p.Root(), "locks", key+".lock")); err != nil {
 		t.Fatal(err)
 	}
 	ensure(t, newStore(t, p, nil), true)
 }
 
-// TestBuildsPerHour counts what would start a VM, and only that.
+// TestBuildsPerHour checks that everything that starts a VM counts, and nothing else.
 func TestBuildsPerHour(t *testing.T) {
 	p := newPool(t, testenv.XFS)
 	now := time.Now()
@@ -270,7 +270,7 @@ func TestBuildsPerHour(t *testing.T) {
 		t.Helper()
 		tmpl, err := s.Ensure(t.Context(), sized(mib))
 		if !errors.Is(err, want) {
-			t.Errorf("%d MiB: %v, not %v", mib, err, want)
+			t.Errorf("%d MiB: %v, want %v", mib, err, want)
 		}
 		if err == nil {
 			tmpl.Close()
@@ -281,20 +281,20 @@ func TestBuildsPerHour(t *testing.T) {
 		want(61, ErrNoFormatter)
 	}
 	fail = boom
-	want(61, boom) // ran
+	want(61, boom) // a VM was started
 	fail = nil
 	want(61, nil)
 	want(61, nil) // a hit
 	want(62, ErrTooMany)
 	want(61, nil)
 	if _, err := os.Lstat(filepath.Join(p.Root(), "locks", keyOf(62)+".lock")); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("what was refused left its lockfile: %v", err)
+		t.Errorf("the refused build left its lockfile: %v", err)
 	}
 	onlyTemplates(t, p, keyOf(61))
 	now = now.Add(time.Hour)
 	want(62, nil)
 
-	// Who joins a build is not counted, nor is who finds it done by another process.
+	// A call that joins a build does not count, nor does one that finds it done by another process.
 	now = now.Add(time.Hour)
 	done := make(chan error)
 	for range 10 {
@@ -328,8 +328,8 @@ func TestBuildsPerHour(t *testing.T) {
 		return len(s.rate.begun) == 2
 	})
 	want(65, ErrTooMany)
-	// The other process is done.
-	if err := s.format(keyOf(64), sized(64), time.Now(), &turn{}); err != nil {
+	// The other process finishes its build.
+	if err := s.create(keyOf(64), sized(64), time.Now(), &turn{}); err != nil {
 		t.Error(err)
 	}
 	held.Unlock()

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// TestRate moves the clock by hand.
+// TestRate takes turns while it moves the clock by hand.
 func TestRate(t *testing.T) {
 	now := time.Now()
 	r := rate{most: 3, now: func() time.Time { return now }}
@@ -18,11 +18,11 @@ func TestRate(t *testing.T) {
 		t.Helper()
 		turn, err := r.take()
 		if (err == nil) != ok || err != nil && !errors.Is(err, ErrTooMany) {
-			t.Fatalf("after %s: %v", now, err)
+			t.Fatalf("at %s take returned %v, want success: %v", now, err, ok)
 		}
 		for _, s := range says {
 			if !strings.Contains(err.Error(), s) {
-				t.Errorf("does not say %s: %v", s, err)
+				t.Errorf("the error does not say %s: %v", s, err)
 			}
 		}
 		return turn
@@ -55,13 +55,13 @@ func TestRate(t *testing.T) {
 	}
 	take(false)
 	if len(r.begun) != 3 {
-		t.Errorf("remembers %v", r.begun)
+		t.Errorf("it remembers %v, want 3 turns", r.begun)
 	}
 	r = rate{now: r.now}
 	for range 1000 {
 		use()
 	}
 	if len(r.begun) != 0 {
-		t.Error("remembers what it does not limit")
+		t.Errorf("it remembers %d turns, and has no limit", len(r.begun))
 	}
 }

@@ -12,12 +12,13 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
 
-// ErrCorrupt means that a file in the pool is not the template its name says.
+// ErrCorrupt means that a file in the pool is not the template that its name says.
 var ErrCorrupt = errors.New("template is corrupt")
 
-// recordVersion is the version of the form of [Record] written here.
+// recordVersion is the version of [Record]'s format that this package writes.
 const recordVersion = 1
 
 // Record says how a template was made. It is kept as JSON in the image's
@@ -32,9 +33,9 @@ type Record struct {
 	BuildMS    int64       `json:"buildMillis"`
 }
 
-// Provenance is what the formatter says of its work.
+// Provenance is the formatter's account of its work.
 type Provenance struct {
-	Fingerprint string `json:"fingerprint"` // of what really ran
+	Fingerprint string `json:"fingerprint"` // of the files that were really used
 	UUID        string `json:"uuid"`
 	Kernel      string `json:"kernel"` // release of the kernel that checked it
 	Mkfs        string `json:"mkfs"`   // version line
@@ -45,19 +46,19 @@ type Provenance struct {
 type Template struct {
 	*os.File
 	Record
-	// Hit tells that it was there before the call.
+	// Hit reports whether the template was there before the call.
 	Hit   bool
 	letGo func()
 }
 
-// Close lets the template go: from here on it may be trimmed.
+// Close closes the file. From then on the template may be trimmed.
 func (t *Template) Close() error {
 	t.letGo()
 	return t.File.Close()
 }
 
-// identity of a file's content as stat(2) tells it: as long as it stays the
-// same, what was verified once is still verified.
+// identity is the identity of a file's content by stat(2). As long as it stays the same, a file
+// that was verified once need not be verified again.
 type identity struct {
 	dev, ino     uint64
 	size         int64
@@ -73,8 +74,8 @@ func identify(f *os.File) (identity, error) {
 	return identity{dev: st.Dev, ino: st.Ino, size: st.Size, mtime: st.Mtim, ctime: st.Ctim}, nil
 }
 
-// verify holds an open image against its key: a record that fits, the size, the
-// superblock, and the digest of all its data.
+// verify checks that an open image is the template of a key: its record, its size, its
+// superblocks, and the digest of all its data.
 func verify(f *os.File, key string) (Record, error) {
 	var r Record
 	if err := pool.GetRecord(f, pool.TemplateAttr, &r); errors.Is(err, pool.ErrNoRecord) {
@@ -94,34 +95,34 @@ func verify(f *os.File, key string) (Record, error) {
 	if errors.Is(err, diskfs.ErrCorrupt) {
 		return r, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
-	if err != nil { // a disk that cannot be read says nothing of the template
+	if err != nil { // a failed read does not make the template corrupt
 		return r, err
 	}
 	if sb.UUID.String() != r.Provenance.UUID {
-		return r, fmt.Errorf("%w: its filesystem is %s, its record says %s", ErrCorrupt, sb.UUID, r.Provenance.UUID)
+		return r, fmt.Errorf("%w: its filesystem has the UUID %s, its record says %s", ErrCorrupt, sb.UUID, r.Provenance.UUID)
 	}
 	sum, err := digest(f)
 	if err != nil {
 		return r, err
 	}
 	if sum != r.Digest {
-		return r, fmt.Errorf("%w: its data have the digest %s, its record says %s", ErrCorrupt, sum, r.Digest)
+		return r, fmt.Errorf("%w: its data has the digest %s, its record says %s", ErrCorrupt, sum, r.Digest)
 	}
 	return r, nil
 }
 
-// fits holds a record against the key and the size of the file that has it, and
-// tells what should be inside.
-func (r Record) fits(key string, size int64) (*diskfs.Filesystem, error) {
+// fits checks that a record belongs to a key and to a file of this size. It returns the
+// filesystem that should be inside.
+func (r Record) fits(key string, bytes int64) (*diskfs.Filesystem, error) {
 	switch {
 	case r.Version != recordVersion:
-		return nil, fmt.Errorf("its record has version %d, this plugin knows %d", r.Version, recordVersion)
+		return nil, fmt.Errorf("its record has version %d, this plugin can read version %d", r.Version, recordVersion)
 	case r.Key != key:
 		return nil, fmt.Errorf("its record is of %q", r.Key)
 	case key != Key(r.Spec, r.Provenance.Fingerprint):
-		return nil, fmt.Errorf("its record is of %q, and its content would be %q", r.Key, Key(r.Spec, r.Provenance.Fingerprint))
-	case size != r.Spec.Size:
-		return nil, fmt.Errorf("it has %d bytes, its record says %d", size, r.Spec.Size)
+		return nil, fmt.Errorf("its record is of %q, but describes the content of %q", r.Key, Key(r.Spec, r.Provenance.Fingerprint))
+	case bytes != r.Spec.Size:
+		return nil, fmt.Errorf("its size is %s, its record says %s", size.Format(bytes), size.Format(r.Spec.Size))
 	}
 	return diskfs.Lookup(r.Spec.Filesystem)
 }

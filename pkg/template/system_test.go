@@ -26,8 +26,8 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
 )
 
-// Tests that need no VM format with the node's own mkfs: a real filesystem in
-// a few milliseconds.
+// Tests that need no VM format with the node's own mkfs, which makes a real filesystem in a few
+// milliseconds.
 var spec = diskfs.Spec{Filesystem: "ext4", Size: 64 << 20, Label: "t"}
 
 const fp = "0123456789abcdef"
@@ -81,18 +81,18 @@ func ensure(t testing.TB, s *Store, hit bool) *Template {
 	}
 	t.Cleanup(func() { tmpl.Close() })
 	if tmpl.Hit != hit {
-		t.Errorf("hit is %v, expected %v", tmpl.Hit, hit)
+		t.Errorf("Hit is %v, want %v", tmpl.Hit, hit)
 	}
 	return tmpl
 }
 
-// onlyTemplates holds the pool's directory against having these keys and
-// nothing else: no staging file, no debris.
+// onlyTemplates checks that the pool's directory has these keys and nothing else: no staging
+// file, no debris.
 func onlyTemplates(t testing.TB, p *pool.Pool, want ...string) {
 	t.Helper()
 	keys, err := p.Templates()
 	if err != nil || strings.Join(keys, " ") != strings.Join(want, " ") {
-		t.Errorf("templates are %q, not %q (%v)", keys, want, err)
+		t.Errorf("the pool has the templates %q, want %q: %v", keys, want, err)
 	}
 }
 
@@ -104,7 +104,7 @@ func TestEnsure(t *testing.T) {
 			first := ensure(t, s, false)
 			key := "ext4-64m-" + fp
 			if first.Key != key || first.Spec.Label != "t" || first.Provenance.UUID == "" || first.Built.IsZero() || first.Digest == "" {
-				t.Errorf("record %+v", first.Record)
+				t.Errorf("the record is %+v", first.Record)
 			}
 			onlyTemplates(t, p, key)
 			ensure(t, s, true)
@@ -119,8 +119,7 @@ func TestEnsure(t *testing.T) {
 	}
 }
 
-// TestCorruptIsRebuilt damages a published template in every way that a disk or
-// an operator may.
+// TestCorruptIsRebuilt damages a published template in the ways that a disk or an operator may.
 func TestCorruptIsRebuilt(t *testing.T) {
 	write := func(off int64, b []byte) func(path string) error {
 		return func(path string) error {
@@ -156,13 +155,13 @@ func TestCorruptIsRebuilt(t *testing.T) {
 				t.Fatal(err)
 			}
 			if _, err := s.Lookup(first.Key); !errors.Is(err, ErrCorrupt) {
-				t.Errorf("noticed: %v", err)
+				t.Errorf("Lookup: %v, want ErrCorrupt", err)
 			} else {
 				t.Log(err)
 			}
 			again := ensure(t, s, false)
 			if again.Provenance.UUID == first.Provenance.UUID {
-				t.Error("it was not built again")
+				t.Error("the template was not built again")
 			}
 			ensure(t, s, true)
 			onlyTemplates(t, p, first.Key)
@@ -192,7 +191,7 @@ func TestNotAFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := s.Ensure(t.Context(), spec); err == nil || !strings.Contains(err.Error(), "move it away") {
-		t.Errorf("a full directory in the way: %v", err)
+		t.Errorf("a directory with content in the way: %v, want an error that says what to do", err)
 	}
 }
 
@@ -208,18 +207,18 @@ func TestFailedFormatLeavesNothing(t *testing.T) {
 		c.Observe = func(_ diskfs.Spec, _ time.Duration, err error) { observed = err }
 	})
 	if _, err := s.Ensure(t.Context(), spec); !errors.Is(err, boom) || !errors.Is(observed, boom) {
-		t.Errorf("got %v, observed %v", err, observed)
+		t.Errorf("Ensure returned %v, Observe got %v, want boom for both", err, observed)
 	}
 	onlyTemplates(t, p)
 	if l, err := p.TryLock("ext4-64m-" + fp); err != nil || l == nil {
-		t.Errorf("the lock is still held: %v", err)
+		t.Errorf("the lock cannot be had: %v", err)
 	} else {
 		l.Unlock()
 	}
 }
 
-// TestUnformattedIsRefused has a formatter that claims success and wrote nothing,
-// the defect by which all-zero images once were cached.
+// TestUnformattedIsRefused has a formatter that claims success and wrote nothing. By this defect
+// all-zero images once were cached.
 func TestUnformattedIsRefused(t *testing.T) {
 	p := newPool(t, testenv.XFS)
 	s := newStore(t, p, func(c *Config) {
@@ -228,7 +227,7 @@ func TestUnformattedIsRefused(t *testing.T) {
 		}
 	})
 	if _, err := s.Ensure(t.Context(), spec); !errors.Is(err, ErrCorrupt) {
-		t.Errorf("got %v", err)
+		t.Errorf("%v, want ErrCorrupt", err)
 	}
 	onlyTemplates(t, p)
 }
@@ -239,13 +238,13 @@ func TestFormatterChangedMeanwhile(t *testing.T) {
 		c.Fingerprint = func(diskfs.Spec) (string, error) { return "another-one", nil }
 	})
 	if _, err := s.Ensure(t.Context(), spec); !errors.Is(err, ErrChanged) {
-		t.Errorf("got %v", err)
+		t.Errorf("%v, want ErrChanged", err)
 	}
 	onlyTemplates(t, p)
 }
 
-// TestBuildOutlivesCaller lets the first caller give up; the second finds the
-// build that the first began.
+// TestBuildOutlivesCaller lets the first caller give up. The second one finds the build that the
+// first began.
 func TestBuildOutlivesCaller(t *testing.T) {
 	p := newPool(t, testenv.XFS)
 	proceed := make(chan struct{})
@@ -261,7 +260,7 @@ func TestBuildOutlivesCaller(t *testing.T) {
 	defer cancel()
 	_, err := s.Ensure(ctx, spec)
 	if !errors.Is(err, ErrBuilding) || !errors.Is(err, context.DeadlineExceeded) {
-		t.Fatalf("got %v", err)
+		t.Fatalf("%v, want ErrBuilding and DeadlineExceeded", err)
 	}
 	t.Log(err)
 	close(proceed)
@@ -271,7 +270,7 @@ func TestBuildOutlivesCaller(t *testing.T) {
 	})
 	ensure(t, s, true)
 	if builds.Load() != 1 {
-		t.Errorf("%d builds", builds.Load())
+		t.Errorf("%d builds, want 1", builds.Load())
 	}
 }
 
@@ -298,11 +297,11 @@ func TestLockHeldForEver(t *testing.T) {
 	}
 	_, err = s.Ensure(t.Context(), spec)
 	if !errors.Is(err, pool.ErrLocked) || !strings.Contains(err.Error(), fmt.Sprintf("pid=%d", os.Getpid())) {
-		t.Errorf("got %v", err)
+		t.Errorf("%v, want ErrLocked with the holder's pid", err)
 	}
 	held.Unlock()
 	tmpl := ensure(t, s, false)
-	// A hit, a clone and a lookup never take the lock.
+	// A hit does not take the lock.
 	held, err = p.Lock(t.Context(), tmpl.Key)
 	if err != nil {
 		t.Fatal(err)
@@ -311,13 +310,13 @@ func TestLockHeldForEver(t *testing.T) {
 	ensure(t, s, true)
 }
 
-// TestOpenTemplateSurvivesRemoval clones from a descriptor whose name is gone.
+// TestOpenTemplateSurvivesRemoval clones from an open template whose name has been removed.
 func TestOpenTemplateSurvivesRemoval(t *testing.T) {
 	p := newPool(t, testenv.XFS)
 	s := newStore(t, p, nil)
 	tmpl := ensure(t, s, false)
 	if removed, busy, err := s.CleanAll(); removed != 1 || busy != 0 || err != nil {
-		t.Errorf("%d removed, %d busy, %v", removed, busy, err)
+		t.Errorf("%d templates were removed and %d are busy, want 1 and 0: %v", removed, busy, err)
 	}
 	dst, err := p.NewVolume()
 	if err != nil {
@@ -329,7 +328,7 @@ func TestOpenTemplateSurvivesRemoval(t *testing.T) {
 	}
 	a, errA := digest(dst)
 	if errA != nil || a != tmpl.Digest {
-		t.Errorf("the clone has digest %s, the template %s: %v", a, tmpl.Digest, errA)
+		t.Errorf("the clone has the digest %s, the template %s: %v", a, tmpl.Digest, errA)
 	}
 }
 
@@ -337,7 +336,7 @@ func TestCleanAll(t *testing.T) {
 	p := newPool(t, testenv.XFS)
 	s := newStore(t, p, nil)
 	if removed, busy, err := s.CleanAll(); removed != 0 || busy != 0 || err != nil {
-		t.Errorf("an empty pool: %d removed, %d busy, %v", removed, busy, err)
+		t.Errorf("in an empty pool %d templates were removed and %d are busy: %v", removed, busy, err)
 	}
 	tmpl := ensure(t, s, false)
 	held, err := p.Lock(t.Context(), tmpl.Key)
@@ -345,20 +344,20 @@ func TestCleanAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	if removed, busy, err := s.CleanAll(); removed != 0 || busy != 1 || err != nil {
-		t.Errorf("while locked: %d removed, %d busy, %v", removed, busy, err)
+		t.Errorf("of one locked template %d were removed and %d are busy: %v", removed, busy, err)
 	}
 	held.Unlock()
 	if removed, busy, err := s.CleanAll(); removed != 1 || busy != 0 || err != nil {
-		t.Errorf("%d removed, %d busy, %v", removed, busy, err)
+		t.Errorf("%d templates were removed and %d are busy, want 1 and 0: %v", removed, busy, err)
 	}
 	onlyTemplates(t, p)
 	if _, err := os.Stat(filepath.Join(p.Root(), "locks", tmpl.Key+".lock")); err != nil {
-		t.Errorf("the lockfile: %v", err)
+		t.Errorf("the lockfile was removed: %v", err)
 	}
 	ensure(t, s, false)
 }
 
-// TestWarmCacheServes has no formatter any more.
+// TestWarmCacheServes has a template, and no formatter any more.
 func TestWarmCacheServes(t *testing.T) {
 	p := newPool(t, testenv.XFS)
 	old := ensure(t, newStore(t, p, nil), false)
@@ -367,12 +366,12 @@ func TestWarmCacheServes(t *testing.T) {
 		c.Fingerprint = func(diskfs.Spec) (string, error) { return "", gone }
 	})
 	if tmpl := ensure(t, s, true); tmpl.Key != old.Key {
-		t.Errorf("served %s", tmpl.Key)
+		t.Errorf("Ensure returned %s, want %s", tmpl.Key, old.Key)
 	}
 	other := spec
 	other.Label = "other"
 	if _, err := s.Ensure(t.Context(), other); !errors.Is(err, ErrNoFormatter) || !errors.Is(err, gone) {
-		t.Errorf("other content: %v", err)
+		t.Errorf("other content: %v, want ErrNoFormatter and its cause", err)
 	} else {
 		t.Log(err)
 	}
@@ -389,7 +388,7 @@ func TestQEMUGone(t *testing.T) {
 		}
 	})
 	if tmpl := ensure(t, s, true); tmpl.Key != old.Key {
-		t.Errorf("served %s", tmpl.Key)
+		t.Errorf("Ensure returned %s, want %s", tmpl.Key, old.Key)
 	}
 }
 
@@ -422,7 +421,7 @@ func TestMaxBuilds(t *testing.T) {
 	}
 	wg.Wait()
 	if most.Load() != 2 {
-		t.Errorf("%d builds at once", most.Load())
+		t.Errorf("%d builds ran at once, want 2", most.Load())
 	}
 }
 
@@ -439,16 +438,16 @@ func TestInvalidSpecs(t *testing.T) {
 		"raw":        {diskfs.Spec{Filesystem: "raw", Size: 1 << 30}, diskfs.ErrInvalid},
 	} {
 		if _, err := s.Ensure(t.Context(), c.spec); !errors.Is(err, c.want) {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("%s: %v, want %v", name, err, c.want)
 		}
 	}
 	onlyTemplates(t, p)
 	if locks, err := os.ReadDir(filepath.Join(p.Root(), "locks")); err != nil || len(locks) != 0 {
-		t.Errorf("refused before anything is made: %v %v", locks, err)
+		t.Errorf("refused specs left the lockfiles %v: %v", locks, err)
 	}
 }
 
-// realStore formats in a VM.
+// realStore returns a store that formats in a VM.
 func realStore(t testing.TB, p *pool.Pool, bin string, count func()) *Store {
 	t.Helper()
 	formatter, err := vmformat.New(vmformat.Config{Init: bin, CacheDir: p.CacheDir()})
@@ -500,7 +499,7 @@ func TestManyCallersOneVM(t *testing.T) {
 				callers += strings.Count(outs[i].String(), "caller served")
 			}
 			if vms != 1 || callers != 16 {
-				t.Errorf("%d VMs for %d callers", vms, callers)
+				t.Errorf("%d VMs booted for %d callers, want 1 for 16", vms, callers)
 			}
 		})
 	}
@@ -527,8 +526,8 @@ func fourCallers(t *testing.T, dir string) {
 	wg.Wait()
 }
 
-// BenchmarkClone clones templates of every filesystem, size and pool, as one
-// step of making a volume.
+// BenchmarkClone clones templates of every filesystem, size and kind of pool. That is one step of
+// making a volume.
 func BenchmarkClone(b *testing.B) {
 	for _, kind := range testenv.PoolKinds {
 		p := newPool(b, kind)

@@ -20,16 +20,16 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
 
-// touchEvery is how often the use of a template is noted where other processes find
-// it. What a budget throws out has not been used for days, and a hit should not write.
+// touchEvery is how often the use of a template is noted on disk, for other processes. That is
+// enough, since a template that goes has not been used for days, and a hit should not write.
 const touchEvery = time.Hour
 
-// entry is a template as a budget sees it.
+// entry is what a budget needs to know of a template.
 type entry struct {
 	key   string
-	bytes int64 // that it takes of the pool
+	bytes int64 // space that it takes in the pool
 	used  time.Time
-	keep  bool // whatever it takes
+	keep  bool // even if the budget is exceeded
 }
 
 // removal is a template that is to go.
@@ -38,8 +38,8 @@ type removal struct {
 	reason string
 }
 
-// excess chooses the templates that are to go, so that all of them take no more than
-// budget bytes: those that were not used for longest, and none that is to be kept.
+// excess chooses the templates to remove so that the others take no more than budget bytes: the
+// least recently used ones, and none that is to be kept.
 func excess(entries []entry, budget int64) (remove []removal) {
 	var sum int64
 	for _, e := range entries {
@@ -55,37 +55,31 @@ func excess(entries []entry, budget int64) (remove []removal) {
 		if e.keep {
 			continue
 		}
-		remove = append(remove, removal{e, fmt.Sprintf("templates take %s of the %s that they may (--template-cache), and this one was last used at %s",
+		remove = append(remove, removal{e, fmt.Sprintf("templates take %s, more than the %s of --template-cache, and this one is the least recently used, at %s",
 			size.Format(sum), size.Format(budget), e.used.UTC().Format(time.DateTime))})
 		sum -= e.bytes
 	}
 	return remove
 }
 
-// Budget is how many bytes of the pool templates may take.
-func (s *Store) Budget() (int64, error) {
-	if s.cfg.Budget == nil {
-		return math.MaxInt64, nil
-	}
-	return s.cfg.Budget()
-}
-
-// Trim removes the templates that were not used for longest, until all of them take
-// no more than budget bytes, and returns how many it removed. Those that somebody
-// builds, waits for or clones from at the moment stay. Clones keep what they share.
-func (s *Store) Trim(budget int64) (removed int, err error) { return s.trim(budget, "") }
-
-// trimAfter trims after a build, to which it is of no importance.
+// trimAfter meets the budget after a build. A failure is logged and does not fail the build.
 func (s *Store) trimAfter(built string) {
-	budget, err := s.Budget()
+	budget, err := int64(math.MaxInt64), error(nil)
+	if s.cfg.Budget != nil {
+		budget, err = s.cfg.Budget()
+	}
 	if err == nil {
 		_, err = s.trim(budget, built)
 	}
 	if err != nil {
-		klog.ErrorS(err, "Trimming the templates")
+		klog.ErrorS(err, "Trimming the templates failed")
 	}
 }
 
+// trim removes the least recently used templates until all of them take no more than budget
+// bytes, and returns how many it removed. It keeps the one that was just built, and those that
+// somebody builds, waits for or clones from at the moment. Clones keep the extents that they
+// share.
 func (s *Store) trim(budget int64, built string) (removed int, err error) {
 	s.trimming.Lock()
 	defer s.trimming.Unlock()
@@ -98,12 +92,12 @@ func (s *Store) trim(budget int64, built string) (removed int, err error) {
 		}
 		again = false
 		for _, r := range excess(entries, budget) {
-			// A lot may have happened since it was chosen.
+			// The template may have been used since it was chosen.
 			gone, err := s.remove(r.key, func() bool { return !s.held(r.key) && s.lastUse(r.key).Equal(r.used) })
 			if err != nil && !errors.Is(err, os.ErrNotExist) {
 				errs = append(errs, err)
 			}
-			if !gone { // choose others in its place
+			if !gone { // another one must go in its place
 				left[r.key], again = true, true
 				continue
 			}
@@ -118,7 +112,7 @@ func (s *Store) trim(budget int64, built string) (removed int, err error) {
 	return removed, errors.Join(errs...)
 }
 
-// entries weighs the templates there are.
+// entries lists the templates of the pool, with their size and last use.
 func (s *Store) entries(keep map[string]bool) ([]entry, error) {
 	keys, err := s.cfg.Pool.Templates()
 	if err != nil {
@@ -128,13 +122,13 @@ func (s *Store) entries(keep map[string]bool) ([]entry, error) {
 	for _, key := range keys {
 		fi, err := os.Lstat(s.cfg.Pool.Template(key))
 		if errors.Is(err, os.ErrNotExist) {
-			continue // gone meanwhile
+			continue // removed meanwhile
 		}
 		if err != nil {
 			return nil, err
 		}
 		if !keyPattern.MatchString(key) || !fi.Mode().IsRegular() {
-			continue // nothing of ours
+			continue // not a template
 		}
 		all = append(all, entry{
 			key: key, bytes: fi.Sys().(*syscall.Stat_t).Blocks * 512, used: s.lastUse(key), keep: keep[key] || s.held(key),
@@ -143,18 +137,18 @@ func (s *Store) entries(keep map[string]bool) ([]entry, error) {
 	return all, nil
 }
 
-// lastUse is when a template was built or, give or take [touchEvery], used last. It is
-// the zero time if nobody knows.
+// lastUse returns when a template was last built or used, to within touchEvery. It is the zero
+// time if that is unknown.
 func (s *Store) lastUse(key string) time.Time {
 	at, err := s.cfg.Pool.Touched(key)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		klog.ErrorS(err, "Asking for a template's last use", "template", key)
+		klog.ErrorS(err, "Reading a template's last use failed", "template", key)
 	}
 	return at
 }
 
-// touch notes that a template is used. That a pool is full or read-only is no reason
-// not to use it.
+// touch notes that a template is used. A failure is only logged: a template of a full or
+// read-only pool can still be used.
 func (s *Store) touch(key string) {
 	now := time.Now()
 	s.mu.Lock()
@@ -167,12 +161,12 @@ func (s *Store) touch(key string) {
 		return
 	}
 	if err := s.cfg.Pool.Touch(key, now); err != nil {
-		klog.ErrorS(err, "Noting a template's use", "template", key)
+		klog.ErrorS(err, "Noting a template's use failed", "template", key)
 	}
 }
 
-// hold keeps a template from being trimmed by this process until it is let go. That is
-// no promise to whom clones from it, who needs none: an open template stays whole.
+// hold keeps this process from trimming a template until letGo is called. It does not stop
+// other processes. That does no harm: an open template stays whole.
 func (s *Store) hold(key string) (letGo func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -192,11 +186,11 @@ func (s *Store) held(key string) bool {
 	return s.holders[key] > 0
 }
 
-// forgetGone forgets what is known of templates that are no more.
+// forgetGone drops what is remembered of templates that are no longer in the pool.
 func (s *Store) forgetGone() {
 	keys, err := s.cfg.Pool.Templates()
 	if err != nil {
-		return // next time, then
+		return // the next trim will do it
 	}
 	gone := func(key string) bool { _, there := slices.BinarySearch(keys, key); return !there }
 	s.mu.Lock()

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// TestExcess works in units of MiB, which the reasons are in. A template is named by
-// what it takes; they are used in the order of their hours.
+// TestExcess works in units of MiB, so that the reasons are readable. The last use of each
+// template is given as an hour.
 func TestExcess(t *testing.T) {
 	const u = 1 << 20
 	at := func(hour int, key string, bytes int64, keep bool) entry {
@@ -42,18 +42,19 @@ func TestExcess(t *testing.T) {
 			var keys []string
 			for _, r := range excess(test.entries, test.budget*u) {
 				keys = append(keys, r.key)
-				for _, says := range []string{"--template-cache", "last used"} {
+				for _, says := range []string{"--template-cache", "least recently used"} {
 					if !strings.Contains(r.reason, says) {
-						t.Errorf("%s: its reason does not say %s: %s", r.key, says, r.reason)
+						t.Errorf("%s: the reason does not say %s: %s", r.key, says, r.reason)
 					}
 				}
 			}
 			if got := strings.Join(keys, " "); got != test.want {
-				t.Errorf("removes %q, not %q", got, test.want)
+				t.Errorf("removes %q, want %q", got, test.want)
 			}
 		})
 	}
-	if got := excess([]entry{c, a, b}, 49*u)[1].reason; got != "templates take 50Mi of the 49Mi that they may (--template-cache), and this one was last used at 2026-01-02 02:00:00" {
-		t.Error(got)
+	want := "templates take 50Mi, more than the 49Mi of --template-cache, and this one is the least recently used, at 2026-01-02 02:00:00"
+	if got := excess([]entry{c, a, b}, 49*u)[1].reason; got != want {
+		t.Errorf("the reason is %q, want %q", got, want)
 	}
 }

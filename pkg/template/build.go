@@ -1,0 +1,145 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package template
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+)
+
+// join waits for the build of key, starting it if none is under way.
+func (s *Store) join(ctx context.Context, key string, spec diskfs.Spec) error {
+	start := time.Now()
+	done := s.builds.DoChan(key, func() (any, error) {
+		err := s.build(key, spec)
+		if err != nil { // logged here, since the callers may have given up
+			klog.ErrorS(err, "Building a template failed", "template", key)
+		}
+		return nil, err
+	})
+	select {
+	case r := <-done:
+		return r.Err
+	case <-ctx.Done():
+		return fmt.Errorf("%w after %s: %s (%s), by %s: %w; try again, the build goes on meanwhile",
+			ErrBuilding, time.Since(start).Round(time.Millisecond), key, spec, s.cfg.Pool.LockHolders(key), context.Cause(ctx))
+	}
+}
+
+// build makes the template of key, unless another process has made it by the time that this
+// one has the key's lock.
+func (s *Store) build(key string, spec diskfs.Spec) error {
+	// The turn comes before the lockfile, so that a refused build leaves nothing behind.
+	turn, err := s.rate.take()
+	if err != nil {
+		if t, err := s.Lookup(key); err == nil { // it was built since the caller looked
+			return t.Close()
+		}
+		return fmt.Errorf("template %s: %w", key, err)
+	}
+	defer turn.end()
+	waiting, cancel := context.WithTimeout(s.ctx, s.cfg.LockTimeout)
+	defer cancel()
+	lock, err := s.cfg.Pool.Lock(waiting, key)
+	if err != nil {
+		return err
+	}
+	defer lock.Unlock()
+
+	old, err := s.Lookup(key)
+	switch {
+	case err == nil:
+		return old.Close()
+	case errors.Is(err, ErrCorrupt):
+		klog.ErrorS(err, "Rebuilding a corrupt template", "template", key)
+	case !errors.Is(err, os.ErrNotExist):
+		return err
+	}
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	case <-waiting.Done(): // others must not wait for the lock of a build that only waits
+		return fmt.Errorf("%w: %s waited for %d other builds: %w", ErrBuilding, key, cap(s.slots), context.Cause(waiting))
+	}
+	start := time.Now()
+	err = s.create(key, spec, start, turn)
+	if s.cfg.Observe != nil {
+		s.cfg.Observe(spec, time.Since(start), err)
+	}
+	if err == nil {
+		s.touch(key)
+		s.trimAfter(key)
+	}
+	return err
+}
+
+// create makes the template of key as a file without a name: first its content, then its
+// record and its name.
+func (s *Store) create(key string, spec diskfs.Spec, start time.Time, turn *turn) error {
+	f, err := s.cfg.Pool.NewTemplate()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	klog.InfoS("Building a template", "template", key, "spec", spec.String())
+	r, err := s.content(f, key, spec, start, turn)
+	if err != nil {
+		return err
+	}
+	if err := s.publish(f, r); err != nil {
+		return err
+	}
+	klog.InfoS("Built a template", "template", key, "duration", time.Since(start).Round(time.Millisecond),
+		"accelerator", r.Provenance.Accelerator, "kernel", r.Provenance.Kernel, "mkfs", r.Provenance.Mkfs)
+	return nil
+}
+
+// content formats f as spec says, and returns the record of the outcome.
+func (s *Store) content(f *os.File, key string, spec diskfs.Spec, start time.Time, turn *turn) (Record, error) {
+	made, err := s.cfg.Format(s.ctx, f, spec)
+	turn.used = !errors.Is(err, ErrNoFormatter) // with that error no VM was started
+	if err != nil {
+		return Record{}, fmt.Errorf("building template %s: %w", key, err)
+	}
+	if Key(spec, made.Fingerprint) != key {
+		return Record{}, fmt.Errorf("%w: template %s: the fingerprint is %s now; try again", ErrChanged, key, made.Fingerprint)
+	}
+	sum, err := digest(f)
+	if err != nil {
+		return Record{}, err
+	}
+	return Record{
+		Version: recordVersion, Key: key, Spec: spec, Provenance: made, Digest: sum,
+		Built: start.UTC(), BuildMS: time.Since(start).Milliseconds(),
+	}, nil
+}
+
+// publish gives a file its record, and then durably the name of its key. The key's lock is
+// held and the key was looked up under it, so a file that still has that name is corrupt.
+func (s *Store) publish(f *os.File, r Record) error {
+	if err := pool.SetRecord(f, pool.TemplateAttr, r); err != nil {
+		return err
+	}
+	if err := f.Chmod(0o400); err != nil { // nobody writes to a template again
+		return err
+	}
+	// Every later hit must pass this check, so the file passes it before it gets its name.
+	if _, err := verify(f, r.Key); err != nil {
+		return err
+	}
+	path := s.cfg.Pool.Template(r.Key)
+	if err := tmpfile.Remove(path); err != nil {
+		return fmt.Errorf("%w: %s is in the way of a template: %w; move it away", pool.ErrUnusable, path, err)
+	}
+	return pool.Full(tmpfile.Publish(f, path))
+}
