@@ -10,6 +10,8 @@ import (
 	"io"
 
 	"github.com/google/uuid"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
 
 var btrfs = Filesystem{
@@ -18,13 +20,13 @@ var btrfs = Filesystem{
 	Mkfs:    "mkfs.btrfs",
 	Checker: "btrfs",
 	Modules: []string{"btrfs"},
-	// What metadata-profile=dup takes. single would go down to 45 MiB, where
-	// with nodesize=65536 there is no room left for one file.
+	// The least that metadata-profile=dup needs. single would go down to 45 MiB, but there
+	// nodesize=65536 leaves no room for one file.
 	MinSize:  109 * MiB,
 	MaxSize:  MaxSize,
-	MaxLabel: 255,
-	// No ROMountData: a read-only mount writes only to replay a log, and a
-	// clean filesystem has none.
+	maxLabel: 255,
+	// There are no ROMountData: a read-only mount writes only to replay a log, and a clean
+	// filesystem has no log.
 	options: []option{
 		oneOf("nodesize", "4096", "16384", "32768", "65536"),
 		oneOf("metadata-profile", "single", "dup"),
@@ -39,12 +41,11 @@ var btrfs = Filesystem{
 	newIdentity: newIdentityBtrfs,
 }
 
-// btrfsMkfs: single metadata, where mkfs's default is dup. A second copy in the
-// same file of the same pool protects against little, and doubles every metadata
-// write. 4308 KiB in 3 extents against 4680 KiB in 5 or 6 (du -k, filefrag), at
-// 300 MiB, 1 GiB and 100 GiB alike. The sector size is given because the default
-// is the page size of the machine that formats. -K because there is nothing to
-// discard: without it the numbers are the same.
+// btrfsMkfs returns mkfs's arguments. Metadata is single, where mkfs's default is dup: a second copy
+// in the same file of the same pool protects against little, and doubles every metadata write. single
+// takes 4308 KiB in 3 extents, dup 4680 KiB in 5 or 6 (du -k, filefrag), at 300 MiB, 1 GiB and 100 GiB
+// alike. The sector size is given since the default is the page size of the machine that formats. -K,
+// since there is nothing to discard; the numbers are the same without it.
 func btrfsMkfs(opts map[string]string) []string {
 	profile := "single"
 	if v, ok := opts["metadata-profile"]; ok {
@@ -57,7 +58,7 @@ func btrfsMkfs(opts map[string]string) []string {
 	return args
 }
 
-// Where things are in struct btrfs_super_block, include/uapi/linux/btrfs_tree.h.
+// Offsets in struct btrfs_super_block, include/uapi/linux/btrfs_tree.h.
 const (
 	btrfsFSID         = 0x20
 	btrfsBytenr       = 0x30
@@ -78,14 +79,14 @@ const (
 	btrfsMagicValue = "_BHRfS_M"
 	btrfsCRC32C     = 0 // BTRFS_CSUM_TYPE_CRC32
 
-	// BTRFS_FEATURE_INCOMPAT_METADATA_UUID: tree blocks carry metadata_uuid, not fsid.
+	// BTRFS_FEATURE_INCOMPAT_METADATA_UUID: tree blocks contain metadata_uuid, not fsid.
 	btrfsIncompatMetadataUUID = 1 << 10
-	// BTRFS_HEADER_FLAG_WRITTEN and _RELOC; every other flag of a superblock is
-	// an error, a seed device, a metadata dump or a change of fsid half done.
+	// BTRFS_HEADER_FLAG_WRITTEN and _RELOC. Every other flag of a superblock means an error, a
+	// seed device, a metadata dump or an unfinished change of fsid.
 	btrfsHarmlessFlags = 1<<0 | 1<<1
 )
 
-// btrfsPrimary and btrfsMirrors are where the superblocks are: btrfs_sb_offset.
+// btrfsPrimary and btrfsMirrors are the positions of the superblocks: btrfs_sb_offset.
 const btrfsPrimary = 64 << 10
 
 var btrfsMirrors = []int64{64 << 20, 256 << 30}
@@ -111,7 +112,7 @@ func parseBtrfs(b []byte, off int64) (btrfsSuper, error) {
 		return btrfsSuper{}, corrupt("magic is %q, want %q", m, btrfsMagicValue)
 	}
 	if t := le.Uint16(b[btrfsCsumType:]); t != btrfsCRC32C {
-		return btrfsSuper{}, corrupt("csum_type is %d, want %d, crc32c", t, btrfsCRC32C)
+		return btrfsSuper{}, corrupt("csum_type is %d, want %d (crc32c)", t, btrfsCRC32C)
 	}
 	if got, want := le.Uint32(b), crc32c(b[btrfsFSID:]); got != want {
 		return btrfsSuper{}, corrupt("csum is %#x, want %#x", got, want)
@@ -127,7 +128,7 @@ func parseBtrfs(b []byte, off int64) (btrfsSuper, error) {
 		UUID:      uuid.UUID(b[btrfsFSID : btrfsFSID+16]),
 		Label:     cString(b[btrfsLabel : btrfsLabel+btrfsLabelSize]),
 		Size:      int64(le.Uint64(b[btrfsTotalBytes:])),
-		Slack:     blockSize,
+		slack:     blockSize,
 		BlockSize: blockSize,
 	}
 	return s, nil
@@ -143,7 +144,7 @@ func (s *btrfsSuper) checkGeometry() error {
 	}
 	total, device := le.Uint64(s.raw[btrfsTotalBytes:]), le.Uint64(s.raw[btrfsDevSize:])
 	if total < blockSize || total > MaxSize || total != device {
-		return corrupt("total_bytes is %d, dev_item.total_bytes is %d: want them equal and at most %d", total, device, int64(MaxSize))
+		return corrupt("total_bytes is %d and dev_item.total_bytes is %d, want equal values of at most %d", total, device, int64(MaxSize))
 	}
 	// btrfs_validate_super refuses anything else.
 	if got, want := s.raw[btrfsDevFSID:btrfsDevFSID+16], s.metadataUUID(); !bytes.Equal(got, want) {
@@ -152,7 +153,7 @@ func (s *btrfsSuper) checkGeometry() error {
 	return nil
 }
 
-// metadataUUID is the UUID in every tree block: the first the filesystem had.
+// metadataUUID returns the UUID in every tree block: the first one that the filesystem had.
 func (s *btrfsSuper) metadataUUID() []byte {
 	at := btrfsFSID
 	if binary.LittleEndian.Uint64(s.raw[btrfsIncompat:])&btrfsIncompatMetadataUUID != 0 {
@@ -161,8 +162,8 @@ func (s *btrfsSuper) metadataUUID() []byte {
 	return s.raw[at : at+16]
 }
 
-// mirrors are the places of the copies of the superblock, as far as the device
-// reaches (write_dev_supers in fs/btrfs/disk-io.c).
+// mirrors returns the positions of the superblock's copies. There are as many as the device has room
+// for (write_dev_supers in fs/btrfs/disk-io.c).
 func (s *btrfsSuper) mirrors() []int64 {
 	var at []int64
 	for _, m := range btrfsMirrors {
@@ -173,13 +174,13 @@ func (s *btrfsSuper) mirrors() []int64 {
 	return at
 }
 
-func verifyBtrfs(r io.ReaderAt, size int64) (Superblock, error) {
+func verifyBtrfs(r io.ReaderAt, imageSize int64) (Superblock, error) {
 	s, err := readBtrfs(r, btrfsPrimary)
 	if err != nil {
 		return Superblock{}, err
 	}
-	if s.Size != size {
-		return Superblock{}, corrupt("the filesystem covers %d bytes, want %d", s.Size, size)
+	if s.Size != imageSize {
+		return Superblock{}, corrupt("the filesystem covers %s (%d bytes), the image has %s", size.Format(s.Size), s.Size, size.Format(imageSize))
 	}
 	if err := s.checkPrimary(); err != nil {
 		return Superblock{}, err
@@ -196,23 +197,23 @@ func verifyBtrfs(r io.ReaderAt, size int64) (Superblock, error) {
 	return s.Superblock, nil
 }
 
-// checkPrimary: nothing about it is unusual.
+// checkPrimary checks that the checksum field, the flags and the log are those of a clean filesystem.
 func (s *btrfsSuper) checkPrimary() error {
 	le := binary.LittleEndian
 	if rest := s.raw[4:btrfsFSID]; !bytes.Equal(rest, make([]byte, len(rest))) {
-		return corrupt("csum has %x after the crc32c, want zeroes", rest)
+		return corrupt("csum is %x after the crc32c, want zeroes", rest)
 	}
 	if f := le.Uint64(s.raw[btrfsFlags:]); f&^btrfsHarmlessFlags != 0 {
-		return corrupt("flags are %#x, want none but %#x", f, btrfsHarmlessFlags)
+		return corrupt("flags are %#x, want no other than %#x", f, btrfsHarmlessFlags)
 	}
 	if root := le.Uint64(s.raw[btrfsLogRoot:]); root != 0 {
-		return fmt.Errorf("%w: log_root is %d, a log waits for replay", ErrUnclean, root)
+		return fmt.Errorf("%w: log_root is %d, so a log waits for replay", ErrUnclean, root)
 	}
 	return nil
 }
 
-// checkMirror: every commit writes all mirrors, which differ in place and
-// checksum only. (An fsync writes the primary alone, with a log_root.)
+// checkMirror checks that a mirror differs from the primary only in its place and checksum, since
+// every commit writes all of them. (An fsync writes the primary alone, with a log_root.)
 func (s *btrfsSuper) checkMirror(m btrfsSuper) error {
 	if !bytes.Equal(m.raw[4:btrfsBytenr], s.raw[4:btrfsBytenr]) || !bytes.Equal(m.raw[btrfsFlags:], s.raw[btrfsFlags:]) {
 		return corrupt("it differs from the primary")
@@ -220,8 +221,8 @@ func (s *btrfsSuper) checkMirror(m btrfsSuper) error {
 	return nil
 }
 
-// newIdentityBtrfs sets fsid in every superblock; the tree blocks, and those of
-// a log that waits for replay, keep the first UUID, as metadata_uuid (Linux 5.0).
+// newIdentityBtrfs sets fsid in every superblock. The tree blocks, and those of a log that waits for
+// replay, keep the first UUID, as metadata_uuid (Linux 5.0).
 func newIdentityBtrfs(src io.ReaderAt, dst io.WriterAt, id uuid.UUID) error {
 	s, err := readBtrfs(src, btrfsPrimary)
 	if err != nil {

@@ -22,26 +22,25 @@ import (
 // Sizes, in bytes.
 const (
 	MiB = 1 << 20
-	// MaxSize is the largest image: a 32-bit number of MiB, as it stands in a
-	// template's key.
+	// MaxSize is the largest image: a template's key has a 32-bit number of MiB.
 	MaxSize = (1<<32 - 1) << 20
 
-	// blockSize is both the block and the sector size of every image.
+	// blockSize is the block size and the sector size of every image.
 	blockSize = 4096
-	// usefulSize is the default size where the filesystem itself asks for less.
+	// usefulSize is the default size of a filesystem that could be smaller.
 	usefulSize = 256 * MiB
 )
 
 var (
-	// ErrUnknown: no filesystem of that name.
+	// ErrUnknown means that there is no filesystem of that name.
 	ErrUnknown = errors.New("unknown filesystem")
-	// ErrInvalid: a label or a format option that is not allowed.
+	// ErrInvalid means that a label or a format option is not allowed.
 	ErrInvalid = errors.New("invalid format")
-	// ErrOutOfRange: a size outside the filesystem's limits.
+	// ErrOutOfRange means that a size is outside the filesystem's limits.
 	ErrOutOfRange = errors.New("size out of range")
-	// ErrCorrupt: the image does not hold the filesystem it should.
+	// ErrCorrupt means that the image does not contain the filesystem that it should.
 	ErrCorrupt = errors.New("corrupt image")
-	// ErrUnclean: the filesystem was not unmounted, its journal waits for replay.
+	// ErrUnclean means that the filesystem was not unmounted, and its journal waits for replay.
 	ErrUnclean = errors.New("filesystem not cleanly unmounted")
 )
 
@@ -53,31 +52,29 @@ type Filesystem struct {
 	Checker string   // checking program
 	Modules []string // kernel modules that can mount it, without their dependencies
 
-	// MinSize is the smallest image, in bytes, a whole number of MiB: where
-	// mkfs succeeds with every combination of the allowed options and a kernel
-	// mounts the result and writes a file.
+	// MinSize is the smallest image, in bytes, a whole number of MiB. mkfs succeeds with every
+	// combination of the allowed options, and a kernel mounts the result and writes a file.
 	MinSize int64
-	// MaxSize is the largest image, in bytes: where the checker still fits into
-	// the memory of the formatting VM.
+	// MaxSize is the largest image, in bytes. The checker still fits into the memory of the
+	// formatting VM.
 	MaxSize int64
-	// MaxLabel is the longest label, in bytes.
-	MaxLabel int
 
-	// MountData are the options every mount of a clone needs.
+	// MountData are the options that every mount of a clone needs.
 	MountData []string
 	// ROMountData are the options with which a read-only mount of a clean
 	// filesystem writes nothing to the device.
 	ROMountData []string
 
-	// Grower is the program that grows the filesystem while it is not mounted, for
-	// those that cannot everywhere grow while they are; empty for the others.
+	// Grower is the program that grows the filesystem while it is not mounted. It is empty for
+	// filesystems that every kernel lets the plugin grow while they are mounted.
 	Grower string
 
+	maxLabel    int // bytes
 	options     []option
 	mkfs        func(opts map[string]string) []string // everything but label and device
 	check       []string                              // everything but the device
-	repair      []string                              // likewise: what Grower wants done before
-	conflict    func(opts map[string]string) error    // options that are valid, but not together; may be nil
+	repair      []string                              // the same, for the repair that Grower wants first
+	conflict    func(opts map[string]string) error    // refuses options that are valid, but not together; may be nil
 	identify    func(r io.ReaderAt) (Superblock, error)
 	verify      func(r io.ReaderAt, size int64) (Superblock, error)
 	newIdentity func(src io.ReaderAt, dst io.WriterAt, id uuid.UUID) error
@@ -86,17 +83,27 @@ type Filesystem struct {
 // table has every filesystem, sorted by name.
 var table = []*Filesystem{&btrfs, &ext4, &raw, &xfs}
 
-// Superblock is what a filesystem says of itself.
+// Superblock is a filesystem's description of itself.
 type Superblock struct {
 	UUID      uuid.UUID
 	Label     string
-	Size      int64 // bytes the filesystem covers
-	Slack     int64 // bytes at the end that it may leave unused: fewer than so many
+	Size      int64 // bytes that the filesystem covers
 	BlockSize int   // bytes
+
+	slack int64 // the filesystem leaves fewer bytes than this unused at the end of its device
 }
 
 // Short reports whether the filesystem could grow on a device of size bytes.
-func (sb Superblock) Short(size int64) bool { return size-sb.Size >= sb.Slack }
+func (sb Superblock) Short(size int64) bool { return size-sb.Size >= sb.slack }
+
+// covers returns [ErrCorrupt] unless the filesystem covers an image of so many bytes.
+func (sb Superblock) covers(bytes int64) error {
+	if sb.Size <= bytes && !sb.Short(bytes) {
+		return nil
+	}
+	return corrupt("the filesystem covers %s (%d bytes), want at most the image's %s and no less than %d bytes",
+		size.Format(sb.Size), sb.Size, size.Format(bytes), bytes-sb.slack+1)
+}
 
 // Lookup finds a filesystem by name, or returns [ErrUnknown].
 func Lookup(name string) (*Filesystem, error) {
@@ -110,7 +117,7 @@ func Lookup(name string) (*Filesystem, error) {
 	return nil, fmt.Errorf("%w %q: choose one of %s", ErrUnknown, name, strings.Join(names, ", "))
 }
 
-// Names lists the filesystems that are formatted, sorted: raw is not among them.
+// Names lists the filesystems that are formatted, sorted. It leaves out raw.
 func Names() []string {
 	var names []string
 	for _, fs := range table {
@@ -121,15 +128,15 @@ func Names() []string {
 	return names
 }
 
-// Formatted reports whether there is a filesystem inside: false for raw, of
-// which there is no template, nothing to verify and no identity.
+// Formatted reports whether there is a filesystem inside. It is false for raw, which has no template,
+// nothing to verify and no identity.
 func (fs *Filesystem) Formatted() bool { return fs.Mkfs != "" }
 
-// DefaultSize is the size, in bytes, where none is asked for.
+// DefaultSize is the size, in bytes, if none is asked for.
 func (fs *Filesystem) DefaultSize() int64 { return max(usefulSize, fs.MinSize) }
 
-// RoundUp rounds a size in bytes up to whole MiB. A size so large that this
-// would overflow is returned as it is: [Filesystem.CheckSize] refuses it.
+// RoundUp rounds a size in bytes up to whole MiB. It returns a size above [MaxSize] as it is, since
+// rounding could overflow. No filesystem allows such a size.
 func RoundUp(size int64) int64 {
 	if size > MaxSize {
 		return size
@@ -137,24 +144,23 @@ func RoundUp(size int64) int64 {
 	return (size + MiB - 1) / MiB * MiB
 }
 
-// CheckSize returns [ErrOutOfRange] for a size, in bytes, outside the limits.
-func (fs *Filesystem) CheckSize(bytes int64) error {
+// checkSize returns [ErrOutOfRange] for a size, in bytes, outside the limits.
+func (fs *Filesystem) checkSize(bytes int64) error {
 	if bytes >= fs.MinSize && bytes <= fs.MaxSize {
 		return nil
 	}
-	return fmt.Errorf("%w: size %s: %s takes %s to %s: ask for a size in that range",
+	return fmt.Errorf("%w: %s is outside the limits of %s, %s to %s; ask for a size in between",
 		ErrOutOfRange, size.Format(bytes), fs.Name, size.Format(fs.MinSize), size.Format(fs.MaxSize))
 }
 
-// CheckLabel returns [ErrInvalid] for a label that the filesystem cannot hold,
-// or that a command line or a path in /dev/disk/by-label would not survive. The
-// empty label is no label.
+// CheckLabel returns [ErrInvalid] for a label that is too long for the filesystem, or that a command
+// line or a path in /dev/disk/by-label could not contain. The empty label means none.
 func (fs *Filesystem) CheckLabel(label string) error {
-	if len(label) > fs.MaxLabel {
-		return fmt.Errorf("%w: label %.64q has %d bytes: %s allows %d: shorten it", ErrInvalid, label, len(label), fs.Name, fs.MaxLabel)
+	if len(label) > fs.maxLabel {
+		return fmt.Errorf("%w: label %.64q has %d bytes, %s allows %d; shorten it", ErrInvalid, label, len(label), fs.Name, fs.maxLabel)
 	}
 	if strings.HasPrefix(label, "-") || strings.ContainsFunc(label, notLabel) {
-		return fmt.Errorf("%w: label %.64q: use letters, digits, '.', '_' and '-', not beginning with '-'", ErrInvalid, label)
+		return fmt.Errorf("%w: label %.64q: a label has only letters, digits, '.', '_' and '-', and does not begin with '-'", ErrInvalid, label)
 	}
 	return nil
 }
@@ -166,17 +172,17 @@ func notLabel(r rune) bool {
 // option is one entry of a filesystem's allow-list.
 type option struct {
 	key  string
-	want string // the allowed values, for people
+	want string // the allowed values, for messages
 	ok   func(value string) bool
 }
 
 // oneOf is an option with a closed list of values.
 func oneOf(key string, values ...string) option {
-	return option{key, strings.Join(values, ", "), func(v string) bool { return slices.Contains(values, v) }}
+	return option{key, "one of " + strings.Join(values, ", "), func(v string) bool { return slices.Contains(values, v) }}
 }
 
-// number is an option with a range of decimal numbers. Only the canonical
-// spelling is allowed: "5" and "05" would be two templates of one content.
+// number is an option with a range of decimal numbers. Only the canonical spelling is allowed: "5"
+// and "05" would make two templates with one content.
 func number(key, kind string, lo, hi int, ok func(int) bool) option {
 	return option{key, fmt.Sprintf("%s from %d to %d", kind, lo, hi), func(v string) bool {
 		n, err := strconv.Atoi(v)
@@ -190,10 +196,10 @@ func (fs *Filesystem) CheckOptions(opts map[string]string) error {
 	for _, key := range slices.Sorted(maps.Keys(opts)) {
 		i := slices.IndexFunc(fs.options, func(o option) bool { return o.key == key })
 		if i < 0 {
-			return fmt.Errorf("%w: option %.64q: %s has %s", ErrInvalid, key, fs.Name, fs.optionNames())
+			return fmt.Errorf("%w: option %.64q is unknown: %s has %s", ErrInvalid, key, fs.Name, fs.optionNames())
 		}
 		if o := fs.options[i]; !o.ok(opts[key]) {
-			return fmt.Errorf("%w: option %s=%.64q of %s: use %s", ErrInvalid, key, opts[key], fs.Name, o.want)
+			return fmt.Errorf("%w: %s option %s=%.64q: use %s", ErrInvalid, fs.Name, key, opts[key], o.want)
 		}
 	}
 	if fs.conflict != nil {
@@ -213,10 +219,9 @@ func (fs *Filesystem) optionNames() string {
 	return "only " + strings.Join(names, ", ")
 }
 
-// MkfsArgs are the arguments of the formatting program, without its name, in an
-// order that depends on nothing but the values. Label and options must have
-// passed their checks, and dev must read as zeroes throughout: mkfs is told so,
-// and neither discards nor zeroes it.
+// MkfsArgs returns the arguments of the formatting program, without its name. Their order depends on
+// the values only. Label and options must have passed their checks, and dev must read as zeroes
+// throughout: mkfs is told so, and neither discards nor zeroes it.
 func (fs *Filesystem) MkfsArgs(dev, label string, opts map[string]string) []string {
 	if !fs.Formatted() {
 		return nil
@@ -228,8 +233,8 @@ func (fs *Filesystem) MkfsArgs(dev, label string, opts map[string]string) []stri
 	return append(args, dev)
 }
 
-// CheckArgs are the arguments of the checking program, without its name, for a
-// check of dev, unmounted, that writes nothing.
+// CheckArgs returns the arguments of the checking program, without its name, for a check that writes
+// nothing. dev must not be mounted.
 func (fs *Filesystem) CheckArgs(dev string) []string {
 	if !fs.Formatted() {
 		return nil
@@ -237,9 +242,9 @@ func (fs *Filesystem) CheckArgs(dev string) []string {
 	return append(slices.Clone(fs.check), dev)
 }
 
-// RepairArgs are the arguments of the checking program, without its name, that
-// make dev, unmounted, ready for [Filesystem.GrowArgs]: the journal is replayed,
-// and what can be mended without a doubt is. nil if there is no Grower.
+// RepairArgs returns the arguments of the checking program, without its name, that make dev ready for
+// [Filesystem.GrowArgs]: it replays the journal, and repairs what can be repaired without a doubt. dev
+// must not be mounted. It is nil if there is no Grower.
 func (fs *Filesystem) RepairArgs(dev string) []string {
 	if fs.Grower == "" {
 		return nil
@@ -247,14 +252,13 @@ func (fs *Filesystem) RepairArgs(dev string) []string {
 	return append(slices.Clone(fs.repair), dev)
 }
 
-// GrowArgs are the arguments of Grower, without its name, that make the
-// filesystem on dev, unmounted, as large as dev.
+// GrowArgs returns the arguments of Grower, without its name, that make the filesystem on dev as large
+// as dev. dev must not be mounted.
 func (fs *Filesystem) GrowArgs(dev string) []string { return []string{dev} }
 
-// Verify reads every superblock of an image of so many bytes, and returns what the
-// primary says. It returns [ErrCorrupt] unless magic, checksum, geometry and
-// label are right, the filesystem was cleanly unmounted, and every copy of the
-// superblock agrees with the primary.
+// Verify reads every superblock of an image of so many bytes, and returns the primary. It returns
+// [ErrCorrupt] unless magic, checksum, geometry and label are right, the filesystem was cleanly
+// unmounted, and every copy of the superblock agrees with the primary.
 func (fs *Filesystem) Verify(r io.ReaderAt, bytes int64, label string) (Superblock, error) {
 	if !fs.Formatted() {
 		return Superblock{}, fs.nothingInside()
@@ -264,34 +268,33 @@ func (fs *Filesystem) Verify(r io.ReaderAt, bytes int64, label string) (Superblo
 		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	if err == nil && sb.Label != label {
-		err = corrupt("label is %q, want %q", sb.Label, label)
+		err = corrupt("the label is %q, want %q", sb.Label, label)
 	}
 	if err != nil {
-		return Superblock{}, fmt.Errorf("verify %s image of %s: %w", fs.Name, size.Format(bytes), err)
+		return Superblock{}, fmt.Errorf("verifying the %s image of %s: %w", fs.Name, size.Format(bytes), err)
 	}
 	return sb, nil
 }
 
-// Identify reads the primary superblock only, and checks its magic, checksum
-// and geometry: cheap enough for every use of an image. The error for anything
-// else is [ErrCorrupt].
+// Identify reads the primary superblock only, and returns [ErrCorrupt] unless its magic, checksum and
+// geometry are right. It is cheap enough for every use of an image.
 func (fs *Filesystem) Identify(r io.ReaderAt) (Superblock, error) {
 	if !fs.Formatted() {
 		return Superblock{}, fs.nothingInside()
 	}
 	sb, err := fs.identify(r)
 	if err != nil {
-		return Superblock{}, fmt.Errorf("identify %s image: %w", fs.Name, err)
+		return Superblock{}, fmt.Errorf("identifying the %s image: %w", fs.Name, err)
 	}
 	return sb, nil
 }
 
-// NewIdentity gives dst, a clone of src, the filesystem UUID id, so that both
-// can be mounted on one kernel. src and dst may be the same file, and dst may
-// be given yet another identity later. Errors are [ErrUnclean], [ErrCorrupt],
-// [errors.ErrUnsupported] for an image that lacks a feature this needs, or the
-// failure of a read or write; dst is to be discarded after any but the first and
-// third, which come before the first write.
+// NewIdentity gives dst, a clone of src, the filesystem UUID id, so that both can be mounted on one
+// kernel. src and dst may be the same file, and dst may get yet another identity later.
+//
+// Errors are [ErrUnclean], [errors.ErrUnsupported] for an image without a feature that this needs,
+// [ErrCorrupt], or the failure of a read or write. The first two come before the first write. After
+// any other, dst must be discarded.
 func (fs *Filesystem) NewIdentity(src io.ReaderAt, dst io.WriterAt, id uuid.UUID) error {
 	if !fs.Formatted() {
 		return fs.nothingInside()
@@ -301,29 +304,29 @@ func (fs *Filesystem) NewIdentity(src io.ReaderAt, dst io.WriterAt, id uuid.UUID
 		err = fs.newIdentity(src, dst, id)
 	}
 	if err != nil {
-		return fmt.Errorf("new identity for %s image: %w", fs.Name, err)
+		return fmt.Errorf("giving the %s image a new identity: %w", fs.Name, err)
 	}
 	return nil
 }
 
 func (fs *Filesystem) nothingInside() error {
-	return fmt.Errorf("%s: %w: there is no filesystem inside to look at", fs.Name, errors.ErrUnsupported)
+	return fmt.Errorf("%s: %w: it has no filesystem inside", fs.Name, errors.ErrUnsupported)
 }
 
-// corrupt is [ErrCorrupt] with the reason.
+// corrupt returns [ErrCorrupt] with the reason.
 func corrupt(format string, args ...any) error {
 	return fmt.Errorf("%w: "+format, append([]any{ErrCorrupt}, args...)...)
 }
 
-// read reads n bytes at off. An image that ends too early is corrupt; any other
-// failure is the reader's own.
+// read reads n bytes at off. If the image ends too early, it returns [ErrCorrupt]; any other error is
+// the reader's own.
 func read(r io.ReaderAt, off int64, n int) ([]byte, error) {
 	b := make([]byte, n)
 	switch got, err := r.ReadAt(b, off); {
 	case got == n: // ReadAt may return io.EOF with a full buffer
 		return b, nil
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return nil, corrupt("image ends before byte %d", off+int64(n))
+		return nil, corrupt("the image ends before byte %d", off+int64(n))
 	default:
 		return nil, fmt.Errorf("read %d bytes at %d: %w", n, off, err)
 	}
@@ -337,13 +340,13 @@ func write(w io.WriterAt, off int64, block []byte) error {
 	return nil
 }
 
-// crc32c is the CRC-32C as xfs and btrfs use it, inverted at the end; ext4
-// stores it without that inversion.
+// crc32c returns the CRC-32C that xfs and btrfs store. It is inverted at the end; ext4 stores it
+// without that inversion.
 func crc32c(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// cString is the text before the first NUL.
+// cString returns the text before the first NUL.
 func cString(b []byte) string {
 	s, _, _ := strings.Cut(string(b), "\x00")
 	return s

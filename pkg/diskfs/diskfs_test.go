@@ -30,7 +30,7 @@ func lookup(t testing.TB, name string) *Filesystem {
 
 func TestTable(t *testing.T) {
 	if got, want := Names(), []string{"btrfs", "ext4", "xfs"}; !slices.Equal(got, want) {
-		t.Errorf("Names() = %v, want %v", got, want)
+		t.Errorf("Names() = %q, want %q", got, want)
 	}
 	_, err := Lookup("zfs")
 	if !errors.Is(err, ErrUnknown) {
@@ -41,14 +41,14 @@ func TestTable(t *testing.T) {
 			t.Errorf("%q does not offer %s", err, fs.Name)
 		}
 		if fs.MinSize < MiB || fs.MinSize%MiB != 0 {
-			t.Errorf("%s: MinSize %d is not whole MiB", fs.Name, fs.MinSize)
+			t.Errorf("%s: MinSize %d is not a whole number of MiB", fs.Name, fs.MinSize)
 		}
-		if err := fs.CheckSize(fs.DefaultSize()); err != nil {
-			t.Errorf("%s: default size: %v", fs.Name, err)
+		if err := fs.checkSize(fs.DefaultSize()); err != nil {
+			t.Errorf("%s: the default size is refused: %v", fs.Name, err)
 		}
 		for _, o := range fs.options {
 			if o.ok("") || o.ok("x") {
-				t.Errorf("%s: option %s allows anything", fs.Name, o.key)
+				t.Errorf("%s: option %s allows %q or %q", fs.Name, o.key, "", "x")
 			}
 		}
 	}
@@ -82,14 +82,14 @@ func TestRoundUp(t *testing.T) {
 func TestCheckSize(t *testing.T) {
 	for _, fs := range table {
 		for _, bytes := range []int64{fs.MinSize, fs.MinSize + 1, fs.MaxSize} {
-			if err := fs.CheckSize(bytes); err != nil {
+			if err := fs.checkSize(bytes); err != nil {
 				t.Errorf("%s: %v", fs.Name, err)
 			}
 		}
 		for _, bytes := range []int64{math.MinInt64, -1, 0, fs.MinSize - MiB, fs.MinSize - 1, fs.MaxSize + 1, MaxSize + 1, math.MaxInt64} {
-			err := fs.CheckSize(bytes)
+			err := fs.checkSize(bytes)
 			if !errors.Is(err, ErrOutOfRange) {
-				t.Fatalf("%s: CheckSize(%d) = %v, want ErrOutOfRange", fs.Name, bytes, err)
+				t.Fatalf("%s: checkSize(%d) = %v, want ErrOutOfRange", fs.Name, bytes, err)
 			}
 			for _, want := range []string{size.Format(bytes), size.Format(fs.MinSize), size.Format(fs.MaxSize)} {
 				if !strings.Contains(err.Error(), want) {
@@ -135,7 +135,7 @@ func TestCheckOptions(t *testing.T) {
 	for _, c := range []struct {
 		fs   string
 		opts opts
-		err  string // what the message names; empty: allowed
+		err  string // the message contains it; empty if the options are allowed
 	}{
 		{"ext4", nil, ""},
 		{"ext4", opts{"inode-size": "256", "bytes-per-inode": "67108864", "reserved-percent": "50", "journal": "off"}, ""},
@@ -198,7 +198,7 @@ func TestMkfsArgs(t *testing.T) {
 func TestCheckArgs(t *testing.T) {
 	for name, want := range map[string]string{"ext4": "-fn DEV", "xfs": "-n DEV", "btrfs": "check --readonly DEV"} {
 		fs := lookup(t, name)
-		fs.CheckArgs("other") // must not share its slice
+		fs.CheckArgs("other") // its slice must not be shared
 		if got := strings.Join(fs.CheckArgs("DEV"), " "); got != want {
 			t.Errorf("%s: %s, want %s", name, got, want)
 		}
@@ -211,7 +211,7 @@ var (
 	be = binary.BigEndian
 )
 
-// zeroes is an image of zeroes without end.
+// zeroes is an endless image of zeroes.
 var zeroes = readerAt(func(b []byte, _ int64) (int, error) { clear(b); return len(b), nil })
 
 type readerAt func(b []byte, off int64) (int, error)
@@ -239,7 +239,7 @@ func TestVerifyRefusesWhatIsNoFilesystem(t *testing.T) {
 	}
 }
 
-// A failing disk does not make a template corrupt.
+// TestReadFailureIsNotCorruption checks that a failing disk does not make a template corrupt.
 func TestReadFailureIsNotCorruption(t *testing.T) {
 	broken := errors.New("input/output error")
 	r := readerAt(func([]byte, int64) (int, error) { return 0, broken })

@@ -22,14 +22,14 @@ var ext4 = Filesystem{
 	Mkfs:    "mkfs.ext4",
 	Checker: "e2fsck",
 	Modules: []string{"ext4"},
-	// Below 8 MiB mkfs leaves out the journal with no more than a remark, and at
-	// 8 MiB inode-size=1024 with bytes-per-inode=2048 leaves no room for one.
+	// Below 8 MiB mkfs leaves out the journal and only remarks on it. At 8 MiB there is no
+	// room for one with inode-size=1024 and bytes-per-inode=2048.
 	MinSize: 9 * MiB,
-	// e2fsck keeps bitmaps of every block: in 256 MiB it checks 8 TiB, and at
-	// 15 TiB the kernel kills it.
+	// e2fsck keeps bitmaps of every block. In 256 MiB of memory it checks 8 TiB; at 15 TiB the
+	// kernel kills it.
 	MaxSize:     8 << 40,
-	MaxLabel:    16,
-	ROMountData: []string{"noload"}, // ext4(5): do not load the journal, that is, never replay it
+	maxLabel:    16,
+	ROMountData: []string{"noload"}, // ext4(5): do not load the journal, so that it is not replayed
 	options: []option{
 		oneOf("inode-size", "256", "512", "1024"),
 		number("bytes-per-inode", "a power of two", 1024, 64*MiB, func(n int) bool { return n&(n-1) == 0 }),
@@ -46,21 +46,20 @@ var ext4 = Filesystem{
 	newIdentity: newIdentityExt4,
 }
 
-// ext4Mkfs: few extents, for a clone costs a little per extent and nothing per
-// byte, and nothing left for the kernel to initialise in every clone. Measured
-// for 100 GiB on a loop device (alloc: du -k; extents: filefrag):
+// ext4Mkfs returns mkfs's arguments. They give few extents, since a clone costs a little per extent
+// and nothing per byte, and leave nothing for the kernel to initialise in every clone. Measured for
+// 100 GiB on a loop device (space: du -k; extents: filefrag):
 //
 //	default features and options             529 MiB  72 extents
 //	lazy_itable_init=0, packed_meta_blocks   1605 MiB  37 extents
 //	assume_storage_prezeroed alone             5 MiB  68 extents
 //	both, as here                              5 MiB  20 extents
 //
-// assume_storage_prezeroed (e2fsprogs 1.47) sets ITABLE_ZEROED in every group
-// without writing the tables; nodiscard because there is nothing to discard.
-// metadata_csum_seed is what makes a new identity cheap: without it, the UUID
-// is in the checksum of every block. Not sparse_super2: the kernel then refuses
-// online resize. -m 0, as Kubernetes' mount-utils formats: what is kept for root
-// is of no use to a pod.
+// assume_storage_prezeroed (e2fsprogs 1.47) sets ITABLE_ZEROED in every group without writing the
+// tables. nodiscard, since there is nothing to discard. metadata_csum_seed makes a new identity
+// cheap: without it the checksum of every block depends on the UUID. No sparse_super2: with it the
+// kernel refuses to resize online. -m 0, as Kubernetes' mount-utils format: blocks reserved for root
+// are of no use to a pod.
 func ext4Mkfs(opts map[string]string) []string {
 	features := "metadata_csum,metadata_csum_seed"
 	if opts["journal"] == "off" {
@@ -81,19 +80,19 @@ func ext4Mkfs(opts map[string]string) []string {
 	return args
 }
 
-// ext4Conflict refuses inode tables as large as the image, where mkfs fails.
+// ext4Conflict refuses inode tables as large as the image, with which mkfs fails.
 func ext4Conflict(opts map[string]string) error {
 	size, _ := strconv.Atoi(opts["inode-size"])
 	ratio, err := strconv.Atoi(opts["bytes-per-inode"])
 	if err == nil && ratio <= size {
-		return fmt.Errorf("%w: option bytes-per-inode=%d of ext4: must be more than inode-size=%d", ErrInvalid, ratio, size)
+		return fmt.Errorf("%w: ext4 option bytes-per-inode=%d must be more than inode-size=%d", ErrInvalid, ratio, size)
 	}
 	return nil
 }
 
-// Where things are in struct ext4_super_block: Documentation/filesystems/ext4/super.rst.
+// Offsets in struct ext4_super_block: Documentation/filesystems/ext4/super.rst.
 const (
-	ext4SuperAt   = 1024 // of the primary in the image; the copies begin their block group
+	ext4SuperAt   = 1024 // the primary's position in the image; a copy is at the start of its block group
 	ext4SuperSize = 1024
 
 	ext4BlocksLo       = 0x4
@@ -143,7 +142,7 @@ type ext4Super struct {
 	Superblock
 	raw       []byte
 	blocks    int64
-	perGroup  int64 // blocks
+	perGroup  int64 // blocks per group
 	groups    int64
 	compat    uint32
 	incompat  uint32
@@ -187,27 +186,27 @@ func parseExt4(b []byte) (ext4Super, error) {
 		UUID:      uuid.UUID(b[ext4UUID : ext4UUID+16]),
 		Label:     cString(b[ext4Label : ext4Label+16]),
 		Size:      s.blocks * blockSize,
-		Slack:     s.maxSlack(),
+		slack:     s.maxSlack(),
 		BlockSize: blockSize,
 	}
 	return s, nil
 }
 
-// checkFeatures: the features that decide where the copies of the superblock
-// are and that there is a checksum, and the checksum itself.
+// checkFeatures checks the features that decide where the copies of the superblock are and that
+// there is a checksum, and the checksum itself.
 func (s *ext4Super) checkFeatures() error {
 	le := binary.LittleEndian
 	if s.roCompat&ext4ROCompatMetadataCsum == 0 || s.raw[ext4ChecksumType] != ext4CRC32C {
-		return corrupt("no metadata_csum with crc32c, so nothing proves the superblock")
+		return corrupt("the superblock has no checksum: the feature metadata_csum with crc32c is missing")
 	}
 	if got, want := le.Uint32(s.raw[ext4Checksum:]), ext4CRC(s.raw); got != want {
 		return corrupt("s_checksum is %#x, want %#x", got, want)
 	}
-	// Not meta_bg, which moves descriptors and no superblock: the kernel turns to it
-	// when it grows a filesystem beyond the descriptors that mkfs has reserved.
+	// meta_bg is allowed. It moves descriptors and no superblock, and the kernel turns to it when
+	// it grows a filesystem beyond the descriptors that mkfs has reserved.
 	if s.roCompat&ext4ROCompatSparseSuper == 0 || s.roCompat&ext4ROCompatBigalloc != 0 ||
 		s.compat&ext4CompatSparseSuper2 != 0 {
-		return corrupt("features (compat %#x, incompat %#x, ro_compat %#x) are not those of our mkfs: need sparse_super, not sparse_super2, bigalloc",
+		return corrupt("features (compat %#x, incompat %#x, ro_compat %#x) must include sparse_super, and neither sparse_super2 nor bigalloc",
 			s.compat, s.incompat, s.roCompat)
 	}
 	return nil
@@ -216,9 +215,9 @@ func (s *ext4Super) checkFeatures() error {
 func (s *ext4Super) checkGeometry() error {
 	le := binary.LittleEndian
 	if l := le.Uint32(s.raw[ext4LogBlockSize:]); l != 2 || le.Uint32(s.raw[ext4LogClusterSize:]) != l || le.Uint32(s.raw[ext4FirstDataBlock:]) != 0 {
-		return corrupt("s_log_block_size is %d, want 2: blocks of 4096 bytes", l)
+		return corrupt("s_log_block_size is %d, want 2, which means blocks of 4096 bytes", l)
 	}
-	// One block of bitmap covers a group.
+	// One block of bitmap must cover a group.
 	if s.perGroup < 1 || s.perGroup > 8*blockSize {
 		return corrupt("s_blocks_per_group is %d, want 1 to %d", s.perGroup, 8*blockSize)
 	}
@@ -228,12 +227,12 @@ func (s *ext4Super) checkGeometry() error {
 	return nil
 }
 
-// ext4CRC is crc32c(~0, all before s_checksum), not inverted at the end:
-// ext4_superblock_csum in fs/ext4/super.c.
+// ext4CRC returns crc32c(~0, all before s_checksum), not inverted at the end, as
+// ext4_superblock_csum in fs/ext4/super.c does.
 func ext4CRC(b []byte) uint32 { return ^crc32c(b[:ext4Checksum]) }
 
-// backupGroups are the groups with a copy of the superblock: 1 and the powers of
-// 3, 5 and 7 (ext4_bg_has_super). 14 of them in 100 GiB.
+// backupGroups returns the groups with a copy of the superblock: 1 and the powers of 3, 5 and 7
+// (ext4_bg_has_super). There are 14 of them in 100 GiB.
 func (s *ext4Super) backupGroups() []int64 {
 	var groups []int64
 	if s.groups > 1 {
@@ -248,20 +247,20 @@ func (s *ext4Super) backupGroups() []int64 {
 	return groups
 }
 
-// backupAt is where a copy is in the image. Blocks begin at 0, as they are of
-// 4 KiB, so the copy is at the start of its block, and of its group.
+// backupAt returns a copy's position in the image. Blocks of 4 KiB are counted from 0, so the copy is
+// at the start of its block and of its group.
 func (s *ext4Super) backupAt(group int64) int64 { return group * s.perGroup * blockSize }
 
-func verifyExt4(r io.ReaderAt, size int64) (Superblock, error) {
+func verifyExt4(r io.ReaderAt, bytes int64) (Superblock, error) {
 	s, err := readExt4(r)
 	if err != nil {
 		return Superblock{}, err
 	}
-	if s.Size > size || s.Short(size) {
-		return Superblock{}, corrupt("the filesystem covers %d bytes, want at most %d and more than %d", s.Size, size, size-s.Slack)
+	if err := s.covers(bytes); err != nil {
+		return Superblock{}, err
 	}
 	if !s.seedKnown {
-		return Superblock{}, corrupt("no metadata_csum_seed: clones could not get an identity of their own")
+		return Superblock{}, corrupt("the feature metadata_csum_seed is missing: clones could not get an identity of their own")
 	}
 	if err := s.checkClean(); err != nil {
 		return Superblock{}, err
@@ -274,9 +273,9 @@ func verifyExt4(r io.ReaderAt, size int64) (Superblock, error) {
 	return s.Superblock, nil
 }
 
-// maxSlack bounds what mkfs leaves unused at the end, in bytes: it drops a last
-// group that would hold less than its own metadata and 50 blocks of data
-// (ext2fs_initialize in e2fsprogs lib/ext2fs/initialize.c).
+// maxSlack bounds the space that mkfs leaves unused at the end, in bytes. It drops a last group that
+// has no room for its own metadata and 50 blocks of data (ext2fs_initialize in e2fsprogs
+// lib/ext2fs/initialize.c).
 func (s *ext4Super) maxSlack() int64 {
 	le := binary.LittleEndian
 	desc := int64(32)
@@ -289,12 +288,13 @@ func (s *ext4Super) maxSlack() int64 {
 	return (3 + tables + descriptors + int64(le.Uint16(s.raw[ext4ReservedGDT:])) + 50) * blockSize
 }
 
-// checkClean: unmounted, without errors, nothing to replay, no orphans.
+// checkClean checks that the filesystem was unmounted, without errors, with nothing to replay and
+// without orphans.
 func (s *ext4Super) checkClean() error {
 	le := binary.LittleEndian
 	state := le.Uint16(s.raw[ext4State:])
 	if state&ext4StateError != 0 {
-		return corrupt("s_state %#x says that the kernel found errors", state)
+		return corrupt("s_state is %#x: the kernel found errors", state)
 	}
 	if state&ext4StateValid == 0 || s.incompat&ext4IncompatRecover != 0 ||
 		s.roCompat&ext4ROCompatOrphans != 0 || le.Uint32(s.raw[ext4LastOrphan:]) != 0 {
@@ -303,8 +303,8 @@ func (s *ext4Super) checkClean() error {
 	return nil
 }
 
-// checkBackup compares what a copy must share with the primary. Counters, times
-// and state are not among it: the kernel keeps them in the primary only.
+// checkBackup compares the fields that a copy must share with the primary. Counters, times and state
+// may differ: the kernel keeps them in the primary only.
 func (s *ext4Super) checkBackup(r io.ReaderAt, group int64) error {
 	b, err := read(r, s.backupAt(group), ext4SuperSize)
 	if err != nil {
@@ -313,7 +313,7 @@ func (s *ext4Super) checkBackup(r io.ReaderAt, group int64) error {
 	if _, err := parseExt4(b); err != nil {
 		return err
 	}
-	// s_block_group_nr has 16 bits; mkfs writes the largest for all beyond.
+	// s_block_group_nr has 16 bits. mkfs writes the largest value for all groups beyond it.
 	if n := binary.LittleEndian.Uint16(b[ext4GroupNumber:]); int64(n) != min(group, math.MaxUint16) {
 		return corrupt("s_block_group_nr is %d, want %d", n, min(group, math.MaxUint16))
 	}
@@ -339,19 +339,19 @@ func (s *ext4Super) checkBackup(r io.ReaderAt, group int64) error {
 	return nil
 }
 
-// newIdentityExt4 sets s_uuid in every superblock. Nothing else holds it: block
-// checksums are seeded with s_checksum_seed, which stays crc32c(~0, first UUID).
+// newIdentityExt4 sets s_uuid in every superblock. The UUID is nowhere else: block checksums are
+// seeded with s_checksum_seed, which stays crc32c(~0, first UUID).
 func newIdentityExt4(src io.ReaderAt, dst io.WriterAt, id uuid.UUID) error {
 	s, err := readExt4(src)
 	if err != nil {
 		return err
 	}
 	if !s.seedKnown {
-		return fmt.Errorf("%w: made without metadata_csum_seed, so the UUID is in every checksum: set it with tune2fs -U, or format anew", errors.ErrUnsupported)
+		return fmt.Errorf("%w: without the feature metadata_csum_seed every checksum depends on the UUID; set it with tune2fs -U, or format anew", errors.ErrUnsupported)
 	}
-	// The journal may hold blocks of the superblock, with the old UUID.
+	// The journal may contain blocks of the superblock, with the old UUID.
 	if s.incompat&ext4IncompatRecover != 0 {
-		return fmt.Errorf("%w: the journal's replay would bring the old UUID back: mount and unmount the image once, then ask again", ErrUnclean)
+		return fmt.Errorf("%w: the journal's replay would bring the old UUID back; mount and unmount the image once, then try again", ErrUnclean)
 	}
 	for _, group := range s.backupGroups() {
 		if err := renameExt4(src, dst, s.backupAt(group), 0, id); err != nil {
@@ -361,9 +361,9 @@ func newIdentityExt4(src io.ReaderAt, dst io.WriterAt, id uuid.UUID) error {
 	return renameExt4(src, dst, 0, ext4SuperAt, id)
 }
 
-// renameExt4 sets the UUID of the superblock at off in the block at blockAt.
-// Of a copy only the magic is asked for: the kernel does not promise to keep the
-// checksums of copies, and a stale one is put right here.
+// renameExt4 sets the UUID of the superblock at off in the block at blockAt. It checks only the magic
+// of a copy: the kernel does not promise to keep the checksums of copies, and renameExt4 corrects a
+// stale one.
 func renameExt4(src io.ReaderAt, dst io.WriterAt, blockAt int64, off int, id uuid.UUID) error {
 	block, err := read(src, blockAt, blockSize)
 	if err != nil {

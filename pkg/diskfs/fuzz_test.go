@@ -25,32 +25,32 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
 
-// watchdog ends a process whose fuzzed call does not return: the fuzzer itself
-// would wait for it, and report nothing.
+// watchdog ends the process if a fuzzed call does not return. The fuzzer itself would wait for ever
+// and report nothing.
 func watchdog(what string) (done func() bool) {
 	return time.AfterFunc(30*time.Second, func() { panic(what + " does not return") }).Stop
 }
 
-// parts takes a quantity apart.
+// parts matches a quantity: sign, integer, fraction, suffix and exponent.
 var parts = regexp.MustCompile(`^([+-]?)([0-9]*)(?:\.([0-9]*))?([a-zA-Z]*)([+-]?[0-9]*)$`)
 
-// valueOf is an accepted quantity's value, by the definition of the suffixes
-// (resource.Quantity) and exactly.
+// valueOf returns the exact value of an accepted quantity, by the definition of the suffixes in
+// resource.Quantity.
 func valueOf(t *testing.T, s string) *big.Rat {
 	t.Helper()
 	m := parts.FindStringSubmatch(s)
 	if m == nil {
-		t.Fatalf("%q is no number", s)
+		t.Fatalf("%q was accepted and is no number", s)
 	}
 	v, ok := new(big.Rat).SetString(m[1] + "0" + m[2] + "." + m[3] + "0")
 	if !ok {
-		t.Fatalf("%q is no number", s)
+		t.Fatalf("%q was accepted and is no number", s)
 	}
 	suffix, exponent := m[4], m[5]
 	if exponent != "" { // or "E" alone, which is exa
 		power, ok := new(big.Rat).SetString("1e" + exponent)
 		if !ok || suffix != "e" && suffix != "E" {
-			t.Fatalf("%q is no number", s)
+			t.Fatalf("%q was accepted and is no number", s)
 		}
 		return v.Mul(v, power)
 	}
@@ -63,7 +63,7 @@ func valueOf(t *testing.T, s string) *big.Rat {
 		steps = 3 + slices.Index([]string{"", "k", "m", "g", "t", "p", "e"}, letter)
 	}
 	if steps < 0 {
-		t.Fatalf("%q has an unknown suffix", s)
+		t.Fatalf("%q was accepted and has an unknown suffix", s)
 	}
 	for ; steps > 3; steps-- {
 		v.Mul(v, big.NewRat(base, 1))
@@ -74,7 +74,7 @@ func valueOf(t *testing.T, s string) *big.Rat {
 	return v
 }
 
-// roundedUp is v in whole units, and at most what an int64 holds.
+// roundedUp returns v rounded up to whole units, and at most the largest int64.
 func roundedUp(v *big.Rat, unit int64) int64 {
 	v = new(big.Rat).Quo(v, big.NewRat(unit, 1))
 	n := new(big.Int).Add(v.Num(), new(big.Int).Sub(v.Denom(), big.NewInt(1)))
@@ -85,7 +85,7 @@ func roundedUp(v *big.Rat, unit int64) int64 {
 	return n.Int64()
 }
 
-// FuzzParseSize holds sizes against an exact computation.
+// FuzzParseSize compares parsed sizes with an exact computation.
 func FuzzParseSize(f *testing.F) {
 	for _, s := range []string{
 		"1Gi", "1e30", "-5", "1.5Mi", "1e999999999", "0.0000000001", "9223372036854775807", "8Ei", "1E", "1E3", ".5Gi", "5.", "9437185",
@@ -104,7 +104,7 @@ func FuzzParseSize(f *testing.F) {
 		}
 		exact := valueOf(t, s)
 		if exact.Sign() > 0 && bytes != roundedUp(exact, 1) || exact.Sign() <= 0 && bytes > 0 {
-			t.Errorf("%q is %d bytes, not %s", s, bytes, exact.FloatString(3))
+			t.Errorf("%q is read as %d bytes, want %s", s, bytes, exact.FloatString(3))
 		}
 		for _, fs := range table {
 			rounded, err := fs.ParseSize(s)
@@ -115,7 +115,7 @@ func FuzzParseSize(f *testing.F) {
 				continue
 			}
 			if rounded < fs.MinSize || rounded > fs.MaxSize || rounded != roundedUp(exact, MiB) {
-				t.Errorf("%s: %q is %d", fs.Name, s, rounded)
+				t.Errorf("%s: %q is read as %d bytes", fs.Name, s, rounded)
 			}
 		}
 	})
@@ -126,7 +126,7 @@ const (
 	sampleLabel = "data"
 )
 
-// sample is what this package reads of an image of sampleSize that mkfs made, with
+// sample is the part that this package reads of an image that mkfs made, with sampleSize and
 // sampleLabel. TestSamples makes it.
 type sample struct {
 	fs     *Filesystem
@@ -136,7 +136,7 @@ type sample struct {
 
 func samplePath(fs *Filesystem) string { return "testdata/" + fs.Name + ".gz" }
 
-// readSample reads blocks, each after its offset.
+// readSample reads a sample's blocks. Each one follows its offset.
 func readSample(t testing.TB, fs *Filesystem) sample {
 	t.Helper()
 	packed, err := os.Open(samplePath(fs))
@@ -169,7 +169,7 @@ func readSample(t testing.TB, fs *Filesystem) sample {
 	return s
 }
 
-// inBlock is where in its block a superblock begins.
+// inBlock returns the offset in its block at which a superblock begins.
 func (s sample) inBlock(off int64) int {
 	if s.fs == &ext4 && off == 0 {
 		return ext4SuperAt
@@ -183,7 +183,7 @@ func (s sample) isSuper(off int64) bool {
 		le.Uint16(b[ext4Magic:]) == ext4MagicValue
 }
 
-// seal makes a superblock's checksum right.
+// seal corrects a superblock's checksum.
 func (s sample) seal(b []byte) {
 	switch s.fs {
 	case &ext4:
@@ -195,9 +195,8 @@ func (s sample) seal(b []byte) {
 	}
 }
 
-// image is the sample with some bytes changed. Each change is a place, an offset
-// in it, a number of bytes and the bytes. Place 0 is every superblock at once, the
-// others are the blocks one by one.
+// image returns the sample with some bytes changed. Each change is a place, an offset in it, a number
+// of bytes and the bytes. Place 0 is every superblock at once; the others are the blocks one by one.
 func (s sample) image(t testing.TB, size int64, changes []byte, sealed bool) *image {
 	m := &image{t: t, size: size, blocks: map[int64][]byte{}}
 	offsets := slices.Sorted(maps.Keys(s.blocks))
@@ -225,12 +224,12 @@ func (s sample) image(t testing.TB, size int64, changes []byte, sealed bool) *im
 	return m
 }
 
-// image is a sparse file in memory that knows what is done to it.
+// image is a sparse file in memory that checks and counts the reads and writes.
 type image struct {
 	t             testing.TB
 	size          int64
-	blocks        map[int64][]byte // by offset; what is not there reads as hole
-	hole          []byte           // nil is zeroes
+	blocks        map[int64][]byte // by offset; a missing one reads as hole
+	hole          []byte           // nil means zeroes
 	reads, writes int
 }
 
@@ -283,7 +282,7 @@ func (m *image) identify(fs *Filesystem) (Superblock, error) {
 	if err != nil && !errors.Is(err, ErrCorrupt) {
 		m.t.Errorf("Identify: %v, want ErrCorrupt", err)
 	}
-	if err == nil && (sb.Size <= 0 || sb.Size > MaxSize || sb.Slack <= 0 || sb.BlockSize != blockSize) {
+	if err == nil && (sb.Size <= 0 || sb.Size > MaxSize || sb.slack <= 0 || sb.BlockSize != blockSize) {
 		m.t.Errorf("Identify accepted %+v", sb)
 	}
 	return sb, err
@@ -298,7 +297,7 @@ func (m *image) verify(fs *Filesystem, label string) (Superblock, error) {
 	return sb, err
 }
 
-// rename gives dst, a clone, a new identity, and holds the error against the promises.
+// rename gives dst, a clone, a new identity, and checks that the error is as documented.
 func (m *image) rename(fs *Filesystem, dst *image, id uuid.UUID) error {
 	m.reads, dst.writes = 0, 0
 	err := fs.NewIdentity(m, dst, id)
@@ -313,13 +312,13 @@ func (m *image) rename(fs *Filesystem, dst *image, id uuid.UUID) error {
 	return err
 }
 
-// change is one of sample.image's.
+// change encodes a change for sample.image.
 func change(place byte, at int, value ...byte) []byte {
 	return append([]byte{place, byte(at), byte(at >> 8), byte(len(value) - 1)}, value...)
 }
 
-// logOverSuper moves the log of an xfs to where its second superblock is, and an
-// unmount record into what is left of that block.
+// logOverSuper moves the log of an xfs over its second superblock, and writes an unmount record into
+// the rest of that block.
 func logOverSuper(s sample) []byte {
 	second := slices.Index(slices.Sorted(maps.Keys(s.blocks)), s.supers[1]) + 1
 	super := s.blocks[s.supers[0]]
@@ -338,9 +337,9 @@ func logOverSuper(s sample) []byte {
 	return out
 }
 
-// FuzzImage changes images that mkfs made. Whatever comes of it is refused, or can
-// be cloned: no read or write outside of it, no more of them than it has
-// superblocks, and what Verify accepts has a new identity afterwards, nothing else.
+// FuzzImage changes images that mkfs made. The result must be refused, or be usable as a source of
+// clones. There must be no read or write outside the image, and not many more of them than it has
+// superblocks. A new identity must change nothing else of an image that Verify accepts.
 func FuzzImage(f *testing.F) {
 	var samples []sample
 	for i, name := range Names() {
@@ -376,7 +375,7 @@ func FuzzImage(f *testing.F) {
 			size = sampleSize
 		}
 		m := s.image(t, size, changes, sealed)
-		if echo { // a copy of the superblock wherever one is looked for
+		if echo { // every hole reads as a copy of the superblock
 			first := s.supers[0]
 			m.hole = append(bytes.Clone(m.blocks[first][s.inBlock(first):]), make([]byte, s.inBlock(first))...)
 		}
@@ -384,28 +383,28 @@ func FuzzImage(f *testing.F) {
 		was, refused := m.verify(s.fs, sb.Label)
 		if refused == nil {
 			if unknown != nil || was != sb || was.Size <= 0 || was.Size > size || was.Short(size) || was.BlockSize != blockSize {
-				t.Errorf("Verify accepted %+v, primary %+v: %v", was, sb, unknown)
+				t.Errorf("Verify accepted %+v, Identify returned %+v: %v", was, sb, unknown)
 			}
 			if _, err := m.verify(s.fs, sb.Label+"x"); err == nil {
-				t.Error("Verify accepted it with another label")
+				t.Error("Verify accepted the image with another label")
 			}
 		}
 		copied := m.clone()
 		id := uuid.UUID{1}
 		if err := m.rename(s.fs, copied, id); err != nil {
 			if refused == nil {
-				t.Errorf("NewIdentity of what Verify accepted: %v", err)
+				t.Errorf("Verify accepted the image, NewIdentity did not: %v", err)
 			}
 			return
 		}
 		if got, err := copied.identify(s.fs); err != nil || got.UUID != id {
-			t.Errorf("it has the identity %+v: %v", got, err)
+			t.Errorf("the clone has the identity %+v: %v", got, err)
 		}
 		for range 2 {
 			want := was
 			want.UUID = id
 			if got, err := copied.verify(s.fs, sb.Label); refused == nil && (err != nil || got != want) {
-				t.Fatalf("with a new identity it is %+v, not %+v: %v", got, want, err)
+				t.Fatalf("with a new identity the clone is %+v, want %+v: %v", got, want, err)
 			}
 			id = uuid.UUID{2}
 			if err := copied.rename(s.fs, copied, id); err != nil {

@@ -3,6 +3,6 @@
 
 package diskfs
 
-// raw is no filesystem: no template, no VM, a sparse file. Its consumer decides
-// what goes inside, so there is nothing to verify, and two of them never clash.
+// raw is no filesystem but a sparse file, without a template or a VM. Its consumer decides what goes
+// inside, so there is nothing to verify, and two of them never clash.
 var raw = Filesystem{Name: "raw", MinSize: MiB, MaxSize: MaxSize}

@@ -16,5 +16,5 @@ func (fs *Filesystem) ParseSize(s string) (int64, error) {
 	if bytes > 0 {
 		bytes = RoundUp(bytes)
 	}
-	return bytes, fs.CheckSize(bytes)
+	return bytes, fs.checkSize(bytes)
 }

@@ -12,27 +12,26 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
 
-// Spec says what an image contains. It is plain data, comparable through
-// [Spec.Equal].
+// Spec says what an image contains. It is plain data. [Spec.Equal] compares two of them.
 type Spec struct {
 	Filesystem string            `json:"filesystem"`
 	Size       int64             `json:"size"` // bytes, whole MiB
 	Label      string            `json:"label,omitempty"`
-	Options    map[string]string `json:"options,omitempty"` // further format options, from the filesystem's allow-list
+	Options    map[string]string `json:"options,omitempty"` // format options from the filesystem's allow-list
 }
 
-// Validate checks every field against the filesystem's limits, before anything
-// is made. Errors are [ErrUnknown], [ErrOutOfRange] or [ErrInvalid].
+// Validate checks every field against the filesystem's limits. Errors are [ErrUnknown],
+// [ErrOutOfRange] or [ErrInvalid].
 func (s Spec) Validate() error {
 	fs, err := Lookup(s.Filesystem)
 	if err != nil {
 		return err
 	}
-	if err := fs.CheckSize(s.Size); err != nil {
+	if err := fs.checkSize(s.Size); err != nil {
 		return err
 	}
 	if s.Size%MiB != 0 {
-		return fmt.Errorf("%w: size %d: must be a whole number of MiB (1048576 bytes)", ErrInvalid, s.Size)
+		return fmt.Errorf("%w: a size of %d bytes is not a whole number of Mi; round it up to %s", ErrInvalid, s.Size, size.Format(RoundUp(s.Size)))
 	}
 	if err := fs.CheckLabel(s.Label); err != nil {
 		return err
@@ -45,7 +44,7 @@ func (s Spec) Equal(o Spec) bool {
 	return s.Filesystem == o.Filesystem && s.Size == o.Size && s.Label == o.Label && maps.Equal(s.Options, o.Options)
 }
 
-// String is for messages: "ext4 256Mi label=data inode-size=512".
+// String returns the spec as messages show it: "ext4 256Mi label=data inode-size=512".
 func (s Spec) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %s", s.Filesystem, size.Format(s.Size))

@@ -3,8 +3,8 @@
 
 //go:build system
 
-// These tests need root, loop devices and the formatting tools. They fail, and
-// do not skip, where one is missing.
+// These tests need root, loop devices and the formatting tools. They fail, and do not skip, if one
+// is missing.
 
 package diskfs
 
@@ -32,9 +32,9 @@ import (
 
 const gib = 1 << 30
 
-// pool is where images are made: an xfs, so that a copy of one that is mounted
-// shows it as it was at one moment, as a crash does. A copy that reads block by
-// block shows what never was, and now and then cannot be recovered.
+// pool is the directory where images are made. It is an xfs, so that a clone of a mounted image shows
+// it at one moment, as a crash does. A copy that reads block by block shows a state that never
+// existed, and now and then cannot be recovered.
 var pool string
 
 func TestMain(m *testing.M) {
@@ -53,7 +53,7 @@ func TestMain(m *testing.M) {
 			{"mount", "-o", "loop", image, pool},
 		} {
 			if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
-				log.Printf("%v: %v\n%s", argv, err, out)
+				log.Printf("%s: %v\n%s", strings.Join(argv, " "), err, out)
 				return 1
 			}
 		}
@@ -107,7 +107,7 @@ func blank(t testing.TB, size int64) string {
 // format makes an image with the package's own arguments, and extra ones.
 func format(t testing.TB, fs *Filesystem, size int64, label string, opts map[string]string, extra ...string) string {
 	t.Helper()
-	must(t, fs.CheckSize(size))
+	must(t, fs.checkSize(size))
 	must(t, fs.CheckLabel(label))
 	must(t, fs.CheckOptions(opts))
 	path := blank(t, size)
@@ -127,7 +127,7 @@ func open(t testing.TB, path string, flags ...int) *os.File {
 	return f
 }
 
-// clone copies an image as it is at this moment, mounted or not.
+// clone clones an image as it is at this moment, mounted or not.
 func clone(t testing.TB, path string) string {
 	t.Helper()
 	dst := open(t, filepath.Join(workDir(t), "image"), os.O_CREATE)
@@ -135,7 +135,7 @@ func clone(t testing.TB, path string) string {
 	return dst.Name()
 }
 
-// mounted mounts an image and returns the directory and what unmounts it.
+// mounted mounts an image and returns the directory and a function that unmounts it.
 func mounted(t testing.TB, fs *Filesystem, path string, opts ...string) (string, func()) {
 	t.Helper()
 	dir := filepath.Join(workDir(t), "mnt")
@@ -179,7 +179,8 @@ func fsck(t testing.TB, fs *Filesystem, path string) {
 	run(t, fs.Checker, args...)
 }
 
-// is checks that an image is good and has this UUID, by us and by others.
+// is checks with this package, blkid and the filesystem's checker that an image is good and has this
+// UUID.
 func is(t testing.TB, fs *Filesystem, path string, size int64, label string, id uuid.UUID) {
 	t.Helper()
 	f := open(t, path)
@@ -259,7 +260,7 @@ func lifeOf(t *testing.T, fs *Filesystem, size int64, label string, opts map[str
 	is(t, fs, template, size, label, first)
 	coexist(t, fs, template, one, two)
 
-	// Used and unmounted, as a template with content is.
+	// A source that was used and unmounted, as a template with content is.
 	is(t, fs, two, size, label, identify(t, fs, two))
 	three := clone(t, two)
 	is(t, fs, three, size, label, rename(t, fs, two, three))
@@ -293,7 +294,8 @@ func TestLifeWithOptions(t *testing.T) {
 	}
 }
 
-// mkfs.ext4 drops a short last group: no size may fall outside what Verify allows.
+// TestVerifyOddSizes checks that Verify accepts images of every size. mkfs.ext4 drops a short last
+// group.
 func TestVerifyOddSizes(t *testing.T) {
 	for _, name := range Names() {
 		fs := lookup(t, name)
@@ -311,14 +313,14 @@ func TestVerifyOddSizes(t *testing.T) {
 	}
 }
 
-// One MiB below MinSize, some allowed format fails or is not what was asked for.
+// TestMinSize checks that some allowed format fails one MiB below MinSize.
 func TestMinSize(t *testing.T) {
 	hardest := map[string]map[string]string{
 		"ext4": {"inode-size": "1024", "bytes-per-inode": "2048"}, "xfs": nil, "btrfs": {"metadata-profile": "dup"},
 	}
 	for _, name := range Names() {
 		fs := lookup(t, name)
-		if err := fs.CheckSize(fs.MinSize - MiB); !errors.Is(err, ErrOutOfRange) {
+		if err := fs.checkSize(fs.MinSize - MiB); !errors.Is(err, ErrOutOfRange) {
 			t.Errorf("%s: %v, want ErrOutOfRange", name, err)
 		}
 		path := blank(t, fs.MinSize-MiB)
@@ -328,7 +330,7 @@ func TestMinSize(t *testing.T) {
 	}
 }
 
-// places are the superblocks of an image, the primary first.
+// places returns the positions of an image's superblocks, the primary's first.
 func places(t testing.TB, fs *Filesystem, path string) []int64 {
 	t.Helper()
 	f := open(t, path)
@@ -381,7 +383,7 @@ func TestDamage(t *testing.T) {
 				must(t, err)
 				refused(fmt.Sprintf("superblock %d, byte %#x flipped", i, off))
 				if name == "btrfs" && off >= 4 && off < btrfsFSID {
-					// The rest of csum, which the kernel does not look at either.
+					// The rest of csum: the kernel does not check it either.
 				} else if _, err := fs.Identify(f); i == 0 && !errors.Is(err, ErrCorrupt) {
 					t.Errorf("%s: Identify with byte %#x flipped: %v", name, off, err)
 				}
@@ -410,7 +412,7 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// live is a copy of a mounted image in which name was just fsynced.
+// live returns a clone of a mounted image in which the file "file" was just fsynced.
 func live(t *testing.T, fs *Filesystem, path string) string {
 	dir, umount := mounted(t, fs, path)
 	defer umount()
@@ -441,7 +443,7 @@ func TestUnclean(t *testing.T) {
 				}
 				t.Log(err)
 				_, umount := mounted(t, fs, image, fs.MountData...)
-				umount() // as the message says
+				umount() // as the error says
 				rename(t, fs, image, image)
 			}
 			dir, umount := mounted(t, fs, image)
@@ -452,8 +454,8 @@ func TestUnclean(t *testing.T) {
 	}
 }
 
-// A snapshot of a frozen filesystem: FIFREEZE leaves ext4 and btrfs with nothing
-// to replay, and xfs with a log that is dirty on purpose (xfs_fs_freeze).
+// TestFrozen clones a frozen filesystem. FIFREEZE leaves ext4 and btrfs with nothing to replay, and
+// xfs with a log that is dirty on purpose (xfs_fs_freeze).
 func TestFrozen(t *testing.T) {
 	for _, name := range Names() {
 		fs := lookup(t, name)
@@ -476,8 +478,8 @@ func TestFrozen(t *testing.T) {
 	}
 }
 
-// A crash after the new identity: the kernel replays a journal that it began
-// behind the patched record.
+// TestCrashAfterNewIdentity crashes a clone after its new identity. The kernel replays a journal that
+// it began after the changed record.
 func TestCrashAfterNewIdentity(t *testing.T) {
 	const size = 1 * gib
 	for _, name := range Names() {
@@ -496,7 +498,8 @@ func TestCrashAfterNewIdentity(t *testing.T) {
 	}
 }
 
-// The replay that NewIdentity refuses to precede does undo it.
+// TestExt4ReplayRestoresUUID shows why NewIdentity refuses an ext4 whose journal waits for replay: the
+// replay brings the old UUID back.
 func TestExt4ReplayRestoresUUID(t *testing.T) {
 	template := format(t, &ext4, gib, "", nil)
 	dir, umount := mounted(t, &ext4, template)
@@ -514,11 +517,11 @@ func TestExt4ReplayRestoresUUID(t *testing.T) {
 	_, umount = mounted(t, &ext4, image)
 	umount()
 	if got := identify(t, &ext4, image); got == id {
-		t.Errorf("the UUID survived the replay: the refusal may go")
+		t.Errorf("the new UUID survived the replay: NewIdentity need not refuse such an image")
 	}
 }
 
-// The head of an xfs log, wherever it is: a log of 16 MiB, filled many times.
+// TestXFSLogHead fills a log of 16 MiB many times, so that its head is in many places.
 func TestXFSLogHead(t *testing.T) {
 	const size = 300 * MiB
 	path := format(t, &xfs, size, "", nil, "--unsupported", "-l", "size=16m")
@@ -555,9 +558,8 @@ func TestXFSLogHead(t *testing.T) {
 	}
 }
 
-// TestMetaBG: a kernel may turn to meta_bg when it grows a filesystem beyond the
-// descriptors that mkfs has reserved. It stays a filesystem that can be told and
-// renamed.
+// TestMetaBG checks that an ext4 with meta_bg is recognised and can get a new identity. A kernel may
+// turn to meta_bg when it grows a filesystem beyond the descriptors that mkfs has reserved.
 func TestMetaBG(t *testing.T) {
 	fs := lookup(t, "ext4")
 	path := blank(t, 300*MiB)
@@ -589,16 +591,16 @@ func TestForeignFormatsAreRefused(t *testing.T) {
 			t.Errorf("%s: %v, want ErrCorrupt", what, err)
 		}
 		if err := fs.NewIdentity(open(t, path), open(t, path), uuid.New()); err == nil {
-			t.Errorf("%s: got a new identity", what)
+			t.Errorf("%s: NewIdentity accepted it", what)
 		} else {
 			t.Log(err)
 		}
 	}
 }
 
-var writeSamples = flag.Bool("samples", false, "write what FuzzImage begins with anew")
+var writeSamples = flag.Bool("samples", false, "write the samples of FuzzImage anew")
 
-// TestSamples: what FuzzImage begins with is what mkfs makes.
+// TestSamples checks that the samples of FuzzImage are like the images that mkfs makes.
 func TestSamples(t *testing.T) {
 	for _, name := range Names() {
 		fs := lookup(t, name)
@@ -616,7 +618,7 @@ func TestSamples(t *testing.T) {
 	}
 }
 
-// pack is what readSample reads: the blocks of an image that Verify looks at.
+// pack returns the file that readSample reads: the blocks of an image that Verify reads.
 func pack(t *testing.T, fs *Filesystem, image *os.File) []byte {
 	t.Helper()
 	blocks := map[int64][]byte{}
@@ -642,7 +644,8 @@ func pack(t *testing.T, fs *Filesystem, image *os.File) []byte {
 	return packed.Bytes()
 }
 
-// Every use of a template pays these; most of it is system calls.
+// BenchmarkHundredGiB measures the calls that every use of a template pays for. Most of the time goes
+// into system calls.
 func BenchmarkHundredGiB(b *testing.B) {
 	for _, name := range Names() {
 		fs := lookup(b, name)

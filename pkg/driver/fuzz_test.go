@@ -140,7 +140,7 @@ func inlineAccepted(t *testing.T, req *csi.NodePublishVolumeRequest, r volume.Re
 	safeName(t, r.ID)
 	wellFormed(t, r.Spec)
 	fs, err := diskfs.Lookup(r.Spec.Filesystem)
-	if err != nil || !fs.Formatted() || r.Spec.Size <= 0 || r.Spec.Size%mib != 0 || fs.CheckSize(r.Spec.Size) != nil || len(r.Spec.Options) > 0 {
+	if err != nil || !fs.Formatted() || r.Spec.Size%mib != 0 || r.Spec.Size < fs.MinSize || r.Spec.Size > fs.MaxSize || len(r.Spec.Options) > 0 {
 		t.Errorf("accepted %+v: %v", r.Spec, err)
 	}
 	if asked := req.GetVolumeCapability().GetMount().GetFsType(); asked != "" && asked != fs.Name {

@@ -301,7 +301,7 @@ func TestLockHeldForEver(t *testing.T) {
 	}
 	held.Unlock()
 	tmpl := ensure(t, s, false)
-	// A hit does not take the lock.
+	// A hit, a clone and a lookup never take the lock.
 	held, err = p.Lock(t.Context(), tmpl.Key)
 	if err != nil {
 		t.Fatal(err)
