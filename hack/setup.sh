@@ -2,22 +2,22 @@
 # Copyright The csi-disktemplate Authors.
 # SPDX-License-Identifier: Apache-2.0
 
-# Installs what csi-disktemplate needs besides Go. Where nothing is missing it
-# does nothing, and does not ask the network.
+# Installs everything that csi-disktemplate needs besides Go. If nothing is missing, it does nothing
+# and does not use the network.
 #
 #   hack/setup.sh          to build, run and test it
 #   hack/setup.sh --demo   to build and run it
-#   hack/setup.sh --e2e    to test it on a Kubernetes of its own
+#   hack/setup.sh --e2e    to test it on a Kubernetes cluster that the tests start
 set -euo pipefail
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" # su without - leaves them out
 
-# The demo's witnesses (blkid, mount); certificates for Go's module proxy.
+# The demo checks with blkid and mount. Go's module proxy needs certificates.
 packages=(util-linux mount ca-certificates)
 programs=(qemu-system-x86_64 mkfs.btrfs btrfs mkfs.xfs xfs_repair mkfs.ext4 e2fsck blkid mount)
 
 case "${1-}" in
 --demo) ;;
---e2e) # the node, and what its images are made of
+--e2e) # for the node, and for building its images
 	packages+=(busybox-static containerd containernetworking-plugins gcc git iproute2 iptables kmod libc6-dev make openssl procps runc wget)
 	programs+=(busybox containerd ctr gcc git ip iptables modprobe openssl pgrep runc wget)
 	;;
@@ -36,9 +36,9 @@ fail() {
 	exit 1
 }
 
-# has_kernel tells whether there is a kernel the VM can boot: any in /boot that
-# has its modules. One that is there is enough; a second one, installed beside
-# it, might become what the machine itself boots next.
+# has_kernel reports whether there is a kernel that the VM can boot: any in /boot that has its
+# modules. One is enough. A second one, installed beside it, might be the one that the machine itself
+# boots next.
 has_kernel() {
 	local image
 	for image in /boot/vmlinuz-*; do
@@ -47,7 +47,7 @@ has_kernel() {
 	return 1
 }
 
-[[ $(uname -s) == Linux && $(uname -m) == x86_64 ]] || fail "needs Linux on x86-64; this is $(uname -sm)"
+[[ $(uname -s) == Linux && $(uname -m) == x86_64 ]] || fail "this machine is $(uname -sm), and csi-disktemplate needs Linux on x86-64"
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
 	missing=()
@@ -56,10 +56,10 @@ if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
 	done
 	has_kernel || missing+=("a kernel in /boot/vmlinuz-VERSION with its modules in /lib/modules/VERSION")
 	((${#missing[@]} == 0)) && exit
-	fail "this is neither Debian nor Ubuntu; please install by hand:$(printf '\n  %s' "${missing[@]}")"
+	fail "this machine is neither Debian nor Ubuntu; please install by hand:$(printf '\n  %s' "${missing[@]}")"
 fi
 
-# What the plugin needs, but for the kernel.
+# The plugin's own packages, without the kernel.
 mapfile -t plugin < <("$(dirname "$0")/../deploy/image/packages.sh" | grep -v '^linux-image-')
 packages+=("${plugin[@]}")
 if ! has_kernel; then
@@ -70,7 +70,7 @@ if ! has_kernel; then
 	esac
 fi
 
-# A package that was never known makes dpkg-query fail: it is missing as well.
+# dpkg-query fails if it has never seen one of the packages. That one is missing too.
 installed=$(dpkg-query -W -f='${db:Status-Status} ${Package}\n' "${packages[@]}" 2>/dev/null || true)
 missing=()
 for package in "${packages[@]}"; do
@@ -78,13 +78,13 @@ for package in "${packages[@]}"; do
 done
 ((${#missing[@]} == 0)) && exit
 
-[[ $(id -u) == 0 ]] || fail "needs root to install ${missing[*]}: run \`sudo hack/setup.sh $*\`"
+[[ $(id -u) == 0 ]] || fail "installing ${missing[*]} needs root; run \`sudo hack/setup.sh $*\`"
 
 echo "setup: installing ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
-# A machine that has just booted may be updating itself: wait for its lock.
+# A machine that has just booted may be updating itself, so wait for its lock.
 apt=(apt-get -q -y -o DPkg::Lock::Timeout=300)
-# Lists of somebody else's repository may fail while what is needed can be had.
-"${apt[@]}" update </dev/null || echo "setup: apt-get update failed; going on with the lists there are" >&2
+# The update of another repository's lists may fail while the packages are available.
+"${apt[@]}" update </dev/null || echo "setup: apt-get update failed; going on with the existing lists" >&2
 "${apt[@]}" install --no-install-recommends "${missing[@]}" </dev/null
-has_kernel || fail "no /boot/vmlinuz-VERSION has its modules in /lib/modules/VERSION, even now"
+has_kernel || fail "still no /boot/vmlinuz-VERSION has its modules in /lib/modules/VERSION"

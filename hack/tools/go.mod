@@ -1,7 +1,7 @@
 // Copyright The csi-disktemplate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// The tools of `make lint`, apart from the product's dependencies.
+// The tools of `make lint`, with dependencies separate from the product's.
 module github.com/csi-disktemplate/csi-disktemplate/hack/tools
 
 go 1.26.0

@@ -2,8 +2,8 @@
 # Copyright The csi-disktemplate Authors.
 # SPDX-License-Identifier: Apache-2.0
 
-# Runs govulncheck, whose database is on the network. Where that cannot be
-# reached it says so and succeeds: nothing was found, and nothing was looked for.
+# Runs govulncheck, whose database is on the network. If the database cannot be reached, this script
+# says so and succeeds: nothing was checked, and nothing was found.
 set -euo pipefail
 
 go=${GO:-go}

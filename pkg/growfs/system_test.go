@@ -64,16 +64,16 @@ func TestGrow(t *testing.T) {
 	}
 	defer f.Close()
 	if sb, err := fs.Identify(f); err != nil || sb.Size != 1<<30 {
-		t.Errorf("%+v %v", sb, err)
+		t.Errorf("the filesystem is %+v: %v", sb, err)
 	}
 	testenv.Run(t, "mount", "-o", "loop,ro", image, at)
 	defer testenv.Umount(t, at)
 	if b, err := os.ReadFile(filepath.Join(at, "file")); string(b) != "kept" {
-		t.Errorf("the file has %q: %v", b, err)
+		t.Errorf("the file contains %q: %v", b, err)
 	}
 }
 
-// TestGrowBroken has an image that is no filesystem.
+// TestGrowBroken grows an image that contains no filesystem.
 func TestGrowBroken(t *testing.T) {
 	testenv.Root(t)
 	fs, err := diskfs.Lookup("ext4")
@@ -85,6 +85,6 @@ func TestGrowBroken(t *testing.T) {
 	err = Grow(t.Context(), fs, dev.Path())
 	t.Log(err)
 	if !errors.Is(err, ErrFailed) || !strings.Contains(err.Error(), "e2fsck") || !strings.Contains(err.Error(), "superblock") {
-		t.Error("does not say what failed")
+		t.Errorf("the error does not say what failed: %v", err)
 	}
 }
