@@ -23,7 +23,6 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
 )
 
 // Tests that need no VM format with the node's own mkfs, which makes a real filesystem in a few
@@ -444,119 +443,5 @@ func TestInvalidSpecs(t *testing.T) {
 	onlyTemplates(t, p)
 	if locks, err := os.ReadDir(filepath.Join(p.Root(), "locks")); err != nil || len(locks) != 0 {
 		t.Errorf("refused specs left the lockfiles %v: %v", locks, err)
-	}
-}
-
-// realStore returns a store that formats in a VM.
-func realStore(t testing.TB, p *pool.Pool, bin string, count func()) *Store {
-	t.Helper()
-	formatter, err := vmformat.New(vmformat.Config{Init: bin, CacheDir: p.CacheDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return newStore(t, p, func(c *Config) {
-		c.Fingerprint = formatter.Fingerprint
-		c.Format = func(ctx context.Context, f *os.File, spec diskfs.Spec) (Provenance, error) {
-			count()
-			r, err := formatter.Format(ctx, f, spec, nil)
-			return Provenance{Fingerprint: r.Fingerprint, UUID: r.UUID}, err
-		}
-	})
-}
-
-// Environment of a process that TestManyCallersOneVM starts.
-const (
-	envPool   = "TEST_TEMPLATE_POOL"
-	envBinary = "TEST_TEMPLATE_BINARY"
-)
-
-// TestManyCallersOneVM has 16 callers in 4 processes miss the same template.
-func TestManyCallersOneVM(t *testing.T) {
-	if dir := os.Getenv(envPool); dir != "" {
-		fourCallers(t, dir)
-		return
-	}
-	for _, kind := range testenv.PoolKinds {
-		t.Run(kind.Name, func(t *testing.T) {
-			p := newPool(t, kind)
-			bin := testenv.Binary(t)
-			outs := make([]strings.Builder, 4)
-			var wg sync.WaitGroup
-			for i := range outs {
-				wg.Go(func() {
-					cmd := exec.Command(os.Args[0], "-test.run=^TestManyCallersOneVM$", "-test.v")
-					cmd.Env = append(os.Environ(), envPool+"="+p.Root(), envBinary+"="+bin)
-					cmd.Stdout, cmd.Stderr = &outs[i], &outs[i]
-					if err := cmd.Run(); err != nil {
-						t.Errorf("process %d: %v\n%s", i, err, outs[i].String())
-					}
-				})
-			}
-			wg.Wait()
-			vms, callers := 0, 0
-			for i := range outs {
-				vms += strings.Count(outs[i].String(), "VM booted")
-				callers += strings.Count(outs[i].String(), "caller served")
-			}
-			if vms != 1 || callers != 16 {
-				t.Errorf("%d VMs booted for %d callers, want 1 for 16", vms, callers)
-			}
-		})
-	}
-}
-
-func fourCallers(t *testing.T, dir string) {
-	p, err := pool.Open(t.Context(), pool.Config{Dir: dir})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := realStore(t, p, os.Getenv(envBinary), func() { fmt.Println("VM booted") })
-	var wg sync.WaitGroup
-	for range 4 {
-		wg.Go(func() {
-			tmpl, err := s.Ensure(t.Context(), spec)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			tmpl.Close()
-			fmt.Println("caller served")
-		})
-	}
-	wg.Wait()
-}
-
-// BenchmarkClone clones templates of every filesystem, size and kind of pool. That is one step of
-// making a volume.
-func BenchmarkClone(b *testing.B) {
-	for _, kind := range testenv.PoolKinds {
-		p := newPool(b, kind)
-		s := realStore(b, p, testenv.Binary(b), func() {})
-		for _, fs := range diskfs.Names() {
-			for _, size := range []int64{1 << 30, 100 << 30} {
-				b.Run(fmt.Sprintf("%s-pool/%s-%dGiB", kind.Name, fs, size>>30), func(b *testing.B) {
-					tmpl, err := s.Ensure(b.Context(), diskfs.Spec{Filesystem: fs, Size: size})
-					if err != nil {
-						b.Fatal(err)
-					}
-					defer tmpl.Close()
-					extents, err := reflink.Extents(tmpl.File)
-					if err != nil {
-						b.Fatal(err)
-					}
-					b.ReportMetric(float64(extents), "extents")
-					for b.Loop() {
-						f, err := p.NewVolume()
-						if err != nil {
-							b.Fatal(err)
-						}
-						if err := reflink.Clone(f, tmpl.File); err != nil {
-							b.Fatal(err)
-						}
-						f.Close()
-					}
-				})
-			}
-		}
 	}
 }

@@ -4,8 +4,6 @@
 package vmformat
 
 import (
-	"bytes"
-	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -13,13 +11,9 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/u-root/u-root/pkg/cpio"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
@@ -210,203 +204,6 @@ func TestMonitorEnds(t *testing.T) {
 	e := &endless{text: []byte(`{"return": {}} `)}
 	if hear(e); e.read != maxMonitor {
 		t.Errorf("%d bytes were read, want %d", e.read, maxMonitor)
-	}
-}
-
-func TestCompareVersions(t *testing.T) {
-	v := []string{"vmlinuz-6.1.0-9-amd64", "vmlinuz-6.10.0", "vmlinuz-6.1.0-56-amd64", "vmlinuz-5.10.0", "vmlinuz-6.1.0-056-amd64"}
-	slices.SortStableFunc(v, compareVersions)
-	want := "vmlinuz-5.10.0 vmlinuz-6.1.0-9-amd64 vmlinuz-6.1.0-56-amd64 vmlinuz-6.1.0-056-amd64 vmlinuz-6.10.0"
-	if got := strings.Join(v, " "); got != want {
-		t.Errorf("sorted as %s, want %s", got, want)
-	}
-}
-
-func TestResolveModules(t *testing.T) {
-	const builtin = "kernel/fs/ext4/ext4.ko\n"
-	const dep = `kernel/drivers/virtio/virtio.ko: kernel/drivers/virtio/virtio-ring.ko.xz
-kernel/drivers/virtio/virtio-ring.ko.xz:
-kernel/drivers/block/virtio_blk.ko.zst: kernel/drivers/virtio/virtio.ko kernel/drivers/virtio/virtio-ring.ko.xz
-kernel/drivers/virtio/virtio_mmio.ko: kernel/drivers/virtio/virtio.ko kernel/drivers/virtio/virtio-ring.ko.xz
-`
-	got, err := resolveModules([]string{"virtio_mmio", "virtio_blk", "ext4"}, builtin, dep)
-	var names []string
-	for _, p := range got {
-		names = append(names, moduleName(p))
-	}
-	if err != nil || strings.Join(names, " ") != "virtio_ring virtio virtio_mmio virtio_blk" {
-		t.Errorf("to be loaded: %q, %v", names, err)
-	}
-	if _, err := resolveModules([]string{"zfs"}, builtin, dep); err == nil || !strings.Contains(err.Error(), "zfs") {
-		t.Errorf("zfs: %v", err)
-	}
-}
-
-func TestReadModule(t *testing.T) {
-	dir := t.TempDir()
-	var zipped bytes.Buffer
-	w := gzip.NewWriter(&zipped)
-	w.Write([]byte("module"))
-	w.Close()
-	for name, content := range map[string][]byte{"a.ko": []byte("module"), "a.ko.gz": zipped.Bytes()} {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if b, err := readModule(path); err != nil || string(b) != "module" {
-			t.Errorf("%s: %q %v", name, b, err)
-		}
-	}
-	for name, content := range map[string]string{"b.ko.xz": "no xz", "b.ko.zst": "no zstd", "b.ko.gz": "no gzip", "b.ko.lzo": ""} {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := readModule(path); err == nil {
-			t.Errorf("%s: no error", name)
-		}
-	}
-}
-
-// testRecipe returns a recipe that contains nothing of this machine.
-func testRecipe(t testing.TB, spec diskfs.Spec) *recipe {
-	t.Helper()
-	job, err := newJob(spec, []string{"/modules/virtio.ko"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &recipe{
-		kernel: kernel{digest: "k"},
-		files: map[string]file{
-			"/init":              {0o555 | cpio.S_IFREG, []byte("init")},
-			"/bin/mkfs.ext4":     {0o555 | cpio.S_IFREG, []byte("mkfs")},
-			"/lib/libc.so.6":     {0o555 | cpio.S_IFREG, []byte("libc")},
-			"/modules/virtio.ko": {0o444 | cpio.S_IFREG, []byte("virtio")},
-		},
-		job: job,
-	}
-}
-
-func TestInitramfs(t *testing.T) {
-	spec := diskfs.Spec{Filesystem: "ext4", Size: 64 << 20}
-	first, err := testRecipe(t, spec).initramfs()
-	if err != nil {
-		t.Fatal(err)
-	}
-	second, err := testRecipe(t, spec).initramfs()
-	if err != nil || !bytes.Equal(first, second) {
-		t.Errorf("the archive is not reproducible: %v", err)
-	}
-	records, err := cpio.ReadAllRecords(cpio.Newc.Reader(bytes.NewReader(first)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var names []string
-	for _, r := range records {
-		names = append(names, r.Name)
-		if r.MTime != 0 || r.UID != 0 || r.GID != 0 {
-			t.Errorf("%s: time %d, owner %d:%d", r.Name, r.MTime, r.UID, r.GID)
-		}
-	}
-	want := "bin dev lib mnt modules proc sys dev/console bin/mkfs.ext4 init lib/libc.so.6 modules/virtio.ko job.json zz-complete"
-	if got := strings.Join(names, " "); got != want {
-		t.Errorf("the archive contains %s, want %s", got, want)
-	}
-}
-
-// TestFingerprint changes each thing that decides the bytes, one at a time.
-func TestFingerprint(t *testing.T) {
-	spec := diskfs.Spec{Filesystem: "ext4", Size: 64 << 20}
-	of := func(spec diskfs.Spec, change func(*recipe)) string {
-		r := testRecipe(t, spec)
-		if change != nil {
-			change(r)
-		}
-		return fingerprint(r.baseDigest(), r.job)
-	}
-	base := of(spec, nil)
-	if len(base) != 16 || base != of(spec, nil) {
-		t.Errorf("the fingerprint is %q", base)
-	}
-	label, option, size := spec, spec, spec
-	label.Label, size.Size = "x", 65<<20
-	option.Options = map[string]string{"inode-size": "512"}
-	seen := map[string]string{base: "nothing"}
-	for name, got := range map[string]string{
-		"kernel":    of(spec, func(r *recipe) { r.kernel.digest = "other" }),
-		"init":      of(spec, func(r *recipe) { r.files["/init"] = file{0o555, []byte("other")} }),
-		"mkfs":      of(spec, func(r *recipe) { r.files["/bin/mkfs.ext4"] = file{0o555, []byte("other")} }),
-		"a library": of(spec, func(r *recipe) { r.files["/lib/libc.so.6"] = file{0o555, []byte("other")} }),
-		"a module":  of(spec, func(r *recipe) { r.files["/modules/virtio.ko"] = file{0o444, []byte("other")} }),
-		"one more":  of(spec, func(r *recipe) { r.files["/lib/new"] = file{0o444, nil} }),
-		"label":     of(label, nil),
-		"option":    of(option, nil),
-		"size":      of(size, nil),
-	} {
-		if other, dup := seen[got]; dup {
-			t.Errorf("a change of %s gives the same fingerprint as a change of %s", name, other)
-		}
-		seen[got] = name
-	}
-}
-
-// TestProgramFiles compares the libraries that the ELF headers name with those of ldd.
-func TestProgramFiles(t *testing.T) {
-	program, err := exec.LookPath("ls")
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := programFiles(program)
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := exec.Command("ldd", program).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(out)) {
-		name, rest, found := strings.Cut(strings.TrimSpace(line), " => ")
-		if !found {
-			continue
-		}
-		want, _, _ := strings.Cut(rest, " ")
-		want, err := filepath.EvalSymlinks(want)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := files[guest.LibDir+"/"+name]; got != want {
-			t.Errorf("%s is %q, ldd says %q", name, got, want)
-		}
-	}
-	if _, err := programFiles("/etc/passwd"); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("/etc/passwd: %v, want ErrUnavailable", err)
-	}
-}
-
-func TestFindTool(t *testing.T) {
-	dir := t.TempDir()
-	t.Setenv("PATH", dir)
-	if err := errors.Join(
-		os.WriteFile(filepath.Join(dir, "empty"), nil, 0o755),
-		os.Mkdir(filepath.Join(dir, "directory"), 0o755),
-		os.WriteFile(filepath.Join(dir, "real"), []byte("x"), 0o755),
-		os.Symlink("real", filepath.Join(dir, "link")),
-	); err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{"empty", "directory", "missing"} {
-		_, err := findTool(name, "some-package")
-		if !errors.Is(err, ErrUnavailable) {
-			t.Fatalf("%s: %v, want ErrUnavailable", name, err)
-		}
-		for _, w := range []string{name, "some-package", dir} {
-			if !strings.Contains(err.Error(), w) {
-				t.Errorf("%q lacks %q", err, w)
-			}
-		}
-	}
-	if got, err := findTool("link", ""); err != nil || got != filepath.Join(dir, "real") {
-		t.Errorf("link is found as %q, %v", got, err)
 	}
 }
 
