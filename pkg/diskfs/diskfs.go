@@ -52,10 +52,11 @@ type Filesystem struct {
 	Checker string   // checking program
 	Modules []string // kernel modules that can mount it, without their dependencies
 
-	// MinSize is the smallest image, in bytes, a whole number of MiB. mkfs succeeds with every
-	// combination of the allowed options, and a kernel mounts the result and writes a file.
+	// MinSize is the smallest image, in bytes, a whole number of MiB. It is the least with which
+	// mkfs succeeds for every combination of the allowed options, and a kernel mounts the result
+	// and writes a file.
 	MinSize int64
-	// MaxSize is the largest image, in bytes. The checker still fits into the memory of the
+	// MaxSize is the largest image, in bytes, for which the checker fits into the memory of the
 	// formatting VM.
 	MaxSize int64
 

@@ -34,7 +34,7 @@ func digest(f *os.File) (string, error) {
 				return "", err
 			}
 			if n == 0 {
-				break // the file was truncated meanwhile
+				break // the file was truncated meanwhile: its size was checked before
 			}
 			for b := buf[:n]; len(b) > 0; {
 				block := b[:min(digestBlock, len(b))]

@@ -122,7 +122,7 @@ func (r Record) fits(key string, bytes int64) (*diskfs.Filesystem, error) {
 	case key != Key(r.Spec, r.Provenance.Fingerprint):
 		return nil, fmt.Errorf("its record is of %q, but describes the content of %q", r.Key, Key(r.Spec, r.Provenance.Fingerprint))
 	case bytes != r.Spec.Size:
-		return nil, fmt.Errorf("its size is %s, its record says %s", size.Format(bytes), size.Format(r.Spec.Size))
+		return nil, fmt.Errorf("it has %d bytes, its record says %s (%d bytes)", bytes, size.Format(r.Spec.Size), r.Spec.Size)
 	}
 	return diskfs.Lookup(r.Spec.Filesystem)
 }

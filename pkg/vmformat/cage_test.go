@@ -146,7 +146,7 @@ func hasItsFiles(t *testing.T, qemu process, _ *vm, template string) {
 		switch kind {
 		case template, "/memfd", "socket", "pipe", "anon_inode", os.DevNull:
 		default:
-			t.Errorf("descriptor %s is %s, want none of it", fd, to)
+			t.Errorf("QEMU has descriptor %s open on %s", fd, to)
 		}
 	}
 	t.Log(have)
