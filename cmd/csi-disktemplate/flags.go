@@ -4,43 +4,124 @@
 package main
 
 import (
-	"fmt"
+	"cmp"
+	"flag"
+	"os"
+	"strconv"
 	"time"
 
 	"github.com/spf13/pflag"
+	"k8s.io/klog/v2"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/driver"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 )
 
-// vmFlags say what the formatting VM is made of.
-type vmFlags struct {
-	accel, kernel, qemu string
-	timeout             time.Duration
+// pluginOptions are the flags of the plugin.
+type pluginOptions struct {
+	endpoint, nodeID, driverName string
+	kubeletDir, registrationDir  string
+	httpEndpoint                 string
+	maxVMs, maxBuildsPerHour     int
+	templateCache, headroom      size.Share
+	overcommit                   float64
+	maxVolumes                   int64
+	sharedResizer                bool
+	sweepInterval                time.Duration
+	limits                       volume.Limits
+	pool                         pool.Config
+	vm                           vmformat.Config
 }
 
-func (v *vmFlags) add(f *pflag.FlagSet) {
-	f.StringVar(&v.accel, "accel", string(vmformat.AccelAuto), "accelerator of the formatting VM: auto (KVM where it works, else TCG), kvm, or tcg")
-	f.StringVar(&v.kernel, "kernel", "", "kernel the formatting VM boots, a vmlinuz or vmlinux (default: the newest in /boot that has its modules in /lib/modules)")
-	f.StringVar(&v.qemu, "qemu", "", "QEMU's binary (default: qemu-system-x86_64 on PATH)")
-	f.DurationVar(&v.timeout, "format-timeout", vmformat.DefaultTimeout, "wall clock limit of one formatting VM")
+func (o *pluginOptions) add(f *pflag.FlagSet) {
+	addValue(f, &o.endpoint, "endpoint", cmp.Or(os.Getenv("CSI_ENDPOINT"), "unix:///csi/csi.sock"), checked(driver.CheckEndpoint),
+		"unix socket to serve CSI on; the environment variable CSI_ENDPOINT replaces the default")
+	addValue(f, &o.nodeID, "node-id", os.Getenv("NODE_NAME"), checked(driver.CheckNodeID),
+		"name of this node, also its topology segment; the environment variable NODE_NAME is the default")
+	addValue(f, &o.driverName, "driver-name", driver.DefaultName, checked(driver.CheckName), "name of the driver, as CSIDriver objects and pods refer to it")
+	f.StringVar(&o.registrationDir, "registration-dir", "", "kubelet's plugins_registry, to register the driver there; kubelet must see --endpoint at the same path (default: a node-driver-registrar does it)")
+	f.StringVar(&o.httpEndpoint, "http-endpoint", "", "address to serve /healthz, /readyz and /metrics on, as :9808 (default: they are not served)")
+	addValue(f, &o.maxVolumes, "max-volumes-per-node", "1024", upperCount[int64](), "how many claims the scheduler may place on this node; 0 means no limit")
+	addValue(f, &o.sweepInterval, "sweep-interval", "10m", interval, "time between two sweeps of what crashes and lost calls left behind; 0 means no sweep, not even at start; see the command gc")
+	f.BoolVar(&o.sharedResizer, "shared-resizer", false, "one external-resizer serves all nodes: a volume that is not on this node is left to its own node, without an error")
+	addKubeletDir(f, &o.kubeletDir)
+	o.addTemplates(f)
+	addPool(f, &o.pool)
+	addValue(f, &o.headroom, "headroom", "5%", poolShare, "space of the pool that new volumes leave free: a quantity, as 10Gi, or a percentage")
+	addValue(f, &o.overcommit, "overcommit", "1", factor, "how many times its size the pool promises to thin claims; at 1 there is room to fill every claim")
+	addLimits(f, &o.limits)
+	addVM(f, &o.vm)
 }
 
-// validate checks what can be checked without looking at the machine.
-func (v *vmFlags) validate() error {
-	switch a := vmformat.Accel(v.accel); a {
-	case vmformat.AccelAuto, vmformat.AccelKVM, vmformat.AccelTCG:
-	default:
-		return fmt.Errorf("--accel %q: must be one of %s, %s, %s", a, vmformat.AccelAuto, vmformat.AccelKVM, vmformat.AccelTCG)
+func (o *pluginOptions) addTemplates(f *pflag.FlagSet) {
+	addValue(f, &o.maxVMs, "max-formatting-vms", strconv.Itoa(template.DefaultMaxBuilds), atLeastOne,
+		"how many templates are built at the same time; each takes a processor and about 310 MiB of memory")
+	addValue(f, &o.maxBuildsPerHour, "max-template-builds-per-hour", strconv.Itoa(template.DefaultBuildsPerHour), upperCount[int](),
+		"how many templates may be built within an hour; 0 means no limit")
+	addValue(f, &o.templateCache, "template-cache", "20%", poolShare,
+		"space of the pool that templates may take, a quantity or a percentage; the least recently used are removed first; 0 means no limit")
+}
+
+func addKubeletDir(f *pflag.FlagSet, dir *string) {
+	f.StringVar(dir, "kubelet-dir", "/var/lib/kubelet", "kubelet's root directory; nothing outside of it is ever mounted or unmounted")
+}
+
+func addPool(f *pflag.FlagSet, c *pool.Config) {
+	addValue(f, &c.Dir, "pool", "", given("must be a directory on btrfs or xfs"), "directory for templates and volumes, on btrfs or xfs; made if missing")
+	addValue(f, &c.LoopbackSize, "loopback-pool-size", "", optionalSize,
+		"where the filesystem of --pool cannot share extents (ext4): size of an xfs to make there in a sparse file, as 20Gi; an existing file is used as it is")
+}
+
+// addExistingPool is for the commands that work on the plugin's pool and make none.
+func addExistingPool(f *pflag.FlagSet, dir *string) {
+	addValue(f, dir, "pool", "", given("must be the directory that the plugin was given as --pool"), "the plugin's pool directory")
+}
+
+// addLimits adds the limits of what pods may ask for with inline volumes.
+//
+// The defaults are far above what well-meant pods ask for. Kubelet runs 110 pods unless it
+// is configured otherwise. A template of 100 GiB is made as fast as one of 1 GiB, but one of
+// some TiB is not.
+func addLimits(f *pflag.FlagSet, l *volume.Limits) {
+	addValue(f, &l.Size, "max-inline-size", "100Gi", upperSize, "largest size of an inline volume; 0 means no limit")
+	addValue(f, &l.Volumes, "max-inline-volumes", "500", upperCount[int](), "how many inline volumes there may be on this node; 0 means no limit")
+	addValue(f, &l.VolumesPerNamespace, "max-inline-volumes-per-namespace", "0", upperCount[int](),
+		"how many inline volumes the pods of one namespace may have on this node; 0 means no limit")
+	addValue(f, &l.Bytes, "max-inline-bytes", "0", upperSize, "sum of the sizes of all inline volumes on this node, as 1Ti; 0 means no limit")
+	addValue(f, &l.BytesPerNamespace, "max-inline-bytes-per-namespace", "0", upperSize,
+		"sum of the sizes of the inline volumes of one namespace on this node; 0 means no limit")
+}
+
+// addVM adds the flags that say what the formatting VM is made of.
+func addVM(f *pflag.FlagSet, c *vmformat.Config) {
+	addValue(f, &c.Accel, "accel", string(vmformat.AccelAuto), oneOf(vmformat.AccelAuto, vmformat.AccelKVM, vmformat.AccelTCG),
+		"accelerator of the formatting VM: auto is KVM where it works, else TCG")
+	f.StringVar(&c.Kernel, "kernel", "", "kernel of the formatting VM, a vmlinuz or vmlinux (default: the newest in /boot that has its modules in /lib/modules)")
+	f.StringVar(&c.QEMU, "qemu", "", "QEMU's binary (default: qemu-system-x86_64 on PATH)")
+	addValue(f, &c.Timeout, "format-timeout", vmformat.DefaultTimeout.String(), timeLimit, "how long one formatting VM may take")
+}
+
+// newFormatter makes the formatter that the flags describe. It keeps unpacked kernels in
+// cacheDir, or in the user's cache directory if cacheDir is empty.
+func newFormatter(c vmformat.Config, cacheDir string) (*vmformat.Formatter, error) {
+	c.Init, c.CacheDir = failpoint.Init(), cacheDir
+	return vmformat.New(c)
+}
+
+// addLogFlags adds two of klog's many flags.
+func addLogFlags(f *pflag.FlagSet) {
+	var all flag.FlagSet
+	klog.InitFlags(&all)
+	for name, usage := range map[string]string{
+		"v":       "how much is logged: with 4 also calls that change nothing, with 5 also the requests",
+		"vmodule": "how much is logged of single source files: a list of FILE=LEVEL with commas between",
+	} {
+		f.AddGoFlag(all.Lookup(name))
+		f.Lookup(name).Usage = usage
 	}
-	if v.timeout <= 0 {
-		return fmt.Errorf("--format-timeout %s: must be more than 0", v.timeout)
-	}
-	return nil
-}
-
-func (v *vmFlags) formatter(cacheDir string) (*vmformat.Formatter, error) {
-	return vmformat.New(vmformat.Config{
-		Init: failpoint.Init(), QEMU: v.qemu, Kernel: v.kernel, Accel: vmformat.Accel(v.accel), Timeout: v.timeout, CacheDir: cacheDir,
-	})
 }

@@ -14,25 +14,31 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
 )
 
+// formatOptions are the flags of `csi-disktemplate format`. The filesystem decides which
+// sizes, labels and options are allowed, so [formatOptions.spec] reads these flags together.
+type formatOptions struct {
+	fs, size, label string
+	options         map[string]string
+	output          string
+	vm              vmformat.Config
+}
+
 func newFormatCommand() *cobra.Command {
-	var (
-		vm            vmFlags
-		fs, size      string
-		label, output string
-		options       map[string]string
-	)
+	var o formatOptions
 	cmd := &cobra.Command{
 		Use:   "format --fs FILESYSTEM --size SIZE -o FILE",
 		Short: "Format one disk image inside a VM",
-		Long: `Format one disk image inside a VM, with no Kubernetes in sight.
+		Long: `Format one disk image inside a VM, without Kubernetes.
 
 The image is a sparse file with the filesystem directly on it (no partition
 table), checked by the VM's kernel and by the filesystem's own checker. It needs
@@ -41,52 +47,54 @@ no root. An existing file is never overwritten; a failed run leaves none.`,
   csi-disktemplate format --fs ext4 --size 10Gi --label data --option inode-size=512 -o disk.img`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			spec, err := formatSpec(fs, size, label, options)
+			spec, err := o.spec()
 			if err != nil {
 				return err
 			}
-			if output == "" {
-				return errors.New("--output: must name the file to make")
-			}
-			if err := vm.validate(); err != nil {
-				return err
-			}
-			return format(cmd.Context(), cmd.ErrOrStderr(), vm, spec, output)
+			return format(cmd.Context(), cmd.ErrOrStderr(), o.vm, spec, o.output)
 		},
 	}
-	f := cmd.Flags()
-	f.StringVar(&fs, "fs", "ext4", "filesystem: "+strings.Join(diskfs.Names(), ", ")+", or raw for an empty image")
-	f.StringVar(&size, "size", "", "size as a Kubernetes quantity, as 512Mi or 10Gi; rounded up to MiB (default: the filesystem's)")
-	f.StringVar(&label, "label", "", "filesystem label")
-	f.StringToStringVar(&options, "option", nil, "further format options of the filesystem, as inode-size=512; may be repeated")
-	f.StringVarP(&output, "output", "o", "", "the image to make (required)")
-	vm.add(f)
+	o.add(cmd.Flags())
 	return cmd
 }
 
-// formatSpec reads the flags that say what to make.
-func formatSpec(name, size, label string, options map[string]string) (diskfs.Spec, error) {
-	fs, err := diskfs.Lookup(name)
+func (o *formatOptions) add(f *pflag.FlagSet) {
+	f.StringVar(&o.fs, "fs", "ext4", "filesystem: "+strings.Join(diskfs.Names(), ", ")+", or raw for an empty image")
+	f.StringVar(&o.size, "size", "", "`size` as a Kubernetes quantity, as 512Mi or 10Gi; rounded up to MiB (default: the filesystem's own)")
+	f.StringVar(&o.label, "label", "", "filesystem label")
+	f.StringToStringVar(&o.options, "option", nil, "another format option of the filesystem as `NAME=VALUE`, as inode-size=512; may be repeated")
+	f.Lookup("option").DefValue = "" // --help would show "[]"
+	addValueP(f, &o.output, "output", "o", "", given("must name the file to make"), "the image to make")
+	addVM(f, &o.vm)
+}
+
+// spec reads the flags that describe the filesystem.
+func (o *formatOptions) spec() (diskfs.Spec, error) {
+	fs, err := diskfs.Lookup(o.fs)
 	if err != nil {
 		return diskfs.Spec{}, fmt.Errorf("--fs: %w", err)
 	}
-	spec := diskfs.Spec{Filesystem: fs.Name, Size: fs.DefaultSize(), Label: label, Options: options}
-	if size != "" {
-		if spec.Size, err = fs.ParseSize(size); err != nil {
-			return spec, fmt.Errorf("--size %q: %w", size, err)
+	spec := diskfs.Spec{Filesystem: fs.Name, Size: fs.DefaultSize(), Label: o.label, Options: o.options}
+	if o.size != "" {
+		spec.Size, err = fs.ParseSize(o.size)
+		if errors.Is(err, size.ErrInvalid) {
+			err = errors.New("must be a quantity, as 512Mi or 10Gi")
+		}
+		if err != nil {
+			return spec, badFlag("size", o.size, err)
 		}
 	}
 	return spec, spec.Validate()
 }
 
-// format makes the image as a file without a name and links it in when it is whole.
-func format(ctx context.Context, w io.Writer, vm vmFlags, spec diskfs.Spec, output string) error {
+// format makes the image as a file without a name, and links it to its name when it is whole.
+func format(ctx context.Context, w io.Writer, vm vmformat.Config, spec diskfs.Spec, output string) error {
 	if _, err := os.Lstat(output); err == nil {
-		return fmt.Errorf("--output %s: exists already; remove it or give another name", output)
+		return badFlag("output", output, errors.New("exists already; remove it or give another name"))
 	}
 	f, err := tmpfile.Create(filepath.Dir(output), 0o644)
 	if err != nil {
-		return fmt.Errorf("--output: %w; the filesystem there must know unnamed files (O_TMPFILE), as btrfs, ext4, xfs and tmpfs do", err)
+		return badFlag("output", output, fmt.Errorf("%w; choose a directory on btrfs, ext4, xfs or tmpfs: the filesystem must support unnamed files (O_TMPFILE)", err))
 	}
 	defer f.Close()
 	start := time.Now()
@@ -103,7 +111,7 @@ func format(ctx context.Context, w io.Writer, vm vmFlags, spec diskfs.Spec, outp
 		return err
 	}
 	if err := errors.Join(tmpfile.Link(f, output), tmpfile.SyncDir(filepath.Dir(output))); err != nil {
-		return fmt.Errorf("--output: %w", err)
+		return badFlag("output", output, err)
 	}
 	fmt.Fprintf(w, "%s: %s", output, spec)
 	if report.UUID != "" {
@@ -113,8 +121,8 @@ func format(ctx context.Context, w io.Writer, vm vmFlags, spec diskfs.Spec, outp
 	return nil
 }
 
-func formatInVM(ctx context.Context, w io.Writer, vm vmFlags, f *os.File, spec diskfs.Spec) (vmformat.Report, error) {
-	formatter, err := vm.formatter("")
+func formatInVM(ctx context.Context, w io.Writer, vm vmformat.Config, f *os.File, spec diskfs.Spec) (vmformat.Report, error) {
+	formatter, err := newFormatter(vm, "")
 	if err != nil {
 		return vmformat.Report{}, err
 	}
@@ -124,8 +132,8 @@ func formatInVM(ctx context.Context, w io.Writer, vm vmFlags, f *os.File, spec d
 	return report, err
 }
 
-// progress shows the stages: one line that grows on a terminal, a line each
-// elsewhere.
+// progress prints the stages of a format, one a line. A terminal also shows the stage that
+// has begun.
 type progress struct {
 	w        io.Writer
 	terminal bool

@@ -28,17 +28,17 @@ func newGCCommand() *cobra.Command {
 	var o gcOptions
 	cmd := &cobra.Command{
 		Use:   "gc --pool DIR",
-		Short: "Take away what crashes and lost calls have left behind",
-		Long: `Take away what crashes, reboots and lost calls have left behind.
+		Short: "Remove what crashes and lost calls left behind",
+		Long: `Remove what crashes, reboots and lost calls left behind.
 
-It is what the plugin does when it starts, and every now and then afterwards: inline
-volumes whose pod is gone, loop devices that nobody uses any more, filesystems that were
-left frozen, formatting VMs that nobody waits for. What is not provably of this pool, or
-not provably of no more use, is left and reported.
+The plugin does the same when it starts and at intervals afterwards. It removes inline
+volumes whose pod is gone and loop devices that nobody uses any more, thaws filesystems
+that were left frozen, and ends formatting VMs that nobody waits for. What is not
+provably part of this pool, or not provably unused, is left alone and reported.
 
-With --dry-run it prints the plan and changes nothing, also beside a running plugin; it
-says nothing of VMs then, which may be that plugin's.
-Without, no plugin may be running on the pool.`,
+With --dry-run it prints the plan and changes nothing. That also works beside a running
+plugin; VMs are not reported then, because they may belong to that plugin.
+Without --dry-run no plugin may be running on the pool.`,
 		Example: `  csi-disktemplate gc --pool /var/lib/csi-disktemplate --dry-run
   csi-disktemplate gc --pool /var/lib/csi-disktemplate --dry-run -o json`,
 		Args: cobra.NoArgs,
@@ -47,18 +47,20 @@ Without, no plugin may be running on the pool.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.pool, "pool", "", "the plugin's pool directory (required)")
+	addExistingPool(f, &o.pool)
 	addKubeletDir(f, &o.kubeletDir)
 	f.BoolVar(&o.dryRun, "dry-run", false, "print the plan and change nothing")
-	f.StringVarP(&o.output, "output", "o", "", "form of the plan: json, or a table if not given")
+	addValueP(f, &o.output, "output", "o", "", outputForm, "form of the plan (default: a table)")
 	return cmd
 }
 
-// collect sweeps a pool by hand.
+// outputForm is json, or nothing for a table.
+var outputForm = kindOf("json", "must be json, or not given for a table", func(s string) (string, bool) {
+	return s, s == "" || s == "json"
+})
+
+// collect sweeps a pool and prints the actions.
 func collect(ctx context.Context, o gcOptions, out io.Writer) error {
-	if o.output != "" && o.output != "json" {
-		return fmt.Errorf("--output %q: must be json, or not given", o.output)
-	}
 	p, err := pool.OpenExisting(o.pool)
 	if err != nil {
 		return err
@@ -67,7 +69,7 @@ func collect(ctx context.Context, o gcOptions, out io.Writer) error {
 	if !o.dryRun {
 		owner, err := p.Own(ctx)
 		if errors.Is(err, pool.ErrOwned) {
-			return fmt.Errorf("%w (it sweeps by itself, see its --sweep-interval; --dry-run shows what the next sweep would do)", err)
+			return fmt.Errorf("%w; a running plugin sweeps by itself (--sweep-interval), and --dry-run shows what its next sweep would do", err)
 		}
 		if err != nil {
 			return err
@@ -79,7 +81,8 @@ func collect(ctx context.Context, o gcOptions, out io.Writer) error {
 		return err
 	}
 	defer m.Close()
-	// Beside a living plugin, what is half-made may be its.
+	// Beside a running plugin, half-made objects may be that plugin's. Only a sweep that owns
+	// the pool is the First.
 	actions, err := m.Sweep(ctx, volume.Sweep{DryRun: o.dryRun, First: !o.dryRun})
 	if err != nil && actions == nil {
 		return err
@@ -91,7 +94,7 @@ func collect(ctx context.Context, o gcOptions, out io.Writer) error {
 	return errors.Join(show(out, actions), err, failed(actions))
 }
 
-// failed makes the command fail with its actions.
+// failed returns an error if any action failed.
 func failed(actions []volume.Action) error {
 	n := 0
 	for _, a := range actions {
@@ -102,12 +105,12 @@ func failed(actions []volume.Action) error {
 	if n == 0 {
 		return nil
 	}
-	return fmt.Errorf("%d of %d actions failed: see their results", n, len(actions))
+	return fmt.Errorf("%d of %d actions failed; the results say why", n, len(actions))
 }
 
 func printJSON(out io.Writer, actions []volume.Action) error {
 	if actions == nil {
-		actions = []volume.Action{} // and not null
+		actions = []volume.Action{} // an empty list in JSON, not null
 	}
 	e := json.NewEncoder(out)
 	e.SetIndent("", "  ")

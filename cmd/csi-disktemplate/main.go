@@ -1,8 +1,8 @@
 // Copyright The csi-disktemplate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Command csi-disktemplate is the CSI node plugin, the operator's tool, and
-// /init of the formatting VM.
+// Command csi-disktemplate is the CSI node plugin, the operator's tool, and /init of the
+// formatting VM.
 package main
 
 import (
@@ -19,7 +19,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
 )
 
-// klogWriter takes the lines of package log.
+// klogWriter writes the lines of package log to klog.
 type klogWriter struct{}
 
 func (klogWriter) Write(b []byte) (int, error) {
@@ -34,7 +34,7 @@ func main() {
 	if guest.IsInit() {
 		guest.Main()
 	}
-	// Libraries that print by themselves do so where the level asks for it.
+	// Some libraries print through package log: klog shows that from level 4 on.
 	log.SetFlags(0)
 	log.SetOutput(klogWriter{})
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)

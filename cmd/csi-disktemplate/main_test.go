@@ -6,14 +6,21 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"math"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/spf13/pflag"
+
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 )
 
 func mustSay(t *testing.T, err error, says ...string) {
@@ -40,13 +47,14 @@ func TestFormatSpec(t *testing.T) {
 		"raw":                {fs: "raw", size: "1", want: "raw 1Mi"},
 		"raw of some length": {fs: "raw", size: "3Gi", want: "raw 3Gi"},
 	} {
-		if got, err := formatSpec(c.fs, c.size, c.label, c.options); err != nil || got.String() != c.want {
+		o := formatOptions{fs: c.fs, size: c.size, label: c.label, options: c.options}
+		if got, err := o.spec(); err != nil || got.String() != c.want {
 			t.Errorf("%s: %q, %v", name, got, err)
 		}
 	}
 }
 
-// badSpecs is what format must refuse, with what it must say.
+// badSpecs are arguments that format must refuse, with the words that the error must have.
 var badSpecs = map[string]struct {
 	args []string
 	says []string
@@ -83,19 +91,126 @@ func TestBadSpecs(t *testing.T) {
 	}
 }
 
+// parse returns the error of a command line that is parsed, but not run.
+func parse(t *testing.T, o *pluginOptions, args ...string) error {
+	t.Helper()
+	t.Setenv("NODE_NAME", "node1")
+	f := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	o.add(f)
+	if err := f.Parse(append([]string{"--pool", "/pool"}, args...)); err != nil {
+		return flagError(newCommand(), err)
+	}
+	return refuse(f)
+}
+
 func TestPoolFlags(t *testing.T) {
 	for value, want := range map[string]int64{"": 0, "20Gi": 20 << 30, "1.5G": 15e8, "1e30": math.MaxInt64, "18446744074783293440": math.MaxInt64} {
-		if c, err := (&poolFlags{dir: "/pool", loopback: value}).config(); err != nil || c.LoopbackSize != want || c.Dir != "/pool" {
-			t.Errorf("%q is %+v, %v", value, c, err)
+		var o pluginOptions
+		if err := parse(t, &o, "--loopback-pool-size", value); err != nil || o.pool.LoopbackSize != want || o.pool.Dir != "/pool" {
+			t.Errorf("%q is %+v, %v", value, o.pool, err)
 		}
 	}
 	for value, says := range map[string]string{"big": "10Gi", "0": "more than 0", "-20Gi": "more than 0", "-1e30": "more than 0", "20GB": "10Gi", "1e999999999": "10Gi"} {
-		_, err := (&poolFlags{dir: "/pool", loopback: value}).config()
-		mustSay(t, err, "--loopback-pool-size", value, says)
+		mustSay(t, parse(t, &pluginOptions{}, "--loopback-pool-size", value), "--loopback-pool-size", value, says)
 	}
 }
 
-// TestDefaults holds the flags against the environment that a DaemonSet sets.
+// TestFlags checks what the plugin's flags are read as.
+func TestFlags(t *testing.T) {
+	var o pluginOptions
+	if err := parse(t, &o); err != nil {
+		t.Fatal(err)
+	}
+	want := volume.Limits{Size: 100 << 30, Volumes: 500}
+	if o.nodeID != "node1" || o.limits != want || o.headroom != (size.Share{Percent: 5}) || o.templateCache != (size.Share{Percent: 20}) || o.overcommit != 1 ||
+		o.sweepInterval != 10*time.Minute || o.maxVMs != 2 || o.maxBuildsPerHour != 120 || o.maxVolumes != 1024 ||
+		o.vm != (vmformat.Config{Accel: vmformat.AccelAuto, Timeout: vmformat.DefaultTimeout}) || o.pool != (pool.Config{Dir: "/pool"}) {
+		t.Errorf("the defaults are %+v", o)
+	}
+	if err := parse(t, &o, "--headroom", "1Gi", "--template-cache", "0", "--overcommit", "2.5", "--sweep-interval", "0", "--format-timeout", "90s", "--accel", "tcg",
+		"--max-formatting-vms", "0x10", "--max-template-builds-per-hour", "0", "--max-volumes-per-node", "0", "--max-inline-size", "0", "--max-inline-volumes", "7",
+		"--max-inline-volumes-per-namespace", "3", "--max-inline-bytes", "1Ti", "--max-inline-bytes-per-namespace", "1e30"); err != nil {
+		t.Fatal(err)
+	}
+	want = volume.Limits{Volumes: 7, VolumesPerNamespace: 3, Bytes: 1 << 40, BytesPerNamespace: math.MaxInt64}
+	if o.limits != want || o.headroom != (size.Share{Bytes: 1 << 30}) || o.templateCache != (size.Share{}) || o.overcommit != 2.5 ||
+		o.sweepInterval != 0 || o.maxVMs != 16 || o.maxBuildsPerHour != 0 || o.maxVolumes != 0 ||
+		o.vm != (vmformat.Config{Accel: vmformat.AccelTCG, Timeout: 90 * time.Second}) {
+		t.Errorf("the flags are %+v", o)
+	}
+}
+
+// TestRefusedFlags checks that a bad value is refused with the flag, the value and what is
+// allowed, in words of our own.
+func TestRefusedFlags(t *testing.T) {
+	for _, c := range []struct{ flag, value, says string }{
+		{"pool", "", "btrfs or xfs"},
+		{"node-id", "", "NODE_NAME"},
+		{"node-id", "rack/7", "at most 63 letters"},
+		{"node-id", strings.Repeat("n", 64), "at most 63 letters"},
+		{"driver-name", "../other", "domain name of at most 63 characters"},
+		{"endpoint", "tcp://127.0.0.1:1", "unix:///csi/csi.sock"},
+		{"endpoint", "unix:///" + strings.Repeat("p", 107), "107"},
+		{"accel", "warp", "auto, kvm, tcg"},
+		{"accel", "", "auto, kvm, tcg"},
+		{"format-timeout", "0s", "more than 0"},
+		{"format-timeout", "soon", "90s"},
+		{"sweep-interval", "-1s", "negative"},
+		{"sweep-interval", "10", "negative, as 90s"},
+		{"overcommit", "0.99", "at least 1"},
+		{"overcommit", "NaN", "at least 1"},
+		{"overcommit", "twice", "at least 1"},
+		{"headroom", "100%", "below 100%"},
+		{"headroom", "some", "10Gi"},
+		{"template-cache", "-1Gi", "negative"},
+		{"max-formatting-vms", "0", "at least 1"},
+		{"max-formatting-vms", "99999999999999999999", "at least 1"},
+		{"max-template-builds-per-hour", "-1", "negative"},
+		{"max-volumes-per-node", "-1", "negative"},
+		{"max-volumes-per-node", "1.5", "whole number"},
+		{"max-inline-size", "-1Gi", "negative"},
+		{"max-inline-size", "", "10Gi"},
+		{"max-inline-volumes", "many", "whole number"},
+		{"max-inline-volumes-per-namespace", "-1", "negative"},
+		{"max-inline-bytes", "1TB", "10Gi"},
+		{"max-inline-bytes-per-namespace", "-1", "negative"},
+		{"shared-resizer", "maybe", "true or false"},
+	} {
+		err := parse(t, &pluginOptions{}, "--"+c.flag+"="+c.value)
+		mustSay(t, err, fmt.Sprintf("--%s %q: ", c.flag, c.value), c.says)
+		for _, jargon := range []string{"strconv", "invalid", "parsing", "pflag", "%!"} {
+			if err != nil && strings.Contains(err.Error(), jargon) {
+				t.Errorf("%q is not for users: %v", jargon, err)
+			}
+		}
+	}
+	mustSay(t, parse(t, &pluginOptions{}, "--accel", "warp", "--node-id", "", "--headroom", "some"), "--accel", "--node-id", "--headroom")
+	if err := parse(t, &pluginOptions{}, "--accel", "warp", "--accel", "tcg"); err != nil {
+		t.Errorf("the last value counts: %v", err)
+	}
+	mustSay(t, parse(t, &pluginOptions{}, "--pol", "x"), "--pol", "csi-disktemplate --help")
+}
+
+// TestRefusedEnvironment checks that a bad default is refused like a bad flag.
+func TestRefusedEnvironment(t *testing.T) {
+	t.Setenv("CSI_ENDPOINT", "tcp://127.0.0.1:1")
+	t.Setenv("NODE_NAME", "rack/7")
+	cmd := newCommand()
+	cmd.SetArgs([]string{"--pool", "/nonexistent/pool"})
+	mustSay(t, cmd.ExecuteContext(t.Context()), `--endpoint "tcp://127.0.0.1:1"`, `--node-id "rack/7"`)
+}
+
+// TestRefusedRegistration checks the flag that is judged together with the driver's name.
+func TestRefusedRegistration(t *testing.T) {
+	for dir, says := range map[string]string{"relative": "absolute path", "/" + strings.Repeat("long", 30): "107"} {
+		cmd := newCommand()
+		cmd.SetArgs([]string{"--pool", "/nonexistent/pool", "--node-id", "node1", "--registration-dir", dir})
+		mustSay(t, cmd.ExecuteContext(t.Context()), fmt.Sprintf("--registration-dir %q: ", dir), says)
+	}
+}
+
+// TestDefaults checks the defaults as --help shows them, without and with the environment
+// that a DaemonSet sets.
 func TestDefaults(t *testing.T) {
 	flag := func(name string) string { return newCommand().Flags().Lookup(name).DefValue }
 	t.Setenv("CSI_ENDPOINT", "")
@@ -149,7 +264,7 @@ func TestProgress(t *testing.T) {
 	}
 }
 
-// TestHelp looks for what a newcomer needs in what --help prints.
+// TestHelp checks that --help mentions what a newcomer needs.
 func TestHelp(t *testing.T) {
 	for _, c := range []struct {
 		args []string

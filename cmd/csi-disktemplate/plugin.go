@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
@@ -27,20 +26,13 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 )
 
-// runPlugin puts the rooms together and serves until ctx ends.
+// runPlugin opens the rooms, from the pool up, and serves until ctx ends.
 func runPlugin(ctx context.Context, o pluginOptions) error {
-	dc := driver.Config{Endpoint: o.endpoint, Name: o.driverName, Version: version, NodeID: o.nodeID, MaxVolumes: o.maxVolumes, SharedResizer: o.sharedResizer, SweepInterval: o.sweepInterval}
-	pc, err := o.pool.config()
-	// All that can be judged by the flags alone, before anything is made.
-	if err := errors.Join(err, dc.Validate(), o.vm.validate(), o.validate()); err != nil {
+	registration, err := newRegistration(o) // the last step that needs the flags only, and makes nothing
+	if err != nil {
 		return err
 	}
-	if o.registrationDir != "" {
-		if dc.Registration, err = driver.NewRegistration(o.registrationDir, dc); err != nil {
-			return err
-		}
-	}
-	p, err := pool.Open(ctx, pc)
+	p, err := pool.Open(ctx, o.pool)
 	if err != nil {
 		return err
 	}
@@ -50,85 +42,89 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 		return err
 	}
 	defer owner.Unlock()
-	formatter, err := o.vm.formatter(p.CacheDir())
+	formatter, err := newFormatter(o.vm, p.CacheDir())
 	if err != nil {
 		return err
 	}
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	registerPool(registry, p)
-	reportAccelerator(registry, formatter)
-
-	budget, err := templateBudget(p, o.templateCache)
-	if err != nil {
-		return err
-	}
-	store := template.NewStore(template.Config{
-		Pool:          p,
-		Fingerprint:   formatter.Fingerprint,
-		Format:        formatFunc(formatter),
-		MaxBuilds:     o.maxVMs,
-		BuildsPerHour: o.maxBuildsPerHour,
-		Budget:        budget,
-		Observe:       observeBuilds(registry),
-		Trimmed:       observeTrims(registry),
-	})
+	registry := newRegistry(p, formatter)
+	store := template.NewStore(templateConfig(o, p, formatter, registry))
 	defer store.Close()
-	headroom, err := size.ParseShare(o.headroom)
-	if err != nil {
-		return err
-	}
-	limits, err := o.inline.limits()
-	if err != nil {
-		return err
-	}
 	volumes, err := volume.NewManager(volume.Config{
-		Pool: p, Templates: store, TargetRoot: o.kubeletDir, Grow: growfs.Grow, Headroom: headroom, Overcommit: o.overcommit, Limits: limits,
+		Pool: p, Templates: store, TargetRoot: o.kubeletDir, Grow: growfs.Grow, Headroom: o.headroom, Overcommit: o.overcommit, Limits: o.limits,
 	})
 	if err != nil {
 		return err
 	}
 	defer volumes.Close()
 
-	health := func() error { return errors.Join(p.Check(), formatter.Check()) }
-	ready := health
-	if dc.Registration != nil {
-		ready = func() error { return errors.Join(health(), dc.Registration.Check()) }
-	}
-	if err := health(); err != nil {
+	healthy := func() error { return errors.Join(p.Check(), formatter.Check()) }
+	if err := healthy(); err != nil {
 		klog.ErrorS(err, "Not ready; what templates there are will be served")
 	}
 	go warm(formatter)
 	g, ctx := errgroup.WithContext(ctx)
 	if o.httpEndpoint != "" {
+		ready := healthy
+		if registration != nil {
+			ready = func() error { return errors.Join(healthy(), registration.Check()) }
+		}
 		l, err := net.Listen("tcp", o.httpEndpoint)
 		if err != nil {
-			return fmt.Errorf("--http-endpoint: %w", err)
+			return badFlag("http-endpoint", o.httpEndpoint, err)
 		}
 		klog.InfoS("Serving health and metrics", "address", l.Addr())
 		g.Go(func() error { return serveHTTP(ctx, l, driver.HTTPHandler(ready, registry)) })
 	}
-	dc.Volumes, dc.Health, dc.Metrics = volumes, health, driver.NewMetrics(registry)
-	g.Go(func() error { return driver.Serve(ctx, dc) })
+	config := driver.Config{
+		Endpoint: o.endpoint, Name: o.driverName, Version: version, NodeID: o.nodeID,
+		Volumes: volumes, MaxVolumes: o.maxVolumes, SharedResizer: o.sharedResizer, SweepInterval: o.sweepInterval,
+		Health: healthy, Metrics: driver.NewMetrics(registry), Registration: registration,
+	}
+	g.Go(func() error { return driver.Serve(ctx, config) })
 	return g.Wait()
 }
 
-// templateBudget is what --template-cache allows, or nil if that is everything. The pool
-// may grow while the plugin runs.
-func templateBudget(p *pool.Pool, flag string) (func() (int64, error), error) {
-	share, err := size.ParseShare(flag)
-	if err != nil || share == (size.Share{}) {
-		return nil, err
+// newRegistration returns nil if the plugin is not to register itself.
+func newRegistration(o pluginOptions) (*driver.Registration, error) {
+	if o.registrationDir == "" {
+		return nil, nil
+	}
+	r, err := driver.NewRegistration(o.registrationDir, o.driverName, o.endpoint)
+	if err != nil {
+		return nil, badFlag("registration-dir", o.registrationDir, err)
+	}
+	return r, nil
+}
+
+// templateConfig joins the template store to the formatter and the metrics.
+func templateConfig(o pluginOptions, p *pool.Pool, formatter *vmformat.Formatter, r prometheus.Registerer) template.Config {
+	return template.Config{
+		Pool:          p,
+		Fingerprint:   formatter.Fingerprint,
+		Format:        formatFunc(formatter),
+		MaxBuilds:     o.maxVMs,
+		BuildsPerHour: o.maxBuildsPerHour,
+		Budget:        templateBudget(p, o.templateCache),
+		Observe:       observeBuilds(r),
+		Trimmed:       observeTrims(r),
+	}
+}
+
+// templateBudget returns how many bytes templates may take, or nil for no limit. It is
+// computed at each call, because the pool may grow while the plugin runs.
+func templateBudget(p *pool.Pool, share size.Share) func() (int64, error) {
+	if share == (size.Share{}) {
+		return nil
 	}
 	return func() (int64, error) {
 		s, err := p.Space()
 		return share.Of(s.Total), err
-	}, nil
+	}
 }
 
-// warm has the formatter read its files now, tens of MiB of kernel and
-// programs, so that the first volume does not wait for that. What is missing
-// was reported already.
+// warm makes the formatter read its files now, tens of MiB of kernel and programs, so that
+// the first volume does not wait for that. Its errors are dropped: missing files were
+// reported at start.
 func warm(formatter *vmformat.Formatter) {
 	for _, name := range diskfs.Names() {
 		if fs, err := diskfs.Lookup(name); err == nil {
@@ -137,8 +133,8 @@ func warm(formatter *vmformat.Formatter) {
 	}
 }
 
-// formatFunc joins the formatter to the template store, and gives its errors
-// the store's and the pool's meaning.
+// formatFunc formats templates with the formatter, and translates the formatter's errors to
+// those of the store and the pool.
 func formatFunc(formatter *vmformat.Formatter) func(context.Context, *os.File, diskfs.Spec) (template.Provenance, error) {
 	return func(ctx context.Context, f *os.File, spec diskfs.Spec) (template.Provenance, error) {
 		r, err := formatter.Format(ctx, f, spec, nil)
@@ -164,64 +160,4 @@ func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
 		return err
 	}
 	return nil
-}
-
-// registerPool offers the pool's space as metrics.
-func registerPool(r prometheus.Registerer, p *pool.Pool) {
-	gauge := func(name, help string, value func(pool.Space) int64) {
-		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
-			s, err := p.Space()
-			if err != nil {
-				klog.ErrorS(err, "Reading the pool's space")
-			}
-			return float64(value(s))
-		}))
-	}
-	gauge("csi_disktemplate_pool_size_bytes", "Size of the pool's filesystem.", func(s pool.Space) int64 { return s.Total })
-	gauge("csi_disktemplate_pool_available_bytes", "Space left on the pool's filesystem.", func(s pool.Space) int64 { return s.Available })
-}
-
-// reportAccelerator says, in the log and as a metric, what formats here.
-func reportAccelerator(r prometheus.Registerer, formatter *vmformat.Formatter) {
-	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "csi_disktemplate_formatter_accelerator_info",
-		Help: "1 for the accelerator that the formatting VM runs on.",
-	}, []string{"accelerator"})
-	r.MustRegister(info)
-	accel, whyNotKVM, err := formatter.Accelerator()
-	if err != nil {
-		klog.ErrorS(err, "No accelerator for the formatting VM")
-		return
-	}
-	info.WithLabelValues(string(accel)).Set(1)
-	if whyNotKVM != nil {
-		klog.InfoS("Warning: formatting without KVM; a new template takes seconds longer", "accelerator", accel, "reason", whyNotKVM)
-	}
-}
-
-// observeBuilds counts and times template builds.
-func observeBuilds(r prometheus.Registerer) func(diskfs.Spec, time.Duration, error) {
-	builds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name:    "csi_disktemplate_template_build_duration_seconds",
-		Help:    "Duration of template builds by filesystem and result.",
-		Buckets: prometheus.ExponentialBuckets(0.5, 2, 9), // to 128 s, beyond the VM's deadline
-	}, []string{"filesystem", "result"})
-	r.MustRegister(builds)
-	return func(spec diskfs.Spec, took time.Duration, err error) {
-		result := "ok"
-		if err != nil {
-			result = "error"
-		}
-		builds.WithLabelValues(spec.Filesystem, result).Observe(took.Seconds())
-	}
-}
-
-// observeTrims counts the templates that --template-cache has removed.
-func observeTrims(r prometheus.Registerer) func(string, int64) {
-	trims := prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "csi_disktemplate_templates_trimmed_total",
-		Help: "Templates removed because all of them took more than --template-cache.",
-	})
-	r.MustRegister(trims)
-	return func(string, int64) { trims.Inc() }
 }

@@ -17,13 +17,10 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/gofrs/flock"
-
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 )
 
-// fails runs the product, which must fail and say certain things.
+// fails runs the product. It must end with exit code 1 and print the given words.
 func fails(t *testing.T, args []string, says ...string) {
 	t.Helper()
 	code, out := testenv.Product(t, args...)
@@ -53,8 +50,8 @@ func names(t *testing.T, dir string) (found []string) {
 	return found
 }
 
-// TestBadFlags starts the plugin in ways that cannot work. It must say what to
-// do, and must not have made anything.
+// TestBadFlags starts the plugin with flags that cannot work. It must say what to do, and
+// must not make anything.
 func TestBadFlags(t *testing.T) {
 	t.Setenv("NODE_NAME", "")
 	t.Setenv("CSI_ENDPOINT", "")
@@ -81,14 +78,14 @@ func TestBadFlags(t *testing.T) {
 		"headroom":                  {map[string]string{"--headroom": "110%"}, []string{"--headroom", `"110%"`, "100%"}},
 		"headroom in words":         {map[string]string{"--headroom": "some"}, []string{"--headroom", `"some"`, "10Gi"}},
 		"max volumes":               {map[string]string{"--max-volumes-per-node": "-1"}, []string{"--max-volumes-per-node", "-1", "negative"}},
-		"builds per hour":           {map[string]string{"--max-template-builds-per-hour": "-1"}, []string{"--max-template-builds-per-hour -1", "negative"}},
+		"builds per hour":           {map[string]string{"--max-template-builds-per-hour": "-1"}, []string{`--max-template-builds-per-hour "-1"`, "negative"}},
 		"template cache":            {map[string]string{"--template-cache": "100%"}, []string{"--template-cache", `"100%"`, "100%"}},
 		"template cache in words":   {map[string]string{"--template-cache": "some"}, []string{"--template-cache", `"some"`, "10Gi"}},
 		"template cache negative":   {map[string]string{"--template-cache": "-1Gi"}, []string{"--template-cache", `"-1Gi"`, "negative"}},
 		"inline size":               {map[string]string{"--max-inline-size": "-1Gi"}, []string{"--max-inline-size", `"-1Gi"`, "negative"}},
 		"inline size in words":      {map[string]string{"--max-inline-size": "big"}, []string{"--max-inline-size", `"big"`, "10Gi"}},
-		"inline volumes":            {map[string]string{"--max-inline-volumes": "-1"}, []string{"--max-inline-volumes -1", "negative"}},
-		"inline volumes of one":     {map[string]string{"--max-inline-volumes-per-namespace": "-1"}, []string{"--max-inline-volumes-per-namespace -1", "negative"}},
+		"inline volumes":            {map[string]string{"--max-inline-volumes": "-1"}, []string{`--max-inline-volumes "-1"`, "negative"}},
+		"inline volumes of one":     {map[string]string{"--max-inline-volumes-per-namespace": "-1"}, []string{`--max-inline-volumes-per-namespace "-1"`, "negative"}},
 		"inline bytes":              {map[string]string{"--max-inline-bytes": "-1"}, []string{"--max-inline-bytes", `"-1"`, "negative"}},
 		"inline bytes of one":       {map[string]string{"--max-inline-bytes-per-namespace": "1TB"}, []string{"--max-inline-bytes-per-namespace", `"1TB"`, "10Gi"}},
 		"unknown flag":              {map[string]string{"--pol": "x"}, []string{"--pol"}},
@@ -116,7 +113,7 @@ func TestBadFlags(t *testing.T) {
 		})
 	}
 
-	// These need a pool to find out. It stays: it is a good one.
+	// The plugin refuses these only after it opened the pool, which is good and stays.
 	for name, c := range map[string]struct{ flag, value, says string }{
 		"no kubelet directory":         {"--kubelet-dir", "/nonexistent/kubelet", "--kubelet-dir"},
 		"no directory for the socket":  {"--endpoint", "unix:///nonexistent/csi.sock", "--endpoint"},
@@ -206,7 +203,7 @@ func TestFormatCommand(t *testing.T) {
 				}
 			}
 			if strings.ContainsAny(out, "\r\x1b") {
-				t.Errorf("control characters for what is no terminal: %q", out)
+				t.Errorf("control characters in output that is not for a terminal: %q", out)
 			}
 			fi, err := os.Stat(image)
 			if err != nil || fi.Size() != c.size || fi.Mode() != 0o644 {
@@ -220,11 +217,11 @@ func TestFormatCommand(t *testing.T) {
 	}
 }
 
-// TestFormatNeedsNoRoot formats as a user who may do nothing.
+// TestFormatNeedsNoRoot formats as a user without privileges.
 func TestFormatNeedsNoRoot(t *testing.T) {
 	const nobody = 65534
 	dir := testenv.Dir(t)
-	binary := filepath.Join(dir, "csi-disktemplate") // the checkout may be closed to others
+	binary := filepath.Join(dir, "csi-disktemplate") // other users may have no access to the checkout
 	testenv.Run(t, "cp", testenv.Binary(t), binary)
 	home := filepath.Join(dir, "home")
 	if err := errors.Join(os.Mkdir(home, 0o700), os.Chown(home, nobody, nobody), os.Chmod(dir, 0o755)); err != nil {
@@ -241,7 +238,7 @@ func TestFormatNeedsNoRoot(t *testing.T) {
 	testenv.Run(t, "e2fsck", "-fn", image)
 }
 
-// TestFormatRaw makes a raw image where there is nothing to make a VM of.
+// TestFormatRaw makes a raw image without QEMU and without a kernel: it needs no VM.
 func TestFormatRaw(t *testing.T) {
 	image := filepath.Join(testenv.Dir(t), "disk.img")
 	code, out := testenv.Product(t, "format", "--fs", "raw", "--size", "3Gi", "--qemu", "/nonexistent", "--kernel", "/nonexistent", "-o", image)
@@ -257,8 +254,8 @@ func TestFormatRaw(t *testing.T) {
 	}
 }
 
-// TestFormatFails looks at what is left of runs that must fail: nothing, and
-// what was there before.
+// TestFormatFails checks that a failed run leaves no file, and that it does not change the
+// files that existed before.
 func TestFormatFails(t *testing.T) {
 	dir := testenv.Dir(t)
 	if err := errors.Join(
@@ -307,7 +304,7 @@ func TestFormatFails(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		// It has a child when QEMU runs.
+		// The process has a child once QEMU runs.
 		testenv.Eventually(t, "a VM", func() bool {
 			lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", cmd.Process.Pid))
 			return slices.ContainsFunc(lists, func(list string) bool {
@@ -318,107 +315,13 @@ func TestFormatFails(t *testing.T) {
 		if err := cmd.Process.Signal(os.Interrupt); err != nil {
 			t.Error(err)
 		}
-		cmd.Wait() // the state tells the same
+		cmd.Wait() // its error says no more than ProcessState
 		t.Logf("%s\n%s", cmd.ProcessState, &out)
 		if cmd.ProcessState.ExitCode() != 1 || !strings.Contains(out.String(), "canceled") {
 			t.Errorf("ended with %s", cmd.ProcessState)
 		}
 		check(t)
 	})
-}
-
-// TestCleanAllCommand removes templates, but not those that somebody works on.
-func TestCleanAllCommand(t *testing.T) {
-	for _, kind := range testenv.PoolKinds {
-		t.Run(kind.Name, func(t *testing.T) {
-			dir := filepath.Join(kind.Mount(t, 512<<20), "pool")
-			clean := func(want string) {
-				t.Helper()
-				if code, out := testenv.Product(t, "clean-all", "--pool", dir); code != 0 || out != want+"\n" {
-					t.Errorf("exit code %d, %q; not %q", code, out, want)
-				}
-			}
-			open(t, pool.Config{Dir: dir})
-			clean("0 templates removed, 0 left because they are being built")
-			const a, b, c = "btrfs-128m-000000000000000a", "ext4-64m-000000000000000b", "xfs-300m-000000000000000c"
-			const notOurs = "notes.txt"
-			for _, name := range []string{"templates/" + a, "templates/" + b, "templates/" + c, "templates/" + notOurs, "volumes/v", "cache/k"} {
-				if err := os.WriteFile(filepath.Join(dir, name), []byte(name), 0o600); err != nil {
-					t.Fatal(err)
-				}
-			}
-			lock := flock.New(filepath.Join(dir, "locks", b+".lock"))
-			if ok, err := lock.TryLock(); !ok {
-				t.Fatal(err)
-			}
-			defer lock.Close()
-			clean("2 templates removed, 1 left because they are being built")
-			if got := names(t, filepath.Join(dir, "templates")); !slices.Equal(got, []string{b, notOurs}) {
-				t.Errorf("templates %v", got)
-			}
-			clean("0 templates removed, 1 left because they are being built")
-			if err := lock.Unlock(); err != nil {
-				t.Fatal(err)
-			}
-			clean("1 templates removed, 0 left because they are being built")
-			clean("0 templates removed, 0 left because they are being built")
-			for _, d := range []struct {
-				name string
-				want []string
-			}{{"templates", []string{notOurs}}, {"locks", []string{a + ".lock", b + ".lock", c + ".lock"}}, {"volumes", []string{"v"}}, {"cache", []string{"k"}}} {
-				if got := names(t, filepath.Join(dir, d.name)); !slices.Equal(got, d.want) {
-					t.Errorf("%s: %v", d.name, got)
-				}
-			}
-		})
-	}
-}
-
-// open makes a pool.
-func open(t *testing.T, c pool.Config) {
-	t.Helper()
-	p, err := pool.Open(t.Context(), c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.Close()
-}
-
-func TestCleanAllOfLoopbackPool(t *testing.T) {
-	dir := filepath.Join(testenv.Ext4.Mount(t, 512<<20), "pool")
-	open(t, pool.Config{Dir: dir, LoopbackSize: 400 << 20})
-	mounted := true
-	t.Cleanup(func() {
-		if mounted {
-			testenv.Run(t, "umount", filepath.Join(dir, "mnt"))
-		}
-	})
-	if err := os.WriteFile(filepath.Join(dir, "mnt", "templates", "ext4-64m-000000000000000a"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for _, removed := range []int{1, 0} {
-		if code, out := testenv.Product(t, "clean-all", "--pool", dir); code != 0 || out != fmt.Sprintf("%d templates removed, 0 left because they are being built\n", removed) {
-			t.Errorf("exit code %d, not %d removed: %s", code, removed, out)
-		}
-	}
-	testenv.Run(t, "umount", filepath.Join(dir, "mnt"))
-	mounted = false
-	fails(t, []string{"clean-all", "--pool", dir}, dir, "not mounted")
-}
-
-// TestCleanAllWithoutPool gives the command what is no pool. It makes none.
-func TestCleanAllWithoutPool(t *testing.T) {
-	fs := testenv.XFS.Mount(t, 512<<20)
-	if err := os.WriteFile(filepath.Join(fs, "file"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for _, dir := range []string{fs, filepath.Join(fs, "missing"), filepath.Join(fs, "file")} {
-		fails(t, []string{"clean-all", "--pool", dir}, dir, "no pool", "--pool")
-	}
-	fails(t, []string{"clean-all"}, "--pool")
-	if got := names(t, fs); !slices.Equal(got, []string{"file"}) {
-		t.Errorf("made %v", got)
-	}
 }
 
 func TestVersion(t *testing.T) {

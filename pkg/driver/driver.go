@@ -28,67 +28,85 @@ const (
 	// TopologyKey is the topology segment that names the node of a volume.
 	TopologyKey = "topology.csi.disktemplate.io/node"
 
-	// drainTimeout is what calls under way get to finish after SIGTERM: less
-	// than the 30 s after which Kubernetes kills a container.
+	// drainTimeout is how long calls under way may take to finish after SIGTERM. It is
+	// less than the 30 s after which Kubernetes kills a container.
 	drainTimeout = 25 * time.Second
 
-	// maxMessage bounds what a request may make the plugin hold in memory, in bytes.
-	// CSI 1.13, "Size Limits", has 4 KiB for a map and 128 bytes for most strings, of
-	// which no request has more than a handful: 256 KiB is ten times what one may have.
-	// Kubelet does not hold a pod's volumeAttributes to that, and gRPC takes 4 MiB. What
-	// is larger is RESOURCE_EXHAUSTED, from gRPC itself.
+	// maxMessage is the largest request, in bytes: it bounds the memory that a request
+	// takes. CSI 1.13, "Size Limits", allows 4 KiB for a map and 128 bytes for most
+	// strings, and no request has more than a handful of these: 256 KiB is ten times that.
+	// Kubelet does not enforce the limits on a pod's volumeAttributes, and gRPC accepts
+	// 4 MiB by default. gRPC itself answers a larger request with RESOURCE_EXHAUSTED.
 	maxMessage = 256 << 10
 )
 
-// Config is what a Driver serves. All of it is required but MaxVolumes,
-// SharedResizer, SweepInterval and Registration.
+// Config is what [Serve] works with. Everything is required unless it says otherwise.
 type Config struct {
-	Endpoint string // unix:// and an absolute path
-	Name     string
+	Endpoint string // unix:// and an absolute path, see [CheckEndpoint]
+	Name     string // see [CheckName]
 	Version  string
-	NodeID   string
+	NodeID   string // see [CheckNodeID]
 	Volumes  *volume.Manager
-	// MaxVolumes is how many claims the node can have staged; 0 leaves that to the
-	// container orchestrator.
+	// MaxVolumes is how many claims the node can have staged. It is not negative; 0
+	// leaves the number to the container orchestrator.
 	MaxVolumes int64
-	// SharedResizer is for a cluster whose one external-resizer asks this node's
-	// controller service about the volumes of all nodes: one that is not here is left to
-	// its own node's NodeExpandVolume, and is not NOT_FOUND.
+	// SharedResizer is for a cluster with one external-resizer, which asks this node's
+	// controller service about the volumes of all nodes. A volume that is not on this node
+	// is then left to its own node's NodeExpandVolume and is not NOT_FOUND.
 	SharedResizer bool
 	// Health tells what is missing for the plugin to do its work, or nil.
 	Health  func() error
 	Metrics *Metrics
 	// SweepInterval is the time between sweeps of what was left behind, after the one
-	// at the start; 0 is no sweeps at all.
+	// at the start; 0 means no sweeps at all.
 	SweepInterval time.Duration
-	// Registration tells kubelet of the driver once it serves; nil leaves that to a
+	// Registration tells kubelet about the driver once it serves; nil leaves that to a
 	// node-driver-registrar.
 	Registration *Registration
 }
 
-// Validate checks the texts.
-func (c Config) Validate() error {
-	switch {
-	case c.NodeID == "":
-		return errors.New("--node-id must not be empty; in a DaemonSet set NODE_NAME from spec.nodeName")
-	case len(validation.IsValidLabelValue(c.NodeID)) > 0: // it is the topology segment, and so a label of the node
-		return fmt.Errorf("--node-id %q: %s", c.NodeID, strings.Join(validation.IsValidLabelValue(c.NodeID), "; "))
-	case c.SweepInterval < 0:
-		return fmt.Errorf("--sweep-interval %s: must not be negative; 0 is no sweeps", c.SweepInterval)
-	case c.MaxVolumes < 0:
-		return fmt.Errorf("--max-volumes-per-node %d: must not be negative; 0 is no limit", c.MaxVolumes)
-	case len(c.Name) > 63 || len(validation.IsDNS1123Subdomain(c.Name)) > 0: // CSI 1.13, GetPluginInfoResponse.name
-		return fmt.Errorf("--driver-name %q must be a domain name of at most 63 characters, as %s", c.Name, DefaultName)
-	}
-	if _, err := socketPath(c.Endpoint); err != nil {
-		return fmt.Errorf("--endpoint %q: %w", c.Endpoint, err)
+// validate checks the texts.
+func (c Config) validate() error {
+	for _, text := range []struct {
+		what, text string
+		check      func(string) error
+	}{{"node id", c.NodeID, CheckNodeID}, {"driver name", c.Name, CheckName}, {"endpoint", c.Endpoint, CheckEndpoint}} {
+		if err := text.check(text.text); err != nil {
+			return fmt.Errorf("%s %q: %w", text.what, text.text, err)
+		}
 	}
 	return nil
 }
 
+// CheckNodeID checks the name of a node. It is the topology segment, and so the value of
+// a label of the node.
+func CheckNodeID(id string) error {
+	if id == "" {
+		return errors.New("must not be empty; in a DaemonSet, set NODE_NAME from spec.nodeName")
+	}
+	if len(validation.IsValidLabelValue(id)) > 0 {
+		return errors.New("must have at most 63 letters, digits, dots, dashes and underscores, with a letter or digit at both ends, because it becomes the value of a label")
+	}
+	return nil
+}
+
+// CheckName checks the name of a driver: CSI 1.13, GetPluginInfoResponse.name.
+func CheckName(name string) error {
+	if len(name) > 63 || len(validation.IsDNS1123Subdomain(name)) > 0 {
+		return errors.New("must be a domain name of at most 63 characters, as " + DefaultName)
+	}
+	return nil
+}
+
+// CheckEndpoint checks the text of an endpoint. It does not look at the path on the node.
+func CheckEndpoint(endpoint string) error {
+	_, err := socketPath(endpoint)
+	return err
+}
+
 // Serve answers CSI calls until ctx ends, then lets the calls under way finish.
 func Serve(ctx context.Context, c Config) error {
-	if err := c.Validate(); err != nil {
+	if err := c.validate(); err != nil {
 		return err
 	}
 	if c.Registration != nil {
@@ -103,7 +121,7 @@ func Serve(ctx context.Context, c Config) error {
 	if err != nil {
 		return fmt.Errorf("--endpoint %q: %w", c.Endpoint, err)
 	}
-	// Should draining take too long, a call still gets to clean up after itself.
+	// WaitForHandlers lets a call clean up after itself even when draining took too long.
 	server := grpc.NewServer(grpc.UnaryInterceptor(c.Metrics.intercept), grpc.WaitForHandlers(true), grpc.MaxRecvMsgSize(maxMessage))
 	csi.RegisterIdentityServer(server, &identityServer{cfg: c})
 	busy := &inflight{}
@@ -146,18 +164,18 @@ func (c Config) sweepEvery(ctx context.Context, s volume.Sweep) {
 	}
 }
 
-// sweep takes away what was left behind. That it cannot keeps nobody from being served.
+// sweep removes what was left behind. An error does not stop the plugin from serving.
 func (c Config) sweep(ctx context.Context, s volume.Sweep) {
 	actions, err := c.Volumes.Sweep(ctx, s)
 	if err != nil && ctx.Err() == nil {
-		klog.ErrorS(err, "No sweep; the next will look again")
+		klog.ErrorS(err, "The sweep failed; the next one tries again")
 	}
 	for _, a := range actions {
 		c.Metrics.swept(a)
 	}
 }
 
-// drain stops accepting calls and waits for those under way, but not for ever.
+// drain stops accepting calls and waits up to drainTimeout for those under way.
 func drain(server *grpc.Server) {
 	done := make(chan struct{})
 	go func() {
@@ -186,13 +204,13 @@ func socketPath(endpoint string) (string, error) {
 		return "", errors.New("must be unix:// and an absolute path, as unix:///csi/csi.sock")
 	}
 	if len(path) > maxSocketPath {
-		return "", fmt.Errorf("its path has %d bytes, a socket's may have %d", len(path), maxSocketPath)
+		return "", fmt.Errorf("the path of a unix socket may have %d bytes, this one has %d", maxSocketPath, len(path))
 	}
 	return path, nil
 }
 
-// listen opens a unix socket that only root can connect to. What a dead plugin
-// left there is replaced, what a living one serves is not.
+// listen opens a unix socket that only root can connect to. It replaces the socket of a
+// dead plugin, but not one that a living process serves, and no other kind of file.
 func listen(endpoint string) (net.Listener, error) {
 	path, err := socketPath(endpoint)
 	if err != nil {
@@ -211,7 +229,7 @@ func listen(endpoint string) (net.Listener, error) {
 			conn.Close()
 			return nil, errors.New("another process serves there; stop it first")
 		}
-		// Only this says that nobody listens; a busy listener says EAGAIN.
+		// Only ECONNREFUSED proves that nobody listens: a busy listener returns EAGAIN.
 		if !errors.Is(err, syscall.ECONNREFUSED) {
 			return nil, fmt.Errorf("another process may serve there: %w", err)
 		}

@@ -27,31 +27,32 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 )
 
+// TestValidate serves bad texts. The command line refuses the same texts by flag.
 func TestValidate(t *testing.T) {
 	good := Config{Endpoint: "unix:///csi/csi.sock", Name: DefaultName, NodeID: "node1"}
-	if err := good.Validate(); err != nil {
+	if err := good.validate(); err != nil {
 		t.Error(err)
 	}
 	for name, c := range map[string]struct {
 		change func(*Config)
 		says   []string
 	}{
-		"no node":        {func(c *Config) { c.NodeID = "" }, []string{"--node-id", "NODE_NAME"}},
-		"long node":      {func(c *Config) { c.NodeID = strings.Repeat("n", 64) }, []string{"--node-id", "nnn", "63"}},
-		"node with /":    {func(c *Config) { c.NodeID = "rack/7" }, []string{"--node-id", `"rack/7"`}},
-		"no name":        {func(c *Config) { c.Name = "" }, []string{"--driver-name", `""`, "63"}},
-		"name with /":    {func(c *Config) { c.Name = "../other" }, []string{"--driver-name", `"../other"`, DefaultName}},
-		"long name":      {func(c *Config) { c.Name = strings.Repeat("n", 64) }, []string{"--driver-name", "nnn", "63"}},
-		"no endpoint":    {func(c *Config) { c.Endpoint = "" }, []string{"--endpoint", `""`, "unix:///csi/csi.sock"}},
-		"a path":         {func(c *Config) { c.Endpoint = "/csi/csi.sock" }, []string{"--endpoint", `"/csi/csi.sock"`, "unix:///csi/csi.sock"}},
-		"TCP":            {func(c *Config) { c.Endpoint = "tcp://127.0.0.1:1" }, []string{"--endpoint", "tcp://", "unix:///csi/csi.sock"}},
-		"a relative one": {func(c *Config) { c.Endpoint = "unix://csi.sock" }, []string{"--endpoint", "unix://csi.sock", "absolute"}},
-		"a long one":     {func(c *Config) { c.Endpoint = "unix:///" + strings.Repeat("p", 107) }, []string{"--endpoint", "ppp", "108", "107"}},
+		"no node":        {func(c *Config) { c.NodeID = "" }, []string{"node id", "NODE_NAME"}},
+		"long node":      {func(c *Config) { c.NodeID = strings.Repeat("n", 64) }, []string{"node id", "nnn", "63"}},
+		"node with /":    {func(c *Config) { c.NodeID = "rack/7" }, []string{"node id", `"rack/7"`}},
+		"no name":        {func(c *Config) { c.Name = "" }, []string{"driver name", `""`, "63"}},
+		"name with /":    {func(c *Config) { c.Name = "../other" }, []string{"driver name", `"../other"`, DefaultName}},
+		"long name":      {func(c *Config) { c.Name = strings.Repeat("n", 64) }, []string{"driver name", "nnn", "63"}},
+		"no endpoint":    {func(c *Config) { c.Endpoint = "" }, []string{"endpoint", `""`, "unix:///csi/csi.sock"}},
+		"a path":         {func(c *Config) { c.Endpoint = "/csi/csi.sock" }, []string{"endpoint", `"/csi/csi.sock"`, "unix:///csi/csi.sock"}},
+		"TCP":            {func(c *Config) { c.Endpoint = "tcp://127.0.0.1:1" }, []string{"endpoint", "tcp://", "unix:///csi/csi.sock"}},
+		"a relative one": {func(c *Config) { c.Endpoint = "unix://csi.sock" }, []string{"endpoint", "unix://csi.sock", "absolute"}},
+		"a long one":     {func(c *Config) { c.Endpoint = "unix:///" + strings.Repeat("p", 107) }, []string{"endpoint", "ppp", "108", "107"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bad := good
 			c.change(&bad)
-			err := bad.Validate()
+			err := bad.validate()
 			t.Log(err)
 			for _, s := range c.says {
 				if err == nil || !strings.Contains(err.Error(), s) {

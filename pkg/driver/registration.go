@@ -32,29 +32,30 @@ type Registration struct {
 
 var errNotAsked = errors.New("kubelet has not asked yet; is it running, and is --registration-dir its plugins_registry?")
 
-// NewRegistration prepares a registration in kubelet's plugins_registry directory.
-// Kubelet will call the driver at the endpoint's path, so that is to be the same
-// for kubelet as for the plugin.
-func NewRegistration(dir string, c Config) (*Registration, error) {
-	r := &Registration{
-		socket: filepath.Join(dir, c.Name+"-reg.sock"),
-		status: errNotAsked,
-	}
+// NewRegistration prepares the registration of the driver in dir, which is kubelet's
+// plugins_registry. Kubelet will call the driver at the path of the endpoint, so kubelet
+// must see the socket at the same path as the plugin. An error is about dir, if the name
+// and the endpoint are good.
+func NewRegistration(dir, name, endpoint string) (*Registration, error) {
 	if !filepath.IsAbs(dir) {
-		return nil, fmt.Errorf("--registration-dir %q: must be an absolute path, as /var/lib/kubelet/plugins_registry", dir)
+		return nil, errors.New("must be an absolute path, as /var/lib/kubelet/plugins_registry")
 	}
-	if _, err := socketPath("unix://" + r.socket); err != nil {
-		return nil, fmt.Errorf("--registration-dir %q: %w", dir, err)
+	socket := filepath.Join(dir, name+"-reg.sock")
+	if _, err := socketPath("unix://" + socket); err != nil {
+		return nil, fmt.Errorf("cannot have the socket %s: %w", socket, err)
 	}
-	path, err := socketPath(c.Endpoint)
+	path, err := socketPath(endpoint)
 	if err != nil {
-		return nil, fmt.Errorf("--endpoint %q: %w", c.Endpoint, err)
+		return nil, fmt.Errorf("endpoint %q: %w", endpoint, err)
 	}
-	r.info = &registration.PluginInfo{
-		Type: registration.CSIPlugin, Name: c.Name, Endpoint: path,
-		SupportedVersions: []string{"1.0.0"}, // of CSI; kubelet looks at the major version
-	}
-	return r, nil
+	return &Registration{
+		socket: socket,
+		info: &registration.PluginInfo{
+			Type: registration.CSIPlugin, Name: name, Endpoint: path,
+			SupportedVersions: []string{"1.0.0"}, // of CSI; kubelet looks only at the major version
+		},
+		status: errNotAsked,
+	}, nil
 }
 
 // Check tells why kubelet does not know the driver, or is nil if it does.
@@ -71,7 +72,7 @@ func (r *Registration) Check() error {
 // else's to make.
 func (r *Registration) makeDir() error {
 	if err := os.MkdirAll(filepath.Dir(r.info.Endpoint), 0o750); err != nil {
-		return fmt.Errorf("--endpoint: %w", err)
+		return fmt.Errorf("making the directory of the CSI socket (--endpoint): %w", err)
 	}
 	return nil
 }
@@ -81,7 +82,7 @@ func (r *Registration) makeDir() error {
 func (r *Registration) serve(ctx context.Context) error {
 	l, err := listen("unix://" + r.socket)
 	if err != nil {
-		return fmt.Errorf("--registration-dir: %s: %w", r.socket, err)
+		return fmt.Errorf("opening the socket %s for kubelet (--registration-dir): %w", r.socket, err)
 	}
 	server := grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage))
 	registration.RegisterRegistrationServer(server, r)

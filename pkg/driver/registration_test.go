@@ -17,10 +17,10 @@ import (
 	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 )
 
-// TestRegistration asks and tells what kubelet does.
+// TestRegistration plays kubelet: it asks who is there and reports results.
 func TestRegistration(t *testing.T) {
 	dir, endpoint := t.TempDir(), filepath.Join(t.TempDir(), "plugins/csi.disktemplate.io/csi.sock")
-	r, err := NewRegistration(dir, Config{Name: DefaultName, Endpoint: "unix://" + endpoint})
+	r, err := NewRegistration(dir, DefaultName, "unix://"+endpoint)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func TestRegistration(t *testing.T) {
 			t.Error(err)
 		}
 	case <-time.After(10 * time.Second):
-		t.Fatal("it does not end")
+		t.Fatal("serve does not end")
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 		t.Errorf("kubelet will not see that the driver is gone: %v, %v", left, err)
@@ -85,8 +85,9 @@ func TestBadRegistration(t *testing.T) {
 		"relative": "absolute",
 		"/" + strings.Repeat("long", 30) + "/plugins_registry": "107",
 	} {
-		_, err := NewRegistration(dir, Config{Name: DefaultName, Endpoint: "unix:///csi.sock"})
-		if err == nil || !strings.Contains(err.Error(), "--registration-dir") || !strings.Contains(err.Error(), says) {
+		_, err := NewRegistration(dir, DefaultName, "unix:///csi.sock")
+		t.Log(err)
+		if err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v", dir, err)
 		}
 	}
