@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
@@ -206,6 +207,30 @@ func TestRefusedRegistration(t *testing.T) {
 		cmd := newCommand()
 		cmd.SetArgs([]string{"--pool", "/nonexistent/pool", "--node-id", "node1", "--registration-dir", dir})
 		mustSay(t, cmd.ExecuteContext(t.Context()), fmt.Sprintf("--registration-dir %q: ", dir), says)
+	}
+}
+
+// TestWatched checks that conditions of all parts are shown, with the time they began.
+func TestWatched(t *testing.T) {
+	var first, second []health.Condition
+	healthy := watched(func() []health.Condition { return first })
+	ready := joined(healthy, watched(func() []health.Condition { return second }))
+	if c := ready(); len(c) != 0 {
+		t.Errorf("nothing is wrong: %v", c)
+	}
+	first, second = condition("A", health.Degraded, errors.New("a is broken")), condition("B", health.Inaccessible, errors.New("b is gone"))
+	c := ready()
+	if len(c) != 2 || c[0].Code != "A" || c[0].Text != "a is broken" || c[1].Code != "B" || c[1].Severity != health.Inaccessible {
+		t.Fatalf("conditions %v", c)
+	}
+	// Probe asks only for the first part; that must not end the second part's condition.
+	since := c[1].Since
+	healthy()
+	if again := ready(); since.IsZero() || len(again) != 2 || !again[1].Since.Equal(since) {
+		t.Errorf("since %v, later %v", since, again)
+	}
+	if c := condition("C", health.Degraded, nil); c != nil {
+		t.Errorf("a condition without an error: %v", c)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/driver"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/growfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
@@ -57,16 +58,16 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	}
 	defer volumes.Close()
 
-	healthy := func() error { return errors.Join(p.Check(), formatter.Check()) }
-	if err := healthy(); err != nil {
-		klog.ErrorS(err, "Not ready; what templates there are will be served")
+	healthy := watched(poolConditions(p), formatterConditions(formatter))
+	for _, c := range healthy() {
+		klog.ErrorS(nil, "Not ready; volumes whose template is in the pool are served all the same", "condition", c.Code, "reason", c.Message())
 	}
 	go warm(formatter)
 	g, ctx := errgroup.WithContext(ctx)
 	if o.httpEndpoint != "" {
 		ready := healthy
 		if registration != nil {
-			ready = func() error { return errors.Join(healthy(), registration.Check()) }
+			ready = joined(healthy, watched(registration.Conditions))
 		}
 		l, err := net.Listen("tcp", o.httpEndpoint)
 		if err != nil {
@@ -120,6 +121,43 @@ func templateBudget(p *pool.Pool, share size.Share) func() (int64, error) {
 		s, err := p.Space()
 		return share.Of(s.Total), err
 	}
+}
+
+// conditionsFunc returns the conditions that hold now, in a slice of its own.
+type conditionsFunc = func() []health.Condition
+
+// watched joins the conditions of several parts and fills in since when each one holds.
+func watched(parts ...conditionsFunc) conditionsFunc {
+	var w health.Watch
+	all := joined(parts...)
+	return func() []health.Condition { return w.Stamp(all(), time.Now()) }
+}
+
+// joined returns the conditions of several parts, one part after the other.
+func joined(parts ...conditionsFunc) conditionsFunc {
+	return func() (found []health.Condition) {
+		for _, part := range parts {
+			found = append(found, part()...)
+		}
+		return found
+	}
+}
+
+func poolConditions(p *pool.Pool) conditionsFunc {
+	return func() []health.Condition { return condition("PoolUnusable", health.Inaccessible, p.Check()) }
+}
+
+// formatterConditions are Degraded: volumes whose template is in the pool need no formatter.
+func formatterConditions(f *vmformat.Formatter) conditionsFunc {
+	return func() []health.Condition { return condition("FormatterUnavailable", health.Degraded, f.Check()) }
+}
+
+// condition returns the condition that an error reports, or none.
+func condition(code string, s health.Severity, err error) []health.Condition {
+	if err == nil {
+		return nil
+	}
+	return []health.Condition{{Code: code, Severity: s, Text: err.Error()}}
 }
 
 // warm makes the formatter read its files now, tens of MiB of kernel and programs, so that

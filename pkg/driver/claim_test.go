@@ -173,7 +173,7 @@ func TestClaims(t *testing.T) {
 				{"refused", refusedClaims},
 				{"snapshots", snapshots},
 				{"expansion", expansion},
-				{"health", health},
+				{"health", volumeHealth},
 			} {
 				t.Run(test.name, func(t *testing.T) {
 					p := p.with(t)
@@ -432,7 +432,7 @@ func expansion(p *plugin) {
 	}
 }
 
-func health(p *plugin) {
+func volumeHealth(p *plugin) {
 	t := p.t
 	c := p.mustCreate(create(mounted("xfs")))
 	if err := errors.Join(p.stage(c), p.publishClaim(c)); err != nil {

@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/klog/v2"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 )
 
@@ -54,8 +55,8 @@ type Config struct {
 	// controller service about the volumes of all nodes. A volume that is not on this node
 	// is then left to its own node's NodeExpandVolume and is not NOT_FOUND.
 	SharedResizer bool
-	// Health tells what is missing for the plugin to do its work, or nil.
-	Health  func() error
+	// Health returns the conditions that keep the plugin from its work.
+	Health  func() []health.Condition
 	Metrics *Metrics
 	// SweepInterval is the time between sweeps of what was left behind, after the one
 	// at the start; 0 means no sweeps at all.

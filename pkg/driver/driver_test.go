@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/prometheus/client_golang/prometheus"
@@ -24,6 +25,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 )
 
@@ -66,7 +68,7 @@ func TestValidate(t *testing.T) {
 	}
 }
 
-// TestLargeMessages serves, and is sent more than a request may have.
+// TestLargeMessages sends requests that are larger than a request may be.
 func TestLargeMessages(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "csi.sock")
 	ctx, cancel := context.WithCancel(t.Context())
@@ -91,7 +93,7 @@ func TestLargeMessages(t *testing.T) {
 		return err
 	}
 	var all sync.WaitGroup
-	for range 8 { // one that is too large is no other's harm, on the same connection
+	for range 8 { // a request that is too large must not harm others on the same connection
 		all.Go(func() {
 			mustSay(t, publish(maxMessage), codes.ResourceExhausted, "larger than max")
 			mustSay(t, publish(4<<20), codes.ResourceExhausted, "larger than max")
@@ -153,7 +155,7 @@ func TestListenReplacesADeadSocket(t *testing.T) {
 	conn.Close()
 }
 
-// TestListenSparesABusySocket has a listener that lives and takes no more calls.
+// TestListenSparesABusySocket has a living listener whose backlog is full.
 func TestListenSparesABusySocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "csi.sock")
 	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
@@ -164,7 +166,7 @@ func TestListenSparesABusySocket(t *testing.T) {
 	if err := errors.Join(syscall.Bind(fd, &syscall.SockaddrUnix{Name: path}), syscall.Listen(fd, 0)); err != nil {
 		t.Fatal(err)
 	}
-	conn, err := net.Dial("unix", path) // fills the backlog of 0, which holds one
+	conn, err := net.Dial("unix", path) // fills the backlog: one of 0 holds one connection
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -271,7 +273,7 @@ func TestSanitized(t *testing.T) {
 	}
 }
 
-// TestIntercept looks at what a caller and the metrics get of an error.
+// TestIntercept checks what the caller of a failed call gets, and what the metrics count.
 func TestIntercept(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	m := NewMetrics(registry)
@@ -288,7 +290,7 @@ func TestIntercept(t *testing.T) {
 	note(t.Context(), "outside of", "a call") // does nothing
 
 	page := httptest.NewRecorder()
-	HTTPHandler(func() error { return nil }, registry).ServeHTTP(page, httptest.NewRequest("GET", "/metrics", nil))
+	HTTPHandler(func() []health.Condition { return nil }, registry).ServeHTTP(page, httptest.NewRequest("GET", "/metrics", nil))
 	for _, line := range []string{
 		`csi_disktemplate_operation_duration_seconds_count{code="Aborted",method="NodePublishVolume"} 1`,
 		`csi_disktemplate_template_requests_total{result="hit"} 1`,
@@ -301,8 +303,8 @@ func TestIntercept(t *testing.T) {
 }
 
 func TestHTTP(t *testing.T) {
-	var reason error
-	h := HTTPHandler(func() error { return reason }, prometheus.NewRegistry())
+	var conditions []health.Condition
+	h := HTTPHandler(func() []health.Condition { return conditions }, prometheus.NewRegistry())
 	get := func(method, path string) (int, string) {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequest(method, path, nil))
@@ -316,8 +318,12 @@ func TestHTTP(t *testing.T) {
 			t.Errorf("POST %s: %d", path, c)
 		}
 	}
-	reason = errors.New("install the package qemu")
-	if c, body := get("GET", "/readyz"); c != http.StatusServiceUnavailable || !strings.Contains(body, reason.Error()) {
+	conditions = []health.Condition{
+		{Code: "FormatterUnavailable", Text: "no QEMU\nno kernel", Remedy: "install the package qemu"},
+		{Code: "PoolUnusable", Text: "the pool is read-only", Since: time.Unix(0, 0)},
+	}
+	const want = "FormatterUnavailable: no QEMU; no kernel: install the package qemu\nPoolUnusable since 1970-01-01T00:00:00Z: the pool is read-only\n"
+	if c, body := get("GET", "/readyz"); c != http.StatusServiceUnavailable || body != want {
 		t.Errorf("not ready: %d %s", c, body)
 	}
 	if c, _ := get("GET", "/healthz"); c != http.StatusOK {
@@ -326,13 +332,15 @@ func TestHTTP(t *testing.T) {
 }
 
 func TestProbe(t *testing.T) {
-	reason := errors.New("install the package qemu")
-	s := &identityServer{cfg: Config{Health: func() error { return reason }}}
-	if _, err := s.Probe(t.Context(), nil); code(err) != codes.FailedPrecondition || !errors.Is(err, reason) {
-		t.Errorf("something is missing: %v", err)
+	conditions := []health.Condition{{Code: "FormatterUnavailable", Text: "no QEMU", Remedy: "install the package qemu"}}
+	s := &identityServer{cfg: Config{Health: func() []health.Condition { return conditions }}}
+	_, err := s.Probe(t.Context(), nil)
+	mustSay(t, toStatus(err), codes.FailedPrecondition, "FormatterUnavailable", "no QEMU", "install the package qemu")
+	if !errors.Is(err, errUnhealthy) {
+		t.Errorf("a condition holds: %v", err)
 	}
-	reason = nil
+	conditions = nil
 	if r, err := s.Probe(t.Context(), nil); err != nil || !r.GetReady().GetValue() {
-		t.Errorf("all is there: %v %v", r, err)
+		t.Errorf("no condition holds: %v %v", r, err)
 	}
 }

@@ -9,6 +9,8 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 )
 
 type identityServer struct {
@@ -34,10 +36,10 @@ func (s *identityServer) GetPluginCapabilities(context.Context, *csi.GetPluginCa
 	})}, nil
 }
 
-// Probe tells whether the pool and the formatter can be used. What is missing is
-// FAILED_PRECONDITION, as the specification has it for a missing dependency.
+// Probe reports whether the pool and the formatter can be used. If not, it returns
+// FAILED_PRECONDITION, the specification's code for a missing dependency.
 func (s *identityServer) Probe(context.Context, *csi.ProbeRequest) (*csi.ProbeResponse, error) {
-	if err := s.cfg.Health(); err != nil {
+	if err := health.Err(s.cfg.Health()); err != nil {
 		return nil, fmt.Errorf("%w: %w", errUnhealthy, err)
 	}
 	return &csi.ProbeResponse{Ready: wrapperspb.Bool(true)}, nil

@@ -14,11 +14,13 @@ import (
 	"google.golang.org/grpc"
 	"k8s.io/klog/v2"
 	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 )
 
-// Registration makes the driver known to kubelet, as node-driver-registrar does:
-// kubelet finds a socket in a directory that it watches, asks it who is there, and
-// tells what came of it. When kubelet restarts it looks again.
+// Registration makes the driver known to kubelet, as node-driver-registrar does. Kubelet
+// watches a directory for sockets, asks each of them which plugin it is, and reports
+// whether it registered that plugin. A restarted kubelet asks again.
 //
 // Source: k8s.io/kubelet/pkg/apis/pluginregistration/v1.
 type Registration struct {
@@ -26,11 +28,9 @@ type Registration struct {
 	socket string // of the registration, not of CSI
 	info   *registration.PluginInfo
 
-	mu     sync.Mutex
-	status error // nil once kubelet has taken the driver
+	mu   sync.Mutex
+	lack *health.Condition // nil once kubelet has registered the driver
 }
-
-var errNotAsked = errors.New("kubelet has not asked yet; is it running, and is --registration-dir its plugins_registry?")
 
 // NewRegistration prepares the registration of the driver in dir, which is kubelet's
 // plugins_registry. Kubelet will call the driver at the path of the endpoint, so kubelet
@@ -54,22 +54,25 @@ func NewRegistration(dir, name, endpoint string) (*Registration, error) {
 			Type: registration.CSIPlugin, Name: name, Endpoint: path,
 			SupportedVersions: []string{"1.0.0"}, // of CSI; kubelet looks only at the major version
 		},
-		status: errNotAsked,
+		lack: notRegistered("kubelet has not asked yet", "check that kubelet runs, and that --registration-dir is its plugins_registry"),
 	}, nil
 }
 
-// Check tells why kubelet does not know the driver, or is nil if it does.
-func (r *Registration) Check() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.status != nil {
-		return fmt.Errorf("not registered with kubelet: %w", r.status)
-	}
-	return nil
+func notRegistered(why, remedy string) *health.Condition {
+	return &health.Condition{Code: "NotRegistered", Severity: health.Inaccessible, Text: "the driver is not registered with kubelet: " + why, Remedy: remedy}
 }
 
-// makeDir makes the driver's directory among kubelet's plugins, which is nobody
-// else's to make.
+// Conditions returns why kubelet does not know the driver, or nothing if it does.
+func (r *Registration) Conditions() []health.Condition {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.lack == nil {
+		return nil
+	}
+	return []health.Condition{*r.lack}
+}
+
+// makeDir makes the driver's directory among kubelet's plugins. Nobody else makes it.
 func (r *Registration) makeDir() error {
 	if err := os.MkdirAll(filepath.Dir(r.info.Endpoint), 0o750); err != nil {
 		return fmt.Errorf("making the directory of the CSI socket (--endpoint): %w", err)
@@ -77,7 +80,7 @@ func (r *Registration) makeDir() error {
 	return nil
 }
 
-// serve answers kubelet until ctx ends. The socket goes with it, and tells kubelet
+// serve answers kubelet until ctx ends. Then the socket is removed, which tells kubelet
 // that the driver is gone.
 func (r *Registration) serve(ctx context.Context) error {
 	l, err := listen("unix://" + r.socket)
@@ -97,17 +100,18 @@ func (r *Registration) GetInfo(context.Context, *registration.InfoRequest) (*reg
 	return r.info, nil
 }
 
-// NotifyRegistrationStatus hears what came of it. Kubelet tries again by itself.
+// NotifyRegistrationStatus receives the result from kubelet, which retries by itself after
+// an error.
 func (r *Registration) NotifyRegistrationStatus(_ context.Context, s *registration.RegistrationStatus) (*registration.RegistrationStatusResponse, error) {
-	var status error
+	var lack *health.Condition
 	if s.PluginRegistered {
 		klog.InfoS("Registered with kubelet", "driver", r.info.Name)
 	} else {
-		status = fmt.Errorf("kubelet says %q, and will try again", s.Error)
-		klog.ErrorS(status, "Registering with kubelet", "driver", r.info.Name, "endpoint", r.info.Endpoint)
+		lack = notRegistered(fmt.Sprintf("kubelet says %q", s.Error), "kubelet will try again; its own log has more")
+		klog.ErrorS(errors.New(lack.Message()), "Registering with kubelet", "driver", r.info.Name, "endpoint", r.info.Endpoint)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.status = status
+	r.lack = lack
 	return &registration.RegistrationStatusResponse{}, nil
 }

@@ -15,6 +15,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 )
 
 // TestRegistration plays kubelet: it asks who is there and reports results.
@@ -49,8 +51,8 @@ func TestRegistration(t *testing.T) {
 	if info.GetType() != "CSIPlugin" || info.GetName() != DefaultName || info.GetEndpoint() != endpoint || !slices.Equal(info.GetSupportedVersions(), []string{"1.0.0"}) {
 		t.Errorf("kubelet is told %v", info)
 	}
-	if err := r.Check(); err == nil || !strings.Contains(err.Error(), "kubelet has not asked yet") {
-		t.Errorf("before kubelet's answer: %v", err)
+	if c := r.Conditions(); len(c) != 1 || c[0].Code != "NotRegistered" || !strings.Contains(c[0].Text, "kubelet has not asked yet") || !strings.Contains(c[0].Remedy, "--registration-dir") {
+		t.Errorf("before kubelet's answer: %v", c)
 	}
 	for _, c := range []struct {
 		status *registration.RegistrationStatus
@@ -62,7 +64,8 @@ func TestRegistration(t *testing.T) {
 		if _, err := kubelet.NotifyRegistrationStatus(t.Context(), c.status); err != nil {
 			t.Fatal(err)
 		}
-		if err := r.Check(); (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
+		err := health.Err(r.Conditions())
+		if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
 			t.Errorf("after %v: %v", c.status, err)
 		}
 	}
