@@ -32,16 +32,16 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "csi_disktemplate_operation_duration_seconds",
 			Help: "Duration of CSI calls by method and gRPC status code.",
-			// From a hit (a millisecond) to a template build that takes its full time.
+			// From a template hit (a millisecond) to a template build at its time limit.
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 19),
 		}, []string{"method", "code"}),
 		templates: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "csi_disktemplate_template_requests_total",
-			Help: "Volumes cloned from a template that was there (hit) or had to be built (miss).",
+			Help: "Volumes cloned from a template that existed (hit) or had to be built (miss).",
 		}, []string{"result"}),
 		sweeps: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "csi_disktemplate_sweep_actions_total",
-			Help: "What sweeps have found, by what was to be done with it (delete, detach, thaw, kill, leave) and what came of it.",
+			Help: "Objects that sweeps found, by the planned action (delete, detach, thaw, kill, leave) and its result.",
 		}, []string{"action", "result"}),
 	}
 	r.MustRegister(m.calls, m.templates, m.sweeps)
@@ -62,7 +62,7 @@ func (m *Metrics) swept(a volume.Action) {
 	m.sweeps.WithLabelValues(string(a.Verb), result).Inc()
 }
 
-// met counts how a request for a volume was met, and notes it.
+// met counts and logs whether a request's volume existed, and whether its template did.
 func (m *Metrics) met(ctx context.Context, r volume.Result) {
 	if r.Existed {
 		note(ctx, "existed", true)
@@ -78,19 +78,20 @@ func (m *Metrics) met(ctx context.Context, r volume.Result) {
 	m.templates.WithLabelValues(result).Inc()
 }
 
-// details are the words a handler adds to the line that is logged of its call.
+// details are the keys and values that a handler adds to the log line of its call.
 type details struct{ pairs []any }
 
 type detailsKey struct{}
 
-// note adds to the call's log line.
+// note adds keys and values to the log line of the call that ctx belongs to.
 func note(ctx context.Context, pairs ...any) {
 	if d, ok := ctx.Value(detailsKey{}).(*details); ok {
 		d.pairs = append(d.pairs, pairs...)
 	}
 }
 
-// quiet are the methods that are called all the time and change nothing.
+// quiet are the methods that are called often and change nothing. Their successful calls
+// are logged only at level 4.
 var quiet = map[string]bool{
 	"Probe": true, "GetPluginInfo": true, "GetPluginCapabilities": true,
 	"NodeGetCapabilities": true, "NodeGetInfo": true, "NodeGetVolumeStats": true,
@@ -100,7 +101,8 @@ var quiet = map[string]bool{
 	"ControllerGetVolumeHealth": true, "ControllerListVolumeHealth": true,
 }
 
-// intercept gives every call its status code, its metric and its one log line.
+// intercept handles a call: it gives the error its status code, counts and times the call,
+// and logs one line.
 func (m *Metrics) intercept(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	method := path.Base(info.FullMethod)
 	d := &details{}
@@ -126,13 +128,13 @@ func (m *Metrics) intercept(ctx context.Context, req any, info *grpc.UnaryServer
 	return resp, err
 }
 
-// sanitized prints a request without its secrets, when it is printed at all.
+// sanitized prints a request without its secrets. It does the work only if it is printed.
 type sanitized struct{ req any }
 
 func (s sanitized) String() string {
 	req := s.req
-	// The tokens of a pod's service account come in the volume context, which
-	// protosanitizer has no reason to strip.
+	// The tokens of a pod's service account come in the volume context. protosanitizer
+	// does not strip it, because CSI does not mark it as secret.
 	if p, ok := req.(*csi.NodePublishVolumeRequest); ok {
 		if _, has := p.GetVolumeContext()[keyTokens]; has {
 			p = proto.Clone(p).(*csi.NodePublishVolumeRequest)
