@@ -24,6 +24,8 @@ import (
 	"time"
 
 	"github.com/moby/sys/mountinfo"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/loops"
 )
 
 // workDir is where pools are made: on a real disk, not on a tmpfs.
@@ -272,20 +274,19 @@ func Mounts(t testing.TB, below string) int {
 	return n
 }
 
-// LoopsBelow lists the loop devices whose backing file is, or was, in a directory.
+// LoopsBelow lists the loop devices whose backing file is, or was, in a directory, without /dev. Devices that others
+// attach never count, see package loops.
 func LoopsBelow(t testing.TB, dir string) []string {
 	t.Helper()
-	names, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	devices, err := loops.Below(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var found []string
-	for _, name := range names {
-		if b, err := os.ReadFile(name); err == nil && strings.HasPrefix(string(b), dir+"/") {
-			found = append(found, strings.Split(name, "/")[3])
-		}
+	var names []string
+	for _, d := range devices {
+		names = append(names, d.Name)
 	}
-	return found
+	return names
 }
 
 // Fill takes all the space that is left on a filesystem.

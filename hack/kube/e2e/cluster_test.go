@@ -17,6 +17,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/loops"
 )
 
 const (
@@ -181,17 +183,43 @@ func freshSidecars(t testing.TB) {
 	}
 }
 
-// residue lists what volumes leave on the node: images, mounts, loop devices.
-// Templates, the pool's own mount and its loop device are the pool.
+// poolLoops returns the loop devices of the cluster's pool and of everything on it: volumes, and the block volumes that
+// kubelet holds. Whatever else is attached on this machine belongs to somebody else.
+func poolLoops(t testing.TB) (pool, volumes []loops.Device) {
+	t.Helper()
+	image, err := loops.FileOf(filepath.Join(stateDir(), "root/var/lib/csi-disktemplate/pool.img"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	devices, err := loops.List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range loops.Above(devices, image) {
+		if d.Backing == image {
+			pool = append(pool, d)
+		} else {
+			volumes = append(volumes, d)
+		}
+	}
+	return pool, volumes
+}
+
+// residue lists what volumes leave on the node: images, mounts, loop devices. Templates, the pool's own mount and its
+// loop device are the pool.
 func residue(t testing.TB) string {
 	t.Helper()
-	return on(t, "sh", "-c", `
+	left := on(t, "sh", "-c", `
 		grep -E ' /var/lib/kubelet/(pods/[^ ]*/volumes/kubernetes.io~csi|plugins/kubernetes.io/csi)/' /proc/1/mountinfo | cut -d' ' -f5
-		losetup --list --noheadings --output NAME,BACK-FILE | grep -E '/volumes/|\.img$' | grep -v /pool.img
 		pid=$(pgrep -f '^/usr/bin/csi-disktemplate --node-id' | head -1)
-		[ -n "$pid" ] || echo "what the pool has: there is no plugin to look through"
+		[ -n "$pid" ] || echo "the pool's files are not known: there is no plugin to look through"
 		[ -z "$pid" ] || find /proc/$pid/root/var/lib/csi-disktemplate/mnt/volumes /proc/$pid/root/var/lib/csi-disktemplate/mnt/snapshots -type f
 		true`)
+	_, volumes := poolLoops(t)
+	for _, d := range volumes {
+		left += fmt.Sprintln(d)
+	}
+	return left
 }
 
 // mustBeClean waits until no volume is left on the node.

@@ -6,6 +6,7 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -56,12 +57,17 @@ func TestUninstall(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	found := eventually(t, "what is left", func() string {
-		return "left: " + on(t, "sh", "-c", `
+	found := eventually(t, "the list of what is left", func() string {
+		// The node's mount table began as a copy of the machine's, so only the plugin's own places count.
+		left := on(t, "sh", "-c", `
 			find /var/lib/kubelet/plugins /var/lib/kubelet/plugins_registry -path '*csi.disktemplate.io*' ! -type d
-			grep -E 'disktemplate' /proc/1/mountinfo | grep -v ' /var/lib/csi-disktemplate ' | grep -v `+stateDir()+` | cut -d' ' -f5
-			losetup --list --noheadings --output NAME,BACK-FILE | grep -E 'disktemplate|pool.img'
-			pgrep -f '^/usr/bin/csi-disktemplate' || true`) + ":"
+			grep -E '^([^ ]+ ){4}/var/lib/(kubelet|csi-disktemplate)/' /proc/1/mountinfo | grep disktemplate | grep -v `+stateDir()+` | cut -d' ' -f5
+			pgrep -f '^/usr/bin/csi-disktemplate' || true`)
+		pool, volumes := poolLoops(t)
+		for _, d := range append(pool, volumes...) {
+			left += fmt.Sprintln(d)
+		}
+		return "left: " + left + ":"
 	}, "left: :")
 	t.Log(found)
 	eventually(t, "the CSINode", func() string { return get(t, "csinode node1", ".spec.drivers") + ":" }, "null:")
