@@ -15,45 +15,46 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"golang.org/x/sys/unix"
 
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+	"github.com/csi-disktemplate/csi-disktemplate/internal/harness"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
 
 const (
 	claimName    = idPrefix + "claim"
 	snapshotName = idPrefix + "snapshot"
 	restoredName = idPrefix + "restored"
+	claimSize    = 1 << 30
 	grownSize    = 2 << 30
 )
 
-// claims shows what stays when its pod goes: a claim is made, used, snapshotted
-// while it is in use, and made again of the snapshot, larger.
+// claims shows volumes that stay when their pod goes: a claim is made and used, a snapshot is taken while it is in use,
+// and a larger claim is made of the snapshot.
 func (d *demo) claims(ctx context.Context) error {
 	say("Making a claim of %s, a snapshot of it while it is in use, and a larger claim of that.", volumeSize)
-	original := newClaimed(claimName)
-	if err := d.timed("claim made, durably", func() error { return original.create(ctx, d, 1<<30, "") }); err != nil {
+	original := d.newClaim(claimName)
+	if err := timed("claim made, durably", func() error { return original.create(ctx, d, claimSize, "") }); err != nil {
 		return err
 	}
-	if err := d.timed("staged and published", func() error { return original.publish(ctx, d) }); err != nil {
+	if err := timed("staged and published", func() error { return original.use(ctx, d) }); err != nil {
 		return err
 	}
 	if err := original.write(); err != nil {
 		return err
 	}
-	if err := d.timed("snapshot, of the mounted filesystem", func() error {
-		_, err := d.controller.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: snapshotName, SourceVolumeId: original.id})
+	if err := timed("snapshot, of the mounted filesystem", func() error {
+		_, err := d.Snapshot(ctx, snapshotName, original.ID)
 		return err
 	}); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(original.target, "greeting"), []byte("changed since"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(original.Target, "greeting"), []byte("changed since"), 0o644); err != nil {
 		return err
 	}
-	restored := newClaimed(restoredName)
-	if err := d.timed("claim of 2Gi made of the snapshot", func() error { return restored.create(ctx, d, grownSize, snapshotName) }); err != nil {
+	restored := d.newClaim(restoredName)
+	if err := timed("claim of 2Gi made of the snapshot", func() error { return restored.create(ctx, d, grownSize, snapshotName) }); err != nil {
 		return err
 	}
-	if err := d.timed("staged, grown and published beside it", func() error { return restored.publish(ctx, d) }); err != nil {
+	if err := timed("staged, grown and published beside it", func() error { return restored.use(ctx, d) }); err != nil {
 		return err
 	}
 	if err := restored.compare(original); err != nil {
@@ -67,7 +68,7 @@ func (d *demo) claims(ctx context.Context) error {
 }
 
 // timed does something and prints how long it took.
-func (d *demo) timed(what string, do func() error) error {
+func timed(what string, do func() error) error {
 	began := time.Now()
 	if err := do(); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
@@ -76,76 +77,47 @@ func (d *demo) timed(what string, do func() error) error {
 	return nil
 }
 
-// claimed is a claim, with the paths that kubelet would have for it.
-type claimed struct {
-	vol
-	staging string
+// claim is a volume that stays when its pod goes.
+type claim struct{ vol }
+
+func (d *demo) newClaim(name string) *claim {
+	return &claim{vol{fs: "ext4", magic: unix.EXT4_SUPER_MAGIC, greeting: "I stay", Volume: d.Claim(name, harness.Mounted("ext4"), name)}}
 }
 
-func newClaimed(name string) *claimed {
-	return &claimed{
-		vol: vol{
-			fs: "ext4", magic: unix.EXT4_SUPER_MAGIC, id: name, greeting: "I stay",
-			target: filepath.Join(kubeletDir, "pods", name, "volumes", "kubernetes.io~csi", name, "mount"),
-		},
-		staging: filepath.Join(kubeletDir, "plugins", "kubernetes.io", "csi", "csi.disktemplate.io", name, "globalmount"),
-	}
-}
-
-func (c *claimed) capability() *csi.VolumeCapability {
-	return &csi.VolumeCapability{
-		AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{FsType: c.fs}},
-		AccessMode: &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER},
-	}
-}
-
-func (c *claimed) create(ctx context.Context, d *demo, size int64, snapshot string) error {
-	req := &csi.CreateVolumeRequest{
-		Name:               c.id,
-		CapacityRange:      &csi.CapacityRange{RequiredBytes: size},
-		VolumeCapabilities: []*csi.VolumeCapability{c.capability()},
-	}
+func (c *claim) create(ctx context.Context, d *demo, bytes int64, snapshot string) error {
+	r := harness.CreateRequest(c.ID, bytes, c.Capability, nil)
 	if snapshot != "" {
-		req.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{
-			Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: snapshot},
-		}}
+		r.VolumeContentSource = harness.FromSnapshot(snapshot)
 	}
-	_, err := d.controller.CreateVolume(ctx, req)
+	_, err := d.Create(ctx, r)
 	return err
 }
 
-func (c *claimed) publish(ctx context.Context, d *demo) error {
-	if err := errors.Join(os.MkdirAll(c.staging, 0o750), os.MkdirAll(filepath.Dir(c.target), 0o750)); err != nil {
+// use stages the claim and publishes it to a pod.
+func (c *claim) use(ctx context.Context, d *demo) error {
+	if err := c.MakeDirs(); err != nil {
 		return err
 	}
-	if _, err := d.node.NodeStageVolume(ctx, &csi.NodeStageVolumeRequest{
-		VolumeId: c.id, StagingTargetPath: c.staging, VolumeCapability: c.capability(),
-	}); err != nil {
+	if err := d.Stage(ctx, c.Volume); err != nil {
 		return err
 	}
-	_, err := d.node.NodePublishVolume(ctx, &csi.NodePublishVolumeRequest{
-		VolumeId: c.id, StagingTargetPath: c.staging, TargetPath: c.target, VolumeCapability: c.capability(),
-	})
-	return err
+	return d.Publish(ctx, c.Volume)
 }
 
-// compare holds a restored claim against its original: the same files as then, in
-// a filesystem of its own, of its own size.
-func (c *claimed) compare(original *claimed) error {
-	for name, want := range map[string]func() ([]byte, error){
-		"greeting": func() ([]byte, error) { return []byte(original.greeting), nil }, // as it was
-		"random":   func() ([]byte, error) { return os.ReadFile(filepath.Join(original.target, "random")) },
-	} {
-		w, err := want()
+// compare checks a restored claim: it has the original's files as they were at the snapshot, in a filesystem of its own,
+// of its own size.
+func (c *claim) compare(original *claim) error {
+	random, err := os.ReadFile(filepath.Join(original.Target, "random"))
+	if err != nil {
+		return err
+	}
+	for name, want := range map[string][]byte{"greeting": []byte(original.greeting), "random": random} {
+		got, err := os.ReadFile(filepath.Join(c.Target, name))
 		if err != nil {
 			return err
 		}
-		got, err := os.ReadFile(filepath.Join(c.target, name))
-		if err != nil {
-			return err
-		}
-		if !bytes.Equal(got, w) {
-			return fmt.Errorf("%s: the file %s is not what it was when the snapshot was taken", c.id, name)
+		if !bytes.Equal(got, want) {
+			return fmt.Errorf("%s: the file %s is not what it was when the snapshot was taken", c.ID, name)
 		}
 	}
 	_, id, err := c.mounted()
@@ -157,46 +129,35 @@ func (c *claimed) compare(original *claimed) error {
 		return err
 	}
 	if id == other {
-		return fmt.Errorf("%s and %s have the same UUID %s", c.id, original.id, id)
+		return fmt.Errorf("%s and %s have the same UUID %s", c.ID, original.ID, id)
 	}
 	var st unix.Statfs_t
-	if err := unix.Statfs(c.target, &st); err != nil {
+	if err := unix.Statfs(c.Target, &st); err != nil {
 		return err
 	}
-	if total := int64(st.Blocks) * st.Bsize; total < grownSize*9/10 {
-		return fmt.Errorf("%s has %s, not 2Gi", c.id, size(total))
+	total := int64(st.Blocks) * st.Bsize
+	if total < grownSize*9/10 {
+		return fmt.Errorf("%s has %s, expected %s", c.ID, size.Format(total), size.Format(grownSize))
 	}
-	detail("           it has the files of then, a UUID of its own, and %s", size(int64(st.Blocks)*st.Bsize))
+	detail("           it has the files of then, a UUID of its own, and %s", size.Format(total))
 	return nil
 }
 
-// end takes a claim away for good. What is gone already is fine.
-func (c *claimed) end(ctx context.Context, d *demo) error {
-	if err := d.unpublishOne(ctx, c.id, c.target); err != nil {
-		return err
+// end removes a claim for good. It does nothing for a claim that is gone already.
+func (c *claim) end(ctx context.Context, d *demo) error {
+	if err := d.Unpublish(ctx, c.Volume); err != nil {
+		return fmt.Errorf("unpublishing %s: %w", c.ID, err)
 	}
-	if _, err := d.node.NodeUnstageVolume(ctx, &csi.NodeUnstageVolumeRequest{VolumeId: c.id, StagingTargetPath: c.staging}); err != nil {
-		return fmt.Errorf("unstaging %s: %w", c.id, err)
+	if err := d.Unstage(ctx, c.Volume); err != nil {
+		return fmt.Errorf("unstaging %s: %w", c.ID, err)
 	}
-	if _, err := d.controller.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: c.id}); err != nil {
-		return fmt.Errorf("deleting %s: %w", c.id, err)
+	if err := d.Delete(ctx, c.ID); err != nil {
+		return fmt.Errorf("deleting %s: %w", c.ID, err)
 	}
 	return nil
 }
 
 func (d *demo) deleteSnapshot(ctx context.Context) error {
-	_, err := d.controller.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: snapshotName})
+	_, err := d.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: snapshotName})
 	return err
-}
-
-// sweepOne takes away a volume of an earlier run.
-func (d *demo) sweepOne(ctx context.Context, path string) error {
-	var r volume.Record
-	if err := readRecord(path, pool.VolumeAttr, &r); err != nil {
-		return err
-	}
-	if r.Lifecycle == volume.Persistent {
-		return newClaimed(r.ID).end(ctx, d)
-	}
-	return d.unpublishOne(ctx, r.ID, r.Target)
 }

@@ -15,24 +15,24 @@ import (
 type state int
 
 const (
-	creating state = iota // its creation was begun and not answered
-	there                 // it was answered
-	deleting              // its deletion was begun and not answered
+	creating state = iota // its creation began and was not answered
+	there                 // its creation was answered
+	deleting              // its deletion began and was not answered
 )
 
-// entry is what must be found of a volume or a snapshot, whenever the power is cut.
+// entry says what must be found of a volume or a snapshot if the power is cut now.
 type entry struct {
 	disk       *disk
-	snapshotOf *disk // of a snapshot
+	snapshotOf *disk // a snapshot's source
 	state      state
-	words      []string // one of these is in it; "" is nothing yet
+	words      []string // it holds one of these; "" stands for nothing yet
 }
 
-// ledger has all that was answered and begun, and nothing else.
+// ledger has every volume and snapshot whose creation has begun, until its deletion is answered.
 type ledger struct {
 	mu      sync.Mutex
 	entries map[string]entry
-	ended   int // that came and went
+	ended   int // how many came and went
 }
 
 func newLedger() *ledger { return &ledger{entries: map[string]entry{}} }
@@ -47,7 +47,7 @@ func (l *ledger) change(d *disk, change func(*entry)) {
 }
 
 func (l *ledger) creating(d *disk) {
-	now := *d // it may grow
+	now := *d // the disk may grow
 	l.change(d, func(e *entry) { *e = entry{disk: &now, words: []string{""}} })
 }
 
@@ -65,7 +65,7 @@ func (l *ledger) writing(d *disk, word string) {
 	l.change(d, func(e *entry) { e.words = append(slices.Clone(e.words), word) })
 }
 
-// written is for a word that was synced.
+// written enters a word that was synced.
 func (l *ledger) written(d *disk, word string) {
 	l.change(d, func(e *entry) { e.words = []string{word} })
 }
@@ -83,7 +83,7 @@ func (l *ledger) copy() map[string]entry {
 	return maps.Clone(l.entries)
 }
 
-// during does something in one moment of the ledger, and returns it.
+// during does something while the ledger stands still, and returns its entries.
 func (l *ledger) during(do func()) map[string]entry {
 	l.mu.Lock()
 	defer l.mu.Unlock()

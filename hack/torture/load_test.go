@@ -8,9 +8,11 @@ package torture
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,9 +21,11 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/harness"
 )
 
-// worker is a kubelet, and a few pods, at work on volumes of their own.
+// worker is a kubelet with a few pods, which works on volumes of its own.
 type worker struct {
 	*node
 	*ledger
@@ -30,12 +34,11 @@ type worker struct {
 	made int // volumes so far
 }
 
-// until makes a call until it succeeds, as the container orchestrator does. Only what a
-// plugin that ends, or works on something already, may say is an error to be repeated;
-// and once in some thousand kills Linux 6.18 refuses to mount a btrfs with EINVAL, whose
-// cause is not known: the call is undone and says so, and the next one succeeds.
+// until repeats a call until it succeeds, as the container orchestrator does. It repeats only the errors of a plugin that
+// ends, or that works on the same volume already. There is one exception: once in some thousand kills Linux 6.18 refuses
+// to mount a btrfs with EINVAL, and nobody knows the cause. Such a call is undone and says so, and the next one succeeds.
 func until(call func() error) error {
-	for deadline := time.Now().Add(patience); ; time.Sleep(3 * time.Millisecond) {
+	for deadline := time.Now().Add(harness.CallTimeout); ; time.Sleep(3 * time.Millisecond) {
 		err := call()
 		switch status.Code(err) {
 		case codes.OK:
@@ -45,10 +48,10 @@ func until(call func() error) error {
 			if !strings.Contains(err.Error(), "mount btrfs on") || !strings.Contains(err.Error(), syscall.EINVAL.Error()) {
 				return err
 			}
-			fmt.Println("made again:", err)
+			fmt.Println("repeated:", err)
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("for %s: %w", patience, err)
+			return fmt.Errorf("for %s: %w", harness.CallTimeout, err)
 		}
 	}
 }
@@ -58,8 +61,8 @@ func (w *worker) perhaps(n int) bool { return w.rand.IntN(n) == 0 }
 
 func (w *worker) pause() { time.Sleep(time.Duration(w.rand.IntN(20)) * time.Millisecond) }
 
-// run works until ctx ends, and leaves nothing.
-func (w *worker) run(ctx context.Context) error {
+// work works until ctx ends, and leaves nothing.
+func (w *worker) work(ctx context.Context) error {
 	for ctx.Err() == nil {
 		life := w.claimLife
 		if w.perhaps(2) {
@@ -84,7 +87,7 @@ var someForms = []struct{ fs, mode string }{
 // wordPrefix begins every word that a pod writes.
 const wordPrefix = "of "
 
-// inlineLife is a pod's with an inline volume.
+// inlineLife is the life of a pod with an inline volume.
 func (w *worker) inlineLife() error {
 	form := someForms[w.rand.IntN(4)]
 	d := inline(w.id("inline"), form.fs, form.mode)
@@ -116,7 +119,7 @@ func (w *worker) inlineLife() error {
 	return unpublish()
 }
 
-// claimLife is a claim's, with one pod after the other.
+// claimLife is the life of a claim, with one pod after the other.
 func (w *worker) claimLife() error {
 	form := someForms[w.rand.IntN(len(someForms))]
 	d := claim(w.id("claim"), form.fs, form.mode)
@@ -148,7 +151,7 @@ func (w *worker) claimLife() error {
 	return remove()
 }
 
-// podLife finds one word in a claim and writes the next.
+// podLife is the life of a pod that finds one word in a claim and writes the next.
 func (w *worker) podLife(d *disk, word, next string) error {
 	if err := until(func() error { return w.stage(d) }); err != nil {
 		return err
@@ -179,7 +182,7 @@ func (w *worker) podLife(d *disk, word, next string) error {
 		if err := until(func() error { return w.expandOnNode(d, larger) }); err != nil {
 			return err
 		}
-		d.bytes = larger // of its copies, too
+		d.bytes = larger // for its copies, too
 	}
 	w.pause()
 	if err := w.holds(d, next); err != nil {
@@ -191,7 +194,7 @@ func (w *worker) podLife(d *disk, word, next string) error {
 	return until(func() error { return w.unstage(d) })
 }
 
-// snapshotLife keeps a word, and finds it in a copy.
+// snapshotLife is the life of a snapshot, whose copy must hold its word.
 func (w *worker) snapshotLife(d *disk, word string) error {
 	name := w.id("snap")
 	s := w.snapshotting(name, d, word)
@@ -201,7 +204,7 @@ func (w *worker) snapshotLife(d *disk, word string) error {
 	w.there(s)
 	c := copyOf(w.id("copy"), d, name)
 	w.creating(c)
-	w.written(c, word) // from its first moment
+	w.written(c, word) // a copy holds it from the start
 	if err := until(func() error { return w.create(c) }); err != nil {
 		return err
 	}
@@ -222,32 +225,32 @@ func (w *worker) snapshotLife(d *disk, word string) error {
 	return nil
 }
 
-// workers are as many as keep two processors busy.
+// workers is enough to keep two processors busy.
 const workers = 4
 
-// underLoad does something while workers work, and has them leave nothing.
+// underLoad does something while workers work, and then has them clean up.
 func (n *node) underLoad(random *rand.Rand, l *ledger, do func()) {
 	n.t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	g, ctx := errgroup.WithContext(ctx)
 	for i := range workers {
 		w := &worker{node: n, ledger: l, name: fmt.Sprint("w", i), rand: rand.New(rand.NewPCG(random.Uint64(), 0))}
-		g.Go(func() error { return w.run(ctx) })
+		g.Go(func() error { return w.work(ctx) })
 	}
 	do()
 	stop()
 	if err := g.Wait(); err != nil {
-		n.t.Fatalf("%v\n%s", err, tail(n.log))
+		n.t.Fatalf("%v\n%s", err, n.Tail())
 	}
 }
 
-// TestRandomKills kills the plugin again and again while volumes of all kinds come and
-// go: half of the time at any moment, half of the time between two effects.
+// TestRandomKills kills the plugin again and again while volumes of all kinds come and go: half of the time at a random
+// moment, and half of the time between two effects.
 func TestRandomKills(t *testing.T) {
 	random := seeded(t)
 	kills := count(t, 40)
 	onPools(t, !thorough, func(n *node) {
-		templates, err := os.ReadDir(filepath.Join(n.pool, "templates"))
+		templates, err := os.ReadDir(filepath.Join(n.Pool, "templates"))
 		n.must("templates", err)
 		l := newLedger()
 		n.underLoad(random, l, func() {
@@ -255,12 +258,12 @@ func TestRandomKills(t *testing.T) {
 				if random.IntN(2) == 0 {
 					n.arm(1+random.IntN(60), "kill")
 					select {
-					case <-n.exited:
-					case <-time.After(2 * time.Second): // the workers are out of work for a moment
+					case <-n.Exited():
+					case <-time.After(2 * time.Second): // the workers have no work at the moment
 					}
 				} else {
-					// A plugin that has just started reads its formatter's files, some tenths of a
-					// second, before it makes a volume: some live long enough.
+					// A plugin reads its formatter's files for some tenths of a second before it makes
+					// its first volume: some must live longer than that.
 					time.Sleep(time.Duration(random.IntN(800)) * time.Millisecond)
 				}
 				n.kill()
@@ -270,9 +273,9 @@ func TestRandomKills(t *testing.T) {
 		})
 		n.mustHave("after all", "")
 		if left := l.copy(); len(left) > 0 {
-			t.Errorf("the workers left %v", left)
+			t.Errorf("the workers left %d volumes and snapshots: %v", len(left), slices.Sorted(maps.Keys(left)))
 		}
-		if now, err := os.ReadDir(filepath.Join(n.pool, "templates")); err != nil || len(now) != len(templates) {
+		if now, err := os.ReadDir(filepath.Join(n.Pool, "templates")); err != nil || len(now) != len(templates) {
 			t.Errorf("there were %d templates, there are %d: %v", len(templates), len(now), err)
 		}
 		t.Logf("killed %d times; %d volumes and snapshots came and went", kills, l.ended)

@@ -22,20 +22,19 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
 )
 
-// A power cut is a copy of the disk that the pool is on, of one moment: the disk is a
-// file on an xfs, and FICLONE takes what was written to it until then, and nothing of
-// what the pool's filesystem still had in memory. Unlike a disk that lies about its
-// cache, it keeps writes that nobody has flushed.
+// A power cut is a copy of the pool's disk at one moment. The disk is a file on an xfs. FICLONE takes what was written to
+// it until then, and nothing that the pool's filesystem still had in memory. Unlike a disk that lies about its cache, it
+// keeps writes that nobody has flushed.
 
-// powercut is one of those.
+// powercut is such a copy, and what must be on it.
 type powercut struct {
 	image   string
 	entries map[string]entry
 }
 
-// TestPowerCut cuts the power again and again while volumes come and go. Afterwards
-// every volume, snapshot and template whose call had answered is there and whole, and
-// what had not been answered is there and whole, or not there, or made by its retry.
+// TestPowerCut cuts the power again and again while volumes come and go. Afterwards every volume, snapshot and template
+// whose call had answered is there and whole. One whose call had not is there and whole, or missing until the call is
+// repeated.
 func TestPowerCut(t *testing.T) {
 	random := seeded(t)
 	for _, kind := range testenv.PoolKinds {
@@ -68,7 +67,7 @@ func TestPowerCut(t *testing.T) {
 	}
 }
 
-// mount mounts an image, beside others that are its copies.
+// mount mounts an image. Its copies may be mounted, too.
 func mount(t *testing.T, kind testenv.Kind, image string) string {
 	t.Helper()
 	at := testenv.Dir(t)
@@ -91,7 +90,7 @@ func unmount(t *testing.T, at string) {
 	testenv.Umount(t, at)
 }
 
-// cut works on a node, and cuts its power so many times.
+// cut works on a node and cuts its power so many times.
 func (n *node) cut(random *rand.Rand, outside, live string, times int) []powercut {
 	n.t.Helper()
 	src, err := os.Open(live)
@@ -105,7 +104,7 @@ func (n *node) cut(random *rand.Rand, outside, live string, times int) []powercu
 			c := powercut{image: filepath.Join(outside, fmt.Sprint("cut-", i))}
 			dst, err := os.OpenFile(c.image, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 			n.must("the copy", err)
-			// What is answered in this moment is entered after it.
+			// The ledger stands still: calls that are answered now are entered after the copy.
 			c.entries = l.during(func() { err = reflink.Clone(dst, src) })
 			n.must("the copy", errors.Join(err, dst.Close()))
 			cuts = append(cuts, c)
@@ -115,25 +114,24 @@ func (n *node) cut(random *rand.Rand, outside, live string, times int) []powercu
 	return cuts
 }
 
-// after is a node that comes up again after a power cut. It returns how much had to be
-// there.
+// after brings a node up after a power cut, checks it, and returns how many volumes and snapshots had to be there.
 func (n *node) after(mounted string, c powercut, random *rand.Rand, when string) (held int) {
 	n.t.Helper()
-	n.pool, n.race = filepath.Join(mounted, "pool"), false
+	n.Pool, n.race = filepath.Join(mounted, "pool"), false
 	var inlines []*disk
 	for _, e := range c.entries {
 		if e.disk.inline {
 			inlines = append(inlines, e.disk)
 		}
 	}
-	// Kubelet's directory is that of this moment, and not what came of another cut. An
-	// inline volume that was unpublished may be there again: its pod is not.
-	n.must(when, os.RemoveAll(filepath.Join(n.kubelet, "pods")))
-	n.mkdir("pods/uid-plugin")
+	// Kubelet's directory has the pods of this moment, and none of another cut. An inline volume that was unpublished may
+	// be there again, but its pod is not.
+	n.must(when, os.RemoveAll(filepath.Join(n.Kubelet, "pods")))
+	n.must(when, n.Make())
 	podsGone := random.IntN(2) == 0
 	for _, d := range inlines {
 		if !podsGone {
-			n.target(d) // its pod's directory
+			n.volume(d) // makes its pod's directory
 		}
 	}
 	n.start()
@@ -161,9 +159,7 @@ func (n *node) after(mounted string, c powercut, random *rand.Rand, when string)
 		n.noInline(when, inlines)
 	} else {
 		for _, d := range inlines { // the pods start again
-			n.must(when+": "+d.id, n.publish(d))
-			n.must(when+": "+d.id, n.write(d, word))
-			n.must(when+": "+d.id, n.unpublish(d))
+			n.must(when, n.run(publish(d), write(d, word), unpublish(d)))
 		}
 	}
 	for id, e := range c.entries {
@@ -182,21 +178,18 @@ func (n *node) after(mounted string, c powercut, random *rand.Rand, when string)
 	return held
 }
 
-// afterSnapshot holds a snapshot against what it must be.
+// afterSnapshot checks a snapshot by a copy of it, and deletes it.
 func (n *node) afterSnapshot(id string, e entry) error {
 	if e.state == there {
 		c := copyOf("of-"+id, e.snapshotOf, id)
-		err := all(func() error { return n.create(c) }, func() error { return n.stage(c) }, func() error { return n.publish(c) },
-			func() error { return n.holds(c, e.words...) }, func() error { return n.unuse(c) })
-		if err != nil {
+		if err := n.run(then([]step{create(c), stage(c), publish(c), holds(c, e.words...)}, unuse(c)...)...); err != nil {
 			return err
 		}
 	}
 	return n.deleteSnapshot(id)
 }
 
-// afterClaim holds a claim against what it must be, after the retry of whatever was not
-// answered.
+// afterClaim repeats the call that was not answered, checks the claim, and deletes it.
 func (n *node) afterClaim(e entry) error {
 	d := e.disk
 	if e.state == deleting || e.state == creating && d.source != nil { // a source may be gone
@@ -207,7 +200,7 @@ func (n *node) afterClaim(e entry) error {
 			return err
 		}
 	}
-	if err := all(func() error { return n.stage(d) }, func() error { return n.publish(d) }); err != nil {
+	if err := n.run(stage(d), publish(d)); err != nil {
 		return err
 	}
 	err := n.holds(d, e.words...)
@@ -217,22 +210,19 @@ func (n *node) afterClaim(e entry) error {
 	if err != nil {
 		return err
 	}
-	return n.unuse(d)
+	return n.run(unuse(d)...)
 }
 
-// untouched reports whether no pod has written to a disk: it may hold nothing, or what
-// formatting has left there.
+// untouched reports whether no pod has written to a disk. It may be empty, or have what formatting left there.
 func (n *node) untouched(d *disk) bool {
 	got, err := n.read(d)
 	return errors.Is(err, os.ErrNotExist) || err == nil && !strings.HasPrefix(got, wordPrefix)
 }
 
-// claims and snapshots list what there is.
+// claims lists the claims that the plugin has.
 func (n *node) claims(when string) (ids []string) {
 	n.t.Helper()
-	ctx, cancel := in()
-	defer cancel()
-	list, err := n.ListVolumes(ctx, &csi.ListVolumesRequest{})
+	list, err := n.ListVolumes(n.t.Context(), &csi.ListVolumesRequest{})
 	n.must(when+": listing", err)
 	for _, e := range list.Entries {
 		ids = append(ids, e.Volume.VolumeId)
@@ -240,11 +230,10 @@ func (n *node) claims(when string) (ids []string) {
 	return ids
 }
 
+// snapshots lists the snapshots that the plugin has.
 func (n *node) snapshots(when string) (ids []string) {
 	n.t.Helper()
-	ctx, cancel := in()
-	defer cancel()
-	list, err := n.ListSnapshots(ctx, &csi.ListSnapshotsRequest{})
+	list, err := n.ListSnapshots(n.t.Context(), &csi.ListSnapshotsRequest{})
 	n.must(when+": listing", err)
 	for _, e := range list.Entries {
 		ids = append(ids, e.Snapshot.SnapshotId)
@@ -252,25 +241,25 @@ func (n *node) snapshots(when string) (ids []string) {
 	return ids
 }
 
-// noInline: the sweep at the start has taken the volumes of pods that did not come back.
+// noInline checks that the sweep at the start deleted the volumes of pods that did not come back.
 func (n *node) noInline(when string, inlines []*disk) {
 	n.t.Helper()
 	for _, d := range inlines {
-		if _, err := os.Lstat(filepath.Join(n.pool, "volumes", d.id)); !errors.Is(err, os.ErrNotExist) {
-			n.t.Fatalf("%s: volume %s of a pod that is gone: %v", when, d.id, err)
+		if _, err := os.Lstat(filepath.Join(n.Pool, "volumes", d.id)); !errors.Is(err, os.ErrNotExist) {
+			n.t.Fatalf("%s: volume %s is there, and its pod is gone: %v", when, d.id, err)
 		}
 	}
 }
 
-// templatesServe: they were built before the power was cut, and are not built again.
+// templatesServe returns an error if a template that was built before the power cut is built again.
 func (n *node) templatesServe() error {
 	for fs := range sizes {
 		d := inline("again-"+fs, fs, "filesystem")
-		if err := all(func() error { return n.publish(d) }, func() error { return n.write(d, word) }, func() error { return n.unpublish(d) }); err != nil {
+		if err := n.run(publish(d), write(d, word), unpublish(d)); err != nil {
 			return err
 		}
 	}
-	log, err := os.ReadFile(n.log)
+	log, err := os.ReadFile(n.Log)
 	if err != nil {
 		return err
 	}

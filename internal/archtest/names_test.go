@@ -250,24 +250,30 @@ func TestMessagesNameRealFlags(t *testing.T) {
 }
 
 var (
-	flagMethod = regexp.MustCompile(`Var(?:P|PF|F)?$`)
+	flagCall   = regexp.MustCompile(`(?:Var(?:P|PF|F)?|^addValueP?)$`)
 	flagName   = regexp.MustCompile(`^[a-z][a-z0-9]*(?:-[a-z0-9]+)*$`)
 	flagInText = regexp.MustCompile(`(?:^|[^-\w])--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)`)
 )
 
-// definedFlags returns the names in calls as f.StringVar(&x, "name", …), of any method
-// that pflag has for it.
+// definedFlags returns the names in calls as f.StringVar(&x, "name", …), of any method that
+// pflag has for it, and in those of addValue in cmd/csi-disktemplate/values.go.
 func definedFlags(file *ast.File) (names []string) {
 	ast.Inspect(file, func(n ast.Node) bool {
 		call, ok := n.(*ast.CallExpr)
 		if !ok {
 			return true
 		}
-		method, ok := call.Fun.(*ast.SelectorExpr)
-		if !ok || !flagMethod.MatchString(method.Sel.Name) {
+		var called string
+		switch f := call.Fun.(type) {
+		case *ast.SelectorExpr:
+			called = f.Sel.Name
+		case *ast.Ident:
+			called = f.Name
+		}
+		if !flagCall.MatchString(called) {
 			return true
 		}
-		for _, arg := range call.Args[:min(2, len(call.Args))] {
+		for _, arg := range call.Args[:min(3, len(call.Args))] {
 			if name := text(arg); flagName.MatchString(name) {
 				names = append(names, name)
 			}

@@ -23,7 +23,7 @@ import (
 // there; when the pool is back so is everything.
 func TestPoolTaken(t *testing.T) {
 	n := newNode(t, testenv.XFS, 1<<30)
-	at := filepath.Dir(n.pool)
+	at := filepath.Dir(n.Pool)
 	source := strings.TrimSpace(testenv.Run(t, "findmnt", "-n", "-o", "SOURCE", "--mountpoint", at))
 	other := testenv.XFS.Pool(t)
 	decoys := []string{filepath.Join(other, "pool", "volumes", "inline"), filepath.Join(other, "pool", "volumes", "claim")}
@@ -47,7 +47,7 @@ func TestPoolTaken(t *testing.T) {
 			inline := q.request("inline", "ext4", "size", "64Mi")
 			q.publish(inline)
 			testenv.Run(t, c.take[0], c.take[1:]...)
-			q.cannot("pool is not usable", n.pool, c.says)
+			q.cannot("pool is not usable", n.Pool, c.says)
 			if _, err := q.NodeGetVolumeStats(t.Context(), &csi.NodeGetVolumeStatsRequest{VolumeId: "inline", VolumePath: inline.TargetPath}); err != nil {
 				t.Errorf("stats: %v", err)
 			}
@@ -70,7 +70,7 @@ func TestPoolTaken(t *testing.T) {
 				t.Fatal(err)
 			}
 			q.mustHold(claim)
-			if _, err := os.Lstat(filepath.Join(n.pool, "volumes", "inline")); !errors.Is(err, os.ErrNotExist) {
+			if _, err := os.Lstat(filepath.Join(n.Pool, "volumes", "inline")); !errors.Is(err, os.ErrNotExist) {
 				t.Errorf("the volume that was unpublished: %v", err)
 			}
 			q.publish(inline) // as new
@@ -90,14 +90,14 @@ func TestPoolTaken(t *testing.T) {
 		image := p.request("image", "ext4", "size", "64Mi", "publishAs", "diskImage")
 		p.publish(image)
 		testenv.Run(t, "mount", "-o", "remount,ro", at)
-		p.cannot("pool is not usable", n.pool, "read-only", "remount it")
+		p.cannot("pool is not usable", n.Pool, "read-only", "remount it")
 		mustSay(t, p.stage(claim), codes.FailedPrecondition, "read-only", "remount it")
 		// It is gone for the pod, and its image stays until it can be removed.
 		for range 2 {
 			_, err := p.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: "image", TargetPath: image.TargetPath})
 			t.Log(err)
 			mustSay(t, err, codes.FailedPrecondition, "read-only", "remount it")
-			if left := mountsBelow(t, n.kubelet); len(left) > 0 {
+			if left := n.mounts(); len(left) > 0 {
 				t.Errorf("mounts %v", left)
 			}
 		}
@@ -113,7 +113,7 @@ func TestPoolTaken(t *testing.T) {
 	})
 	t.Run("without a place for locks", func(t *testing.T) {
 		p := p.with(t)
-		locks := filepath.Join(n.pool, "locks")
+		locks := filepath.Join(n.Pool, "locks")
 		testenv.Run(t, "chattr", "+i", locks)
 		defer testenv.Run(t, "chattr", "-i", locks)
 		p.refused(p.request("new", "ext4", "size", "65Mi"), codes.FailedPrecondition, locks, "lsattr -d")
@@ -132,17 +132,10 @@ func ext4Claim(name string) *csi.CreateVolumeRequest {
 	return r
 }
 
-// release takes a claim away from its pod and from the node.
-func (p *plugin) release(c *claimed) error {
-	_, unpublish := p.NodeUnpublishVolume(p.t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: c.VolumeId, TargetPath: c.target})
-	_, unstage := p.NodeUnstageVolume(p.t.Context(), &csi.NodeUnstageVolumeRequest{VolumeId: c.VolumeId, StagingTargetPath: c.staging})
-	return errors.Join(unpublish, unstage)
-}
-
 // mustHold reads what inUse wrote, and writes it again.
 func (p *plugin) mustHold(c *claimed) {
 	p.t.Helper()
-	path := filepath.Join(c.target, "file")
+	path := filepath.Join(c.Target, "file")
 	if b, err := os.ReadFile(path); err != nil || string(b) != "kept" {
 		p.t.Errorf("the claim's file holds %q: %v", b, err)
 	}
@@ -158,7 +151,7 @@ func (p *plugin) inUse(name string) *claimed {
 	if err := errors.Join(p.stage(c), p.publishClaim(c)); err != nil {
 		p.t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(c.target, "file"), []byte("kept"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(c.Target, "file"), []byte("kept"), 0o644); err != nil {
 		p.t.Fatal(err)
 	}
 	return c

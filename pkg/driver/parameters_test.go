@@ -11,35 +11,22 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
 
+	"github.com/csi-disktemplate/csi-disktemplate/internal/harness"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 )
 
-// mounted and device are the capabilities that a provisioner sends.
-func mounted(fsType string) *csi.VolumeCapability {
-	return &csi.VolumeCapability{
-		AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{FsType: fsType}},
-		AccessMode: &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER},
-	}
-}
+// mounted is a capability that a provisioner sends.
+func mounted(fsType string) *csi.VolumeCapability { return harness.Mounted(fsType) }
 
-func device() *csi.VolumeCapability {
-	c := mounted("")
-	c.AccessType = &csi.VolumeCapability_Block{Block: &csi.VolumeCapability_BlockVolume{}}
-	return c
-}
+// device is a capability that a provisioner sends.
+func device() *csi.VolumeCapability { return harness.Block() }
 
 // create is the request that a provisioner makes for a claim.
 func create(c *csi.VolumeCapability, params ...string) *csi.CreateVolumeRequest {
-	req := &csi.CreateVolumeRequest{
-		Name:               "pvc-0123",
-		VolumeCapabilities: []*csi.VolumeCapability{c},
-		Parameters:         map[string]string{kubeletPrefix + "pvc/name": "data"},
-	}
-	for i := 0; i < len(params); i += 2 {
-		req.Parameters[params[i]] = params[i+1]
-	}
-	return req
+	parameters := pairs(params)
+	parameters[kubeletPrefix+"pvc/name"] = "data"
+	return &csi.CreateVolumeRequest{Name: "pvc-0123", VolumeCapabilities: []*csi.VolumeCapability{c}, Parameters: parameters}
 }
 
 func sized64(required, limit int64) func(*csi.CreateVolumeRequest) {

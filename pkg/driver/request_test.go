@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/csi-disktemplate/csi-disktemplate/internal/harness"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 )
@@ -20,25 +21,23 @@ const mib = diskfs.MiB
 // inline is the request that kubelet makes for an inline volume.
 func inline(fsType string, attributes ...string) *csi.NodePublishVolumeRequest {
 	req := &csi.NodePublishVolumeRequest{
-		VolumeId:   "csi-0123456789abcdef",
-		TargetPath: "/var/lib/kubelet/pods/uid/volumes/kubernetes.io~csi/scratch/mount",
-		VolumeCapability: &csi.VolumeCapability{
-			AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{FsType: fsType}},
-			AccessMode: &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER},
-		},
-		VolumeContext: map[string]string{
-			keyEphemeral:                             "true",
-			keyPodName:                               "web-0",
-			keyPodNS:                                 "shop",
-			keyPodUID:                                "uid",
-			kubeletPrefix + "serviceAccount.name":    "default",
-			kubeletPrefix + "some-key-of-the-future": "x",
-		},
+		VolumeId:         "csi-0123456789abcdef",
+		TargetPath:       "/var/lib/kubelet/pods/uid/volumes/kubernetes.io~csi/scratch/mount",
+		VolumeCapability: harness.Mounted(fsType),
+		VolumeContext:    harness.InlineContext(harness.Pod{Namespace: "shop", Name: "web-0", UID: "uid"}, pairs(attributes)),
 	}
-	for i := 0; i < len(attributes); i += 2 {
-		req.VolumeContext[attributes[i]] = attributes[i+1]
-	}
+	req.VolumeCapability.AccessMode.Mode = csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER
+	req.VolumeContext[kubeletPrefix+"some-key-of-the-future"] = "x"
 	return req
+}
+
+// pairs makes a map of keys, each with its value after it.
+func pairs(of []string) map[string]string {
+	m := map[string]string{}
+	for i := 0; i < len(of); i += 2 {
+		m[of[i]] = of[i+1]
+	}
+	return m
 }
 
 func mode(m csi.VolumeCapability_AccessMode_Mode) func(*csi.NodePublishVolumeRequest) {

@@ -58,9 +58,9 @@ func TestSanity(t *testing.T) {
 			{"block", "block", nil},
 		} {
 			config := sanity.NewTestConfig()
-			config.Address = "unix://" + filepath.Join(p.kubelet, "csi.sock")
-			config.TargetPath = filepath.Join(p.kubelet, "sanity-target")
-			config.StagingPath = filepath.Join(p.kubelet, "sanity-staging")
+			config.Address = p.Endpoint()
+			config.TargetPath = filepath.Join(p.Kubelet, "sanity-target")
+			config.StagingPath = filepath.Join(p.Kubelet, "sanity-staging")
 			config.DialOptions = []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithUnaryInterceptor(sized)}
 			config.TestVolumeSize = 1 << 30
 			config.TestVolumeAccessType = class.accessType

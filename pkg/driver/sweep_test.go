@@ -24,10 +24,10 @@ func (p *plugin) leaveBehind(id string) {
 	p.t.Helper()
 	r := p.request(id, "ext4", "size", "64Mi")
 	p.publish(r)
-	p.kill()
+	p.Kill()
 	testenv.Run(p.t, "umount", r.TargetPath)
-	testenv.NoLoopsBelow(p.t, p.pool)
-	if err := os.RemoveAll(filepath.Join(p.kubelet, "pods", "uid-of-"+id)); err != nil {
+	testenv.NoLoopsBelow(p.t, p.Pool)
+	if err := os.RemoveAll(p.PodDir(uidOf(id))); err != nil {
 		p.t.Fatal(err)
 	}
 }
@@ -39,7 +39,7 @@ func TestSweep(t *testing.T) {
 	n.start().leaveBehind("by-command")
 	gc := func(flags ...string) []volume.Action {
 		t.Helper()
-		out, err := exec.Command(testenv.Binary(t), append([]string{"gc", "--pool", n.pool, "--kubelet-dir", n.kubelet, "-o", "json"}, flags...)...).Output()
+		out, err := exec.Command(testenv.Binary(t), append([]string{"gc", "--pool", n.Pool, "--kubelet-dir", n.Kubelet, "-o", "json"}, flags...)...).Output()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -62,7 +62,7 @@ func TestSweep(t *testing.T) {
 		t.Errorf("%+v", a)
 	}
 	n.mustHave("none")
-	if code, out := testenv.Product(t, "gc", "--pool", n.pool, "-o", "yaml"); code != 1 || !strings.Contains(out, "json") {
+	if code, out := testenv.Product(t, "gc", "--pool", n.Pool, "-o", "yaml"); code != 1 || !strings.Contains(out, "json") {
 		t.Errorf("exit code %d: %s", code, out)
 	}
 
@@ -79,11 +79,11 @@ func TestSweep(t *testing.T) {
 	r := p.request("by-timer", "ext4", "size", "64Mi")
 	p.publish(r)
 	testenv.Run(t, "umount", r.TargetPath)
-	if err := os.RemoveAll(filepath.Join(n.kubelet, "pods", "uid-of-by-timer")); err != nil {
+	if err := os.RemoveAll(n.PodDir(uidOf("by-timer"))); err != nil {
 		t.Fatal(err)
 	}
 	p.await("a sweep", func() bool {
-		_, err := os.Stat(filepath.Join(n.pool, "volumes", "by-timer"))
+		_, err := os.Stat(filepath.Join(n.Pool, "volumes", "by-timer"))
 		return errors.Is(err, os.ErrNotExist)
 	})
 }

@@ -1,0 +1,195 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build system
+
+package torture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/harness"
+	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+)
+
+// disk is a volume as the container orchestrator knows it: an inline one, or a claim.
+type disk struct {
+	id, fs string
+	bytes  int64
+	inline bool
+	label  string
+	mode   string // filesystem, diskImage or block
+	thick  bool
+	source *csi.VolumeContentSource
+}
+
+const mib = 1 << 20
+
+// sizes are about the smallest that each filesystem takes.
+var sizes = map[string]int64{"ext4": 64 * mib, "xfs": 300 * mib, "btrfs": 128 * mib}
+
+func inline(id, fs, mode string) *disk {
+	return &disk{id: id, fs: fs, bytes: sizes[fs], inline: true, mode: mode}
+}
+
+func claim(id, fs, mode string) *disk { return &disk{id: id, fs: fs, bytes: sizes[fs], mode: mode} }
+
+// copyOf is a claim with the content of a snapshot or, without one, of another claim.
+func copyOf(id string, from *disk, snapshot string) *disk {
+	d := *from
+	d.id = id
+	d.source = harness.FromVolume(from.id)
+	if snapshot != "" {
+		d.source = harness.FromSnapshot(snapshot)
+	}
+	return &d
+}
+
+func (d *disk) capability() *csi.VolumeCapability {
+	if d.mode == "block" {
+		return harness.Block()
+	}
+	return harness.Mounted(d.fs)
+}
+
+func (d *disk) pod() string { return "uid-of-" + d.id }
+
+func (n *node) podDir(d *disk) string { return n.PodDir(d.pod()) }
+
+// volume is the disk as kubelet calls for it. Its directories are made, as kubelet does before each call.
+func (n *node) volume(d *disk) *harness.Volume {
+	n.t.Helper()
+	v := n.Claim(d.id, d.capability(), d.pod())
+	if d.inline {
+		attributes := map[string]string{"size": fmt.Sprint(d.bytes), "publishAs": d.mode}
+		if d.label != "" {
+			attributes["label"] = d.label
+		}
+		v = n.Inline(d.id, d.fs, harness.Pod{Namespace: "torture", Name: "pod-of-" + d.id, UID: d.pod()}, attributes)
+	}
+	n.must("making kubelet's directories", v.MakeDirs())
+	return v
+}
+
+func (n *node) create(d *disk) error {
+	parameters := map[string]string{}
+	if d.thick {
+		parameters["provisioning"] = "thick"
+	}
+	if d.mode == "diskImage" {
+		parameters["publishAs"] = "diskImage"
+	}
+	r := harness.CreateRequest(d.id, d.bytes, d.capability(), parameters)
+	r.VolumeContentSource = d.source
+	_, err := n.Create(context.Background(), r)
+	return err
+}
+
+func (n *node) delete(d *disk) error    { return n.Delete(context.Background(), d.id) }
+func (n *node) stage(d *disk) error     { return n.Stage(context.Background(), n.volume(d)) }
+func (n *node) unstage(d *disk) error   { return n.Unstage(context.Background(), n.volume(d)) }
+func (n *node) publish(d *disk) error   { return n.Publish(context.Background(), n.volume(d)) }
+func (n *node) unpublish(d *disk) error { return n.Unpublish(context.Background(), n.volume(d)) }
+
+func (n *node) expand(d *disk, bytes int64) error {
+	return n.Expand(context.Background(), d.id, bytes)
+}
+
+func (n *node) expandOnNode(d *disk, bytes int64) error {
+	return n.ExpandOnNode(context.Background(), n.volume(d), bytes)
+}
+
+func (n *node) snapshot(name string, d *disk) error {
+	_, err := n.Snapshot(context.Background(), name, d.id)
+	return err
+}
+
+func (n *node) deleteSnapshot(name string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), harness.CallTimeout)
+	defer cancel()
+	_, err := n.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: name})
+	return err
+}
+
+// contentSize is the length of what a pod writes to a disk: a word and zeros.
+const contentSize = 4096
+
+func (n *node) contentFile(d *disk) string {
+	target := n.volume(d).Target
+	switch d.mode {
+	case "block":
+		return target
+	case "diskImage":
+		return filepath.Join(target, "disk.img")
+	}
+	return filepath.Join(target, "content")
+}
+
+// write writes a word as a pod does, and syncs it.
+func (n *node) write(d *disk, word string) error {
+	flags := os.O_RDWR
+	if d.mode == "filesystem" {
+		flags |= os.O_CREATE
+	}
+	f, err := os.OpenFile(n.contentFile(d), flags, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	b := make([]byte, contentSize)
+	copy(b, word)
+	if _, err := f.WriteAt(b, 0); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// read reads what was written last, as a pod does.
+func (n *node) read(d *disk) (string, error) {
+	f, err := os.Open(n.contentFile(d))
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b := make([]byte, contentSize)
+	if _, err := f.ReadAt(b, 0); err != nil {
+		return "", err
+	}
+	return strings.TrimRight(string(b), "\x00"), nil
+}
+
+// holds returns an error if a published disk has none of the words.
+func (n *node) holds(d *disk, words ...string) error {
+	got, err := n.read(d)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(words, got) {
+		return nil
+	}
+	return fmt.Errorf("volume %s holds %.40q, expected %q", d.id, got, strings.Join(words, `" or "`))
+}
+
+// forget has kubelet forget the pod of a disk and all of its directories without calling the plugin: the node was
+// rebooted, and the pod was deleted meanwhile.
+func (n *node) forget(d *disk) {
+	n.t.Helper()
+	mounts, err := harness.Mounts(n.volume(d).Target)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	for _, m := range slices.Backward(mounts) {
+		testenv.Run(n.t, "umount", m)
+	}
+	if err := errors.Join(os.RemoveAll(n.podDir(d)), os.RemoveAll(n.StagingDir(d.id))); err != nil {
+		n.t.Fatal(err)
+	}
+}

@@ -1,0 +1,303 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build system
+
+package driver
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/harness"
+	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+)
+
+// What TestClaims asks of one plugin.
+
+func capacity(p *plugin) {
+	t := p.t
+	ask := func(req *csi.GetCapacityRequest) *csi.GetCapacityResponse {
+		t.Helper()
+		r, err := p.GetCapacity(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	all := ask(&csi.GetCapacityRequest{})
+	if a := all.GetAvailableCapacity(); a < 14<<30 || a > 16<<30 || all.GetMaximumVolumeSize().GetValue() != a || all.GetMinimumVolumeSize().GetValue() != 9*mib {
+		t.Errorf("of 16 GiB: %v", all)
+	}
+	here := &csi.Topology{Segments: map[string]string{TopologyKey: "node-of-test"}}
+	if r := ask(&csi.GetCapacityRequest{AccessibleTopology: here, Parameters: map[string]string{paramProvisioning: "thick"}}); r.GetAvailableCapacity() < 14<<30 {
+		t.Errorf("here, thick: %v", r)
+	}
+	if r := ask(&csi.GetCapacityRequest{AccessibleTopology: &csi.Topology{Segments: map[string]string{TopologyKey: "other"}}}); r.GetAvailableCapacity() != 0 || r.GetMaximumVolumeSize().GetValue() != 0 {
+		t.Errorf("elsewhere: %v", r)
+	}
+	if r := ask(&csi.GetCapacityRequest{VolumeCapabilities: []*csi.VolumeCapability{mounted("xfs")}}); r.GetMinimumVolumeSize().GetValue() != 300*mib {
+		t.Errorf("xfs: %v", r)
+	}
+	// As the provisioner asks, today and before it left the capabilities out.
+	if r := ask(&csi.GetCapacityRequest{Parameters: map[string]string{paramFormat: "xfs", paramLabel: "x"}}); r.GetAvailableCapacity() < 14<<30 || r.GetMinimumVolumeSize().GetValue() != 300*mib {
+		t.Errorf("formatted disks: %v", r)
+	}
+	old := mounted("")
+	old.AccessMode = nil
+	for _, params := range []map[string]string{nil, {paramFormat: "ext4"}} {
+		if r := ask(&csi.GetCapacityRequest{VolumeCapabilities: []*csi.VolumeCapability{old}, Parameters: params}); r.GetAvailableCapacity() < 14<<30 {
+			t.Errorf("without an access mode, %v: %v", params, r)
+		}
+	}
+	// A class that will be refused must get as far as that.
+	if r := ask(&csi.GetCapacityRequest{AccessibleTopology: here, Parameters: map[string]string{"siez": "1"}}); r.GetAvailableCapacity() < 14<<30 {
+		t.Errorf("of a bad class: %v", r)
+	}
+
+	req := create(device())
+	req.CapacityRange = &csi.CapacityRange{RequiredBytes: 4 << 30}
+	c := p.mustCreate(req)
+	if got := ask(&csi.GetCapacityRequest{}); all.GetAvailableCapacity()-got.GetAvailableCapacity() < 4<<30 {
+		t.Errorf("with a claim of 4 GiB: %v, before %v", got, all)
+	}
+	if c.created.CapacityBytes != 4<<30 || len(c.created.AccessibleTopology) != 1 || c.created.AccessibleTopology[0].Segments[TopologyKey] != "node-of-test" {
+		t.Errorf("volume %v", c.created)
+	}
+	req.Name = "too-large"
+	req.CapacityRange.RequiredBytes = 64 << 30
+	_, err := p.CreateVolume(t.Context(), req)
+	t.Log(err)
+	mustSay(t, err, codes.ResourceExhausted, "64Gi asked for", "overcommit", "clean-all")
+	if err := p.end(c); err != nil {
+		t.Error(err)
+	}
+	info, err := p.NodeGetInfo(t.Context(), &csi.NodeGetInfoRequest{})
+	if err != nil || info.GetMaxVolumesPerNode() != 1024 {
+		t.Errorf("node info %v: %v", info, err)
+	}
+}
+
+func validate(p *plugin) {
+	t := p.t
+	c := p.mustCreate(create(mounted("ext4")))
+	ask := func(caps ...*csi.VolumeCapability) *csi.ValidateVolumeCapabilitiesResponse {
+		t.Helper()
+		r, err := p.ValidateVolumeCapabilities(t.Context(), &csi.ValidateVolumeCapabilitiesRequest{VolumeId: c.ID, VolumeCapabilities: caps})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	if r := ask(mounted("ext4"), mounted("")); len(r.GetConfirmed().GetVolumeCapabilities()) != 2 {
+		t.Errorf("good ones: %v", r)
+	}
+	for name, cap := range map[string]*csi.VolumeCapability{"block": device(), "xfs": mounted("xfs")} {
+		if r := ask(cap); r.GetConfirmed() != nil || !strings.Contains(r.GetMessage(), c.ID) {
+			t.Errorf("%s: %v", name, r)
+		}
+	}
+	for name, params := range map[string]map[string]string{
+		"thick": {paramProvisioning: "thick"}, "xfs parameter": {paramFSType: "xfs"}, "disk image": {paramPublishAs: "diskImage"},
+	} {
+		r, err := p.ValidateVolumeCapabilities(t.Context(), &csi.ValidateVolumeCapabilitiesRequest{
+			VolumeId: c.ID, VolumeCapabilities: []*csi.VolumeCapability{mounted("")}, Parameters: params})
+		if err != nil || r.GetConfirmed() != nil || r.GetMessage() == "" {
+			t.Errorf("%s: %v %v", name, r, err)
+		}
+	}
+	many := mounted("")
+	many.AccessMode.Mode = csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER
+	if r := ask(many); r.GetConfirmed() != nil || !strings.Contains(r.GetMessage(), "SINGLE_NODE") {
+		t.Errorf("many nodes: %v", r)
+	}
+	got, err := p.ControllerGetVolume(t.Context(), &csi.ControllerGetVolumeRequest{VolumeId: c.ID})
+	if err != nil || got.GetVolume().GetCapacityBytes() != 256*mib || got.GetStatus() == nil {
+		t.Errorf("get %v: %v", got, err)
+	}
+	if err := p.end(c); err != nil {
+		t.Error(err)
+	}
+	_, err = p.ControllerGetVolume(t.Context(), &csi.ControllerGetVolumeRequest{VolumeId: c.ID})
+	mustSay(t, err, codes.NotFound, c.ID)
+}
+
+// refusedClaims: each with its code and the node as it was.
+func refusedClaims(p *plugin) {
+	t := p.t
+	elsewhere := create(mounted(""))
+	elsewhere.AccessibilityRequirements = &csi.TopologyRequirement{Requisite: []*csi.Topology{{Segments: map[string]string{TopologyKey: "other"}}}}
+	small := create(mounted("xfs"))
+	small.CapacityRange = &csi.CapacityRange{RequiredBytes: mib}
+	limited := create(mounted("xfs"))
+	limited.CapacityRange = &csi.CapacityRange{LimitBytes: 100 * mib}
+	source := create(mounted(""))
+	source.VolumeContentSource = harness.FromSnapshot("none")
+	away := proto.CloneOf(source)
+	away.AccessibilityRequirements = &csi.TopologyRequirement{Requisite: []*csi.Topology{{Segments: map[string]string{TopologyKey: "node-of-test"}}}}
+	for name, c := range map[string]struct {
+		req  *csi.CreateVolumeRequest
+		code codes.Code
+		says []string
+	}{
+		"elsewhere":    {elsewhere, codes.ResourceExhausted, []string{TopologyKey, "node-of-test"}},
+		"too small":    {small, codes.OutOfRange, []string{"capacity_range", "xfs", "300Mi"}},
+		"limited":      {limited, codes.OutOfRange, []string{"limit_bytes", "104857600", "xfs"}},
+		"parameter":    {create(mounted(""), "color", "red"), codes.InvalidArgument, []string{`"color"`}},
+		"not here":     {away, codes.ResourceExhausted, []string{"snapshot none", "node"}},
+		"no source":    {source, codes.NotFound, []string{"snapshot", "none"}},
+		"unknown name": {create(mounted("hfs")), codes.InvalidArgument, []string{`"hfs"`}},
+	} {
+		_, err := p.CreateVolume(t.Context(), c.req)
+		t.Logf("%s: %v", name, err)
+		mustSay(t, err, c.code, c.says...)
+	}
+	staging := filepath.Join(p.Kubelet, "plugins")
+	if err := os.MkdirAll(staging, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	_, err := p.NodeStageVolume(t.Context(), &csi.NodeStageVolumeRequest{VolumeId: "unknown", StagingTargetPath: staging, VolumeCapability: mounted("")})
+	mustSay(t, err, codes.NotFound, "unknown")
+	_, err = p.NodePublishVolume(t.Context(), &csi.NodePublishVolumeRequest{VolumeId: "unknown", StagingTargetPath: staging, TargetPath: p.target("unknown"), VolumeCapability: mounted("")})
+	mustSay(t, err, codes.NotFound, "unknown")
+	_, err = p.ControllerExpandVolume(t.Context(), &csi.ControllerExpandVolumeRequest{VolumeId: "unknown", CapacityRange: &csi.CapacityRange{RequiredBytes: 1}})
+	mustSay(t, err, codes.NotFound, "unknown")
+
+	// One volume, two calls at once.
+	c := p.mustCreate(create(mounted("ext4")))
+	wrong := *c.Volume
+	wrong.Capability = device()
+	mustSay(t, p.Stage(t.Context(), &wrong), codes.FailedPrecondition, "volumeMode")
+	if err := p.stage(c); err != nil {
+		t.Fatal(err)
+	}
+	_, err = p.DeleteVolume(t.Context(), &csi.DeleteVolumeRequest{VolumeId: c.ID})
+	t.Log(err)
+	mustSay(t, err, codes.FailedPrecondition, "in use", "unstage")
+	if err := p.end(c); err != nil {
+		t.Error(err)
+	}
+}
+
+func snapshots(p *plugin) {
+	t := p.t
+	c := p.mustCreate(create(mounted("ext4")))
+	if err := errors.Join(p.stage(c), p.publishClaim(c), os.WriteFile(filepath.Join(c.Target, "file"), []byte("kept"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	req := &csi.CreateSnapshotRequest{Name: "snapshot-1", SourceVolumeId: c.ID, Parameters: map[string]string{kubeletPrefix + "volumesnapshot/name": "s"}}
+	r, err := p.CreateSnapshot(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := r.GetSnapshot()
+	if !s.GetReadyToUse() || s.GetSizeBytes() != 256*mib || s.GetSourceVolumeId() != c.ID || time.Since(s.GetCreationTime().AsTime()) > time.Minute {
+		t.Errorf("snapshot %v", s)
+	}
+	req.Parameters["speed"] = "high"
+	_, err = p.CreateSnapshot(t.Context(), req)
+	mustSay(t, err, codes.InvalidArgument, `"speed"`)
+	for what, want := range map[*csi.ListSnapshotsRequest]int{
+		{}: 1, {SnapshotId: s.SnapshotId}: 1, {SnapshotId: "none"}: 0, {SourceVolumeId: c.ID}: 1, {SourceVolumeId: "none"}: 0,
+		{SnapshotId: s.SnapshotId, SourceVolumeId: "none"}: 0,
+	} {
+		if l, err := p.ListSnapshots(t.Context(), what); err != nil || len(l.GetEntries()) != want {
+			t.Errorf("%v: %v %v", what, l, err)
+		}
+	}
+	restore := create(mounted(""))
+	restore.Name = "restored"
+	restore.VolumeContentSource = harness.FromSnapshot(s.SnapshotId)
+	restored := p.mustCreate(restore)
+	if restored.created.GetContentSource().GetSnapshot().GetSnapshotId() != s.SnapshotId {
+		t.Errorf("restored %v", restored.created)
+	}
+	if err := errors.Join(p.stage(restored), p.publishClaim(restored)); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(restored.Target, "file")); string(b) != "kept" {
+		t.Errorf("restored has %q: %v", b, err)
+	}
+	if err := errors.Join(p.end(restored), p.end(c)); err != nil {
+		t.Error(err)
+	}
+	for range 2 {
+		if _, err := p.DeleteSnapshot(t.Context(), &csi.DeleteSnapshotRequest{SnapshotId: s.SnapshotId}); err != nil {
+			t.Error(err)
+		}
+	}
+	_, err = p.GetSnapshot(t.Context(), &csi.GetSnapshotRequest{SnapshotId: s.SnapshotId})
+	mustSay(t, err, codes.NotFound, s.SnapshotId)
+}
+
+func expansion(p *plugin) {
+	t := p.t
+	for name, c := range map[string]*claimed{"xfs": p.mustCreate(create(mounted("xfs"))), "image": p.mustCreate(func() *csi.CreateVolumeRequest {
+		r := create(mounted("ext4"), paramPublishAs, "diskImage")
+		r.Name = "image"
+		return r
+	}())} {
+		if err := errors.Join(p.stage(c), p.publishClaim(c)); err != nil {
+			t.Fatal(err)
+		}
+		size := &csi.CapacityRange{RequiredBytes: 1 << 30}
+		r, err := p.ControllerExpandVolume(t.Context(), &csi.ControllerExpandVolumeRequest{VolumeId: c.ID, CapacityRange: size, VolumeCapability: c.Capability})
+		if err != nil || r.GetCapacityBytes() != 1<<30 || r.GetNodeExpansionRequired() != (name == "xfs") {
+			t.Errorf("%s: %v: %v", name, r, err)
+		}
+		node, err := p.NodeExpandVolume(t.Context(), &csi.NodeExpandVolumeRequest{VolumeId: c.ID, VolumePath: c.Target, StagingTargetPath: c.Staging, CapacityRange: size, VolumeCapability: c.Capability})
+		if err != nil || node.GetCapacityBytes() != 1<<30 {
+			t.Errorf("%s on the node: %v: %v", name, node, err)
+		}
+		_, err = p.NodeExpandVolume(t.Context(), &csi.NodeExpandVolumeRequest{VolumeId: c.ID, VolumePath: c.Target, VolumeCapability: device()})
+		mustSay(t, err, codes.InvalidArgument, "block")
+		_, err = p.ControllerExpandVolume(t.Context(), &csi.ControllerExpandVolumeRequest{VolumeId: c.ID, CapacityRange: size, VolumeCapability: device()})
+		mustSay(t, err, codes.InvalidArgument, "block")
+		_, err = p.ControllerExpandVolume(t.Context(), &csi.ControllerExpandVolumeRequest{VolumeId: c.ID, CapacityRange: &csi.CapacityRange{LimitBytes: 512 * mib}})
+		t.Log(err)
+		mustSay(t, err, codes.OutOfRange, "do not shrink")
+		if err := p.end(c); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func volumeHealth(p *plugin) {
+	t := p.t
+	c := p.mustCreate(create(mounted("xfs")))
+	if err := errors.Join(p.stage(c), p.publishClaim(c)); err != nil {
+		t.Fatal(err)
+	}
+	list := func() []*csi.VolumeHealth {
+		t.Helper()
+		r, err := p.ControllerListVolumeHealth(t.Context(), &csi.ControllerListVolumeHealthRequest{MaxEntries: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.GetEntries()
+	}
+	if l := list(); len(l) > 0 {
+		t.Errorf("healthy: %v", l)
+	}
+	testenv.Run(t, "xfs_io", "-x", "-c", "shutdown", c.Target)
+	r, err := p.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: c.ID, VolumePublishPath: c.Target, StagingTargetPath: c.Staging})
+	if h := r.GetVolumeHealth().GetHealthStatuses(); err != nil || len(h) != 1 || h[0].GetStatus() != csi.VolumeHealthErrorType_INACCESSIBLE || h[0].GetReason() != "FilesystemShutDown" {
+		t.Errorf("shut down: %v: %v", r, err)
+	}
+	if l := list(); len(l) != 1 || l[0].GetVolumeId() != c.ID {
+		t.Errorf("shut down: %v", l)
+	}
+	if s, err := p.NodeGetStorageHealth(t.Context(), &csi.NodeGetStorageHealthRequest{}); err != nil || len(s.GetBackendHealth()) > 0 {
+		t.Errorf("the pool: %v: %v", s, err)
+	}
+	if err := p.end(c); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,95 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build system
+
+package driver
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+)
+
+// fullPool clones and formats until the pool is full.
+func fullPool(p *plugin) {
+	t := p.t
+	testenv.Fill(t, p.Pool)
+	var made []*csi.NodePublishVolumeRequest
+	var failed error
+	for i := 0; failed == nil && i < 3000; i++ { // a few blocks still fit
+		r := p.request(fmt.Sprintf("more-%d", i), "ext4", "size", "300Mi")
+		before := p.volumes()
+		if _, failed = p.NodePublishVolume(t.Context(), r); failed == nil {
+			made = append(made, r)
+		} else {
+			p.mustHave(before)
+		}
+	}
+	t.Logf("cloning, after %d volumes: %v", len(made), failed)
+	mustSay(t, failed, codes.ResourceExhausted, "full", "clean-all")
+	p.refused(p.request("another", "ext4", "size", "320Mi"), codes.ResourceExhausted, "full")
+	for _, r := range made {
+		p.unpublish(r)
+	}
+	if err := os.Remove(filepath.Join(p.Pool, "filler")); err != nil {
+		t.Error(err)
+	}
+	again := p.request("again", "ext4", "size", "300Mi")
+	p.publish(again)
+	p.unpublish(again)
+}
+
+// TestInlineLimits asks for more than the flags allow.
+func TestInlineLimits(t *testing.T) {
+	p := newNode(t, testenv.XFS, 1<<30).start("--max-inline-size", "300Mi", "--max-inline-volumes", "2", "--max-inline-volumes-per-namespace", "1",
+		"--max-template-builds-per-hour", "1")
+	of := func(namespace, id, size string) *csi.NodePublishVolumeRequest {
+		r := p.request(id, "ext4", "size", size)
+		r.VolumeContext[keyPodNS] = namespace
+		return r
+	}
+	p.refused(of("shop", "large", "301Mi"), codes.OutOfRange, "size", "301Mi", "300Mi", "--max-inline-size")
+	p.refused(of("shop", "larger", "1Ti"), codes.OutOfRange, "size", "--max-inline-size")
+	first := of("shop", "first", "300Mi")
+	p.publish(first)
+	p.refused(of("shop", "second", "300Mi"), codes.ResourceExhausted, "--max-inline-volumes-per-namespace 1", `"shop"`, "delete pods")
+	p.refused(of("bank", "kind", "299Mi"), codes.ResourceExhausted, "--max-template-builds-per-hour 1", "try again in ")
+	other := of("bank", "other", "300Mi")
+	p.publish(other)
+	p.refused(of("farm", "third", "300Mi"), codes.ResourceExhausted, "--max-inline-volumes 2", "has 2", `0 of them of namespace "farm"`)
+	p.publish(first) // is there
+	p.unpublish(first)
+	third := of("farm", "third", "300Mi")
+	p.publish(third)
+	p.unpublish(third)
+	p.unpublish(other)
+}
+
+// TestTemplateCache has a budget that no template fits into: the latest stays, and all
+// volumes.
+func TestTemplateCache(t *testing.T) {
+	p := newNode(t, testenv.XFS, 1<<30).start("--template-cache", "1Ki")
+	first, second := p.request("first", "ext4", "size", "64Mi"), p.request("second", "ext4", "size", "65Mi")
+	p.publish(first)
+	p.publish(second)
+	templates, err := os.ReadDir(filepath.Join(p.Pool, "templates"))
+	if err != nil || len(templates) != 1 || !strings.HasPrefix(templates[0].Name(), "ext4-65m-") {
+		t.Errorf("templates %v: %v", templates, err)
+	}
+	if n := p.metric("csi_disktemplate_templates_trimmed_total"); n != 1 || len(p.log.lines(`"Removed a template"`, "ext4-64m-", "--template-cache")) != 1 {
+		t.Errorf("%v were trimmed: %s", n, p.log)
+	}
+	p.unpublish(second)
+	if err := os.WriteFile(filepath.Join(first.TargetPath, "file"), nil, 0o644); err != nil {
+		t.Error(err)
+	}
+	p.unpublish(first)
+}
