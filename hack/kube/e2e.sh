@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 # Starts a cluster of its own, runs the tests of hack/kube/e2e on it, and takes it
-# down. After a failure all there is to read is in bin/e2e.
+# down. After a failure all logs are in bin/e2e.
 #
 #   hack/kube/e2e.sh [flags of go test]
 set -euo pipefail
@@ -13,7 +13,7 @@ here=$(dirname "$(realpath "$0")")
 logs=$here/../../bin/e2e
 rm -rf "$logs"
 
-"$here/cluster" down # what a killed run left
+"$here/cluster" down # a killed run may have left one
 end() {
 	local status=$?
 	((status == 0)) || "$here/cluster" logs "$logs" || true

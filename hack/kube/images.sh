@@ -2,9 +2,9 @@
 # Copyright The csi-disktemplate Authors.
 # SPDX-License-Identifier: Apache-2.0
 
-# Makes every image that the cluster runs, as docker-archive files in OUT: there
-# is no registry. BIN is what build.sh printed. The plugin's own image comes from
-# deploy/image.
+# Makes every image that the cluster runs, as docker-archive files in OUT, because
+# there is no registry. BIN is the directory that build.sh printed. The plugin's own
+# image comes from deploy/image.
 #
 #   hack/kube/images.sh OUT BIN
 set -euo pipefail
@@ -16,7 +16,7 @@ trap 'rm -rf "$scratch"' EXIT
 
 image() { "$here/../image.sh" "$out/$1.tar" "${@:2}"; }
 
-# The sidecars, under the names that the manifests have.
+# The sidecars, under their names in the manifests.
 for name in csi-provisioner csi-resizer csi-snapshotter; do
 	mkdir -p "$scratch/$name"
 	ln "$bin/$name" "$scratch/$name/$name" 2>/dev/null || cp "$bin/$name" "$scratch/$name/$name"
@@ -24,7 +24,7 @@ for name in csi-provisioner csi-resizer csi-snapshotter; do
 	image "$name" "$reference" "$scratch/$name" "[\"/$name\"]"
 done
 
-# pause: waits, and reaps what containers leave it.
+# pause waits, and reaps the processes that containers orphan.
 mkdir "$scratch/pause"
 cat >"$scratch/pause.c" <<'C'
 #include <signal.h>
@@ -38,10 +38,10 @@ C
 gcc -Os -static -s -o "$scratch/pause/pause" "$scratch/pause.c"
 image pause registry.k8s.io/pause:3.10 "$scratch/pause" '["/pause"]'
 
-# busybox, and under the names of the other images whose shell is all that the
-# suite uses of them. Debian's busybox runs its own applets before what is on PATH,
-# and its dd lacks oflag=nocache: dd is coreutils', and the shell is bash, as the suite
-# uses `let`, which dash has not.
+# busybox, also under the names of other images of which the suite uses only the
+# shell. The suite needs dd with oflag=nocache, which only coreutils' dd has, and a
+# shell with `let`, which bash has and dash lacks. Debian's busybox runs its own applets
+# before programs on PATH, so it gets no links with these two names.
 root=$scratch/busybox
 mkdir -p "$root"/{bin,dev,etc,proc,root,sbin,sys,tmp,usr/bin}
 chmod 1777 "$root/tmp"
@@ -62,13 +62,13 @@ echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
 echo 'root:x:0:' >"$root/etc/group"
 suite=registry.k8s.io/e2e-test-images
 image busybox "$suite/busybox:1.37.0-2" "$root" null '["sh"]'
-image busybox-docker docker.io/library/busybox:1.37 "$root" null '["sh"]' # what the examples have
+image busybox-docker docker.io/library/busybox:1.37 "$root" null '["sh"]' # the examples use this name
 image nginx "$suite/nginx:1.27.0-2" "$root" null '["sh"]'
 image glibc-dns-testing "$suite/glibc-dns-testing:2.1.1" "$root" null '["sh"]'
 cp "$bin/agnhost" "$root/agnhost"
 image agnhost "$suite/agnhost:2.66.1" "$root" '["/agnhost"]' '["pause"]'
 
-# A VM: QEMU, a kernel, and an initramfs that mounts the disk it is given.
+# A VM: QEMU, a kernel, and an initramfs that mounts the VM's disk.
 vm=$scratch/vm
 "$here/../../deploy/image/rootfs.sh" "$vm" /bin/true
 initramfs=$scratch/initramfs
@@ -91,11 +91,11 @@ while read -r m; do $b insmod "/modules/$m"; done </modules/order
 $b mount -t ext4 /dev/vda /mnt && echo "mounted ext4 of $(($($b cat /sys/block/vda/size) / 2048)) MiB"
 echo written >/mnt/f && $b umount /mnt && $b mount -t ext4 /dev/vda /mnt && $b grep -q written /mnt/f && echo "wrote and read back"
 $b umount /mnt
-$b poweroff -f # of a reboot microvm under TCG sometimes makes an endless loop
+$b poweroff -f # a reboot sometimes ends in an endless loop with microvm under TCG
 I
 chmod +x "$initramfs/init"
 (cd "$initramfs" && find . | busybox cpio -o -H newc 2>/dev/null) >"$vm/initrd"
-# The processor's clock: microvm has no timer that the kernel could measure it with.
+# The processor's frequency, since microvm has no timer to measure it with.
 khz=$(awk '/^cpu MHz/ { print int($4) * 1000; exit }' /proc/cpuinfo)
 image vm test.disktemplate.io/vm:1 "$vm" "[\"/usr/bin/qemu-system-x86_64\", \"-nodefaults\", \"-no-user-config\", \"-no-reboot\", \"-display\", \"none\",
  \"-M\", \"microvm\", \"-accel\", \"tcg,thread=multi\", \"-cpu\", \"max\", \"-m\", \"256\", \"-kernel\", \"/boot/vmlinuz-$version\", \"-initrd\", \"/initrd\",

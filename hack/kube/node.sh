@@ -2,15 +2,15 @@
 # Copyright The csi-disktemplate Authors.
 # SPDX-License-Identifier: Apache-2.0
 
-# The node: process 1 of its namespaces, started by `cluster`. It starts
-# everything, and what ends again, as systemd would.
+# The node: process 1 of its namespaces, started by `cluster`. It starts every
+# program, and starts it again when it ends, as systemd would.
 set -euo pipefail
 here=$(dirname "$(realpath "$0")")
 kubeconfig=$STATE/kubeconfig
 logs=$STATE/logs
 mkdir -p "$STATE"/{certs,cni,etcd,logs,pids,pod-logs,sysctl,volume-plugins}
 
-# keep NAME CMD … starts a command whenever it does not run. Its pid is in pids/NAME.
+# keep NAME CMD … runs a command, and runs it again whenever it ends. Its pid is in pids/NAME.
 keep() {
 	local name=$1
 	shift
@@ -22,8 +22,8 @@ keep() {
 	done &
 }
 
-# Mounts: nothing that is mounted here is seen outside. The directories that
-# kubelet and containerd write to are this node's own.
+# Mounts here are not seen outside. The node has its own copies of the directories
+# that kubelet and containerd write to.
 hostname "$NODE"
 mount --make-rprivate /
 mount -t proc proc /proc
@@ -34,9 +34,9 @@ for dir in /etc/cni /opt/cni /run/containerd /var/lib/cni /var/lib/csi-disktempl
 	mount --make-rshared "$dir"
 done
 
-# Network: the loopback interface, and a veth pair, as kubelet does not take a
-# loopback address for the node's. No look-up leaves. There is no kube-proxy: the
-# address of the service `kubernetes` is the node's own, and the API server listens
+# Network: the loopback interface and a veth pair, because kubelet does not accept a
+# loopback address as the node's. No DNS query leaves the node. There is no kube-proxy:
+# the address of the service `kubernetes` is the node's own, and the API server listens
 # on the service's port.
 service=172.31.253.1 address=172.31.255.1
 ip link set lo up
@@ -56,9 +56,9 @@ cat >"$STATE/cni/10-bridge.conflist" <<J
    "ipam": {"type": "host-local", "ranges": [[{"subnet": "172.31.254.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}], "dataDir": "/var/lib/cni/networks"}},
   {"type": "loopback"}]}
 J
-rm -rf /var/lib/cni/networks # after a reboot no pod has an address
+rm -rf /var/lib/cni/networks # after a reboot no pod has its address any more
 
-# kubelet insists on these sysctls, which are not the node's own: give it files
+# kubelet insists on these sysctls, which belong to the whole machine. It gets files
 # that hold the values already.
 while read -r name value; do
 	file=$STATE/sysctl/${name//\//_}
@@ -93,8 +93,8 @@ contexts: [{name: x, context: {cluster: c, user: u}}]
 current-context: x
 J
 
-# The tests do in minutes what a node does in days: no client is to be slowed down.
-export GOGC=400 # memory for processor time
+# The tests do in minutes what a node does in days, so no client may be throttled.
+export GOGC=400 # takes more memory and less processor time
 fast=(--kube-api-qps 300 --kube-api-burst 600)
 keep containerd containerd --config "$STATE/containerd.toml"
 keep etcd "$STATE/bin/etcd" --name n --data-dir "$STATE/etcd" --unsafe-no-fsync \

@@ -250,7 +250,7 @@ func TestMessagesNameRealFlags(t *testing.T) {
 }
 
 var (
-	flagCall   = regexp.MustCompile(`(?:Var(?:P|PF|F)?|^addValueP?)$`)
+	flagMethod = regexp.MustCompile(`Var(?:P|PF|F)?$`)
 	flagName   = regexp.MustCompile(`^[a-z][a-z0-9]*(?:-[a-z0-9]+)*$`)
 	flagInText = regexp.MustCompile(`(?:^|[^-\w])--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)`)
 )
@@ -263,17 +263,18 @@ func definedFlags(file *ast.File) (names []string) {
 		if !ok {
 			return true
 		}
-		var called string
+		var may []ast.Expr // arguments that may be the name
 		switch f := call.Fun.(type) {
 		case *ast.SelectorExpr:
-			called = f.Sel.Name
+			if flagMethod.MatchString(f.Sel.Name) {
+				may = call.Args[:min(2, len(call.Args))]
+			}
 		case *ast.Ident:
-			called = f.Name
+			if strings.HasPrefix(f.Name, "addValue") && len(call.Args) > 2 {
+				may = call.Args[2:3]
+			}
 		}
-		if !flagCall.MatchString(called) {
-			return true
-		}
-		for _, arg := range call.Args[:min(3, len(call.Args))] {
+		for _, arg := range may {
 			if name := text(arg); flagName.MatchString(name) {
 				names = append(names, name)
 			}

@@ -20,8 +20,9 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 )
 
-// What TestClaims asks of one plugin.
+// The parts of TestClaims that one plugin lives through.
 
+// capacity asks for the space that there is for new claims.
 func capacity(p *plugin) {
 	t := p.t
 	ask := func(req *csi.GetCapacityRequest) *csi.GetCapacityResponse {
@@ -46,7 +47,7 @@ func capacity(p *plugin) {
 	if r := ask(&csi.GetCapacityRequest{VolumeCapabilities: []*csi.VolumeCapability{mounted("xfs")}}); r.GetMinimumVolumeSize().GetValue() != 300*mib {
 		t.Errorf("xfs: %v", r)
 	}
-	// As the provisioner asks, today and before it left the capabilities out.
+	// The provisioner asks without capabilities. It used to send some without an access mode.
 	if r := ask(&csi.GetCapacityRequest{Parameters: map[string]string{paramFormat: "xfs", paramLabel: "x"}}); r.GetAvailableCapacity() < 14<<30 || r.GetMinimumVolumeSize().GetValue() != 300*mib {
 		t.Errorf("formatted disks: %v", r)
 	}
@@ -57,7 +58,7 @@ func capacity(p *plugin) {
 			t.Errorf("without an access mode, %v: %v", params, r)
 		}
 	}
-	// A class that will be refused must get as far as that.
+	// A wrong class must reach CreateVolume, which says what is wrong: the scheduler must see space.
 	if r := ask(&csi.GetCapacityRequest{AccessibleTopology: here, Parameters: map[string]string{"siez": "1"}}); r.GetAvailableCapacity() < 14<<30 {
 		t.Errorf("of a bad class: %v", r)
 	}
@@ -85,6 +86,7 @@ func capacity(p *plugin) {
 	}
 }
 
+// validate asks what a claim can be used as.
 func validate(p *plugin) {
 	t := p.t
 	c := p.mustCreate(create(mounted("ext4")))
@@ -97,7 +99,7 @@ func validate(p *plugin) {
 		return r
 	}
 	if r := ask(mounted("ext4"), mounted("")); len(r.GetConfirmed().GetVolumeCapabilities()) != 2 {
-		t.Errorf("good ones: %v", r)
+		t.Errorf("capabilities that it has: %v", r)
 	}
 	for name, cap := range map[string]*csi.VolumeCapability{"block": device(), "xfs": mounted("xfs")} {
 		if r := ask(cap); r.GetConfirmed() != nil || !strings.Contains(r.GetMessage(), c.ID) {
@@ -129,7 +131,7 @@ func validate(p *plugin) {
 	mustSay(t, err, codes.NotFound, c.ID)
 }
 
-// refusedClaims: each with its code and the node as it was.
+// refusedClaims makes calls that must fail, each with its code, and must leave the node as it was.
 func refusedClaims(p *plugin) {
 	t := p.t
 	elsewhere := create(mounted(""))
@@ -170,7 +172,7 @@ func refusedClaims(p *plugin) {
 	_, err = p.ControllerExpandVolume(t.Context(), &csi.ControllerExpandVolumeRequest{VolumeId: "unknown", CapacityRange: &csi.CapacityRange{RequiredBytes: 1}})
 	mustSay(t, err, codes.NotFound, "unknown")
 
-	// One volume, two calls at once.
+	// A claim that is used as something else, or deleted while it is in use.
 	c := p.mustCreate(create(mounted("ext4")))
 	wrong := *c.Volume
 	wrong.Capability = device()
@@ -186,6 +188,7 @@ func refusedClaims(p *plugin) {
 	}
 }
 
+// snapshots takes, lists, restores and deletes a snapshot.
 func snapshots(p *plugin) {
 	t := p.t
 	c := p.mustCreate(create(mounted("ext4")))
@@ -237,6 +240,7 @@ func snapshots(p *plugin) {
 	mustSay(t, err, codes.NotFound, s.SnapshotId)
 }
 
+// expansion grows claims in use, and refuses to shrink them.
 func expansion(p *plugin) {
 	t := p.t
 	for name, c := range map[string]*claimed{"xfs": p.mustCreate(create(mounted("xfs"))), "image": p.mustCreate(func() *csi.CreateVolumeRequest {
@@ -269,6 +273,7 @@ func expansion(p *plugin) {
 	}
 }
 
+// health shuts a filesystem down and asks for conditions.
 func volumeHealth(p *plugin) {
 	t := p.t
 	c := p.mustCreate(create(mounted("xfs")))

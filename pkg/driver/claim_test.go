@@ -49,6 +49,7 @@ func (p *plugin) end(c *claimed) error {
 	return errors.Join(p.release(c), p.Delete(p.t.Context(), c.ID))
 }
 
+// mustCreate makes a claim, which must succeed.
 func (p *plugin) mustCreate(req *csi.CreateVolumeRequest) *claimed {
 	p.t.Helper()
 	c, err := p.create(req)
@@ -58,7 +59,7 @@ func (p *plugin) mustCreate(req *csi.CreateVolumeRequest) *claimed {
 	return c
 }
 
-// TestManyClaims has 200 claims of all forms at once, 16 calls at a time.
+// TestManyClaims makes and uses 200 claims of all forms, 16 calls at a time.
 func TestManyClaims(t *testing.T) {
 	for _, kind := range testenv.PoolKinds {
 		t.Run(kind.Name, func(t *testing.T) {
@@ -67,7 +68,7 @@ func TestManyClaims(t *testing.T) {
 				create(mounted("ext4")), create(mounted("xfs")), create(mounted("btrfs")), create(device()),
 				create(mounted("ext4"), paramPublishAs, "diskImage"), create(device(), paramProvisioning, "thick"),
 			}
-			for _, r := range requests { // templates take a VM, which is not what is looked at
+			for _, r := range requests { // templates first, which take a VM: the test is not about those
 				r.Name, r.CapacityRange = "warm", &csi.CapacityRange{RequiredBytes: 300 * mib}
 				if err := p.end(p.mustCreate(r)); err != nil {
 					t.Fatal(err)
@@ -95,7 +96,7 @@ func TestManyClaims(t *testing.T) {
 			if t.Failed() {
 				return
 			}
-			if loops := testenv.LoopsBelow(t, p.Pool); len(loops) != 200-33 { // all but the disk images
+			if loops := testenv.LoopsBelow(t, p.Pool); len(loops) != 200-33 { // one for each but the 33 disk images
 				t.Errorf("%d loop devices", len(loops))
 			}
 			start = time.Now()
@@ -136,9 +137,8 @@ func inParallel(n int, f func(i int)) {
 	wg.Wait()
 }
 
-// TestClaims goes through gRPC with what package volume's own tests do not see:
-// codes, topology, capacity, tokens, health, and a plugin that is killed between
-// any two calls.
+// TestClaims checks over gRPC what the tests of pkg/volume do not see: codes, topology, capacity, tokens, health, and a
+// plugin that is killed between any two calls.
 func TestClaims(t *testing.T) {
 	for _, kind := range testenv.PoolKinds {
 		t.Run(kind.Name, func(t *testing.T) {
@@ -165,7 +165,7 @@ func TestClaims(t *testing.T) {
 	}
 }
 
-// killedBetween starts another plugin for each call.
+// killedBetween kills the plugin after each call and starts another.
 func killedBetween(p *plugin) {
 	t := p.t
 	req := create(device(), paramProvisioning, "thick")
@@ -204,8 +204,7 @@ func killedBetween(p *plugin) {
 	}
 }
 
-// TestSharedResizer asks a plugin about a volume of another node, as the one
-// external-resizer of a cluster does.
+// TestSharedResizer asks a plugin to expand a volume of another node, as a cluster's only external-resizer does.
 func TestSharedResizer(t *testing.T) {
 	p := newNode(t, testenv.XFS, 4<<30).start("--shared-resizer")
 	ask := func(id string) (*csi.ControllerExpandVolumeResponse, error) {

@@ -20,8 +20,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 )
 
-// mustSay holds an error against the code that goes over the wire, and against what
-// its message must have.
+// mustSay checks the code that an error has on the wire, and the words that its message must contain.
 func mustSay(t testing.TB, err error, code codes.Code, says ...string) {
 	t.Helper()
 	if status.Code(err) != code {

@@ -18,9 +18,8 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 )
 
-// TestPoolTaken takes the pool away from a plugin that runs, in each way that an
-// administrator may. The plugin says so, takes nothing new, and lets go of what is
-// there; when the pool is back so is everything.
+// TestPoolTaken takes the pool away from a running plugin, in each way that an administrator may. The plugin says so,
+// makes nothing new, and still unpublishes what is there. Once the pool is back, everything works again.
 func TestPoolTaken(t *testing.T) {
 	n := newNode(t, testenv.XFS, 1<<30)
 	at := filepath.Dir(n.Pool)
@@ -73,7 +72,7 @@ func TestPoolTaken(t *testing.T) {
 			if _, err := os.Lstat(filepath.Join(n.Pool, "volumes", "inline")); !errors.Is(err, os.ErrNotExist) {
 				t.Errorf("the volume that was unpublished: %v", err)
 			}
-			q.publish(inline) // as new
+			q.publish(inline) // made anew
 			q.unpublish(inline)
 			for _, path := range decoys {
 				if b, err := os.ReadFile(path); err != nil || string(b) != "another's" {
@@ -84,7 +83,7 @@ func TestPoolTaken(t *testing.T) {
 	}
 	t.Run("read-only", func(t *testing.T) {
 		p := p.with(t)
-		if err := p.release(claim); err != nil { // nothing may have it open for writing
+		if err := p.release(claim); err != nil { // a remount read-only needs that nothing is open for writing
 			t.Fatal(err)
 		}
 		image := p.request("image", "ext4", "size", "64Mi", "publishAs", "diskImage")
@@ -92,7 +91,7 @@ func TestPoolTaken(t *testing.T) {
 		testenv.Run(t, "mount", "-o", "remount,ro", at)
 		p.cannot("pool is not usable", n.Pool, "read-only", "remount it")
 		mustSay(t, p.stage(claim), codes.FailedPrecondition, "read-only", "remount it")
-		// It is gone for the pod, and its image stays until it can be removed.
+		// The pod no longer has the volume. The image stays until it can be removed.
 		for range 2 {
 			_, err := p.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: "image", TargetPath: image.TargetPath})
 			t.Log(err)
@@ -117,7 +116,7 @@ func TestPoolTaken(t *testing.T) {
 		testenv.Run(t, "chattr", "+i", locks)
 		defer testenv.Run(t, "chattr", "-i", locks)
 		p.refused(p.request("new", "ext4", "size", "65Mi"), codes.FailedPrecondition, locks, "lsattr -d")
-		hit := p.request("hit", "ext4", "size", "64Mi") // takes no lock
+		hit := p.request("hit", "ext4", "size", "64Mi") // a hit takes no lock
 		p.publish(hit)
 		p.unpublish(hit)
 	})
@@ -137,14 +136,14 @@ func (p *plugin) mustHold(c *claimed) {
 	p.t.Helper()
 	path := filepath.Join(c.Target, "file")
 	if b, err := os.ReadFile(path); err != nil || string(b) != "kept" {
-		p.t.Errorf("the claim's file holds %q: %v", b, err)
+		p.t.Errorf("the claim's file holds %q, expected \"kept\": %v", b, err)
 	}
 	if err := os.WriteFile(path, []byte("kept"), 0o644); err != nil {
 		p.t.Error(err)
 	}
 }
 
-// inUse makes a claim that a pod uses.
+// inUse makes a claim that a pod uses, with a file in it.
 func (p *plugin) inUse(name string) *claimed {
 	p.t.Helper()
 	c := p.mustCreate(ext4Claim(name))
@@ -157,7 +156,7 @@ func (p *plugin) inUse(name string) *claimed {
 	return c
 }
 
-// cannot holds the plugin against taking nothing new, and saying why.
+// cannot checks that the plugin makes nothing new, and says why.
 func (p *plugin) cannot(says ...string) {
 	t := p.t
 	t.Helper()

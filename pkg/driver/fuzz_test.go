@@ -18,14 +18,13 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 )
 
-// watchdog ends a process whose fuzzed call does not return: the fuzzer itself
-// would wait for it, and report nothing.
+// watchdog ends a process whose fuzzed call does not return. The fuzzer itself would wait for it and report nothing.
 func watchdog(what string) (done func() bool) {
 	return time.AfterFunc(30*time.Second, func() { panic(what + " does not return") }).Stop
 }
 
-// refused holds the answer to a hostile request against what a caller may expect
-// of it. It becomes part of an event, whose note has at most 1 kB (events.k8s.io/v1).
+// refused checks the answer to a hostile request. Its message becomes part of an event, whose note has at most 1 kB
+// (events.k8s.io/v1).
 func refused(t *testing.T, err error, allowed ...codes.Code) {
 	t.Helper()
 	const maxMessage = 1024
@@ -35,16 +34,16 @@ func refused(t *testing.T, err error, allowed ...codes.Code) {
 	}
 }
 
-// safeName is what the name of a file in the pool must be, and the id in a token.
+// safeName checks a name of a file in the pool, or an id in a token.
 func safeName(t *testing.T, id string) {
 	t.Helper()
 	if id == "" || len(id) > 128 || !filepath.IsLocal(id) || filepath.Base(id) != id || strings.HasPrefix(id, ".") ||
 		strings.ContainsFunc(id, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
-		t.Errorf("%q is no safe name", id)
+		t.Errorf("%q is not a safe name", id)
 	}
 }
 
-// wellFormed holds what a request asks for against the filesystem's limits.
+// wellFormed checks a request's spec by the filesystem's limits.
 func wellFormed(t *testing.T, s diskfs.Spec) {
 	t.Helper()
 	fs, err := diskfs.Lookup(s.Filesystem)
@@ -59,13 +58,13 @@ func wellFormed(t *testing.T, s diskfs.Spec) {
 	}
 }
 
-// hostile are texts that some check might let through, or repeat too often.
+// hostile are texts that a check might let through, or that a message might repeat too often.
 var hostile = []string{
 	"", "ext4", "xfs", "1Gi", "1e999999999", "diskImage", "../x", "-F", "\xff", strings.Repeat("\U000e0001", 300), strings.Repeat("x", 4096),
 	"journal=off,inode-size=1024", strings.Repeat("a=b,", 300), "none", "raw", "thick", "suid,dev,noexec",
 }
 
-// capability of which everything may be wrong.
+// capability makes a capability in which everything may be wrong.
 func capability(kind uint8, fsType, flag string, mode int32) *csi.VolumeCapability {
 	c := &csi.VolumeCapability{AccessMode: &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_Mode(mode)}}
 	switch kind % 4 {
@@ -83,8 +82,7 @@ func capability(kind uint8, fsType, flag string, mode int32) *csi.VolumeCapabili
 	return c
 }
 
-// FuzzPublishRequest asks for inline volumes as whoever may create a pod can, and
-// for claims as kubelet might.
+// FuzzPublishRequest asks for inline volumes as anybody who may create a pod can, and for claims as kubelet might.
 func FuzzPublishRequest(f *testing.F) {
 	const single = int32(csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER)
 	f.Add("csi-0123", "/var/lib/kubelet/t", uint8(0), "ext4", "ro,noatime", single, uint8(7), "1Gi", "data", "diskImage", "", "")
@@ -131,7 +129,7 @@ func FuzzPublishRequest(f *testing.F) {
 	})
 }
 
-// inlineAccepted holds what package volume gets of an inline request against it.
+// inlineAccepted checks the request that pkg/volume gets for an inline volume.
 func inlineAccepted(t *testing.T, req *csi.NodePublishVolumeRequest, r volume.Request) {
 	t.Helper()
 	if err := r.Validate(); err != nil {
@@ -146,7 +144,7 @@ func inlineAccepted(t *testing.T, req *csi.NodePublishVolumeRequest, r volume.Re
 	if asked := req.GetVolumeCapability().GetMount().GetFsType(); asked != "" && asked != fs.Name {
 		t.Errorf("%s was asked for, not %s", asked, fs.Name)
 	}
-	// What only an administrator may ask for.
+	// Only an administrator may ask for these.
 	if r.SUID || r.Dev || r.NoExec || req.GetReadonly() && !r.ReadOnly {
 		t.Errorf("access %s", r.Access)
 	}
@@ -157,8 +155,8 @@ func inlineAccepted(t *testing.T, req *csi.NodePublishVolumeRequest, r volume.Re
 	}
 }
 
-// FuzzClaimRequest reads a StorageClass as an administrator might write one, the rest
-// of CreateVolume, and what lists and snapshots are asked for by.
+// FuzzClaimRequest reads a StorageClass as an administrator might write it, the rest of CreateVolume, and the names and
+// tokens of snapshots and lists.
 func FuzzClaimRequest(f *testing.F) {
 	const single = int32(csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER)
 	f.Add("pvc-1", uint8(0), "", "", single, uint8(0x3e), "", "journal=off", "data", "thick", "diskImage", "ext4", "", int64(1), int64(mib), "snap", "")
@@ -200,7 +198,7 @@ func FuzzClaimRequest(f *testing.F) {
 		} else {
 			claimAccepted(t, req, r)
 		}
-		// As the provisioner asks for capacity, without any capability.
+		// The provisioner asks for capacity without any capability.
 		if r, err := classRequest(nil, params); err != nil {
 			refused(t, err, codes.InvalidArgument)
 		} else {
@@ -210,6 +208,7 @@ func FuzzClaimRequest(f *testing.F) {
 	})
 }
 
+// claimAccepted checks the request that pkg/volume gets for a claim.
 func claimAccepted(t *testing.T, req *csi.CreateVolumeRequest, r volume.ClaimRequest) {
 	t.Helper()
 	wellFormed(t, r.Spec)
@@ -222,7 +221,7 @@ func claimAccepted(t *testing.T, req *csi.CreateVolumeRequest, r volume.ClaimReq
 	case r.Spec.Size < required, r.Spec.Size%mib != 0 && r.Spec.Size <= diskfs.MaxSize, r.Limit < 0, r.Limit > 0 && r.Limit < required:
 		t.Errorf("accepted %d bytes, at most %d, for %d", r.Spec.Size, r.Limit, required)
 	case r.DefaultSpec && (r.Spec.Label != "" || len(r.Spec.Options) > 0):
-		t.Errorf("%s is no default", r.Spec)
+		t.Errorf("%s is not the default", r.Spec)
 	}
 	for key := range req.GetParameters() {
 		if !strings.HasPrefix(key, kubeletPrefix) && !slices.Contains(parameters, key) {
@@ -231,7 +230,7 @@ func claimAccepted(t *testing.T, req *csi.CreateVolumeRequest, r volume.ClaimReq
 	}
 }
 
-// idsOf: every name makes an id that is safe, and can be listed from.
+// idsOf checks that every name makes a safe id, and that a list can go on after it.
 func idsOf(t *testing.T, name, token string) {
 	t.Helper()
 	if err := checkName(name); err != nil {

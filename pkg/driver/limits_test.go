@@ -24,7 +24,7 @@ func fullPool(p *plugin) {
 	testenv.Fill(t, p.Pool)
 	var made []*csi.NodePublishVolumeRequest
 	var failed error
-	for i := 0; failed == nil && i < 3000; i++ { // a few blocks still fit
+	for i := 0; failed == nil && i < 3000; i++ { // some clones still fit into the last blocks
 		r := p.request(fmt.Sprintf("more-%d", i), "ext4", "size", "300Mi")
 		before := p.volumes()
 		if _, failed = p.NodePublishVolume(t.Context(), r); failed == nil {
@@ -47,7 +47,7 @@ func fullPool(p *plugin) {
 	p.unpublish(again)
 }
 
-// TestInlineLimits asks for more than the flags allow.
+// TestInlineLimits asks for larger and more inline volumes, and more templates, than the flags allow.
 func TestInlineLimits(t *testing.T) {
 	p := newNode(t, testenv.XFS, 1<<30).start("--max-inline-size", "300Mi", "--max-inline-volumes", "2", "--max-inline-volumes-per-namespace", "1",
 		"--max-template-builds-per-hour", "1")
@@ -65,7 +65,7 @@ func TestInlineLimits(t *testing.T) {
 	other := of("bank", "other", "300Mi")
 	p.publish(other)
 	p.refused(of("farm", "third", "300Mi"), codes.ResourceExhausted, "--max-inline-volumes 2", "has 2", `0 of them of namespace "farm"`)
-	p.publish(first) // is there
+	p.publish(first) // repeated: the volume is there already
 	p.unpublish(first)
 	third := of("farm", "third", "300Mi")
 	p.publish(third)
@@ -73,8 +73,7 @@ func TestInlineLimits(t *testing.T) {
 	p.unpublish(other)
 }
 
-// TestTemplateCache has a budget that no template fits into: the latest stays, and all
-// volumes.
+// TestTemplateCache has a budget that no template fits into. The latest template stays, and all volumes do.
 func TestTemplateCache(t *testing.T) {
 	p := newNode(t, testenv.XFS, 1<<30).start("--template-cache", "1Ki")
 	first, second := p.request("first", "ext4", "size", "64Mi"), p.request("second", "ext4", "size", "65Mi")

@@ -99,8 +99,7 @@ func TestClaimRequest(t *testing.T) {
 
 const gibibyte = 1 << 30
 
-// TestBadClaimRequest reads the messages as the owner of a claim finds them in its
-// events.
+// TestBadClaimRequest reads the messages as the owner of a claim finds them in its events.
 func TestBadClaimRequest(t *testing.T) {
 	const allowed = "format, formatOptions, label, provisioning, publishAs"
 	bad, outside := codes.InvalidArgument, codes.OutOfRange
@@ -173,13 +172,12 @@ func TestBadClaimRequest(t *testing.T) {
 	}
 }
 
-// TestClaimMountFlags: what an administrator may ask for, and the author of a pod
-// may not.
+// TestClaimMountFlags checks the mount flags that an administrator may ask for and the author of a pod may not.
 func TestClaimMountFlags(t *testing.T) {
 	c := mounted("ext4")
 	c.GetMount().MountFlags = []string{"ro", "noatime", "noexec", "suid", "dev", "rw", "exec", "relatime", "nosuid", "nodev"}
 	u, err := useOf(c, claimFlags)
-	if err != nil || u.Access != (volume.Access{}) { // the last word counts
+	if err != nil || u.Access != (volume.Access{}) { // the last of contrary flags counts
 		t.Errorf("%+v: %v", u, err)
 	}
 	c.GetMount().MountFlags = []string{"rw", "exec", "relatime", "nosuid", "nodev", "ro", "noatime", "noexec", "suid", "dev"}

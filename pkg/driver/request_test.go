@@ -125,8 +125,7 @@ func TestPublishRequest(t *testing.T) {
 	}
 }
 
-// TestBadPublishRequest reads the messages as the author of a pod would: what is
-// wrong, what was given, what is allowed.
+// TestBadPublishRequest reads the messages as the author of a pod would: what is wrong, what was given, what is allowed.
 func TestBadPublishRequest(t *testing.T) {
 	const (
 		maxBytes    = "4294967295Mi" // u32 MiB
@@ -176,7 +175,7 @@ func TestBadPublishRequest(t *testing.T) {
 		"size after a space":  {req: inline("ext4", "size", " 1Gi"), code: bad, says: []string{"size", `" 1Gi"`, "quantity"}},
 		"size not a number":   {req: inline("ext4", "size", "NaN"), code: bad, says: []string{"size", `"NaN"`, "quantity"}},
 		"size of many digits": {req: inline("ext4", "size", strings.Repeat("9", 400)), code: outside, says: []string{"size", ext4Min, ext4Max}},
-		// Computing these takes longer than anybody waits.
+		// Computing these would take longer than anybody waits.
 		"size to the skies":    {req: inline("ext4", "size", "1e999999999"), code: bad, says: []string{"size", `"1e999999999"`, "quantity", "512Mi"}},
 		"size to nothing":      {req: inline("ext4", "size", "1e-999999999"), code: bad, says: []string{"size", `"1e-999999999"`, "quantity", "512Mi"}},
 		"label too long, ext4": {req: inline("ext4", "label", strings.Repeat("l", 17)), code: bad, says: []string{"label", "lllll", "17", "16"}},

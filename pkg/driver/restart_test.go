@@ -23,9 +23,10 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 )
 
-// mayStay are the files that a killed plugin may leave in a pool.
+// mayStay matches the files that a killed plugin may leave in a pool.
 var mayStay = regexp.MustCompile(`^(locks/[^/]+\.lock|cache/vmlinux-[0-9a-f]{16}-[0-9a-f]{16})$`)
 
+// TestKillDuringBuild kills the plugin while a VM formats a template.
 func TestKillDuringBuild(t *testing.T) {
 	n := newNode(t, testenv.XFS, 1<<30)
 	r := n.request("killed", "ext4", "size", "64Mi")
@@ -54,8 +55,8 @@ func TestKillDuringBuild(t *testing.T) {
 	p.unpublish(r)
 }
 
-// TestWithoutFormatter restarts the plugin without what it needs to format. Its
-// cache serves, and so do the volumes of the plugin before it.
+// TestWithoutFormatter restarts the plugin without QEMU, and without a kernel. Cached templates still serve, and so do the
+// volumes of the plugin before it.
 func TestWithoutFormatter(t *testing.T) {
 	n := newNode(t, testenv.XFS, 1<<30)
 	kept := n.request("kept", "ext4", "size", "64Mi")
@@ -84,7 +85,7 @@ func TestWithoutFormatter(t *testing.T) {
 				t.Error("not a hit")
 			}
 			p.refused(n.request("new", "ext4", "size", "65Mi"), codes.FailedPrecondition, "/nonexistent", missing.package_)
-			p.mustKeep(func() { p.publish(kept) }) // of an earlier process
+			p.mustKeep(func() { p.publish(kept) }) // an earlier process published it
 			p.unpublish(known)
 			if code := p.terminate(); code != 0 {
 				t.Errorf("exit code %d", code)
@@ -98,8 +99,8 @@ func TestWithoutFormatter(t *testing.T) {
 	}
 }
 
-// TestPatience ends the caller's time in the middle of a build, asks twice for
-// one volume at once, and ends the plugin's time in the middle of another build.
+// TestPatience lets a caller's deadline pass during a build, asks twice at once for one volume, and sends SIGTERM during
+// another build.
 func TestPatience(t *testing.T) {
 	n := newNode(t, testenv.XFS, 1<<30)
 	p := n.start()
@@ -117,8 +118,8 @@ func TestPatience(t *testing.T) {
 	if took > 2*time.Second {
 		t.Errorf("it took %s", took)
 	}
-	// The plugin's own answer, which the caller was too hasty to read. It says
-	// Aborted where the caller's cancellation came before its own deadline.
+	// The log has the plugin's own answer, which the caller did not wait for. The code is Aborted if the caller's
+	// cancellation arrived before the plugin's own deadline.
 	var lines []string
 	p.await("the end of the call", func() bool {
 		lines = p.log.lines(`] "NodePublishVolume" `, `volume="hasty"`)
@@ -131,7 +132,7 @@ func TestPatience(t *testing.T) {
 	p.mustHave("none")
 	vm := p.vm()
 
-	// Two calls at once, for one volume: one joins the build, the other is told.
+	// Two calls at once for one volume: one joins the build, the other gets Aborted.
 	results := make(chan error, 2)
 	for range 2 {
 		go func() {
@@ -177,7 +178,7 @@ func TestPatience(t *testing.T) {
 	p.unpublish(r)
 }
 
-// TestSecondPlugin starts a plugin on a pool, or at a socket, that another one has.
+// TestSecondPlugin starts a plugin on a pool, or at a socket, that another plugin uses.
 func TestSecondPlugin(t *testing.T) {
 	n := newNode(t, testenv.XFS, 512<<20)
 	p := n.start()
@@ -207,7 +208,7 @@ func TestSecondPlugin(t *testing.T) {
 	if _, err := p.GetPluginInfo(t.Context(), &csi.GetPluginInfoRequest{}); err != nil {
 		t.Errorf("the first plugin: %v", err)
 	}
-	p.Kill() // leaves its socket
+	p.Kill() // it leaves its socket
 	p = n.start()
 	if _, err := p.Probe(t.Context(), &csi.ProbeRequest{}); err != nil {
 		t.Error(err)

@@ -24,25 +24,22 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 )
 
-// mayBeSkipped are the specs for capabilities that this driver does not claim:
-// volumes are not attached by a controller, nothing of them can be modified, and
-// there are no groups.
+// mayBeSkipped matches the specs for capabilities that this driver does not declare: no controller attaches volumes,
+// nothing about them can be modified, and there are no groups.
 var mayBeSkipped = regexp.MustCompile(`ControllerPublishVolume|ControllerUnpublishVolume|volume lifecycle|` +
 	`ModifyVolume|volume attribute class|GroupController|VolumeGroupSnapshot`)
 
-// sized computes the size of each answer. A spec of csi-test 5.6.0 compares the
-// topology of a snapshot with that of the node by reflection, size caches included,
-// and the node's has been sent meanwhile: without this no driver that tells a
-// snapshot's topology could pass.
+// sized computes the size of each answer. A spec of csi-test 5.6.0 compares the topology of a snapshot with the node's by
+// reflection, which includes protobuf's size caches. The node's topology has been sent by then, so its cache is filled.
+// Without this no driver that reports a snapshot's topology could pass.
 func sized(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	err := invoke(ctx, method, req, reply, conn, opts...)
 	proto.Size(reply.(proto.Message))
 	return err
 }
 
-// TestSanity runs the ecosystem's own tests of a CSI driver, on a pool of each kind,
-// with claims of each filesystem and block volumes. Ginkgo runs one suite per
-// process: this one has a part for each of them.
+// TestSanity runs csi-test's specs for a CSI driver on a pool of each kind, with claims of each filesystem and with block
+// volumes. Ginkgo runs one suite per process, so all of them are parts of one suite.
 func TestSanity(t *testing.T) {
 	var plugins []*plugin
 	for _, kind := range testenv.PoolKinds {

@@ -18,8 +18,8 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 )
 
-// leaveBehind publishes a volume, kills the plugin and makes all of the
-// pod's directory vanish, as a node that was rebooted and forgot the pod would have it.
+// leaveBehind publishes a volume, kills the plugin and removes all of the pod's directory. A node that was rebooted and
+// forgot the pod looks the same.
 func (p *plugin) leaveBehind(id string) {
 	p.t.Helper()
 	r := p.request(id, "ext4", "size", "64Mi")
@@ -32,8 +32,8 @@ func (p *plugin) leaveBehind(id string) {
 	}
 }
 
-// TestSweep: the command shows what was left behind and takes it away; so does a
-// plugin that starts, before it serves, and one that runs.
+// TestSweep leaves volumes behind. The command gc shows and deletes them, a plugin that starts does so before it serves,
+// and a running plugin does so by its timer.
 func TestSweep(t *testing.T) {
 	n := newNode(t, testenv.Btrfs, 1<<30)
 	n.start().leaveBehind("by-command")
@@ -75,7 +75,7 @@ func TestSweep(t *testing.T) {
 	if sweep := p.log.lines("Sweep: delete", "by-start", "is gone"); len(sweep) != 1 {
 		t.Errorf("the log says %q", sweep)
 	}
-	// One that its plugin did not lose stays, and goes when the pod is gone.
+	// A running plugin deletes a volume whose pod is gone.
 	r := p.request("by-timer", "ext4", "size", "64Mi")
 	p.publish(r)
 	testenv.Run(t, "umount", r.TargetPath)

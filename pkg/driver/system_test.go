@@ -20,8 +20,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 )
 
-// TestPlugin runs the plugin on a pool of each kind, and all that leaves it
-// running.
+// TestPlugin runs the plugin on a pool of each kind, and all tests that leave it running.
 func TestPlugin(t *testing.T) {
 	for _, kind := range testenv.PoolKinds {
 		p := newNode(t, kind, 1<<30).start()
@@ -58,8 +57,7 @@ func TestPlugin(t *testing.T) {
 	}
 }
 
-// noProcessOnAHit holds the plugin against its promise that a hit starts no
-// process, and shows that it would be seen if one did.
+// noProcessOnAHit checks that a hit starts no process, and that it would see one if it did.
 func noProcessOnAHit(p *plugin) {
 	t := p.t
 	idle := p.waited()
@@ -68,7 +66,7 @@ func noProcessOnAHit(p *plugin) {
 	afterMiss := p.waited()
 	t.Logf("waited for (minor faults, major faults, user ticks, system ticks): at start %v, after a miss %v", idle, afterMiss)
 	if afterMiss == idle {
-		t.Error("a VM was waited for and nothing of it shows: this test can find nothing")
+		t.Error("the plugin waited for a VM and the sums do not show it: this test cannot find a process")
 	}
 	var hits []*csi.NodePublishVolumeRequest
 	for i := range 4 {
@@ -78,7 +76,7 @@ func noProcessOnAHit(p *plugin) {
 		}
 		p.publish(r)
 		if pids := p.children(); len(pids) > 0 {
-			t.Errorf("hit %d: has the children %v", i, pids)
+			t.Errorf("hit %d: the plugin has the children %v", i, pids)
 		}
 		hits = append(hits, r)
 	}
@@ -93,6 +91,7 @@ func noProcessOnAHit(p *plugin) {
 	}
 }
 
+// lifeOfAVolume publishes and unpublishes inline volumes, and repeats both.
 func lifeOfAVolume(p *plugin) {
 	for _, fs := range diskfs.Names() {
 		p.t.Run(fs, func(t *testing.T) {
@@ -139,12 +138,13 @@ func lifeOfAVolume(p *plugin) {
 			p.refused(elsewhere, codes.FailedPrecondition, r.TargetPath, elsewhere.TargetPath)
 
 			p.unpublish(r)
-			p.unpublish(r) // as kubelet may
+			p.unpublish(r) // kubelet may repeat it
 			p.unpublish(second)
 		})
 	}
 }
 
+// diskImage publishes a volume as the file disk.img.
 func diskImage(p *plugin) {
 	r := p.request("vm-disk", "ext4", "size", "300Mi", "publishAs", "diskImage")
 	p.publish(r)
@@ -161,8 +161,7 @@ func diskImage(p *plugin) {
 	p.unpublish(r)
 }
 
-// badRequests shows that what request_test.go checks one by one is checked
-// before anything is made.
+// badRequests shows that the checks of request_test.go come before anything is made.
 func badRequests(p *plugin) {
 	before := len(p.files())
 	upwards := p.request("up", "ext4")
@@ -176,6 +175,7 @@ func badRequests(p *plugin) {
 	}
 }
 
+// identity asks who the plugin and the node are.
 func identity(p *plugin) {
 	t := p.t
 	info, err := p.GetPluginInfo(t.Context(), &csi.GetPluginInfoRequest{})
@@ -194,6 +194,7 @@ func identity(p *plugin) {
 	}
 }
 
+// pages reads the pages of the HTTP endpoint. It comes after the calls that it expects to be counted.
 func pages(p *plugin) {
 	for _, path := range []string{"/healthz", "/readyz"} {
 		if code, body := p.get(path); code != 200 || body != "ok\n" {
@@ -201,7 +202,7 @@ func pages(p *plugin) {
 		}
 	}
 	for metric, want := range map[string]float64{
-		builds: 3, // one for each filesystem
+		builds: 3, // one per filesystem
 		`csi_disktemplate_template_build_duration_seconds_count{filesystem="xfs",result="ok"}`: 1,
 		`csi_disktemplate_template_requests_total{result="miss"}`:                              3,
 		`csi_disktemplate_formatter_accelerator_info{accelerator="tcg"}`:                       1,
@@ -219,14 +220,14 @@ func pages(p *plugin) {
 	}
 }
 
-// logLines reads the log at its most verbose.
+// logLines reads the most verbose log.
 func logLines(p *plugin) {
 	t := p.t
 	r := p.request("logged", "ext4", "size", "300Mi", keyTokens, `{"":{"token":"hush-token"}}`)
 	r.Secrets = map[string]string{"password": "hush-secret"}
 	p.publish(r)
 	p.unpublish(r)
-	bad := p.request("logged-bad", "ext4", "size", "hush\n") // an attribute is no secret, and no new line either
+	bad := p.request("logged-bad", "ext4", "size", "hush\n") // an attribute is not a secret, but it must not start a new line
 	p.refused(bad, codes.InvalidArgument)
 	for _, c := range []struct {
 		method, id string

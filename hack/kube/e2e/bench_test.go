@@ -12,9 +12,8 @@ import (
 	"time"
 )
 
-// BenchmarkPod takes the time from the creation of a pod until it is running: with an
-// emptyDir, with an inline volume, and with a claim that is made for it. All of them
-// take turns, so that a moment's load meets each.
+// BenchmarkPod measures the time from the creation of a pod until it is running: with an emptyDir, with an inline volume,
+// and with a claim that is made for it. The kinds take turns, so that a moment's load meets each of them.
 //
 //	go test -tags e2e -run '^$' -bench Pod -benchtime 20x ./hack/kube/e2e
 func BenchmarkPod(b *testing.B) {

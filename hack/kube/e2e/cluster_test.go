@@ -3,8 +3,8 @@
 
 //go:build e2e
 
-// Package e2e tests the plugin as its users have it: with the manifests that they
-// apply, on a real Kubernetes of one node (hack/kube/cluster).
+// Package e2e tests the plugin as its users run it: with the manifests that they apply, on a real Kubernetes of one node
+// (hack/kube/cluster).
 package e2e
 
 import (
@@ -25,14 +25,13 @@ const (
 	namespace = "csi-disktemplate"
 	examples  = "deploy/kubernetes/examples"
 
-	// patience is for what kubelet and the controllers do in their own time: they
-	// back off for up to a minute.
+	// patience is for kubelet and the controllers, which back off for up to a minute.
 	patience = 3 * time.Minute
 
-	suiteProcs = 18
+	suiteProcs = 18 // tests of the suite wait most of the time, so that many can run at once
 )
 
-// root is the repository's.
+// root is the repository's directory.
 var root = func() string {
 	dir, err := filepath.Abs("../../..")
 	if err != nil {
@@ -61,7 +60,7 @@ func cluster(input string, args ...string) (string, error) {
 	return stdout.String(), nil
 }
 
-// must is cluster, whose failure ends the test.
+// must runs hack/kube/cluster. A failure ends the test.
 func must(t testing.TB, args ...string) string {
 	t.Helper()
 	out, err := cluster("", args...)
@@ -77,13 +76,13 @@ func on(t testing.TB, args ...string) string {
 	return must(t, append([]string{"run"}, args...)...)
 }
 
+// kubectl runs kubectl on the node.
 func kubectl(t testing.TB, args ...string) string {
 	t.Helper()
 	return must(t, append([]string{"kubectl"}, args...)...)
 }
 
-// apply applies a manifest, and deletes it when the test ends, without waiting for that:
-// mustBeClean does.
+// apply applies a manifest, and deletes it when the test ends. It does not wait for that; mustBeClean does.
 func apply(t testing.TB, manifest string) {
 	t.Helper()
 	if _, err := cluster(manifest, "kubectl", "apply", "-f", "-"); err != nil {
@@ -114,7 +113,7 @@ func example(t testing.TB, name string) string {
 	return string(b)
 }
 
-// ready waits for pods.
+// ready waits until pods are ready.
 func ready(t testing.TB, pods ...string) {
 	t.Helper()
 	for _, pod := range pods {
@@ -124,7 +123,7 @@ func ready(t testing.TB, pods ...string) {
 	}
 }
 
-// eventually polls until a text says all that it should.
+// eventually polls until a text contains everything that it should.
 func eventually(t testing.TB, what string, get func() string, says ...string) string {
 	t.Helper()
 	var got string
@@ -145,32 +144,32 @@ func eventually(t testing.TB, what string, get func() string, says ...string) st
 	}
 }
 
-// events are the messages about an object.
+// events returns the events of an object.
 func events(t testing.TB, name string) string {
 	t.Helper()
 	return kubectl(t, "get", "events", "--field-selector", "involvedObject.name="+name, "-o", `jsonpath={range .items[*]}{.reason}: {.message}{"\n"}{end}`)
 }
 
-// get is an object's field.
+// get returns an object's field.
 func get(t testing.TB, object, field string) string {
 	t.Helper()
 	return kubectl(t, "get", strings.Fields(object)[0], strings.Fields(object)[1], "-o", "jsonpath={"+field+"}")
 }
 
-// plugin is the plugin's pod.
+// plugin returns the name of the plugin's pod.
 func plugin(t testing.TB) string {
 	t.Helper()
 	return strings.TrimSpace(kubectl(t, "get", "pod", "-n", namespace, "-l", "app.kubernetes.io/component=plugin", "-o", "jsonpath={.items[0].metadata.name}"))
 }
 
-// pluginReady waits until the plugin of the DaemonSet's latest form is there.
+// pluginReady waits until the DaemonSet's latest version runs.
 func pluginReady(t testing.TB) {
 	t.Helper()
 	kubectl(t, "rollout", "status", "-n", namespace, "daemonset/plugin", "--timeout="+patience.String())
 }
 
-// freshSidecars replaces the sidecars. They end with every plugin, and kubelet makes
-// them wait longer each time.
+// freshSidecars replaces the sidecars' pods. Sidecars end whenever the plugin does, and kubelet waits longer each time
+// before it starts them again.
 func freshSidecars(t testing.TB) {
 	t.Helper()
 	for _, name := range []string{"claims", "snapshots"} {
@@ -206,13 +205,13 @@ func poolLoops(t testing.TB) (pool, volumes []loops.Device) {
 }
 
 // residue lists what volumes leave on the node: images, mounts, loop devices. Templates, the pool's own mount and its
-// loop device are the pool.
+// loop device do not count.
 func residue(t testing.TB) string {
 	t.Helper()
 	left := on(t, "sh", "-c", `
 		grep -E ' /var/lib/kubelet/(pods/[^ ]*/volumes/kubernetes.io~csi|plugins/kubernetes.io/csi)/' /proc/1/mountinfo | cut -d' ' -f5
 		pid=$(pgrep -f '^/usr/bin/csi-disktemplate --node-id' | head -1)
-		[ -n "$pid" ] || echo "the pool's files are not known: there is no plugin to look through"
+		[ -n "$pid" ] || echo "the pool cannot be seen: no plugin runs"
 		[ -z "$pid" ] || find /proc/$pid/root/var/lib/csi-disktemplate/mnt/volumes /proc/$pid/root/var/lib/csi-disktemplate/mnt/snapshots -type f
 		true`)
 	_, volumes := poolLoops(t)
@@ -234,7 +233,7 @@ func mustBeClean(t testing.TB) {
 	t.Errorf("left on the node:\n%s", left)
 }
 
-// pod is a pod that runs a shell command with a volume at /data.
+// pod makes the manifest of a pod that runs a shell command with a volume at /data.
 func pod(name, command, volume string) string {
 	return fmt.Sprintf(`
 apiVersion: v1
@@ -256,13 +255,13 @@ spec:
 `, name, command, volume)
 }
 
-// inline is a pod with an inline volume.
+// inline makes the manifest of a pod with an inline volume.
 func inline(name, fsType, attributes string) string {
 	return pod(name, "echo hello > /data/hello && sleep infinity",
 		fmt.Sprintf("csi: {driver: csi.disktemplate.io, fsType: %s, volumeAttributes: {%s}}", fsType, attributes))
 }
 
-// claim is a claim of a class, and a pod that has it.
+// claim makes the manifest of a claim of a class, and of a pod that uses it.
 func claim(name, class, size string) string {
 	return fmt.Sprintf(`
 apiVersion: v1
@@ -272,12 +271,12 @@ spec: {storageClassName: %s, accessModes: [ReadWriteOnce], resources: {requests:
 ---`, name, class, size) + pod(name, "date >> /data/starts && sync && sleep infinity", fmt.Sprintf("persistentVolumeClaim: {claimName: %s}", name))
 }
 
-// ephemeral is a volume whose claim is made for its pod.
+// ephemeral makes a pod's volume whose claim is made for that pod.
 func ephemeral(class, size string) string {
 	return fmt.Sprintf("ephemeral: {volumeClaimTemplate: {spec: {storageClassName: %s, accessModes: [ReadWriteOnce], resources: {requests: {storage: %s}}}}}", class, size)
 }
 
-// metric sums a counter of the plugin's.
+// metric sums a counter of the plugin over its labels.
 func metric(t testing.TB, series string) float64 {
 	t.Helper()
 	ip := kubectl(t, "get", "pod", "-n", namespace, plugin(t), "-o", "jsonpath={.status.podIP}")
@@ -300,7 +299,7 @@ func decode(t testing.TB, text string, into any) {
 	}
 }
 
-// install applies what users apply, and waits until it is there.
+// install applies the manifests that users apply, and waits until everything runs.
 func install() error {
 	for _, args := range [][]string{
 		{"apply", "-k", filepath.Join(root, "deploy/kubernetes")},

@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// TestExamples applies each example as it is written, in the order that they tell.
+// TestExamples applies each example as it is written, in the order that the examples give.
 func TestExamples(t *testing.T) {
 	t.Cleanup(func() { mustBeClean(t) })
 	type applied struct{ file, pod, says string }
@@ -26,7 +26,7 @@ func TestExamples(t *testing.T) {
 		{"claim.yaml", "claim", "UTC"},
 		{"block.yaml", "block", "hello"},
 		{"disk-image.yaml", "disk-image", "1073741824"},
-	}, { // of the claim
+	}, { // made of the claim
 		{"snapshot-restore.yaml", "restored", "UTC"},
 		{"clone.yaml", "cloned", "UTC"},
 	}} {
@@ -38,22 +38,21 @@ func TestExamples(t *testing.T) {
 			eventually(t, "the log of "+e.pod, func() string { return kubectl(t, "logs", e.pod) }, e.says)
 		}
 	}
-	// What the example tells of growing.
+	// The example says how a claim grows.
 	kubectl(t, "patch", "pvc", "data", "--patch", `{"spec": {"resources": {"requests": {"storage": "2Gi"}}}}`)
 	eventually(t, "the claim", func() string { return get(t, "pvc data", ".status.capacity.storage") }, "2Gi")
 	eventually(t, "df", func() string {
 		return kubectl(t, "exec", "claim", "--", "sh", "-c", `df -m /data | awk 'END {print ($2 > 1900 ? "has grown: " : "is as it was: ") $0}'`)
 	}, "has grown")
 
-	// There are no others.
+	// There are no other examples.
 	files, err := filepath.Glob(filepath.Join(root, examples, "*.yaml"))
 	if err != nil || len(files) != 7 {
-		t.Errorf("there are the examples %v: %v", files, err)
+		t.Errorf("expected 7 examples, found %s: %v", strings.Join(files, ", "), err)
 	}
 }
 
-// TestPodsAtOnce starts ten pods whose volumes are of one template that nobody has
-// asked for before.
+// TestPodsAtOnce starts ten pods at once, all with volumes of one template that does not exist yet.
 func TestPodsAtOnce(t *testing.T) {
 	t.Cleanup(func() { mustBeClean(t) })
 	misses := metric(t, "csi_disktemplate_template_build_duration_seconds_count")
@@ -68,11 +67,11 @@ func TestPodsAtOnce(t *testing.T) {
 	apply(t, all)
 	ready(t, names...)
 	if built := metric(t, "csi_disktemplate_template_build_duration_seconds_count") - misses; built != 1 {
-		t.Errorf("%g templates were built, not 1", built)
+		t.Errorf("%g templates were built, expected 1", built)
 	}
 }
 
-// writer is a pod that writes and syncs, and ends with the first thing that goes wrong.
+// writer is a pod that writes and syncs again and again, and ends at the first failure.
 func writer(name, volume string) string {
 	p := pod(name, "i=0; while i=$((i+1)); do echo $i > /data/f && sync /data/f && [ $(cat /data/f) = $i ] || { echo failed at $i; exit 1; }; echo $i; sleep 0.05; done", volume)
 	return strings.Replace(p, "restartPolicy: Always", "restartPolicy: Never", 1)
@@ -103,7 +102,7 @@ func TestUpgrade(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		for i, n := range progress() {
 			if n <= before[i] {
-				t.Errorf("after %s %s stands at %d", after, names[i], n)
+				t.Errorf("after %s, %s no longer writes: it stands at %d", after, names[i], n)
 			}
 		}
 	}
@@ -132,7 +131,7 @@ func TestUpgrade(t *testing.T) {
 	mustBeClean(t)
 }
 
-// TestKubeletRestarts ends kubelet, which is started again, while there are volumes.
+// TestKubeletRestarts kills kubelet, which the node starts again, while there are volumes.
 func TestKubeletRestarts(t *testing.T) {
 	t.Cleanup(func() { mustBeClean(t) })
 	apply(t, writer("writes", `csi: {driver: csi.disktemplate.io, fsType: ext4, volumeAttributes: {size: 64Mi}}`))
@@ -142,7 +141,7 @@ func TestKubeletRestarts(t *testing.T) {
 	before := strings.Count(kubectl(t, "logs", "-n", namespace, plugin(t)), `"Registered with kubelet"`)
 	on(t, "kill", "-KILL", old)
 	eventually(t, "the registration", func() string {
-		log, _ := cluster("", "kubectl", "logs", "-n", namespace, plugin(t)) // which kubelet serves
+		log, _ := cluster("", "kubectl", "logs", "-n", namespace, plugin(t)) // it is kubelet that serves logs
 		return fmt.Sprintf("%d times, kubelet is new: %v", strings.Count(log, `"Registered with kubelet"`), pid() != old)
 	}, "kubelet is new: true", strconv.Itoa(before+1)+" times")
 	apply(t, inline("after-restart", "ext4", "size: 64Mi"))
@@ -152,7 +151,7 @@ func TestKubeletRestarts(t *testing.T) {
 	}
 }
 
-// TestReboot takes the node everything that a power cut takes.
+// TestReboot takes from the node everything that a power cut takes.
 func TestReboot(t *testing.T) {
 	t.Cleanup(func() { mustBeClean(t) })
 	names := []string{"reboot-ext4", "reboot-xfs", "reboot-btrfs"}
@@ -170,14 +169,14 @@ func TestReboot(t *testing.T) {
 			return out
 		}, "starts: 2")
 	}
-	// Kubelet starts the pod again in place, with the inline volume that it had.
+	// Kubelet starts the same pod again, with the inline volume that it had.
 	eventually(t, "reboot-inline", func() string {
 		out, _ := cluster("", "kubectl", "exec", "reboot-inline", "--", "cat", "/data/hello")
 		return out
 	}, "hello")
 }
 
-// TestForceDeleted deletes a pod while the plugin is away, without waiting for kubelet.
+// TestForceDeleted deletes pods by force, while the plugin is away.
 func TestForceDeleted(t *testing.T) {
 	t.Cleanup(func() { freshSidecars(t); mustBeClean(t) })
 	pods := inline("forced", "xfs", "size: 300Mi") + claim("forced-claim", "disktemplate-ext4", "64Mi")
@@ -197,7 +196,7 @@ func TestForceDeleted(t *testing.T) {
 	}, "left::")
 	kubectl(t, "delete", "pod", "forced", "forced-claim", "--force", "--grace-period=0")
 	if left := residue(t); !strings.Contains(left, "kubernetes.io~csi") {
-		t.Errorf("the volumes were gone before the plugin came back, and this tests nothing: %s", left)
+		t.Errorf("the volumes were gone before the plugin came back, so this tests nothing: %s", left)
 	}
 	back()
 	pluginReady(t)
@@ -205,95 +204,7 @@ func TestForceDeleted(t *testing.T) {
 	mustBeClean(t)
 }
 
-// TestPoolFull asks for more than there is. The node's pool has 20 GiB.
-func TestPoolFull(t *testing.T) {
-	t.Cleanup(func() { mustBeClean(t) })
-	apply(t, claim("too-large", "disktemplate-ext4", "30Gi"))
-	eventually(t, "the pod's events", func() string { return events(t, "too-large") }, "did not have enough free storage")
-
-	class := `
-apiVersion: storage.k8s.io/v1
-kind: StorageClass
-metadata: {name: thick}
-provisioner: csi.disktemplate.io
-volumeBindingMode: WaitForFirstConsumer
-parameters: {provisioning: thick}
----
-`
-	apply(t, class)
-	apply(t, claim("hog", "thick", strconv.FormatInt(emptyCapacity(t, "thick")>>20-256, 10)+"Mi"))
-	filler := inline("filler", "xfs", "size: 1Gi")
-	apply(t, filler)
-	ready(t, "hog", "filler")
-	kubectl(t, "exec", "filler", "--", "dd", "if=/dev/zero", "of=/data/f", "bs=1M", "count=400", "conv=fsync")
-	apply(t, inline("no-room", "ext4", "size: 64Mi"))
-	t.Log(eventually(t, "the pod's events", func() string { return events(t, "no-room") }, "FailedMount", "ResourceExhausted", "pool is full", "headroom", "delete volumes"))
-	remove(t, filler)
-	ready(t, "no-room") // kubelet tried again
-}
-
-// capacity is what the scheduler is told of a class, in bytes.
-func capacity(t testing.TB, class string) int64 {
-	t.Helper()
-	var list struct {
-		Items []struct {
-			StorageClassName string
-			Capacity         string
-		}
-	}
-	decode(t, kubectl(t, "get", "csistoragecapacities", "-A", "-o", "json"), &list)
-	for _, c := range list.Items {
-		if c.StorageClassName == class {
-			n, err := strconv.ParseInt(strings.TrimSuffix(c.Capacity, "Mi"), 10, 64)
-			if err == nil {
-				return n << 20
-			}
-			if c.Capacity != "0" && c.Capacity != "" {
-				t.Fatalf("the capacity of %s is %q", class, c.Capacity)
-			}
-		}
-	}
-	return 0
-}
-
-// emptyCapacity waits until the scheduler is told of a pool without claims, and returns
-// that: what tests before this one had may be gone from the pool and not yet from there.
-// The provisioner tells of a deletion within a second or two.
-func emptyCapacity(t testing.TB, class string) int64 {
-	t.Helper()
-	mustBeClean(t)
-	var n int64
-	since := time.Now()
-	eventually(t, "the capacity of "+class, func() string {
-		if now := capacity(t, class); now != n {
-			n, since = now, time.Now()
-		}
-		return fmt.Sprintf("%d MiB, of an empty pool: %v", n>>20, n > 18<<30 && time.Since(since) > 4*time.Second)
-	}, "pool: true")
-	return n
-}
-
-// TestCapacityFollows makes and deletes a claim, and sees it in what the scheduler
-// is told.
-func TestCapacityFollows(t *testing.T) {
-	t.Cleanup(func() { mustBeClean(t) })
-	follows := func(what string, want func(int64) bool) {
-		t.Helper()
-		eventually(t, what, func() string {
-			now := capacity(t, "disktemplate-xfs")
-			return fmt.Sprintf("%d MiB, as it should be: %v", now>>20, want(now))
-		}, "be: true")
-	}
-	before := emptyCapacity(t, "disktemplate-xfs")
-	c := claim("takes-room", "disktemplate-xfs", "5Gi")
-	apply(t, c)
-	ready(t, "takes-room")
-	follows("the capacity beside a claim of 5 GiB", func(n int64) bool { return n <= before-5<<30 })
-	remove(t, c)
-	follows("the capacity after it", func(n int64) bool { return n >= before-64<<20 })
-}
-
-// TestBadParameters reads what users are told of their mistakes.
+// TestBadParameters reads the events that tell users of their mistakes.
 func TestBadParameters(t *testing.T) {
 	for name, c := range map[string]struct {
 		parameters string
@@ -316,8 +227,8 @@ func TestBadParameters(t *testing.T) {
 	mustBeClean(t)
 }
 
-// TestPreprovisionedSnapshot has an administrator write a VolumeSnapshotContent for a
-// snapshot that is there, and make a claim of it. A label says whose node it is for.
+// TestPreprovisionedSnapshot writes a VolumeSnapshotContent for an existing snapshot, as an administrator may, and makes a
+// claim of it. Its label names the node that the snapshot is on.
 func TestPreprovisionedSnapshot(t *testing.T) {
 	t.Cleanup(func() { mustBeClean(t) })
 	apply(t, claim("origin", "disktemplate-xfs", "300Mi"))
@@ -352,13 +263,12 @@ spec: {source: {volumeSnapshotContentName: written}}
 	apply(t, strings.Replace(claim("of-written", "disktemplate-xfs", "300Mi"), "accessModes:", "dataSource: {apiGroup: snapshot.storage.k8s.io, kind: VolumeSnapshot, name: written}, accessModes:", 1))
 	ready(t, "of-written")
 	if starts := kubectl(t, "exec", "of-written", "--", "grep", "-c", "UTC", "/data/starts"); strings.TrimSpace(starts) != "2" {
-		t.Errorf("what was written before the snapshot, and after it, is %s lines", starts)
+		t.Errorf("the file has %s lines, expected one from before the snapshot and one from after it", strings.TrimSpace(starts))
 	}
 }
 
-// TestSlowTemplate asks for disks that nobody has asked for, so many at once that the last
-// waits long for its formatting VM. Kubelet waits two minutes for a call, so that each pod
-// starts when its disk is ready, and nothing on the way looks like a failure.
+// TestSlowTemplate asks for disks without templates, so many at once that the last one waits long for its formatting VM.
+// Kubelet waits two minutes for a call. So each pod starts when its disk is ready, and no event looks like a failure.
 func TestSlowTemplate(t *testing.T) {
 	t.Cleanup(func() { mustBeClean(t) })
 	built := metric(t, "csi_disktemplate_template_build_duration_seconds_sum")
@@ -376,12 +286,12 @@ func TestSlowTemplate(t *testing.T) {
 			t.Errorf("the events of pod %s:\n%s", pod, got)
 		}
 	}
-	// A size that would take a VM minutes is not for everybody to ask for.
+	// A VM would take minutes for this size: --max-inline-size refuses it.
 	apply(t, inline("too-large-inline", "ext4", "size: 4Ti"))
 	t.Log(eventually(t, "the events", func() string { return events(t, "too-large-inline") }, "FailedMount", "OutOfRange", "size", "--max-inline-size"))
 }
 
-// TestVM starts a VM on a disk.img, and has its kernel mount the filesystem inside.
+// TestVM starts a VM with a disk.img, and its kernel mounts the filesystem inside.
 func TestVM(t *testing.T) {
 	t.Cleanup(func() { mustBeClean(t) })
 	apply(t, `
@@ -411,7 +321,7 @@ spec:
 	}
 }
 
-// TestPrivileges reads who asked the API server for what since the cluster started.
+// TestPrivileges reads in the audit log who asked the API server for what since the cluster started.
 func TestPrivileges(t *testing.T) {
 	apply(t, claim("audited", "disktemplate-xfs", "300Mi"))
 	ready(t, "audited")
@@ -429,9 +339,9 @@ func TestPrivileges(t *testing.T) {
 		}
 		decode(t, line, &e)
 		account, ours := strings.CutPrefix(e.User.Username, "system:serviceaccount:"+namespace+":")
-		// The plugin has the address of a pod and nobody's name.
+		// The plugin has a pod's address and no service account.
 		if !ours && slices.ContainsFunc(e.SourceIPs, func(ip string) bool { return strings.HasPrefix(ip, "172.31.254.") }) {
-			t.Errorf("a pod without a name asked to %s %s", e.Verb, e.RequestURI)
+			t.Errorf("a pod without a service account asked to %s %s", e.Verb, e.RequestURI)
 		}
 		if ours {
 			sidecars++
@@ -444,7 +354,7 @@ func TestPrivileges(t *testing.T) {
 		}
 	}
 	if sidecars == 0 {
-		t.Error("the sidecars asked for nothing: the audit log tells nothing")
+		t.Error("the audit log has no request of a sidecar, so this tests nothing")
 	}
 	if mounts := kubectl(t, "get", "pod", "-n", namespace, plugin(t), "-o", "jsonpath={.spec.containers[*].volumeMounts[*].mountPath}"); strings.Contains(mounts, "serviceaccount") {
 		t.Errorf("the plugin has a token: %s", mounts)

@@ -13,10 +13,10 @@ import (
 	"testing"
 )
 
-// TestOverlays has the API server judge every overlay and KubeVirt example, strictly.
+// TestOverlays has the API server validate every overlay and KubeVirt example strictly.
 func TestOverlays(t *testing.T) {
-	// KubeVirt and CDI are not here: their objects are held against what their
-	// documentation says of the fields that are used.
+	// KubeVirt and CDI are not installed. Their objects are checked by schemas of the fields in use, written from their
+	// documentation.
 	crds, err := os.ReadFile("kubevirt-crds.yaml")
 	if err != nil {
 		t.Fatal(err)
@@ -37,14 +37,14 @@ func TestOverlays(t *testing.T) {
 		validate("-k", overlay)
 	}
 	validate("-f", filepath.Join(root, examples, "kubevirt"))
-	// That is no check that cannot fail.
+	// The check can fail.
 	if out, err := cluster(strings.Replace(example(t, "kubevirt/block.yaml"), "domain:", "domian:", 1), "kubectl", "apply", "--dry-run=server", "--validate=strict", "-f", "-"); err == nil {
-		t.Errorf("a VM with a misspelt field was taken: %s", out)
+		t.Errorf("a VM with a misspelt field was accepted: %s", out)
 	}
 }
 
-// TestUninstall deletes what was applied, and looks at what the node has then: the
-// pool's directory, and the empty directory of the socket.
+// TestUninstall deletes the manifests and looks at what the node still has: the pool's directory, and the empty directory
+// of the socket.
 func TestUninstall(t *testing.T) {
 	manifests := filepath.Join(root, "deploy/kubernetes")
 	apply(t, inline("before-uninstall", "xfs", "size: 300Mi"))

@@ -16,23 +16,23 @@ import (
 	"testing"
 )
 
-// left are the tests of Kubernetes' suite that are not run, by what is in their
-// names, and why. README.md has the same rows.
+// left are the tests of Kubernetes' suite that are not run, by a pattern of their names, and why. README.md has the same
+// rows.
 var left = []struct {
 	name, what, why string
 	unless          func(t *testing.T) bool // nil: never run
 }{
 	{"`[Disruptive]`", `\[Disruptive\]`,
-		"restarts kubelet through SSH on a cloud's nodes; `TestKubeletRestarts`, `TestForceDeleted` and `TestReboot` do so here", nil},
+		"restarts kubelet through SSH on a cloud's nodes. `TestKubeletRestarts`, `TestForceDeleted` and `TestReboot` test the same here", nil},
 	{"`Pre-provisioned Snapshot`", `Pre-provisioned Snapshot`,
-		"a VolumeSnapshotContent that an administrator writes has to say which node's snapshotter is to look at it (the label `snapshot.storage.kubernetes.io/managed-by`); the suite's has no label. `TestPreprovisionedSnapshot` does it with one", nil},
+		"a VolumeSnapshotContent that an administrator writes needs the label `snapshot.storage.kubernetes.io/managed-by`, which names the node whose snapshotter handles it. The suite's has no label. `TestPreprovisionedSnapshot` tests one that has", nil},
 	{"`any volume data source`", `any volume data source`,
-		"needs the images hello-populator and volume-data-source-validator, which cannot be built from what these tests can have", nil},
+		"needs the images hello-populator and volume-data-source-validator, which these tests have no way to build", nil},
 	{"ext4: `pod is using it`, `expansion of pvcs created for ephemeral pvcs`", `for ext4.*(pod is using it|expansion of pvcs created for ephemeral pvcs)`,
-		"growing a mounted ext4 takes CAP_SYS_RESOURCE. They run where the machine gives it, and not where these tests are developed", mayResizeExt4},
+		"growing a mounted ext4 takes CAP_SYS_RESOURCE. The tests run where the machine gives it, which is not the case where they are developed", mayResizeExt4},
 }
 
-// mayResizeExt4 tells whether the machine gives CAP_SYS_RESOURCE (24), see capabilities(7).
+// mayResizeExt4 reports whether the machine gives CAP_SYS_RESOURCE (24), see capabilities(7).
 func mayResizeExt4(t *testing.T) bool {
 	b, err := os.ReadFile("/proc/self/status")
 	if err != nil {
@@ -46,7 +46,7 @@ func mayResizeExt4(t *testing.T) bool {
 	return bounding>>24&1 == 1
 }
 
-// report is what ginkgo writes, in JUnit's form.
+// report is ginkgo's report in JUnit's format.
 type report struct {
 	Cases []struct {
 		Name    string `xml:"name,attr"`
@@ -57,8 +57,8 @@ type report struct {
 	} `xml:"testsuite>testcase"`
 }
 
-// TestStorageSuite runs Kubernetes' own suite for storage drivers, with all that the
-// driver can declared in suite/, for every filesystem.
+// TestStorageSuite runs Kubernetes' own suite for storage drivers, for every filesystem. The files in suite/ declare
+// everything that the driver can do.
 func TestStorageSuite(t *testing.T) {
 	var skip []string
 	for _, l := range left {
@@ -68,7 +68,6 @@ func TestStorageSuite(t *testing.T) {
 		}
 	}
 	out := filepath.Join(stateDir(), "logs")
-	// Most of a test's time is waiting, so that many go at once.
 	args := []string{"run", "env", "GOMAXPROCS=2", "GOGC=400", filepath.Join(stateDir(), "bin/ginkgo"),
 		"-procs=" + strconv.Itoa(suiteProcs), "--timeout=40m", "--no-color", "--focus=External.Storage", "--skip=" + strings.Join(skip, "|"),
 		"--junit-report=suite.xml", "--output-dir=" + out, filepath.Join(stateDir(), "bin/storage-e2e.test"), "--",
@@ -104,7 +103,7 @@ func TestStorageSuite(t *testing.T) {
 	}
 	t.Logf("%d tests passed", passed)
 	if passed < 250 {
-		t.Errorf("%d tests are too few: was the suite run?", passed)
+		t.Errorf("only %d tests passed: did the suite run?", passed)
 	}
 	readme, err := os.ReadFile(filepath.Join(root, "hack/kube/README.md"))
 	if err != nil {
@@ -115,7 +114,7 @@ func TestStorageSuite(t *testing.T) {
 		reason = strings.TrimPrefix(reason, "skipped - ")
 		reasons = append(reasons, strconv.Itoa(n)+" × "+reason)
 		if !strings.Contains(string(readme), "| `"+strings.TrimSuffix(reason, " -- skipping")) {
-			t.Errorf("README.md does not say why %d tests are skipped that say %q", n, reason)
+			t.Errorf("README.md does not say why %d tests are skipped with the message %q", n, reason)
 		}
 	}
 	for _, l := range left {
