@@ -186,16 +186,17 @@ func TestSecondPlugin(t *testing.T) {
 	if err := os.Symlink(n.Pool, link); err != nil {
 		t.Fatal(err)
 	}
+	other := filepath.Join(n.Kubelet, "other.sock")
 	for _, c := range []struct{ pool, socket, says string }{
-		{n.Pool, "other.sock", "another plugin works on this pool"},
-		{link, "other.sock", "another plugin works on this pool"},
-		{testenv.XFS.Pool(t) + "/pool", "csi.sock", "another process serves there"},
+		{n.Pool, other, "another plugin works on this pool"},
+		{link, other, "another plugin works on this pool"},
+		{testenv.XFS.Pool(t) + "/pool", n.Socket(), "another process serves there"},
 	} {
-		code, out := testenv.Product(t, "--endpoint", "unix://"+filepath.Join(n.Kubelet, c.socket), "--node-id", "n", "--pool", c.pool, "--kubelet-dir", n.Kubelet)
+		code, out := testenv.Product(t, "--endpoint", "unix://"+c.socket, "--node-id", "n", "--pool", c.pool, "--kubelet-dir", n.Kubelet)
 		if code != 1 || !strings.Contains(out, c.says) {
 			t.Errorf("exit code %d, expected %q", code, c.says)
 		}
-		if holder := fmt.Sprintf("pid=%d cmd=", p.PID()); c.socket == "other.sock" && !strings.Contains(out, holder) {
+		if holder := fmt.Sprintf("pid=%d cmd=", p.PID()); c.socket == other && !strings.Contains(out, holder) {
 			t.Errorf("does not say %s", holder)
 		}
 	}
