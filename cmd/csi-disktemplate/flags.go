@@ -19,7 +19,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/quota"
 )
 
 // pluginOptions are the flags of the plugin.
@@ -33,7 +33,7 @@ type pluginOptions struct {
 	maxVolumes                   int64
 	sharedResizer                bool
 	sweepInterval                time.Duration
-	limits                       volume.Limits
+	limits                       quota.Limits
 	pool                         pool.Config
 	vm                           vmformat.Config
 }
@@ -87,7 +87,7 @@ func addExistingPool(f *pflag.FlagSet, dir *string) {
 // The defaults are far above what well-meant pods ask for. Kubelet runs 110 pods unless it
 // is configured otherwise. A template of 100 GiB is made as fast as one of 1 GiB, but one of
 // some TiB is not.
-func addLimits(f *pflag.FlagSet, l *volume.Limits) {
+func addLimits(f *pflag.FlagSet, l *quota.Limits) {
 	addValue(f, &l.Size, "max-inline-size", "100Gi", upperSize, "largest size of an inline volume; 0 means no limit")
 	addValue(f, &l.Volumes, "max-inline-volumes", "500", upperCount[int](), "how many inline volumes there may be on this node; 0 means no limit")
 	addValue(f, &l.VolumesPerNamespace, "max-inline-volumes-per-namespace", "0", upperCount[int](),

@@ -16,6 +16,7 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/sweep"
 )
 
 // gcOptions are the flags of `csi-disktemplate gc`.
@@ -83,7 +84,7 @@ func collect(ctx context.Context, o gcOptions, out io.Writer) error {
 	defer m.Close()
 	// Beside a running plugin, half-made objects may be that plugin's. Only a sweep that owns
 	// the pool is the First.
-	actions, err := m.Sweep(ctx, volume.Sweep{DryRun: o.dryRun, First: !o.dryRun})
+	actions, err := m.Sweep(ctx, sweep.Options{DryRun: o.dryRun, First: !o.dryRun})
 	if err != nil && actions == nil {
 		return err
 	}
@@ -95,7 +96,7 @@ func collect(ctx context.Context, o gcOptions, out io.Writer) error {
 }
 
 // failed returns an error if any action failed.
-func failed(actions []volume.Action) error {
+func failed(actions []sweep.Action) error {
 	n := 0
 	for _, a := range actions {
 		if a.Failed() {
@@ -108,16 +109,16 @@ func failed(actions []volume.Action) error {
 	return fmt.Errorf("%d of %d actions failed; the results say why", n, len(actions))
 }
 
-func printJSON(out io.Writer, actions []volume.Action) error {
+func printJSON(out io.Writer, actions []sweep.Action) error {
 	if actions == nil {
-		actions = []volume.Action{} // an empty list in JSON, not null
+		actions = []sweep.Action{} // an empty list in JSON, not null
 	}
 	e := json.NewEncoder(out)
 	e.SetIndent("", "  ")
 	return e.Encode(map[string]any{"actions": actions})
 }
 
-func printTable(out io.Writer, actions []volume.Action) error {
+func printTable(out io.Writer, actions []sweep.Action) error {
 	if len(actions) == 0 {
 		_, err := fmt.Fprintln(out, "Nothing was left behind.")
 		return err

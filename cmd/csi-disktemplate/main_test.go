@@ -21,7 +21,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/quota"
 )
 
 func mustSay(t *testing.T, err error, says ...string) {
@@ -122,7 +122,7 @@ func TestFlags(t *testing.T) {
 	if err := parse(t, &o); err != nil {
 		t.Fatal(err)
 	}
-	want := volume.Limits{Size: 100 << 30, Volumes: 500}
+	want := quota.Limits{Size: 100 << 30, Volumes: 500}
 	if o.nodeID != "node1" || o.limits != want || o.headroom != (size.Share{Percent: 5}) || o.templateCache != (size.Share{Percent: 20}) || o.overcommit != 1 ||
 		o.sweepInterval != 10*time.Minute || o.maxVMs != 2 || o.maxBuildsPerHour != 120 || o.maxVolumes != 1024 ||
 		o.vm != (vmformat.Config{Accel: vmformat.AccelAuto, Timeout: vmformat.DefaultTimeout}) || o.pool != (pool.Config{Dir: "/pool"}) {
@@ -133,7 +133,7 @@ func TestFlags(t *testing.T) {
 		"--max-inline-volumes-per-namespace", "3", "--max-inline-bytes", "1Ti", "--max-inline-bytes-per-namespace", "1e30"); err != nil {
 		t.Fatal(err)
 	}
-	want = volume.Limits{Volumes: 7, VolumesPerNamespace: 3, Bytes: 1 << 40, BytesPerNamespace: math.MaxInt64}
+	want = quota.Limits{Volumes: 7, VolumesPerNamespace: 3, Bytes: 1 << 40, BytesPerNamespace: math.MaxInt64}
 	if o.limits != want || o.headroom != (size.Share{Bytes: 1 << 30}) || o.templateCache != (size.Share{}) || o.overcommit != 2.5 ||
 		o.sweepInterval != 0 || o.maxVMs != 16 || o.maxBuildsPerHour != 0 || o.maxVolumes != 0 ||
 		o.vm != (vmformat.Config{Accel: vmformat.AccelTCG, Timeout: 90 * time.Second}) {

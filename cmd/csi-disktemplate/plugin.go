@@ -51,7 +51,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	store := template.NewStore(templateConfig(o, p, formatter, registry))
 	defer store.Close()
 	volumes, err := volume.NewManager(volume.Config{
-		Pool: p, Templates: store, TargetRoot: o.kubeletDir, Grow: growfs.Grow, Headroom: o.headroom, Overcommit: o.overcommit, Limits: o.limits,
+		Pool: p, Templates: store, TargetRoot: o.kubeletDir, GrowFilesystem: growfs.Grow, Headroom: o.headroom, Overcommit: o.overcommit, Limits: o.limits,
 	})
 	if err != nil {
 		return err

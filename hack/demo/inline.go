@@ -18,6 +18,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
 // filesystems are shown one after the other. f_type is from statfs(2).
@@ -77,11 +78,11 @@ func (d *demo) publishOne(ctx context.Context, v *vol) error {
 	}
 	v.took = time.Since(began)
 	// The images themselves say where they came from.
-	image, err := readVolume(filepath.Join(d.root, "volumes", v.ID))
-	if err != nil {
+	var of image.Record
+	if err := readRecord(filepath.Join(d.root, "volumes", v.ID), pool.VolumeAttr, &of); err != nil {
 		return err
 	}
-	if err := readRecord(filepath.Join(d.root, "templates", image.template), pool.TemplateAttr, &v.template); err != nil {
+	if err := readRecord(filepath.Join(d.root, "templates", of.Template), pool.TemplateAttr, &v.template); err != nil {
 		return err
 	}
 	v.hit = v.template.Built.Before(began)

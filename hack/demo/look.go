@@ -17,7 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 )
 
 // settleTimeout is what the kernel gets to detach loop devices and to free space. It does both in the background, within
@@ -105,20 +104,7 @@ func syncFS(path string) error {
 	return os.NewSyscallError("syncfs", unix.Syncfs(int(f.Fd())))
 }
 
-// image is what the demo wants to know of a volume's image.
-type image struct {
-	id, template string
-	claim        bool   // else inline
-	target       string // an inline volume's
-}
-
-// readVolume reads it from the image's own record.
-func readVolume(path string) (image, error) {
-	var r volume.Record
-	err := readRecord(path, pool.VolumeAttr, &r)
-	return image{id: r.ID, template: r.Template, claim: r.Lifecycle == volume.Persistent, target: r.Target}, err
-}
-
+// readRecord reads the record of an image, from the image itself.
 func readRecord(path string, attr pool.Attr, v any) error {
 	f, err := os.Open(path)
 	if err != nil {

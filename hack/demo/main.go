@@ -27,6 +27,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/harness"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
 const (
@@ -233,14 +235,14 @@ func (d *demo) sweep(ctx context.Context) error {
 
 // sweepOne removes a volume, whichever run made it.
 func (d *demo) sweepOne(ctx context.Context, path string) error {
-	v, err := readVolume(path)
-	if err != nil {
+	var v image.Record
+	if err := readRecord(path, pool.VolumeAttr, &v); err != nil {
 		return err
 	}
-	if v.claim {
-		return d.newClaim(v.id).end(ctx, d)
+	if v.Lifecycle == image.Claim {
+		return d.newClaim(v.ID).end(ctx, d)
 	}
-	return d.Unpublish(ctx, &harness.Volume{ID: v.id, Target: v.target})
+	return d.Unpublish(ctx, &harness.Volume{ID: v.ID, Target: v.Target})
 }
 
 // cleanUp leaves nothing but the pool and, after a failure, the log.

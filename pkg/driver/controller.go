@@ -17,14 +17,15 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
 // controllerServer makes volumes on the node that it runs on: one beside each
 // external-provisioner with --node-deployment.
 type controllerServer struct {
 	csi.UnimplementedControllerServer
-	cfg  Config
-	busy *inflight
+	cfg Config
 }
 
 func (s *controllerServer) ControllerGetCapabilities(context.Context, *csi.ControllerGetCapabilitiesRequest) (*csi.ControllerGetCapabilitiesResponse, error) {
@@ -59,12 +60,7 @@ func (s *controllerServer) CreateVolume(ctx context.Context, req *csi.CreateVolu
 	}
 	id := r.ID()
 	note(ctx, "volume", id, "content", r.Spec.String(), "mode", r.Mode, "source", r.Source.String())
-	done, err := s.busy.start(id)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	v, res, err := s.cfg.Volumes.Create(ctx, r)
+	v, res, err := s.cfg.Volumes.CreateClaim(ctx, r)
 	s.cfg.Metrics.met(ctx, res)
 	if code(err) == codes.NotFound && req.GetAccessibilityRequirements() != nil {
 		// The scheduler chose this node, not knowing where the source is. This answer,
@@ -81,12 +77,7 @@ func (s *controllerServer) DeleteVolume(_ context.Context, req *csi.DeleteVolume
 	if req.GetVolumeId() == "" {
 		return nil, invalid("volume_id: must not be empty")
 	}
-	done, err := s.busy.start(req.GetVolumeId())
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	if err := s.cfg.Volumes.Delete(req.GetVolumeId()); err != nil {
+	if err := s.cfg.Volumes.DeleteClaim(req.GetVolumeId()); err != nil {
 		return nil, err
 	}
 	return &csi.DeleteVolumeResponse{}, nil
@@ -96,7 +87,7 @@ func (s *controllerServer) ControllerGetVolume(_ context.Context, req *csi.Contr
 	if err := checkVolumeID(req.GetVolumeId()); err != nil {
 		return nil, err
 	}
-	v, err := s.cfg.Volumes.Get(req.GetVolumeId())
+	v, err := s.cfg.Volumes.GetClaim(req.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}
@@ -110,14 +101,14 @@ func (s *controllerServer) ValidateVolumeCapabilities(_ context.Context, req *cs
 	if len(req.GetVolumeCapabilities()) == 0 {
 		return nil, invalid("volume_capabilities: must not be empty")
 	}
-	v, err := s.cfg.Volumes.Get(req.GetVolumeId())
+	v, err := s.cfg.Volumes.GetClaim(req.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}
 	for _, c := range req.GetVolumeCapabilities() {
-		u, err := useOf(c, claimFlags)
+		u, err := useOf(c, image.Claim)
 		if err == nil {
-			err = v.Supports(u)
+			err = volume.Supports(v, u)
 		}
 		if err != nil { // no error of this call: the answer to what was asked
 			return &csi.ValidateVolumeCapabilitiesResponse{Message: err.Error()}, nil
@@ -125,7 +116,7 @@ func (s *controllerServer) ValidateVolumeCapabilities(_ context.Context, req *cs
 	}
 	r, err := classRequest(req.GetVolumeCapabilities(), req.GetParameters())
 	if err == nil && len(req.GetParameters()) > 0 {
-		err = v.MadeAs(r)
+		err = r.CompareClass(v)
 	}
 	if err != nil {
 		return &csi.ValidateVolumeCapabilitiesResponse{Message: err.Error()}, nil
@@ -144,7 +135,7 @@ func (s *controllerServer) ListVolumes(_ context.Context, req *csi.ListVolumesRe
 	if err != nil {
 		return nil, err
 	}
-	claims, next, err := s.cfg.Volumes.Claims(after, int(req.GetMaxEntries()))
+	claims, next, err := s.cfg.Volumes.ListClaims(after, int(req.GetMaxEntries()))
 	if err != nil {
 		return nil, err
 	}
@@ -163,7 +154,7 @@ func (s *controllerServer) GetCapacity(ctx context.Context, req *csi.GetCapacity
 		return &csi.GetCapacityResponse{MaximumVolumeSize: wrapperspb.Int64(0)}, nil
 	}
 	r, refused := classRequest(withMode(req.GetVolumeCapabilities()), req.GetParameters())
-	available, err := s.cfg.Volumes.Available(r.Thick)
+	available, err := s.cfg.Volumes.Available(r.Provisioning)
 	if err != nil {
 		return nil, err
 	}
@@ -201,13 +192,8 @@ func (s *controllerServer) ControllerExpandVolume(ctx context.Context, req *csi.
 	if err != nil {
 		return nil, err
 	}
-	done, err := s.busy.start(req.GetVolumeId())
-	if err != nil {
-		return nil, err
-	}
-	defer done()
 	now, mode, err := s.cfg.Volumes.Expand(req.GetVolumeId(), size, use)
-	if s.cfg.SharedResizer && errors.Is(err, volume.ErrNotFound) {
+	if s.cfg.SharedResizer && errors.Is(err, errdefs.ErrNotFound) {
 		note(ctx, "leftToItsNode", true)
 		return &csi.ControllerExpandVolumeResponse{CapacityBytes: size.Required, NodeExpansionRequired: true}, nil
 	}
@@ -218,7 +204,7 @@ func (s *controllerServer) ControllerExpandVolume(ctx context.Context, req *csi.
 	return &csi.ControllerExpandVolumeResponse{
 		CapacityBytes: now,
 		// A disk image is all there is of its volume.
-		NodeExpansionRequired: mode != volume.ModeDiskImage,
+		NodeExpansionRequired: mode != image.ModeDiskImage,
 	}, nil
 }
 
@@ -239,11 +225,6 @@ func (s *controllerServer) CreateSnapshot(ctx context.Context, req *csi.CreateSn
 	}
 	id := volume.SnapshotID(req.GetName())
 	note(ctx, "snapshot", id, "volume", req.GetSourceVolumeId())
-	done, err := s.busy.start(snapshotKey(id))
-	if err != nil {
-		return nil, err
-	}
-	defer done()
 	snap, err := s.cfg.Volumes.CreateSnapshot(ctx, req.GetName(), req.GetSourceVolumeId())
 	if err != nil {
 		return nil, err
@@ -256,11 +237,6 @@ func (s *controllerServer) DeleteSnapshot(ctx context.Context, req *csi.DeleteSn
 	if req.GetSnapshotId() == "" {
 		return nil, invalid("snapshot_id: must not be empty")
 	}
-	done, err := s.busy.start(snapshotKey(req.GetSnapshotId()))
-	if err != nil {
-		return nil, err
-	}
-	defer done()
 	if err := s.cfg.Volumes.DeleteSnapshot(req.GetSnapshotId()); err != nil {
 		return nil, err
 	}
@@ -297,10 +273,10 @@ func (s *controllerServer) ListSnapshots(_ context.Context, req *csi.ListSnapsho
 
 // snapshots finds those that a ListSnapshots request asks for. One that is not
 // there is none, and no error.
-func (s *controllerServer) snapshots(req *csi.ListSnapshotsRequest, after string) ([]volume.Snapshot, string, error) {
+func (s *controllerServer) snapshots(req *csi.ListSnapshotsRequest, after string) ([]image.SnapshotRecord, string, error) {
 	id := req.GetSnapshotId()
 	if id == "" {
-		return s.cfg.Volumes.Snapshots(req.GetSourceVolumeId(), after, int(req.GetMaxEntries()))
+		return s.cfg.Volumes.ListSnapshots(req.GetSourceVolumeId(), after, int(req.GetMaxEntries()))
 	}
 	snap, err := s.cfg.Volumes.GetSnapshot(id)
 	if c := code(err); c == codes.NotFound || c == codes.InvalidArgument {
@@ -309,7 +285,7 @@ func (s *controllerServer) snapshots(req *csi.ListSnapshotsRequest, after string
 	if err != nil || req.GetSourceVolumeId() != "" && snap.Volume != req.GetSourceVolumeId() {
 		return nil, "", err
 	}
-	return []volume.Snapshot{snap}, "", nil
+	return []image.SnapshotRecord{snap}, "", nil
 }
 
 func (s *controllerServer) ControllerGetVolumeHealth(_ context.Context, req *csi.ControllerGetVolumeHealthRequest) (*csi.ControllerGetVolumeHealthResponse, error) {
@@ -329,7 +305,7 @@ func (s *controllerServer) ControllerListVolumeHealth(_ context.Context, req *cs
 	if err != nil {
 		return nil, err
 	}
-	claims, _, err := s.cfg.Volumes.Claims(after, 0)
+	claims, _, err := s.cfg.Volumes.ListClaims(after, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -355,7 +331,7 @@ func (s *controllerServer) ControllerListVolumeHealth(_ context.Context, req *cs
 }
 
 // volume is what the specification says of a volume.
-func (s *controllerServer) volume(v volume.Record) *csi.Volume {
+func (s *controllerServer) volume(v image.Record) *csi.Volume {
 	out := &csi.Volume{
 		VolumeId:           v.ID,
 		CapacityBytes:      v.Spec.Size,
@@ -374,7 +350,7 @@ func (s *controllerServer) volume(v volume.Record) *csi.Volume {
 	return out
 }
 
-func (s *controllerServer) snapshot(snap volume.Snapshot) *csi.Snapshot {
+func (s *controllerServer) snapshot(snap image.SnapshotRecord) *csi.Snapshot {
 	return &csi.Snapshot{
 		SnapshotId:         snap.ID,
 		SourceVolumeId:     snap.Volume,
@@ -423,7 +399,7 @@ func startingAfter(token string, maxEntries int32) (id string, err error) {
 		return "", nil
 	}
 	id, ok := strings.CutPrefix(token, tokenPrefix)
-	if !ok || volume.CheckID(id) != nil {
+	if !ok || image.CheckID(id) != nil {
 		return "", fmt.Errorf("%w: starting_token %.32q is none that this plugin gave out; start the list anew, without it", errToken, token)
 	}
 	return id, nil

@@ -21,6 +21,7 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/sweep"
 )
 
 const (
@@ -116,7 +117,7 @@ func Serve(ctx context.Context, c Config) error {
 		}
 	}
 	if c.SweepInterval > 0 {
-		c.sweep(ctx, volume.Sweep{First: true})
+		c.sweep(ctx, sweep.Options{First: true})
 	}
 	l, err := listen(c.Endpoint)
 	if err != nil {
@@ -125,9 +126,8 @@ func Serve(ctx context.Context, c Config) error {
 	// WaitForHandlers lets a call clean up after itself even when draining took too long.
 	server := grpc.NewServer(grpc.UnaryInterceptor(c.Metrics.intercept), grpc.WaitForHandlers(true), grpc.MaxRecvMsgSize(maxMessage))
 	csi.RegisterIdentityServer(server, &identityServer{cfg: c})
-	busy := &inflight{}
-	csi.RegisterControllerServer(server, &controllerServer{cfg: c, busy: busy})
-	csi.RegisterNodeServer(server, &nodeServer{cfg: c, busy: busy})
+	csi.RegisterControllerServer(server, &controllerServer{cfg: c})
+	csi.RegisterNodeServer(server, &nodeServer{cfg: c})
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
@@ -144,7 +144,7 @@ func Serve(ctx context.Context, c Config) error {
 	}
 	if c.SweepInterval > 0 {
 		g.Go(func() error {
-			c.sweepEvery(ctx, volume.Sweep{Hold: busy.start})
+			c.sweepEvery(ctx)
 			return nil
 		})
 	}
@@ -152,7 +152,7 @@ func Serve(ctx context.Context, c Config) error {
 }
 
 // sweepEvery sweeps until ctx ends.
-func (c Config) sweepEvery(ctx context.Context, s volume.Sweep) {
+func (c Config) sweepEvery(ctx context.Context) {
 	tick := time.NewTicker(c.SweepInterval)
 	defer tick.Stop()
 	for {
@@ -160,14 +160,14 @@ func (c Config) sweepEvery(ctx context.Context, s volume.Sweep) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			c.sweep(ctx, s)
+			c.sweep(ctx, sweep.Options{})
 		}
 	}
 }
 
 // sweep removes what was left behind. An error does not stop the plugin from serving.
-func (c Config) sweep(ctx context.Context, s volume.Sweep) {
-	actions, err := c.Volumes.Sweep(ctx, s)
+func (c Config) sweep(ctx context.Context, o sweep.Options) {
+	actions, err := c.Volumes.Sweep(ctx, o)
 	if err != nil && ctx.Err() == nil {
 		klog.ErrorS(err, "The sweep failed; the next one tries again")
 	}

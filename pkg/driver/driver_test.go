@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -27,6 +26,7 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 )
 
 // TestValidate serves bad texts. The command line refuses the same texts by flag.
@@ -207,51 +207,6 @@ func TestListenMovesNothingAway(t *testing.T) {
 	}
 }
 
-func TestInflight(t *testing.T) {
-	var busy inflight
-	done, err := busy.start("a")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := busy.start("a"); code(err) != codes.Aborted || !strings.Contains(err.Error(), "a: another") {
-		t.Errorf("a second operation on a volume: %v", err)
-	}
-	other, err := busy.start("b")
-	if err != nil {
-		t.Errorf("an operation on another volume: %v", err)
-	}
-	other()
-	done()
-	if done, err = busy.start("a"); err != nil {
-		t.Errorf("after the first ended: %v", err)
-	}
-	done()
-	if len(busy.keys) != 0 {
-		t.Errorf("remembers %v", busy.keys)
-	}
-
-	var inside, begun atomic.Int32
-	var wg sync.WaitGroup
-	for range 32 {
-		wg.Go(func() {
-			done, err := busy.start("c")
-			if err != nil {
-				return
-			}
-			begun.Add(1)
-			if inside.Add(1) != 1 {
-				t.Error("two operations at once")
-			}
-			inside.Add(-1)
-			done()
-		})
-	}
-	wg.Wait()
-	if begun.Load() == 0 {
-		t.Error("none began")
-	}
-}
-
 func TestSanitized(t *testing.T) {
 	req := inline("xfs", keyTokens, `{"":{"token":"hush-token"}}`, "size", "1Gi")
 	req.Secrets = map[string]string{"password": "hush-secret"}
@@ -280,9 +235,9 @@ func TestIntercept(t *testing.T) {
 	info := &grpc.UnaryServerInfo{FullMethod: "/csi.v1.Node/NodePublishVolume"}
 	_, err := m.intercept(t.Context(), inline(""), info, func(ctx context.Context, _ any) (any, error) {
 		note(ctx, "key", "value")
-		return nil, errBusy
+		return nil, errdefs.ErrBusy
 	})
-	if status.Code(err) != codes.Aborted || status.Convert(err).Message() != errBusy.Error() {
+	if status.Code(err) != codes.Aborted || status.Convert(err).Message() != errdefs.ErrBusy.Error() {
 		t.Errorf("the caller gets %v", err)
 	}
 	m.met(t.Context(), volume.Result{Template: "t", TemplateHit: true})

@@ -15,11 +15,8 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 )
-
-// errBusy means that another call works on the same volume or snapshot.
-var errBusy = errors.New("another operation on it is under way; try again")
 
 // errToken means that a list cannot go on from there.
 var errToken = errors.New("invalid token")
@@ -37,24 +34,24 @@ func code(err error) codes.Code {
 		return s.Code()
 	}
 	switch {
-	case errors.Is(err, volume.ErrNotFound): // whatever the reason
+	case errors.Is(err, errdefs.ErrNotFound): // whatever the reason
 		return codes.NotFound
-	case errors.Is(err, template.ErrBuilding), errors.Is(err, volume.ErrUnderWay):
+	case errors.Is(err, template.ErrBuilding), errors.Is(err, errdefs.ErrUnderWay):
 		if errors.Is(err, context.DeadlineExceeded) {
 			return codes.DeadlineExceeded
 		}
 		return codes.Aborted
-	case errors.Is(err, errBusy), errors.Is(err, errToken), errors.Is(err, template.ErrChanged):
+	case errors.Is(err, errdefs.ErrBusy), errors.Is(err, errToken), errors.Is(err, template.ErrChanged):
 		return codes.Aborted
 	case errors.Is(err, diskfs.ErrOutOfRange):
 		return codes.OutOfRange
-	case errors.Is(err, volume.ErrInvalid), errors.Is(err, diskfs.ErrUnknown), errors.Is(err, diskfs.ErrInvalid), errors.Is(err, size.ErrInvalid):
+	case errors.Is(err, errdefs.ErrInvalid), errors.Is(err, diskfs.ErrUnknown), errors.Is(err, diskfs.ErrInvalid), errors.Is(err, size.ErrInvalid):
 		return codes.InvalidArgument
-	case errors.Is(err, volume.ErrExists):
+	case errors.Is(err, errdefs.ErrExists):
 		return codes.AlreadyExists
-	case errors.Is(err, pool.ErrFull), errors.Is(err, volume.ErrLimit), errors.Is(err, template.ErrTooMany), errors.Is(err, errElsewhere):
+	case errors.Is(err, pool.ErrFull), errors.Is(err, errdefs.ErrLimit), errors.Is(err, template.ErrTooMany), errors.Is(err, errElsewhere):
 		return codes.ResourceExhausted
-	case errors.Is(err, volume.ErrState), errors.Is(err, template.ErrNoFormatter), errors.Is(err, pool.ErrUnusable), errors.Is(err, errUnhealthy):
+	case errors.Is(err, errdefs.ErrState), errors.Is(err, template.ErrNoFormatter), errors.Is(err, pool.ErrUnusable), errors.Is(err, errUnhealthy):
 		return codes.FailedPrecondition
 	case errors.Is(err, pool.ErrLocked):
 		return codes.Unavailable

@@ -17,7 +17,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 )
 
 // mustSay checks the code that an error has on the wire, and the words that its message must contain.
@@ -38,11 +38,11 @@ func TestCode(t *testing.T) {
 		err  error
 		want codes.Code
 	}{
-		"busy":                     {errBusy, codes.Aborted},
+		"busy":                     {errdefs.ErrBusy, codes.Aborted},
 		"token":                    {errToken, codes.Aborted},
 		"elsewhere":                {errElsewhere, codes.ResourceExhausted},
-		"under way":                {volume.ErrUnderWay, codes.Aborted},
-		"under way, out of time":   {fmt.Errorf("%w: %w", volume.ErrUnderWay, context.DeadlineExceeded), codes.DeadlineExceeded},
+		"under way":                {errdefs.ErrUnderWay, codes.Aborted},
+		"under way, out of time":   {fmt.Errorf("%w: %w", errdefs.ErrUnderWay, context.DeadlineExceeded), codes.DeadlineExceeded},
 		"building":                 {template.ErrBuilding, codes.Aborted},
 		"formatter changed":        {template.ErrChanged, codes.Aborted},
 		"building, canceled":       {fmt.Errorf("%w: %w", template.ErrBuilding, context.Canceled), codes.Aborted},
@@ -50,15 +50,15 @@ func TestCode(t *testing.T) {
 		"size":                     {diskfs.ErrOutOfRange, codes.OutOfRange},
 		"filesystem":               {diskfs.ErrUnknown, codes.InvalidArgument},
 		"label or option":          {diskfs.ErrInvalid, codes.InvalidArgument},
-		"request":                  {volume.ErrInvalid, codes.InvalidArgument},
-		"volume exists":            {volume.ErrExists, codes.AlreadyExists},
-		"no volume":                {volume.ErrNotFound, codes.NotFound},
-		"no volume at this path":   {fmt.Errorf("%w: %w", volume.ErrNotFound, volume.ErrExists), codes.NotFound},
-		"no volume at such a path": {fmt.Errorf("%w: %w", volume.ErrNotFound, volume.ErrInvalid), codes.NotFound},
+		"request":                  {errdefs.ErrInvalid, codes.InvalidArgument},
+		"volume exists":            {errdefs.ErrExists, codes.AlreadyExists},
+		"no volume":                {errdefs.ErrNotFound, codes.NotFound},
+		"no volume at this path":   {fmt.Errorf("%w: %w", errdefs.ErrNotFound, errdefs.ErrExists), codes.NotFound},
+		"no volume at such a path": {fmt.Errorf("%w: %w", errdefs.ErrNotFound, errdefs.ErrInvalid), codes.NotFound},
 		"full":                     {fmt.Errorf("%w: %w", pool.ErrFull, syscall.ENOSPC), codes.ResourceExhausted},
-		"limit":                    {volume.ErrLimit, codes.ResourceExhausted},
+		"limit":                    {errdefs.ErrLimit, codes.ResourceExhausted},
 		"too many templates":       {fmt.Errorf("volume v: %w", template.ErrTooMany), codes.ResourceExhausted},
-		"state":                    {volume.ErrState, codes.FailedPrecondition},
+		"state":                    {errdefs.ErrState, codes.FailedPrecondition},
 		"no formatter":             {template.ErrNoFormatter, codes.FailedPrecondition},
 		"pool":                     {pool.ErrUnusable, codes.FailedPrecondition},
 		"unhealthy":                {errUnhealthy, codes.FailedPrecondition},

@@ -16,6 +16,7 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
 // watchdog ends a process whose fuzzed call does not return. The fuzzer itself would wait for it and report nothing.
@@ -98,7 +99,7 @@ func FuzzPublishRequest(f *testing.F) {
 		f.Add("v", h, uint8(1), "", "", single, uint8(0), "", "", "", "", "")
 	}
 	f.Fuzz(func(t *testing.T, id, target string, kind uint8, fsType, flag string, mode int32, given uint8, size, label, publishAs, key, value string) {
-		defer watchdog("publishRequest")()
+		defer watchdog("inlineRequest")()
 		context := map[string]string{keyEphemeral: "true", keyPodName: value}
 		for i, attr := range [][2]string{{attrSize, size}, {attrLabel, label}, {attrPublishAs, publishAs}, {key, value}} {
 			if given&(1<<i) != 0 {
@@ -108,7 +109,7 @@ func FuzzPublishRequest(f *testing.F) {
 		req := &csi.NodePublishVolumeRequest{
 			VolumeId: id, TargetPath: target, VolumeCapability: capability(kind, fsType, flag, mode), VolumeContext: context, Readonly: given&0x80 != 0,
 		}
-		r, err := publishRequest(req)
+		r, err := inlineRequest(req)
 		if err != nil {
 			refused(t, err, codes.InvalidArgument, codes.OutOfRange)
 		} else {
@@ -116,9 +117,9 @@ func FuzzPublishRequest(f *testing.F) {
 		}
 
 		req.StagingTargetPath = target
-		if r, err := publishClaimRequest(req); err != nil {
+		if r, err := publishRequest(req); err != nil {
 			refused(t, err, codes.InvalidArgument, codes.FailedPrecondition)
-		} else if safeName(t, r.ID); strings.HasSuffix(r.Target, "/") || r.Staging == "" || r.Block && r.Access != (volume.Access{ReadOnly: r.ReadOnly}) {
+		} else if safeName(t, r.ID); strings.HasSuffix(r.Target, "/") || r.Staging == "" || r.Block && r.Access != (image.Access{ReadOnly: r.ReadOnly}) {
 			t.Errorf("accepted %+v", r)
 		}
 		if r, err := stageRequest(&csi.NodeStageVolumeRequest{VolumeId: id, StagingTargetPath: target, VolumeCapability: req.VolumeCapability}); err != nil {
@@ -130,7 +131,7 @@ func FuzzPublishRequest(f *testing.F) {
 }
 
 // inlineAccepted checks the request that pkg/volume gets for an inline volume.
-func inlineAccepted(t *testing.T, req *csi.NodePublishVolumeRequest, r volume.Request) {
+func inlineAccepted(t *testing.T, req *csi.NodePublishVolumeRequest, r volume.InlineRequest) {
 	t.Helper()
 	if err := r.Validate(); err != nil {
 		t.Fatalf("accepted %+v: %v", r, err)
@@ -216,7 +217,7 @@ func claimAccepted(t *testing.T, req *csi.CreateVolumeRequest, r volume.ClaimReq
 	block := req.GetVolumeCapabilities()[0].GetBlock() != nil
 	required := req.GetCapacityRange().GetRequiredBytes()
 	switch {
-	case err != nil, block != (r.Mode == volume.ModeBlock), r.Mode == volume.ModeFilesystem && !fs.Formatted():
+	case err != nil, block != (r.Mode == image.ModeBlock), r.Mode == image.ModeFilesystem && !fs.Formatted():
 		t.Errorf("accepted the mode %s and %s: %v", r.Mode, r.Spec, err)
 	case r.Spec.Size < required, r.Spec.Size%mib != 0 && r.Spec.Size <= diskfs.MaxSize, r.Limit < 0, r.Limit > 0 && r.Limit < required:
 		t.Errorf("accepted %d bytes, at most %d, for %d", r.Spec.Size, r.Limit, required)
@@ -224,7 +225,7 @@ func claimAccepted(t *testing.T, req *csi.CreateVolumeRequest, r volume.ClaimReq
 		t.Errorf("%s is not the default", r.Spec)
 	}
 	for key := range req.GetParameters() {
-		if !strings.HasPrefix(key, kubeletPrefix) && !slices.Contains(parameters, key) {
+		if !strings.HasPrefix(key, kubeletPrefix) && !slices.ContainsFunc(classParameters, func(p classParameter) bool { return p.name == key }) {
 			t.Errorf("accepted the parameter %q", key)
 		}
 	}

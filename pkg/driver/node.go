@@ -8,13 +8,13 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 )
 
 type nodeServer struct {
 	csi.UnimplementedNodeServer
-	cfg  Config
-	busy *inflight
+	cfg Config
 }
 
 func (s *nodeServer) NodeStageVolume(ctx context.Context, req *csi.NodeStageVolumeRequest) (*csi.NodeStageVolumeResponse, error) {
@@ -23,11 +23,6 @@ func (s *nodeServer) NodeStageVolume(ctx context.Context, req *csi.NodeStageVolu
 	if err != nil {
 		return nil, err
 	}
-	done, err := s.busy.start(r.ID)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
 	if err := s.cfg.Volumes.Stage(ctx, r); err != nil {
 		return nil, err
 	}
@@ -42,11 +37,6 @@ func (s *nodeServer) NodeUnstageVolume(ctx context.Context, req *csi.NodeUnstage
 	if req.GetStagingTargetPath() == "" {
 		return nil, invalid("staging_target_path: must not be empty")
 	}
-	done, err := s.busy.start(req.GetVolumeId())
-	if err != nil {
-		return nil, err
-	}
-	defer done()
 	if err := s.cfg.Volumes.Unstage(req.GetVolumeId(), trimmed(req.GetStagingTargetPath())); err != nil {
 		return nil, err
 	}
@@ -67,31 +57,21 @@ func (s *nodeServer) NodePublishVolume(ctx context.Context, req *csi.NodePublish
 }
 
 func (s *nodeServer) publishInline(ctx context.Context, req *csi.NodePublishVolumeRequest) error {
-	r, err := publishRequest(req)
+	r, err := inlineRequest(req)
 	if err != nil {
 		return err
 	}
 	note(ctx, "filesystem", r.Spec.String(), "publishAs", r.Mode)
-	done, err := s.busy.start(r.ID)
-	if err != nil {
-		return err
-	}
-	defer done()
-	res, err := s.cfg.Volumes.Publish(ctx, r)
+	res, err := s.cfg.Volumes.PublishInline(ctx, r)
 	s.cfg.Metrics.met(ctx, res)
 	return err
 }
 
 func (s *nodeServer) publishClaim(ctx context.Context, req *csi.NodePublishVolumeRequest) error {
-	r, err := publishClaimRequest(req)
+	r, err := publishRequest(req)
 	if err != nil {
 		return err
 	}
-	done, err := s.busy.start(r.ID)
-	if err != nil {
-		return err
-	}
-	defer done()
 	return s.cfg.Volumes.PublishClaim(ctx, r)
 }
 
@@ -103,11 +83,6 @@ func (s *nodeServer) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpub
 	if req.GetTargetPath() == "" {
 		return nil, invalid("target_path: must not be empty")
 	}
-	done, err := s.busy.start(req.GetVolumeId())
-	if err != nil {
-		return nil, err
-	}
-	defer done()
 	if err := s.cfg.Volumes.Unpublish(req.GetVolumeId(), trimmed(req.GetTargetPath())); err != nil {
 		return nil, err
 	}
@@ -148,11 +123,6 @@ func (s *nodeServer) NodeExpandVolume(ctx context.Context, req *csi.NodeExpandVo
 	if err != nil {
 		return nil, err
 	}
-	done, err := s.busy.start(req.GetVolumeId())
-	if err != nil {
-		return nil, err
-	}
-	defer done()
 	now, err := s.cfg.Volumes.ExpandOnNode(req.GetVolumeId(), trimmed(req.GetVolumePath()), size, use)
 	if err != nil {
 		return nil, err
@@ -181,10 +151,10 @@ func (s *nodeServer) NodeGetStorageHealth(context.Context, *csi.NodeGetStorageHe
 	r := &csi.NodeGetStorageHealthResponse{}
 	for _, c := range s.cfg.Volumes.PoolHealth() {
 		status := csi.StorageHealthErrorType_STORAGE_DEGRADED
-		if c.Severity > volume.Degraded {
+		if c.Severity > health.Degraded {
 			status = csi.StorageHealthErrorType_STORAGE_UNREACHABLE
 		}
-		r.BackendHealth = append(r.BackendHealth, &csi.NodeGetStorageHealthResponse_StorageBackendHealth{Status: status, Reason: c.Reason, Message: c.Message})
+		r.BackendHealth = append(r.BackendHealth, &csi.NodeGetStorageHealthResponse_StorageBackendHealth{Status: status, Reason: c.Code, Message: c.Message()})
 	}
 	return r, nil
 }
@@ -198,12 +168,12 @@ func healthOf(volumes *volume.Manager, id string, paths ...string) (*csi.VolumeH
 	}
 	h := &csi.VolumeHealth{VolumeId: id}
 	for _, c := range conditions {
-		status := map[volume.Severity]csi.VolumeHealthErrorType{
-			volume.Degraded:     csi.VolumeHealthErrorType_DEGRADED,
-			volume.Inaccessible: csi.VolumeHealthErrorType_INACCESSIBLE,
-			volume.DataLoss:     csi.VolumeHealthErrorType_DATA_LOSS,
+		status := map[health.Severity]csi.VolumeHealthErrorType{
+			health.Degraded:     csi.VolumeHealthErrorType_DEGRADED,
+			health.Inaccessible: csi.VolumeHealthErrorType_INACCESSIBLE,
+			health.DataLoss:     csi.VolumeHealthErrorType_DATA_LOSS,
 		}[c.Severity]
-		h.HealthStatuses = append(h.HealthStatuses, &csi.VolumeHealth_VolumeHealthEntry{Status: status, Reason: c.Reason, Message: c.Message})
+		h.HealthStatuses = append(h.HealthStatuses, &csi.VolumeHealth_VolumeHealthEntry{Status: status, Reason: c.Code, Message: c.Message()})
 	}
 	return h, nil
 }

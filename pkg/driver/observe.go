@@ -17,6 +17,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/sweep"
 )
 
 // Metrics counts and times what the driver does.
@@ -49,14 +50,14 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 }
 
 // swept counts an action of a sweep.
-func (m *Metrics) swept(a volume.Action) {
+func (m *Metrics) swept(a sweep.Action) {
 	result := "done"
 	switch {
 	case a.Failed():
 		result = "failed"
-	case a.Result == volume.Skipped:
+	case a.Result == sweep.Skipped:
 		result = "skipped"
-	case a.Verb == volume.Leave:
+	case a.Verb == sweep.Leave:
 		result = "left"
 	}
 	m.sweeps.WithLabelValues(string(a.Verb), result).Inc()

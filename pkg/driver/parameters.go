@@ -14,9 +14,20 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
-// Parameters of a StorageClass.
+// class is what the parameters of a StorageClass say, one field for each.
+type class struct {
+	fsType        *diskfs.Filesystem // nil: not given
+	format        string
+	formatGiven   bool
+	formatOptions string
+	label         string
+	provisioning  image.Provisioning
+	publishAs     image.Mode // "": not given
+}
+
 const (
 	paramFormat        = "format"
 	paramFormatOptions = "formatOptions"
@@ -28,16 +39,73 @@ const (
 	formatNone = "none"
 )
 
-var (
-	parameters    = []string{paramFormat, paramFormatOptions, paramLabel, paramProvisioning, paramPublishAs}
-	provisionings = []string{"thin", "thick"}
-)
+type classParameter struct {
+	name string
+	read func(c *class, value string) error
+}
+
+// classParameters has every parameter of a StorageClass. To add one, add its row, its field
+// in class, and what becomes of it in classRequest. A field that is new in
+// [volume.ClaimRequest] must be compared there too; a test finds one that is forgotten.
+var classParameters = []classParameter{
+	{paramFormat, func(c *class, v string) error {
+		c.format, c.formatGiven = v, true
+		return nil
+	}},
+	{paramFormatOptions, func(c *class, v string) error {
+		c.formatOptions = v
+		return nil
+	}},
+	{paramLabel, func(c *class, v string) error {
+		c.label = v
+		return nil
+	}},
+	{paramProvisioning, func(c *class, v string) (err error) {
+		if c.provisioning, err = image.ParseProvisioning(v); err != nil {
+			err = invalid("parameter %s %w", paramProvisioning, err)
+		}
+		return err
+	}},
+	{paramPublishAs, func(c *class, v string) (err error) {
+		c.publishAs, err = mountMode("parameter "+paramPublishAs, v)
+		return err
+	}},
+	{paramFSType, func(c *class, v string) (err error) {
+		c.fsType, err = filesystemNamed("parameter "+paramFSType, v)
+		return err
+	}},
+}
+
+// readClass reads the parameters of a StorageClass, each by itself.
+func readClass(params map[string]string, block bool) (class, error) {
+	var c class
+	var names []string
+	for _, p := range classParameters {
+		names = append(names, p.name)
+	}
+	for _, key := range slices.Sorted(maps.Keys(params)) {
+		// Other keys with the prefix are the provisioner's, as with --extra-create-metadata.
+		if !strings.HasPrefix(key, kubeletPrefix) && !slices.Contains(names, key) {
+			return c, invalid("parameter %.64q: unknown; allowed are %s", key, strings.Join(names, ", "))
+		}
+	}
+	for _, p := range classParameters {
+		value, given := params[p.name]
+		if !given || block && (p.name == paramFSType || p.name == paramPublishAs) { // of mounted volumes
+			continue
+		}
+		if err := p.read(&c, value); err != nil {
+			return c, err
+		}
+	}
+	return c, nil
+}
 
 // maxName is the limit of CSI for a name ("Size Limits"), in bytes.
 const maxName = 128
 
-// checkName holds a name that a container orchestrator suggests against the
-// specification (CreateVolumeRequest.name).
+// checkName checks a name that a container orchestrator suggests (CSI 1.13,
+// CreateVolumeRequest.name).
 func checkName(name string) error {
 	switch {
 	case name == "":
@@ -78,16 +146,10 @@ func claimRequest(req *csi.CreateVolumeRequest) (volume.ClaimRequest, error) {
 	return r, err
 }
 
-// classRequest reads what capabilities and parameters say of a volume: all but its
-// name, size and source. No capabilities stand for those that go with the parameters.
+// classRequest reads what capabilities and parameters say of a volume: everything but its
+// name, size and source. Without capabilities, those that fit the parameters are assumed.
 func classRequest(capabilities []*csi.VolumeCapability, params map[string]string) (volume.ClaimRequest, error) {
 	var r volume.ClaimRequest
-	for _, key := range slices.Sorted(maps.Keys(params)) {
-		// The provisioner's own, as with --extra-create-metadata.
-		if !strings.HasPrefix(key, kubeletPrefix) && !slices.Contains(parameters, key) {
-			return r, invalid("parameter %.64q: unknown; allowed are %s, and %s", key, strings.Join(parameters, ", "), paramFSType)
-		}
-	}
 	u, err := useOfAll(capabilities)
 	if err != nil {
 		return r, err
@@ -95,27 +157,27 @@ func classRequest(capabilities []*csi.VolumeCapability, params map[string]string
 	if len(capabilities) == 0 { // as the provisioner asks for capacity: only disks have a format
 		u.Block = params[paramFormat] != "" && params[paramPublishAs] == ""
 	}
-	// The provisioner makes it part of the capability; a caller of its own may not.
-	if v, ok := params[paramFSType]; ok && !u.Block {
-		fs, err := filesystemNamed("parameter "+paramFSType, v)
-		if err != nil {
-			return r, err
-		}
-		if u.Filesystem != "" && u.Filesystem != fs.Name {
-			return r, invalid("parameter %s %.64q: the volume capability asks for %q; give one of them", paramFSType, v, u.Filesystem)
-		}
-		u.Filesystem = fs.Name
-	}
-	if r.Mode, err = modeOf(u.Block, params); err != nil {
+	c, err := readClass(params, u.Block)
+	if err != nil {
 		return r, err
 	}
-	provisioning := cmp.Or(params[paramProvisioning], provisionings[0])
-	if !slices.Contains(provisionings, provisioning) {
-		return r, invalid("parameter %s %.64q: must be one of %s", paramProvisioning, provisioning, strings.Join(provisionings, ", "))
+	if v, given := params[paramPublishAs]; u.Block && given {
+		return r, invalid("parameter %s %.64q: does not go with volumeMode Block, which is published as a device; use another StorageClass", paramPublishAs, v)
 	}
-	r.Thick = provisioning == "thick"
-	r.Spec, err = specOf(r.Mode, u.Filesystem, params)
-	r.DefaultSpec = u.Filesystem == "" && params[paramFormat] == "" && params[paramLabel] == "" && params[paramFormatOptions] == ""
+	// The provisioner makes fstype part of the capability; another caller may not.
+	if c.fsType != nil {
+		if u.Filesystem != "" && u.Filesystem != c.fsType.Name {
+			return r, invalid("parameter %s %.64q: the volume capability asks for %q; give one of them", paramFSType, c.fsType.Name, u.Filesystem)
+		}
+		u.Filesystem = c.fsType.Name
+	}
+	r.Mode = cmp.Or(c.publishAs, image.ModeFilesystem)
+	if u.Block {
+		r.Mode = image.ModeBlock
+	}
+	r.Provisioning = c.provisioning
+	r.Spec, err = c.spec(r.Mode, u.Filesystem)
+	r.DefaultSpec = u.Filesystem == "" && c.format == "" && c.label == "" && c.formatOptions == ""
 	return r, err
 }
 
@@ -132,7 +194,7 @@ func withMode(capabilities []*csi.VolumeCapability) []*csi.VolumeCapability {
 func useOfAll(capabilities []*csi.VolumeCapability) (volume.Use, error) {
 	var all volume.Use
 	for i, c := range capabilities {
-		u, err := useOf(c, claimFlags)
+		u, err := useOf(c, image.Claim)
 		if err != nil {
 			return u, err
 		}
@@ -147,63 +209,44 @@ func useOfAll(capabilities []*csi.VolumeCapability) (volume.Use, error) {
 	return all, nil
 }
 
-// modeOf decides how a volume is published.
-func modeOf(block bool, params map[string]string) (volume.Mode, error) {
-	publishAs, given := params[paramPublishAs]
-	switch {
-	case block && given:
-		return "", invalid("parameter %s %.64q: does not go with volumeMode Block, which is published as a device; use another StorageClass", paramPublishAs, publishAs)
-	case block:
-		return volume.ModeBlock, nil
-	case !given:
-		return volume.ModeFilesystem, nil
-	}
-	mode := volume.Mode(publishAs)
-	if !slices.Contains(volume.MountModes, mode) {
-		return "", invalid("parameter %s %.64q: must be one of %v", paramPublishAs, publishAs, volume.MountModes)
-	}
-	return mode, nil
-}
-
-// specOf decides what is inside a volume. fsType is for what gets mounted; a disk
-// may say for itself what it is formatted with, or that it is not.
-func specOf(mode volume.Mode, fsType string, params map[string]string) (diskfs.Spec, error) {
+// spec decides the content of a volume. fsType is for what gets mounted. A disk may say for
+// itself what it is formatted with, or that it is not.
+func (c class) spec(mode image.Mode, fsType string) (diskfs.Spec, error) {
 	var spec diskfs.Spec
-	format, given := params[paramFormat]
-	if mode == volume.ModeFilesystem && given {
-		return spec, invalid("parameter %s %.64q: is for disks (volumeMode Block, or %s: %s); the filesystem of a mounted volume is fsType", paramFormat, format, paramPublishAs, volume.ModeDiskImage)
+	if mode == image.ModeFilesystem && c.formatGiven {
+		return spec, invalid("parameter %s %.64q: is for disks (volumeMode Block, or %s: %s); the filesystem of a mounted volume is fsType", paramFormat, c.format, paramPublishAs, image.ModeDiskImage)
 	}
-	if mode == volume.ModeBlock && !given {
-		format = formatNone
+	if c.format == formatNone || mode == image.ModeBlock && !c.formatGiven {
+		return diskfs.Spec{Filesystem: "raw"}, c.checkUnformatted()
 	}
-	if format == formatNone {
-		for _, p := range []string{paramLabel, paramFormatOptions} {
-			if params[p] != "" {
-				return spec, invalid("parameter %s %.64q: there is nothing to format; add %s: one of %s", p, params[p], paramFormat, strings.Join(diskfs.Names(), ", "))
-			}
-		}
-		return diskfs.Spec{Filesystem: "raw"}, nil
-	}
-	field, name := "fsType", cmp.Or(fsType, defaultFilesystem)
-	if given {
-		field, name = "parameter "+paramFormat, format
+	field, name, allowed := "fsType", cmp.Or(fsType, defaultFilesystem), diskfs.Names()
+	if c.formatGiven {
+		field, name, allowed = "parameter "+paramFormat, c.format, append([]string{formatNone}, allowed...)
 	}
 	fs, err := diskfs.Lookup(name)
 	if err != nil || !fs.Formatted() {
-		allowed := diskfs.Names()
-		if given {
-			allowed = append([]string{formatNone}, allowed...)
-		}
 		return spec, invalid("%s %.64q: must be one of %s", field, name, strings.Join(allowed, ", "))
 	}
-	spec = diskfs.Spec{Filesystem: fs.Name, Label: params[paramLabel]}
-	if spec.Options, err = formatOptions(params[paramFormatOptions]); err != nil {
+	spec = diskfs.Spec{Filesystem: fs.Name, Label: c.label}
+	if spec.Options, err = formatOptions(c.formatOptions); err != nil {
 		return spec, err
 	}
 	if err := fs.CheckLabel(spec.Label); err != nil {
 		return spec, inParameter(paramLabel, err)
 	}
 	return spec, inParameter(paramFormatOptions, fs.CheckOptions(spec.Options))
+}
+
+// checkUnformatted refuses the parameters that only a filesystem can have.
+func (c class) checkUnformatted() error {
+	name, value := paramLabel, c.label
+	if value == "" {
+		name, value = paramFormatOptions, c.formatOptions
+	}
+	if value == "" {
+		return nil
+	}
+	return invalid("parameter %s %.64q: there is nothing to format; add %s: one of %s", name, value, paramFormat, strings.Join(diskfs.Names(), ", "))
 }
 
 // formatOptions reads "key=value,key=value".
@@ -236,9 +279,9 @@ func sizeOf(r *csi.CapacityRange) (volume.Size, error) {
 	return size, nil
 }
 
-// sourceOf reads what a volume is to be a copy of.
-func sourceOf(s *csi.VolumeContentSource) (volume.Source, error) {
-	var source volume.Source
+// sourceOf reads the snapshot or volume that a claim is to be a copy of.
+func sourceOf(s *csi.VolumeContentSource) (image.Source, error) {
+	var source image.Source
 	switch s.GetType().(type) {
 	case *csi.VolumeContentSource_Snapshot:
 		if source.Snapshot = s.GetSnapshot().GetSnapshotId(); source.Snapshot == "" {

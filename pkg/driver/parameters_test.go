@@ -14,6 +14,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/internal/harness"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
 // mounted is a capability that a provisioner sends.
@@ -43,38 +44,38 @@ func TestClaimRequest(t *testing.T) {
 		change func(*csi.CreateVolumeRequest)
 		want   want
 	}{
-		"nothing said":     {req: create(mounted("")), want: want{Spec: fs("ext4"), Mode: volume.ModeFilesystem, DefaultSpec: true}},
-		"xfs":              {req: create(mounted("xfs")), want: want{Spec: fs("xfs"), Mode: volume.ModeFilesystem}},
-		"as a parameter":   {req: create(mounted(""), paramFSType, "btrfs"), want: want{Spec: fs("btrfs"), Mode: volume.ModeFilesystem}},
-		"said twice":       {req: create(mounted("xfs"), paramFSType, "xfs"), want: want{Spec: fs("xfs"), Mode: volume.ModeFilesystem}},
-		"label":            {req: create(mounted("ext4"), "label", "data"), want: want{Spec: diskfs.Spec{Filesystem: "ext4", Label: "data"}, Mode: volume.ModeFilesystem}},
-		"options":          {req: create(mounted("ext4"), "formatOptions", "journal=off,inode-size=512"), want: want{Spec: diskfs.Spec{Filesystem: "ext4", Options: map[string]string{"journal": "off", "inode-size": "512"}}, Mode: volume.ModeFilesystem}},
-		"thick":            {req: create(mounted("ext4"), "provisioning", "thick"), want: want{Spec: fs("ext4"), Mode: volume.ModeFilesystem, Thick: true}},
-		"thin":             {req: create(mounted("ext4"), "provisioning", "thin"), want: want{Spec: fs("ext4"), Mode: volume.ModeFilesystem}},
-		"as a filesystem":  {req: create(mounted("ext4"), "publishAs", "filesystem"), want: want{Spec: fs("ext4"), Mode: volume.ModeFilesystem}},
-		"disk image":       {req: create(mounted("ext4"), "publishAs", "diskImage"), want: want{Spec: fs("ext4"), Mode: volume.ModeDiskImage}},
-		"empty disk image": {req: create(mounted("ext4"), "publishAs", "diskImage", "format", "none"), want: want{Spec: fs("raw"), Mode: volume.ModeDiskImage}},
-		"xfs disk image":   {req: create(mounted("ext4"), "publishAs", "diskImage", "format", "xfs"), want: want{Spec: fs("xfs"), Mode: volume.ModeDiskImage}},
-		"block":            {req: create(device()), want: want{Spec: fs("raw"), Mode: volume.ModeBlock, DefaultSpec: true}},
-		"formatted block":  {req: create(device(), "format", "btrfs", "label", "l"), want: want{Spec: diskfs.Spec{Filesystem: "btrfs", Label: "l"}, Mode: volume.ModeBlock}},
-		"block, none":      {req: create(device(), "format", "none"), want: want{Spec: fs("raw"), Mode: volume.ModeBlock}},
+		"nothing said":     {req: create(mounted("")), want: want{Spec: fs("ext4"), Mode: image.ModeFilesystem, DefaultSpec: true}},
+		"xfs":              {req: create(mounted("xfs")), want: want{Spec: fs("xfs"), Mode: image.ModeFilesystem}},
+		"as a parameter":   {req: create(mounted(""), paramFSType, "btrfs"), want: want{Spec: fs("btrfs"), Mode: image.ModeFilesystem}},
+		"said twice":       {req: create(mounted("xfs"), paramFSType, "xfs"), want: want{Spec: fs("xfs"), Mode: image.ModeFilesystem}},
+		"label":            {req: create(mounted("ext4"), "label", "data"), want: want{Spec: diskfs.Spec{Filesystem: "ext4", Label: "data"}, Mode: image.ModeFilesystem}},
+		"options":          {req: create(mounted("ext4"), "formatOptions", "journal=off,inode-size=512"), want: want{Spec: diskfs.Spec{Filesystem: "ext4", Options: map[string]string{"journal": "off", "inode-size": "512"}}, Mode: image.ModeFilesystem}},
+		"thick":            {req: create(mounted("ext4"), "provisioning", "thick"), want: want{Spec: fs("ext4"), Mode: image.ModeFilesystem, Provisioning: image.Thick}},
+		"thin":             {req: create(mounted("ext4"), "provisioning", "thin"), want: want{Spec: fs("ext4"), Mode: image.ModeFilesystem}},
+		"as a filesystem":  {req: create(mounted("ext4"), "publishAs", "filesystem"), want: want{Spec: fs("ext4"), Mode: image.ModeFilesystem}},
+		"disk image":       {req: create(mounted("ext4"), "publishAs", "diskImage"), want: want{Spec: fs("ext4"), Mode: image.ModeDiskImage}},
+		"empty disk image": {req: create(mounted("ext4"), "publishAs", "diskImage", "format", "none"), want: want{Spec: fs("raw"), Mode: image.ModeDiskImage}},
+		"xfs disk image":   {req: create(mounted("ext4"), "publishAs", "diskImage", "format", "xfs"), want: want{Spec: fs("xfs"), Mode: image.ModeDiskImage}},
+		"block":            {req: create(device()), want: want{Spec: fs("raw"), Mode: image.ModeBlock, DefaultSpec: true}},
+		"formatted block":  {req: create(device(), "format", "btrfs", "label", "l"), want: want{Spec: diskfs.Spec{Filesystem: "btrfs", Label: "l"}, Mode: image.ModeBlock}},
+		"block, none":      {req: create(device(), "format", "none"), want: want{Spec: fs("raw"), Mode: image.ModeBlock}},
 		"block, a class for both": {req: create(device(), paramFSType, "xfs"),
-			want: want{Spec: fs("raw"), Mode: volume.ModeBlock, DefaultSpec: true}},
-		"size": {req: create(mounted("ext4")), change: sized64(gibibyte, 0), want: want{Spec: diskfs.Spec{Filesystem: "ext4", Size: gibibyte}, Mode: volume.ModeFilesystem}},
+			want: want{Spec: fs("raw"), Mode: image.ModeBlock, DefaultSpec: true}},
+		"size": {req: create(mounted("ext4")), change: sized64(gibibyte, 0), want: want{Spec: diskfs.Spec{Filesystem: "ext4", Size: gibibyte}, Mode: image.ModeFilesystem}},
 		"size, rounded up": {req: create(mounted("ext4")), change: sized64(gibibyte+1, 2*gibibyte),
-			want: want{Spec: diskfs.Spec{Filesystem: "ext4", Size: gibibyte + mib}, Limit: 2 * gibibyte, Mode: volume.ModeFilesystem}},
-		"limit alone": {req: create(mounted("ext4")), change: sized64(0, gibibyte), want: want{Spec: fs("ext4"), Limit: gibibyte, Mode: volume.ModeFilesystem}},
+			want: want{Spec: diskfs.Spec{Filesystem: "ext4", Size: gibibyte + mib}, Limit: 2 * gibibyte, Mode: image.ModeFilesystem}},
+		"limit alone": {req: create(mounted("ext4")), change: sized64(0, gibibyte), want: want{Spec: fs("ext4"), Limit: gibibyte, Mode: image.ModeFilesystem}},
 		"of a snapshot": {req: create(mounted("")), change: func(r *csi.CreateVolumeRequest) {
 			r.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: "s"}}}
-		}, want: want{Spec: fs("ext4"), Mode: volume.ModeFilesystem, DefaultSpec: true, Source: volume.Source{Snapshot: "s"}}},
+		}, want: want{Spec: fs("ext4"), Mode: image.ModeFilesystem, DefaultSpec: true, Source: image.Source{Snapshot: "s"}}},
 		"of a volume": {req: create(mounted("")), change: func(r *csi.CreateVolumeRequest) {
 			r.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Volume{Volume: &csi.VolumeContentSource_VolumeSource{VolumeId: "v"}}}
-		}, want: want{Spec: fs("ext4"), Mode: volume.ModeFilesystem, DefaultSpec: true, Source: volume.Source{Volume: "v"}}},
+		}, want: want{Spec: fs("ext4"), Mode: image.ModeFilesystem, DefaultSpec: true, Source: image.Source{Volume: "v"}}},
 		"several capabilities": {req: create(mounted("xfs")), change: func(r *csi.CreateVolumeRequest) {
 			r.VolumeCapabilities = append(r.VolumeCapabilities, mounted("xfs"))
-		}, want: want{Spec: fs("xfs"), Mode: volume.ModeFilesystem}},
+		}, want: want{Spec: fs("xfs"), Mode: image.ModeFilesystem}},
 		"a long name": {req: create(mounted("")), change: func(r *csi.CreateVolumeRequest) { r.Name = strings.Repeat("é", 64) },
-			want: want{Spec: fs("ext4"), Mode: volume.ModeFilesystem, DefaultSpec: true}},
+			want: want{Spec: fs("ext4"), Mode: image.ModeFilesystem, DefaultSpec: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c.change != nil {
@@ -89,7 +90,7 @@ func TestClaimRequest(t *testing.T) {
 				t.Errorf("asks for %s, not %s", got.Spec, c.want.Spec)
 			}
 			got.Spec, c.want.Spec = diskfs.Spec{}, diskfs.Spec{}
-			if got.Name != c.want.Name || got.Mode != c.want.Mode || got.Thick != c.want.Thick || got.Limit != c.want.Limit ||
+			if got.Name != c.want.Name || got.Mode != c.want.Mode || got.Provisioning != c.want.Provisioning || got.Limit != c.want.Limit ||
 				got.Source != c.want.Source || got.DefaultSpec != c.want.DefaultSpec {
 				t.Errorf("is  %+v\nnot %+v", got, c.want)
 			}
@@ -116,7 +117,7 @@ func TestBadClaimRequest(t *testing.T) {
 		"fstype parameter":    {req: create(mounted(""), paramFSType, "zfs"), code: bad, says: []string{paramFSType, `"zfs"`, "btrfs, ext4, xfs"}},
 		"two filesystems":     {req: create(mounted("xfs"), paramFSType, "ext4"), code: bad, says: []string{paramFSType, `"ext4"`, `"xfs"`}},
 		"raw filesystem":      {req: create(mounted("raw")), code: bad, says: []string{`"raw"`, "btrfs, ext4, xfs"}},
-		"publishAs":           {req: create(mounted(""), "publishAs", "block"), code: bad, says: []string{"publishAs", `"block"`, "filesystem diskImage"}},
+		"publishAs":           {req: create(mounted(""), "publishAs", "block"), code: bad, says: []string{"publishAs", `"block"`, "filesystem, diskImage"}},
 		"publishAs of block":  {req: create(device(), "publishAs", "diskImage"), code: bad, says: []string{"publishAs", `"diskImage"`, "volumeMode Block"}},
 		"provisioning":        {req: create(mounted(""), "provisioning", "fat"), code: bad, says: []string{"provisioning", `"fat"`, "thin, thick"}},
 		"format of a mount":   {req: create(mounted("ext4"), "format", "xfs"), code: bad, says: []string{"format", `"xfs"`, "fsType"}},
@@ -176,27 +177,27 @@ func TestBadClaimRequest(t *testing.T) {
 func TestClaimMountFlags(t *testing.T) {
 	c := mounted("ext4")
 	c.GetMount().MountFlags = []string{"ro", "noatime", "noexec", "suid", "dev", "rw", "exec", "relatime", "nosuid", "nodev"}
-	u, err := useOf(c, claimFlags)
-	if err != nil || u.Access != (volume.Access{}) { // the last of contrary flags counts
+	u, err := useOf(c, image.Claim)
+	if err != nil || u.Access != (image.Access{}) { // the last of contrary flags counts
 		t.Errorf("%+v: %v", u, err)
 	}
 	c.GetMount().MountFlags = []string{"rw", "exec", "relatime", "nosuid", "nodev", "ro", "noatime", "noexec", "suid", "dev"}
-	u, err = useOf(c, claimFlags)
-	if want := (volume.Access{ReadOnly: true, NoATime: true, NoExec: true, SUID: true, Dev: true}); err != nil || u.Access != want {
+	u, err = useOf(c, image.Claim)
+	if want := (image.Access{ReadOnly: true, NoATime: true, NoExec: true, SUID: true, Dev: true}); err != nil || u.Access != want {
 		t.Errorf("%+v: %v", u, err)
 	}
-	if _, err := useOf(c, inlineFlags); err == nil || !strings.Contains(err.Error(), `"exec"`) {
+	if _, err := useOf(c, image.Inline); err == nil || !strings.Contains(err.Error(), `"exec"`) {
 		t.Errorf("inline: %v", err)
 	}
 	for m, want := range map[csi.VolumeCapability_AccessMode_Mode]volume.Use{
 		csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER:        {SingleTarget: true},
 		csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER: {SingleTarget: true},
 		csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER:  {},
-		csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY:   {SingleTarget: true, Access: volume.Access{ReadOnly: true}},
+		csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY:   {SingleTarget: true, Access: image.Access{ReadOnly: true}},
 	} {
 		c := mounted("")
 		c.AccessMode.Mode = m
-		if u, err := useOf(c, claimFlags); err != nil || u != want {
+		if u, err := useOf(c, image.Claim); err != nil || u != want {
 			t.Errorf("%s: %+v: %v", m, u, err)
 		}
 	}
@@ -207,11 +208,11 @@ func TestStagingRequests(t *testing.T) {
 	if r, err := stageRequest(good); err != nil || r.ID != "v" || r.Staging != "/staging" || r.Filesystem != "xfs" {
 		t.Errorf("%+v: %v", r, err)
 	}
-	if _, err := publishClaimRequest(&csi.NodePublishVolumeRequest{VolumeId: "v", TargetPath: "/t", VolumeCapability: mounted("")}); code(err) != codes.FailedPrecondition ||
+	if _, err := publishRequest(&csi.NodePublishVolumeRequest{VolumeId: "v", TargetPath: "/t", VolumeCapability: mounted("")}); code(err) != codes.FailedPrecondition ||
 		!strings.Contains(err.Error(), "staging_target_path") || !strings.Contains(err.Error(), keyEphemeral) {
 		t.Errorf("published without a staging path: %v", err)
 	}
-	r, err := publishClaimRequest(&csi.NodePublishVolumeRequest{VolumeId: "v", TargetPath: "/t/", StagingTargetPath: "/s/", Readonly: true, VolumeCapability: device()})
+	r, err := publishRequest(&csi.NodePublishVolumeRequest{VolumeId: "v", TargetPath: "/t/", StagingTargetPath: "/s/", Readonly: true, VolumeCapability: device()})
 	if err != nil || r.ID != "v" || r.Target != "/t" || r.Staging != "/s" || !r.TargetReadOnly || !r.Block || r.ReadOnly {
 		t.Errorf("%+v: %v", r, err)
 	}

@@ -14,6 +14,8 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
 // Keys of an inline volume's context. Those with this prefix are set by kubelet.
@@ -26,8 +28,8 @@ const (
 	keyTokens     = kubeletPrefix + "serviceAccount.tokens"
 )
 
-// Attributes that the author of a pod may write. Whoever may create a pod may
-// write them: they are hostile until checked here.
+// Attributes of an inline volume. Whoever may create a pod may write them: they are hostile
+// until checked here.
 const (
 	attrSize      = "size"
 	attrLabel     = "label"
@@ -39,14 +41,14 @@ var attributes = []string{attrLabel, attrPublishAs, attrSize}
 // defaultFilesystem is used where the pod names none.
 const defaultFilesystem = "ext4"
 
-// publishRequest checks a NodePublishVolume request for an inline volume and turns
-// it into what package volume understands. It looks at nothing but the request.
-func publishRequest(req *csi.NodePublishVolumeRequest) (volume.Request, error) {
-	var none volume.Request
+// inlineRequest checks a NodePublishVolume request for an inline volume, and turns it into
+// what package volume understands. It looks at nothing but the request.
+func inlineRequest(req *csi.NodePublishVolumeRequest) (volume.InlineRequest, error) {
+	var none volume.InlineRequest
 	if err := targetOf(req); err != nil {
 		return none, err
 	}
-	u, err := useOf(req.GetVolumeCapability(), inlineFlags)
+	u, err := useOf(req.GetVolumeCapability(), image.Inline)
 	if err != nil {
 		return none, err
 	}
@@ -56,7 +58,7 @@ func publishRequest(req *csi.NodePublishVolumeRequest) (volume.Request, error) {
 	if req.GetStagingTargetPath() != "" {
 		return none, invalid("staging_target_path %q: must be empty: inline volumes are not staged", req.GetStagingTargetPath())
 	}
-	r := volume.Request{
+	r := volume.InlineRequest{
 		ID:     req.GetVolumeId(),
 		Target: trimmed(req.GetTargetPath()),
 		Access: u.Access,
@@ -66,13 +68,22 @@ func publishRequest(req *csi.NodePublishVolumeRequest) (volume.Request, error) {
 	if r.Spec, err = inlineSpec(u.Filesystem, req.GetVolumeContext()); err != nil {
 		return none, err
 	}
-	r.Mode = volume.ModeFilesystem
+	r.Mode = image.ModeFilesystem
 	if v, ok := req.GetVolumeContext()[attrPublishAs]; ok {
-		if r.Mode = volume.Mode(v); !slices.Contains(volume.MountModes, r.Mode) {
-			return none, invalid("volume attribute %s %.64q: must be one of %v", attrPublishAs, v, volume.MountModes)
+		if r.Mode, err = mountMode("volume attribute "+attrPublishAs, v); err != nil {
+			return none, err
 		}
 	}
 	return r, r.Validate()
+}
+
+// mountMode reads publishAs, which a field has.
+func mountMode(field, value string) (image.Mode, error) {
+	mode := image.Mode(value)
+	if !slices.Contains(image.MountModes, mode) {
+		return "", invalid("%s %.64q: must be one of %s", field, value, volume.ModeList(image.MountModes))
+	}
+	return mode, nil
 }
 
 // targetOf checks what every NodePublishVolume request has.
@@ -87,7 +98,7 @@ func targetOf(req *csi.NodePublishVolumeRequest) error {
 }
 
 func checkVolumeID(id string) error {
-	if err := volume.CheckID(id); err != nil {
+	if err := image.CheckID(id); err != nil {
 		return fmt.Errorf("volume_id: %w", err)
 	}
 	return nil
@@ -96,13 +107,13 @@ func checkVolumeID(id string) error {
 // trimmed is a path without a slash at its end.
 func trimmed(path string) string { return strings.TrimRight(path, "/") }
 
-// isInline reports whether a volume is to be made by this call, and gone with its
-// pod. Kubelet says so, and lets no pod say it instead.
+// isInline reports whether a request is for an inline volume. Kubelet says so, and lets no
+// pod say it instead.
 func isInline(req *csi.NodePublishVolumeRequest) bool {
 	return req.GetVolumeContext()[keyEphemeral] == "true"
 }
 
-// stageRequest checks a NodeStageVolume request, likewise.
+// stageRequest checks a NodeStageVolume request.
 func stageRequest(req *csi.NodeStageVolumeRequest) (volume.StageRequest, error) {
 	r := volume.StageRequest{ID: req.GetVolumeId(), Staging: trimmed(req.GetStagingTargetPath())}
 	if err := checkVolumeID(r.ID); err != nil {
@@ -112,12 +123,12 @@ func stageRequest(req *csi.NodeStageVolumeRequest) (volume.StageRequest, error) 
 		return r, invalid("staging_target_path: must not be empty")
 	}
 	var err error
-	r.Use, err = useOf(req.GetVolumeCapability(), claimFlags)
+	r.Use, err = useOf(req.GetVolumeCapability(), image.Claim)
 	return r, err
 }
 
-// publishClaimRequest checks a NodePublishVolume request for a claim, likewise.
-func publishClaimRequest(req *csi.NodePublishVolumeRequest) (volume.PublishRequest, error) {
+// publishRequest checks a NodePublishVolume request for a claim.
+func publishRequest(req *csi.NodePublishVolumeRequest) (volume.PublishRequest, error) {
 	r := volume.PublishRequest{
 		ID: req.GetVolumeId(), Staging: trimmed(req.GetStagingTargetPath()), Target: trimmed(req.GetTargetPath()), TargetReadOnly: req.GetReadonly(),
 	}
@@ -125,22 +136,22 @@ func publishClaimRequest(req *csi.NodePublishVolumeRequest) (volume.PublishReque
 		return r, err
 	}
 	var err error
-	if r.Use, err = useOf(req.GetVolumeCapability(), claimFlags); err != nil {
+	if r.Use, err = useOf(req.GetVolumeCapability(), image.Claim); err != nil {
 		return r, err
 	}
 	if r.Staging == "" { // CSI 1.13, NodePublishVolume errors
-		return r, fmt.Errorf("%w: staging_target_path: must not be empty for a volume that is no inline volume (its volume_context has no %s=true; is podInfoOnMount set in CSIDriver?)", volume.ErrState, keyEphemeral)
+		return r, fmt.Errorf("%w: staging_target_path: must not be empty for a claim (this volume's volume_context has no %s=true; is podInfoOnMount set in CSIDriver?)", errdefs.ErrState, keyEphemeral)
 	}
 	return r, nil
 }
 
-// podOf is who kubelet says a volume is for.
-func podOf(req *csi.NodePublishVolumeRequest) volume.Pod {
+// podOf is the pod that kubelet says a volume is for.
+func podOf(req *csi.NodePublishVolumeRequest) image.Pod {
 	ctx := req.GetVolumeContext()
-	return volume.Pod{Namespace: ctx[keyPodNS], Name: ctx[keyPodName], UID: ctx[keyPodUID]}
+	return image.Pod{Namespace: ctx[keyPodNS], Name: ctx[keyPodName], UID: ctx[keyPodUID]}
 }
 
-// inlineSpec reads what the volume shall contain.
+// inlineSpec reads the content that an inline volume is to have.
 func inlineSpec(fsType string, ctx map[string]string) (diskfs.Spec, error) {
 	for _, key := range slices.Sorted(maps.Keys(ctx)) {
 		if !strings.HasPrefix(key, kubeletPrefix) && !slices.Contains(attributes, key) {
@@ -172,15 +183,8 @@ func filesystemNamed(field, name string) (*diskfs.Filesystem, error) {
 	return fs, nil
 }
 
-// Mount flags: whoever may create a pod gives those of its inline volumes, an
-// administrator those of a StorageClass.
-var (
-	inlineFlags = []string{"ro", "rw", "noatime", "relatime", "nosuid", "nodev"}
-	claimFlags  = append([]string{"suid", "dev", "exec", "noexec"}, inlineFlags...)
-)
-
-// useOf reads a volume capability, of which flags are allowed.
-func useOf(c *csi.VolumeCapability, flags []string) (volume.Use, error) {
+// useOf reads the volume capability of an inline volume or a claim.
+func useOf(c *csi.VolumeCapability, of image.Lifecycle) (volume.Use, error) {
 	var u volume.Use
 	if c == nil {
 		return u, invalid("volume_capability: must not be empty")
@@ -207,7 +211,10 @@ func useOf(c *csi.VolumeCapability, flags []string) (volume.Use, error) {
 			return u, err
 		}
 	}
-	return u, mountFlags(c.GetMount().GetMountFlags(), flags, &u.Access)
+	access, err := image.ParseMountFlags(c.GetMount().GetMountFlags(), of)
+	access.ReadOnly = access.ReadOnly || u.ReadOnly
+	u.Access = access
+	return u, err
 }
 
 // useIfGiven reads a capability that may be left out; then it is nil.
@@ -215,32 +222,10 @@ func useIfGiven(c *csi.VolumeCapability) (*volume.Use, error) {
 	if c == nil {
 		return nil, nil
 	}
-	u, err := useOf(c, claimFlags)
+	u, err := useOf(c, image.Claim)
 	return &u, err
 }
 
-// mountFlags reads mount options as mount(8) has them.
-func mountFlags(given, allowed []string, a *volume.Access) error {
-	for _, flag := range given {
-		if !slices.Contains(allowed, flag) {
-			return invalid("volume_capability.mount.mount_flags: %.64q is not supported; allowed are %s", flag, strings.Join(allowed, ", "))
-		}
-		switch flag { // of two that contradict each other the last counts, as with mount(8)
-		case "ro", "rw":
-			a.ReadOnly = flag == "ro"
-		case "noatime", "relatime":
-			a.NoATime = flag == "noatime"
-		case "noexec", "exec":
-			a.NoExec = flag == "noexec"
-		case "suid", "nosuid":
-			a.SUID = flag == "suid"
-		case "dev", "nodev":
-			a.Dev = flag == "dev"
-		}
-	}
-	return nil
-}
-
 func invalid(format string, args ...any) error {
-	return fmt.Errorf("%w: "+format, append([]any{volume.ErrInvalid}, args...)...)
+	return fmt.Errorf("%w: "+format, append([]any{errdefs.ErrInvalid}, args...)...)
 }

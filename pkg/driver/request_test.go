@@ -14,6 +14,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/internal/harness"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
 const mib = diskfs.MiB
@@ -49,25 +50,25 @@ func flags(f ...string) func(*csi.NodePublishVolumeRequest) {
 }
 
 func TestPublishRequest(t *testing.T) {
-	request := func(fs string, size int64, change func(*volume.Request)) volume.Request {
-		r := volume.Request{
+	request := func(fs string, size int64, change func(*volume.InlineRequest)) volume.InlineRequest {
+		r := volume.InlineRequest{
 			ID:     "csi-0123456789abcdef",
 			Target: "/var/lib/kubelet/pods/uid/volumes/kubernetes.io~csi/scratch/mount",
 			Spec:   diskfs.Spec{Filesystem: fs, Size: size},
-			Mode:   volume.ModeFilesystem,
-			Pod:    volume.Pod{Namespace: "shop", Name: "web-0", UID: "uid"},
+			Mode:   image.ModeFilesystem,
+			Pod:    image.Pod{Namespace: "shop", Name: "web-0", UID: "uid"},
 		}
 		if change != nil {
 			change(&r)
 		}
 		return r
 	}
-	readOnly := func(r *volume.Request) { r.ReadOnly = true }
-	label := func(l string) func(*volume.Request) { return func(r *volume.Request) { r.Spec.Label = l } }
+	readOnly := func(r *volume.InlineRequest) { r.ReadOnly = true }
+	label := func(l string) func(*volume.InlineRequest) { return func(r *volume.InlineRequest) { r.Spec.Label = l } }
 	for name, c := range map[string]struct {
 		req    *csi.NodePublishVolumeRequest
 		change func(*csi.NodePublishVolumeRequest)
-		want   volume.Request
+		want   volume.InlineRequest
 	}{
 		"nothing said":                 {req: inline(""), want: request("ext4", 256*mib, nil)},
 		"ext4's default size":          {req: inline("ext4"), want: request("ext4", 256*mib, nil)},
@@ -91,10 +92,10 @@ func TestPublishRequest(t *testing.T) {
 		"empty label":                  {req: inline("ext4", "label", ""), want: request("ext4", 256*mib, nil)},
 		"published as filesystem":      {req: inline("ext4", "publishAs", "filesystem"), want: request("ext4", 256*mib, nil)},
 		"published as disk image": {req: inline("ext4", "publishAs", "diskImage"),
-			want: request("ext4", 256*mib, func(r *volume.Request) { r.Mode = volume.ModeDiskImage })},
+			want: request("ext4", 256*mib, func(r *volume.InlineRequest) { r.Mode = image.ModeDiskImage })},
 		"slash after the target": {req: inline(""), want: request("ext4", 256*mib, nil),
 			change: func(r *csi.NodePublishVolumeRequest) { r.TargetPath += "/" }},
-		"longest volume id": {req: inline(""), want: request("ext4", 256*mib, func(r *volume.Request) { r.ID = strings.Repeat("v", 128) }),
+		"longest volume id": {req: inline(""), want: request("ext4", 256*mib, func(r *volume.InlineRequest) { r.ID = strings.Repeat("v", 128) }),
 			change: func(r *csi.NodePublishVolumeRequest) { r.VolumeId = strings.Repeat("v", 128) }},
 		"read-only volume": {req: inline(""), want: request("ext4", 256*mib, readOnly),
 			change: func(r *csi.NodePublishVolumeRequest) { r.Readonly = true }},
@@ -102,14 +103,14 @@ func TestPublishRequest(t *testing.T) {
 		"single writer":   {req: inline(""), change: mode(csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER), want: request("ext4", 256*mib, nil)},
 		"several writers": {req: inline(""), change: mode(csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER), want: request("ext4", 256*mib, nil)},
 		"read-only flag":  {req: inline(""), change: flags("ro"), want: request("ext4", 256*mib, readOnly)},
-		"noatime flag":    {req: inline(""), change: flags("noatime"), want: request("ext4", 256*mib, func(r *volume.Request) { r.NoATime = true })},
+		"noatime flag":    {req: inline(""), change: flags("noatime"), want: request("ext4", 256*mib, func(r *volume.InlineRequest) { r.NoATime = true })},
 		"idle flags":      {req: inline(""), change: flags("rw", "nosuid", "nodev", "relatime"), want: request("ext4", 256*mib, nil)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c.change != nil {
 				c.change(c.req)
 			}
-			got, err := publishRequest(c.req)
+			got, err := inlineRequest(c.req)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -185,9 +186,9 @@ func TestBadPublishRequest(t *testing.T) {
 		"label with NUL":       {req: inline("ext4", "label", "a\x00b"), code: bad, says: []string{"label", `"a\x00b"`, "letters"}},
 		"label not ASCII":      {req: inline("ext4", "label", "ä"), code: bad, says: []string{"label", `"ä"`, "letters"}},
 		"label with a line":    {req: inline("ext4", "label", "a\nb"), code: bad, says: []string{"label", `"a\nb"`, "letters"}},
-		"published as block":   {req: inline("", "publishAs", "block"), code: bad, says: []string{"publishAs", `"block"`, "filesystem diskImage"}},
-		"published as nothing": {req: inline("", "publishAs", ""), code: bad, says: []string{"publishAs", `""`, "filesystem diskImage"}},
-		"published by case":    {req: inline("", "publishAs", "diskimage"), code: bad, says: []string{"publishAs", `"diskimage"`, "filesystem diskImage"}},
+		"published as block":   {req: inline("", "publishAs", "block"), code: bad, says: []string{"publishAs", `"block"`, "filesystem, diskImage"}},
+		"published as nothing": {req: inline("", "publishAs", ""), code: bad, says: []string{"publishAs", `""`, "filesystem, diskImage"}},
+		"published by case":    {req: inline("", "publishAs", "diskimage"), code: bad, says: []string{"publishAs", `"diskimage"`, "filesystem, diskImage"}},
 
 		"no volume id":           {req: inline(""), change: id(""), code: bad, says: []string{"volume_id", "empty"}},
 		"volume id with a slash": {req: inline(""), change: id("a/b"), code: bad, says: []string{"volume_id", `"a/b"`, anID}},
@@ -227,12 +228,12 @@ func TestBadPublishRequest(t *testing.T) {
 			if c.change != nil {
 				c.change(c.req)
 			}
-			_, err := publishRequest(c.req)
+			_, err := inlineRequest(c.req)
 			t.Log(err)
 			mustSay(t, toStatus(err), c.code, c.says...)
 		})
 	}
-	if _, err := publishRequest(nil); status.Code(toStatus(err)) != bad {
+	if _, err := inlineRequest(nil); status.Code(toStatus(err)) != bad {
 		t.Errorf("an empty request: %v", err)
 	}
 }

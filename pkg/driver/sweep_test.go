@@ -15,7 +15,7 @@ import (
 	"testing"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/sweep"
 )
 
 // leaveBehind publishes a volume, kills the plugin and removes all of the pod's directory. A node that was rebooted and
@@ -37,13 +37,13 @@ func (p *plugin) leaveBehind(id string) {
 func TestSweep(t *testing.T) {
 	n := newNode(t, testenv.Btrfs, 1<<30)
 	n.start().leaveBehind("by-command")
-	gc := func(flags ...string) []volume.Action {
+	gc := func(flags ...string) []sweep.Action {
 		t.Helper()
 		out, err := exec.Command(testenv.Binary(t), append([]string{"gc", "--pool", n.Pool, "--kubelet-dir", n.Kubelet, "-o", "json"}, flags...)...).Output()
 		if err != nil {
 			t.Fatal(err)
 		}
-		var plan struct{ Actions []volume.Action }
+		var plan struct{ Actions []sweep.Action }
 		if err := json.Unmarshal(out, &plan); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
@@ -52,9 +52,9 @@ func TestSweep(t *testing.T) {
 	for _, c := range []struct {
 		flags  []string
 		result string
-	}{{[]string{"--dry-run"}, ""}, {[]string{"--dry-run"}, ""}, {nil, volume.Done}} {
+	}{{[]string{"--dry-run"}, ""}, {[]string{"--dry-run"}, ""}, {nil, sweep.Done}} {
 		a := gc(c.flags...)
-		if len(a) != 1 || a[0].Verb != volume.Delete || a[0].Object != "volume by-command" || a[0].Result != c.result {
+		if len(a) != 1 || a[0].Verb != sweep.Delete || a[0].Object != "volume by-command" || a[0].Result != c.result {
 			t.Errorf("gc %v: %+v", c.flags, a)
 		}
 	}

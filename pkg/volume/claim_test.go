@@ -19,9 +19,14 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/sweep"
 )
 
 const (
@@ -46,17 +51,17 @@ func everywhere(t *testing.T, poolSize int64, test func(n *node, filesystem stri
 
 // claim asks for a mounted filesystem.
 func claim(name, filesystem string, size int64) ClaimRequest {
-	return ClaimRequest{Name: name, Spec: diskfs.Spec{Filesystem: filesystem, Size: size}, Mode: ModeFilesystem}
+	return ClaimRequest{Name: name, Spec: diskfs.Spec{Filesystem: filesystem, Size: size}, Mode: image.ModeFilesystem}
 }
 
 // disk asks for a block volume.
 func disk(name string, size int64) ClaimRequest {
-	return ClaimRequest{Name: name, Spec: diskfs.Spec{Filesystem: "raw", Size: size}, Mode: ModeBlock}
+	return ClaimRequest{Name: name, Spec: diskfs.Spec{Filesystem: "raw", Size: size}, Mode: image.ModeBlock}
 }
 
-func (n *node) mustCreate(r ClaimRequest) Record {
+func (n *node) mustCreate(r ClaimRequest) image.Record {
 	n.t.Helper()
-	v, _, err := n.Create(n.t.Context(), r)
+	v, _, err := n.CreateClaim(n.t.Context(), r)
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -66,13 +71,13 @@ func (n *node) mustCreate(r ClaimRequest) Record {
 func (n *node) mustDelete(ids ...string) {
 	n.t.Helper()
 	for _, id := range ids {
-		if err := n.Delete(id); err != nil {
+		if err := n.DeleteClaim(id); err != nil {
 			n.t.Error(err)
 		}
 	}
 }
 
-func (n *node) mustSnapshot(name, volume string) Snapshot {
+func (n *node) mustSnapshot(name, volume string) image.SnapshotRecord {
 	n.t.Helper()
 	s, err := n.CreateSnapshot(n.t.Context(), name, volume)
 	if err != nil {
@@ -92,9 +97,9 @@ func (n *node) staging(id string) string {
 	return dir
 }
 
-func use(v Record) Use { return Use{Block: v.Mode == ModeBlock} }
+func use(v image.Record) Use { return Use{Block: v.Mode == image.ModeBlock} }
 
-func (n *node) mustStage(v Record) string {
+func (n *node) mustStage(v image.Record) string {
 	n.t.Helper()
 	at := n.staging(v.ID)
 	if err := n.Stage(n.t.Context(), StageRequest{ID: v.ID, Staging: at, Use: use(v)}); err != nil {
@@ -111,13 +116,13 @@ func (n *node) mustUnstage(id string) {
 }
 
 // publishRequest is for a pod of the given name.
-func (n *node) publishRequest(v Record, pod string) PublishRequest {
+func (n *node) publishRequest(v image.Record, pod string) PublishRequest {
 	n.t.Helper()
 	return PublishRequest{ID: v.ID, Staging: n.staging(v.ID), Target: n.target(v.ID + "-" + pod), Use: use(v)}
 }
 
 // mustPublishClaim publishes for a pod, staging the volume if need be.
-func (n *node) mustPublishClaim(v Record, pod string) string {
+func (n *node) mustPublishClaim(v image.Record, pod string) string {
 	n.t.Helper()
 	r := n.publishRequest(v, pod)
 	if err := n.PublishClaim(n.t.Context(), r); err != nil {
@@ -126,7 +131,7 @@ func (n *node) mustPublishClaim(v Record, pod string) string {
 	return r.Target
 }
 
-func (n *node) mustUnpublishClaim(v Record, pod string) {
+func (n *node) mustUnpublishClaim(v image.Record, pod string) {
 	n.t.Helper()
 	target := n.target(v.ID + "-" + pod)
 	if err := n.Unpublish(v.ID, target); err != nil {
@@ -138,7 +143,7 @@ func (n *node) mustUnpublishClaim(v Record, pod string) {
 }
 
 // mustEnd takes a claim away from all pods and from the node, and deletes it.
-func (n *node) mustEnd(v Record, pods ...string) {
+func (n *node) mustEnd(v image.Record, pods ...string) {
 	n.t.Helper()
 	for _, pod := range pods {
 		n.mustUnpublishClaim(v, pod)
@@ -150,7 +155,7 @@ func (n *node) mustEnd(v Record, pods ...string) {
 // loops are the devices of a volume.
 func (n *node) loops(id string) []int {
 	n.t.Helper()
-	img, err := n.open(id)
+	img, err := n.images.Open(id)
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -163,14 +168,14 @@ func (n *node) loops(id string) []int {
 }
 
 // open opens what a pod sees of a volume, for direct I/O.
-func openDisk(t testing.TB, target string, mode Mode, flags int) *os.File {
+func openDisk(t testing.TB, target string, mode image.Mode, flags int) *os.File {
 	t.Helper()
 	path := target
 	switch mode {
-	case ModeFilesystem:
+	case image.ModeFilesystem:
 		path, flags = filepath.Join(target, "data"), flags|os.O_CREATE
-	case ModeDiskImage:
-		path = filepath.Join(target, DiskImageName)
+	case image.ModeDiskImage:
+		path = filepath.Join(target, image.DiskName)
 	}
 	f, err := os.OpenFile(path, flags, 0o600)
 	if err != nil {
@@ -185,12 +190,12 @@ var forms = map[string]ClaimRequest{
 	"ext4":            claim("", "ext4", 64*mib),
 	"xfs":             claim("", "xfs", 300*mib),
 	"btrfs":           claim("", "btrfs", 128*mib),
-	"disk image":      {Spec: diskfs.Spec{Filesystem: "ext4", Size: 64 * mib}, Mode: ModeDiskImage},
-	"empty image":     {Spec: diskfs.Spec{Filesystem: "raw", Size: 64 * mib}, Mode: ModeDiskImage},
+	"disk image":      {Spec: diskfs.Spec{Filesystem: "ext4", Size: 64 * mib}, Mode: image.ModeDiskImage},
+	"empty image":     {Spec: diskfs.Spec{Filesystem: "raw", Size: 64 * mib}, Mode: image.ModeDiskImage},
 	"block":           disk("", 64*mib),
-	"formatted block": {Spec: diskfs.Spec{Filesystem: "ext4", Size: 64 * mib, Label: "inside"}, Mode: ModeBlock},
-	"thick ext4":      {Spec: diskfs.Spec{Filesystem: "ext4", Size: 64 * mib}, Mode: ModeFilesystem, Thick: true},
-	"thick block":     {Spec: diskfs.Spec{Filesystem: "raw", Size: 64 * mib}, Mode: ModeBlock, Thick: true},
+	"formatted block": {Spec: diskfs.Spec{Filesystem: "ext4", Size: 64 * mib, Label: "inside"}, Mode: image.ModeBlock},
+	"thick ext4":      {Spec: diskfs.Spec{Filesystem: "ext4", Size: 64 * mib}, Mode: image.ModeFilesystem, Provisioning: image.Thick},
+	"thick block":     {Spec: diskfs.Spec{Filesystem: "raw", Size: 64 * mib}, Mode: image.ModeBlock, Provisioning: image.Thick},
 }
 
 // TestClaimLife takes claims of every form through their life, each call twice.
@@ -211,15 +216,15 @@ func TestClaimLife(t *testing.T) {
 func (n *node) claimLife(r ClaimRequest) {
 	t := n.t
 	v := n.mustCreate(r)
-	if again, res, err := n.Create(t.Context(), r); err != nil || !res.Existed || again.UUID != v.UUID {
+	if again, res, err := n.CreateClaim(t.Context(), r); err != nil || !res.Existed || again.UUID != v.UUID {
 		t.Errorf("created again: %+v %v", res, err)
 	}
-	if got, err := n.Get(v.ID); err != nil || got.UUID != v.UUID || !got.Spec.Equal(r.Spec) {
+	if got, err := n.GetClaim(v.ID); err != nil || got.UUID != v.UUID || !got.Spec.Equal(r.Spec) {
 		t.Errorf("get %+v: %v", got, err)
 	}
 	n.mustStage(v)
 	staged := n.loops(v.ID)
-	if want := map[Mode]int{ModeFilesystem: 1, ModeBlock: 1}[v.Mode]; len(staged) != want {
+	if want := map[image.Mode]int{image.ModeFilesystem: 1, image.ModeBlock: 1}[v.Mode]; len(staged) != want {
 		t.Errorf("staged on the devices %v", staged)
 	}
 	n.mustStage(v)
@@ -236,12 +241,12 @@ func (n *node) claimLife(r ClaimRequest) {
 	}
 	writer := reader
 	writer.TargetReadOnly = false
-	if err := n.PublishClaim(t.Context(), writer); !errors.Is(err, ErrExists) {
+	if err := n.PublishClaim(t.Context(), writer); !errors.Is(err, errdefs.ErrExists) {
 		t.Errorf("published read-only and asked for writable: %v", err)
 	}
 	single := n.publishRequest(v, "second")
 	single.SingleTarget = true
-	if err := n.PublishClaim(t.Context(), single); !errors.Is(err, ErrState) || !strings.Contains(err.Error(), n.kubelet) {
+	if err := n.PublishClaim(t.Context(), single); !errors.Is(err, errdefs.ErrState) || !strings.Contains(err.Error(), n.kubelet) {
 		t.Errorf("a second target for one who may have one: %v", err)
 	}
 	n.writeAndReadElsewhere(v, first, reader.Target)
@@ -253,20 +258,20 @@ func (n *node) claimLife(r ClaimRequest) {
 	if h, err := n.Health(v.ID, first); err != nil || len(h) > 0 {
 		t.Errorf("health %v: %v", h, err)
 	}
-	if err := n.Unstage(v.ID, n.staging(v.ID)); v.Mode != ModeDiskImage && !errors.Is(err, ErrState) {
+	if err := n.Unstage(v.ID, n.staging(v.ID)); v.Mode != image.ModeDiskImage && !errors.Is(err, errdefs.ErrState) {
 		t.Errorf("unstaging what is published: %v", err)
 	}
-	if err := n.Delete(v.ID); !errors.Is(err, ErrState) {
+	if err := n.DeleteClaim(v.ID); !errors.Is(err, errdefs.ErrState) {
 		t.Errorf("deleting what is published: %v", err)
 	}
 	for range 2 {
 		n.mustUnpublishClaim(v, "first")
 		n.mustUnpublishClaim(v, "reader")
 	}
-	if err := n.Delete(v.ID); v.Mode != ModeDiskImage && !errors.Is(err, ErrState) {
+	if err := n.DeleteClaim(v.ID); v.Mode != image.ModeDiskImage && !errors.Is(err, errdefs.ErrState) {
 		t.Errorf("deleting what is staged: %v", err)
 	}
-	if v.Mode != ModeDiskImage {
+	if v.Mode != image.ModeDiskImage {
 		n.mustUnstage(v.ID)
 		n.mustUnstage(v.ID)
 		testenv.Eventually(t, "its loop devices to go", func() bool { return len(n.loops(v.ID)) == 0 })
@@ -276,14 +281,14 @@ func (n *node) claimLife(r ClaimRequest) {
 		n.mustDelete(v.ID)
 	}
 	n.mustDelete(v.ID, v.ID)
-	if _, err := n.Get(v.ID); !errors.Is(err, ErrNotFound) {
+	if _, err := n.GetClaim(v.ID); !errors.Is(err, errdefs.ErrNotFound) {
 		t.Errorf("deleted: %v", err)
 	}
 }
 
 // writeAndReadElsewhere writes at one target and reads at another, which must not
 // write.
-func (n *node) writeAndReadElsewhere(v Record, writable, readable string) {
+func (n *node) writeAndReadElsewhere(v image.Record, writable, readable string) {
 	t := n.t
 	want := bytes.Repeat([]byte("0123456789abcdef"), 4096/16)
 	f := openDisk(t, writable, v.Mode, os.O_RDWR)
@@ -294,7 +299,7 @@ func (n *node) writeAndReadElsewhere(v Record, writable, readable string) {
 	if err := errors.Join(f.Sync(), f.Close()); err != nil {
 		t.Error(err)
 	}
-	path := filepath.Join(readable, map[Mode]string{ModeFilesystem: "data", ModeDiskImage: DiskImageName}[v.Mode])
+	path := filepath.Join(readable, map[image.Mode]string{image.ModeFilesystem: "data", image.ModeDiskImage: image.DiskName}[v.Mode])
 	g, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
@@ -314,7 +319,7 @@ func (n *node) writeAndReadElsewhere(v Record, writable, readable string) {
 	if !errors.Is(err, syscall.EROFS) && !errors.Is(err, syscall.EPERM) && !errors.Is(err, syscall.EACCES) {
 		t.Errorf("writing to a read-only target: %v", err)
 	}
-	if v.Mode == ModeBlock {
+	if v.Mode == image.ModeBlock {
 		if fi, err := os.Stat(writable); err != nil || fi.Mode().Type() != os.ModeDevice {
 			t.Errorf("the target is %v: %v", fi.Mode(), err)
 		}
@@ -332,14 +337,14 @@ func TestClaimConflicts(t *testing.T) {
 		"filesystem":      func(r *ClaimRequest) { r.Spec.Filesystem = "btrfs"; r.Spec.Size = 0 },
 		"label":           func(r *ClaimRequest) { r.Spec.Label = "x" },
 		"option":          func(r *ClaimRequest) { r.Spec.Options = map[string]string{"journal": "off"} },
-		"mode":            func(r *ClaimRequest) { r.Mode = ModeDiskImage },
-		"thick":           func(r *ClaimRequest) { r.Thick = true },
+		"mode":            func(r *ClaimRequest) { r.Mode = image.ModeDiskImage },
+		"thick":           func(r *ClaimRequest) { r.Provisioning = image.Thick },
 		"source":          func(r *ClaimRequest) { r.Source.Snapshot = "s" },
 	} {
 		other := r
 		change(&other)
-		_, _, err := n.Create(t.Context(), other)
-		if !errors.Is(err, ErrExists) {
+		_, _, err := n.CreateClaim(t.Context(), other)
+		if !errors.Is(err, errdefs.ErrExists) {
 			t.Errorf("%s: %v", name, err)
 		}
 		t.Log(err)
@@ -352,23 +357,23 @@ func TestClaimConflicts(t *testing.T) {
 	} {
 		same := r
 		change(&same)
-		if got, res, err := n.Create(t.Context(), same); err != nil || !res.Existed || got.UUID != v.UUID {
+		if got, res, err := n.CreateClaim(t.Context(), same); err != nil || !res.Existed || got.UUID != v.UUID {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	inline := n.request("taken", "ext4", 64*mib)
-	if _, err := n.Publish(t.Context(), inline); !errors.Is(err, ErrExists) {
+	if _, err := n.PublishInline(t.Context(), inline); !errors.Is(err, errdefs.ErrExists) {
 		t.Errorf("an inline volume with the id of a claim: %v", err)
 	}
 	if err := n.Unpublish("taken", inline.Target); err != nil {
 		t.Error(err)
 	}
-	if _, err := n.Get("taken"); err != nil {
+	if _, err := n.GetClaim("taken"); err != nil {
 		t.Errorf("unpublishing deleted a claim: %v", err)
 	}
 	inline.ID = "inline"
 	n.mustPublish(inline)
-	if err := n.Stage(t.Context(), StageRequest{ID: "inline", Staging: n.staging("inline")}); !errors.Is(err, ErrNotFound) {
+	if err := n.Stage(t.Context(), StageRequest{ID: "inline", Staging: n.staging("inline")}); !errors.Is(err, errdefs.ErrNotFound) {
 		t.Errorf("staging an inline volume: %v", err)
 	}
 	n.mustDelete("inline") // is no claim, and so nothing to delete
@@ -384,11 +389,11 @@ func TestNames(t *testing.T) {
 	for _, name := range []string{"pvc-1", "../up", "with / and \t", "名前", strings.Repeat("n", 128), strings.Repeat("é", 64)} {
 		r := disk(name, mib)
 		v := n.mustCreate(r)
-		if CheckID(v.ID) != nil || v.ID != r.ID() || v.Name != name {
+		if image.CheckID(v.ID) != nil || v.ID != r.ID() || v.Name != name {
 			t.Errorf("%q became %q", name, v.ID)
 		}
 		s := n.mustSnapshot(name, v.ID)
-		if CheckID(s.ID) != nil || s.ID != SnapshotID(name) {
+		if image.CheckID(s.ID) != nil || s.ID != SnapshotID(name) {
 			t.Errorf("%q became %q", name, s.ID)
 		}
 		if err := n.DeleteSnapshot(s.ID); err != nil {
@@ -428,7 +433,7 @@ func TestLists(t *testing.T) {
 		}
 	}
 	volumes := func(after string, limit int) (ids []string, next string) {
-		claims, next, err := n.Claims(after, limit)
+		claims, next, err := n.ListClaims(after, limit)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -446,7 +451,7 @@ func TestLists(t *testing.T) {
 	for volume, want := range map[string]int{"": 8, "v-3": 2, "v-5": 1, "none": 0} {
 		for limit := range 4 {
 			got := ids(limit, func(after string, limit int) (ids []string, next string) {
-				snaps, next, err := n.Snapshots(volume, after, limit)
+				snaps, next, err := n.ListSnapshots(volume, after, limit)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -467,7 +472,7 @@ func TestLists(t *testing.T) {
 		t.Errorf("after %s: %v", next, rest)
 	}
 	n.mustUnpublish(inline)
-	snaps, _, err := n.Snapshots("", "", 0)
+	snaps, _, err := n.ListSnapshots("", "", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -514,13 +519,13 @@ func TestReboot(t *testing.T) {
 }
 
 // reboot leaves what a reboot leaves: files and directories.
-func (n *node) reboot(v Record, target string) {
+func (n *node) reboot(v image.Record, target string) {
 	n.t.Helper()
-	if v.Mode == ModeDiskImage {
-		testenv.Run(n.t, "umount", filepath.Join(target, DiskImageName))
+	if v.Mode == image.ModeDiskImage {
+		testenv.Run(n.t, "umount", filepath.Join(target, image.DiskName))
 	}
 	testenv.Run(n.t, "umount", target)
-	if v.Mode == ModeFilesystem {
+	if v.Mode == image.ModeFilesystem {
 		testenv.Run(n.t, "umount", n.staging(v.ID))
 	}
 	for _, i := range n.loops(v.ID) {
@@ -573,7 +578,7 @@ func TestBlockStaysBlock(t *testing.T) {
 	if err := os.Mkdir(r.Target, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := n.PublishClaim(t.Context(), r); !errors.Is(err, ErrInvalid) {
+	if err := n.PublishClaim(t.Context(), r); !errors.Is(err, errdefs.ErrInvalid) {
 		t.Errorf("a directory for a target: %v", err)
 	}
 	if err := os.Remove(r.Target); err != nil {
@@ -614,6 +619,44 @@ func TestBlockHeldOpen(t *testing.T) {
 	n.mustEnd(v, "pod")
 }
 
+// TestRenamedDevice has a pod that gives its block volume's device the name of a volume whose
+// image is gone, as it may: LOOP_SET_STATUS64 asks for no capability of somebody who may
+// write to the device. The inode behind the device tells whose it is.
+func TestRenamedDevice(t *testing.T) {
+	n := newNode(t, testenv.XFS, gib)
+	v := n.mustCreate(disk("block", 8*mib))
+	target := n.mustPublishClaim(v, "pod")
+	device, err := os.OpenFile(target, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer device.Close()
+	status, err := unix.IoctlLoopGetStatus64(int(device.Fd()))
+	if err == nil {
+		clear(status.File_name[:])
+		copy(status.File_name[:], "gone")
+		err = unix.IoctlLoopSetStatus64(int(device.Fd()), status)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	device.Close()
+	if err := n.Unstage("gone", n.staging("gone")); err != nil {
+		t.Error(err)
+	}
+	if err := n.Unpublish("gone", target); !errors.Is(err, errdefs.ErrState) {
+		t.Errorf("another volume's target: %v", err)
+	}
+	n.mustSweep(sweep.Options{})
+	if got := n.loops(v.ID); len(got) != 1 {
+		t.Errorf("the device was taken for a volume's that is gone: %v", got)
+	}
+	if _, err := os.ReadFile(target); err != nil {
+		t.Error(err)
+	}
+	n.mustEnd(v, "pod")
+}
+
 // TestSingleTargetAgain publishes where it is published, as kubelet does when it was
 // restarted, after it has bound the volume elsewhere for itself: a device for its
 // container, a directory for subPath.
@@ -627,7 +670,7 @@ func TestSingleTargetAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		bound := filepath.Join(n.kubelet, "bound-by-kubelet-"+v.ID)
-		if v.Mode == ModeBlock {
+		if v.Mode == image.ModeBlock {
 			if err := os.WriteFile(bound, nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -640,7 +683,7 @@ func TestSingleTargetAgain(t *testing.T) {
 		}
 		other := n.publishRequest(v, "other")
 		other.SingleTarget = true
-		if err := n.PublishClaim(t.Context(), other); !errors.Is(err, ErrState) {
+		if err := n.PublishClaim(t.Context(), other); !errors.Is(err, errdefs.ErrState) {
 			t.Errorf("%s: published elsewhere: %v", v.ID, err)
 		}
 		testenv.Run(t, "umount", bound)
@@ -652,8 +695,8 @@ func TestSingleTargetAgain(t *testing.T) {
 // for it.
 func TestLockedByPod(t *testing.T) {
 	n := newNode(t, testenv.XFS, gib)
-	v := n.mustCreate(ClaimRequest{Name: "image", Spec: diskfs.Spec{Filesystem: "raw", Size: 8 * mib}, Mode: ModeDiskImage})
-	f, err := os.Open(filepath.Join(n.mustPublishClaim(v, "pod"), DiskImageName))
+	v := n.mustCreate(ClaimRequest{Name: "image", Spec: diskfs.Spec{Filesystem: "raw", Size: 8 * mib}, Mode: image.ModeDiskImage})
+	f, err := os.Open(filepath.Join(n.mustPublishClaim(v, "pod"), image.DiskName))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -662,7 +705,7 @@ func TestLockedByPod(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := n.mustSnapshot("s", v.ID)
-	c := n.mustCreate(from("copy", v, Source{Volume: v.ID}))
+	c := n.mustCreate(from("copy", v, image.Source{Volume: v.ID}))
 	f.Close()
 	n.mustEnd(v, "pod")
 	n.mustDelete(c.ID)
@@ -675,21 +718,21 @@ func TestLockedByPod(t *testing.T) {
 func TestNameTakenMeanwhile(t *testing.T) {
 	n := newNode(t, testenv.XFS, 4*gib)
 	source := disk("source", 256*mib)
-	source.Thick = true
+	source.Provisioning = image.Thick
 	from := n.mustCreate(source)
 	if err := writeSynced(n.mustPublishClaim(from, "pod"), bytes.Repeat([]byte{'x'}, 256*mib)); err != nil {
 		t.Fatal(err)
 	}
 	slow := source
-	slow.Name, slow.Source = "taken", Source{Volume: from.ID}
+	slow.Name, slow.Source = "taken", image.Source{Volume: from.ID}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
 	defer cancel()
-	if _, _, err := n.Create(ctx, slow); !errors.Is(err, ErrUnderWay) {
+	if _, _, err := n.CreateClaim(ctx, slow); !errors.Is(err, errdefs.ErrUnderWay) {
 		t.Fatalf("the slow one: %v", err)
 	}
 	fast := n.mustCreate(disk("taken", 8*mib))
-	n.working.Wait()
-	if got, err := n.Get("taken"); err != nil || !got.Created.Equal(fast.Created) {
+	n.work.wait.Wait()
+	if got, err := n.GetClaim("taken"); err != nil || !got.Created.Equal(fast.Created) {
 		t.Errorf("the fast one is gone: %v", err)
 	}
 	n.mustEnd(from, "pod")
@@ -704,10 +747,10 @@ func TestStagedElsewhere(t *testing.T) {
 	at := n.staging(v.ID)
 	testenv.Run(t, "mount", "-t", "tmpfs", "somebody-elses", at)
 	r := StageRequest{ID: v.ID, Staging: at}
-	if err := n.Stage(t.Context(), r); !errors.Is(err, ErrExists) {
+	if err := n.Stage(t.Context(), r); !errors.Is(err, errdefs.ErrExists) {
 		t.Errorf("staging there: %v", err)
 	}
-	if err := n.Unstage(v.ID, at); !errors.Is(err, ErrState) {
+	if err := n.Unstage(v.ID, at); !errors.Is(err, errdefs.ErrState) {
 		t.Errorf("unstaging there: %v", err)
 	}
 	if got := findmnt(t, "SOURCE", at); got != "somebody-elses" {
@@ -738,7 +781,7 @@ func TestStagedElsewhere(t *testing.T) {
 		t.Errorf("writing to what is staged read-only: %v", err)
 	}
 	r.Access.ReadOnly = false
-	if err := n.Stage(t.Context(), r); !errors.Is(err, ErrExists) {
+	if err := n.Stage(t.Context(), r); !errors.Is(err, errdefs.ErrExists) {
 		t.Errorf("staged read-only and asked for writable: %v", err)
 	}
 	n.mustEnd(v)
@@ -748,7 +791,7 @@ func TestStagedElsewhere(t *testing.T) {
 func TestMountFlags(t *testing.T) {
 	n := newNode(t, testenv.XFS, gib)
 	v := n.mustCreate(claim("flags", "ext4", 64*mib))
-	for _, access := range []Access{{}, {SUID: true, Dev: true}, {NoExec: true, NoATime: true}, {ReadOnly: true}} {
+	for _, access := range []image.Access{{}, {SUID: true, Dev: true}, {NoExec: true, NoATime: true}, {ReadOnly: true}} {
 		r := n.publishRequest(v, "pod")
 		r.Access = access
 		if err := n.PublishClaim(t.Context(), r); err != nil {
@@ -776,12 +819,12 @@ func TestTornClaim(t *testing.T) {
 	if err := os.Truncate(n.pool.Volume(v.ID), 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := n.Stage(t.Context(), StageRequest{ID: v.ID, Staging: n.staging(v.ID)}); !errors.Is(err, ErrState) {
+	if err := n.Stage(t.Context(), StageRequest{ID: v.ID, Staging: n.staging(v.ID)}); !errors.Is(err, errdefs.ErrState) {
 		t.Errorf("staging it: %v", err)
 	} else {
 		t.Log(err)
 	}
-	again, res, err := n.Create(t.Context(), r)
+	again, res, err := n.CreateClaim(t.Context(), r)
 	if err != nil || res.Existed || again.UUID == v.UUID {
 		t.Errorf("created again: %+v %v", res, err)
 	}
@@ -795,31 +838,31 @@ func TestRepeatedCreate(t *testing.T) {
 	n := newNode(t, testenv.XFS, gib)
 	for name, r := range map[string]ClaimRequest{
 		"ext4": claim("ext4", "ext4", 64*mib), "block": disk("block", 8*mib),
-		"image": {Name: "image", Spec: diskfs.Spec{Filesystem: "raw", Size: 8 * mib}, Mode: ModeDiskImage},
+		"image": {Name: "image", Spec: diskfs.Spec{Filesystem: "raw", Size: 8 * mib}, Mode: image.ModeDiskImage},
 	} {
 		v := n.mustCreate(r)
 		at := n.mustPublishClaim(v, "pod")
 		switch v.Mode {
-		case ModeFilesystem:
+		case image.ModeFilesystem:
 			if err := writeSynced(filepath.Join(at, numbered(0)), content(0)); err != nil {
 				t.Error(err)
 			}
-		case ModeBlock: // all zero, as if nothing were there
+		case image.ModeBlock: // all zero, as if nothing were there
 			if err := os.WriteFile(at, make([]byte, 8*mib), 0); err != nil {
 				t.Error(err)
 			}
-		case ModeDiskImage: // another, smaller image
-			if err := os.WriteFile(filepath.Join(at, DiskImageName), []byte("small"), 0o600); err != nil {
+		case image.ModeDiskImage: // another, smaller image
+			if err := os.WriteFile(filepath.Join(at, image.DiskName), []byte("small"), 0o600); err != nil {
 				t.Error(err)
 			}
 		}
 		n.mustUnpublishClaim(v, "pod")
 		n.mustUnstage(v.ID)
-		if v.Mode == ModeFilesystem { // by an administrator
+		if v.Mode == image.ModeFilesystem { // by an administrator
 			testenv.Run(t, "tune2fs", "-U", "random", n.pool.Volume(v.ID))
 		}
 		want := readAll(t, n.pool.Volume(v.ID))
-		got, res, err := n.Create(t.Context(), r)
+		got, res, err := n.CreateClaim(t.Context(), r)
 		if err != nil || !res.Existed || !got.Created.Equal(v.Created) {
 			t.Errorf("%s: %+v %v", name, res, err)
 		}
@@ -915,7 +958,7 @@ func BenchmarkSnapshot(b *testing.B) {
 			s := n.mustSnapshot("s", v.ID)
 			b.Run(name+"/restore", func(b *testing.B) {
 				for b.Loop() {
-					r := n.mustCreate(from("restored", v, Source{Snapshot: s.ID}))
+					r := n.mustCreate(from("restored", v, image.Source{Snapshot: s.ID}))
 					b.StopTimer()
 					n.mustDelete(r.ID)
 					b.StartTimer()

@@ -2,53 +2,47 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package volume is a volume's life on this node: made, staged, published, measured,
-// snapshotted, grown, gone.
+// snapshotted, expanded, gone.
 //
-// A volume is one image in the pool, its record an attribute of that file: both
-// appear in one linkat, or not at all. No other state is kept. Whether a volume
-// is attached is what the loop devices say, whether it is published is what the
-// mount table says; after a crash the same call, made again, reads both and
-// goes on from there.
+// A volume is one image in the pool, its record an attribute of that file: both appear in
+// one linkat, or neither does. No other state is kept. Whether a volume is attached is what
+// the loop devices say, and whether it is published is what the mount table says. After a
+// crash the same call, made again, reads both and goes on from there.
 //
 // A filesystem volume is published as
 //
 //	template ─FICLONE→ unnamed image ─new UUID, record→ linked ─loop device→
 //	detached mount ─move_mount→ target
 //
-// where everything before the link is held by descriptors alone. The loop
-// device clears itself with its last user, so that the mount is the only thing
-// that holds it. A diskImage volume is the image itself, bound to the file
-// disk.img in a tmpfs that has room for nothing else: a pod can neither see the
-// pool nor put a file there. It can grow its disk.img, though, as any file that
-// it may write: no limit but the pool's space holds for that. A block volume is
-// the node of a loop device that stays attached until it is unstaged, since a
-// bind mount of a node is no user of its device.
+// and everything before the link is held by descriptors alone. A diskImage volume is the
+// image itself, bound to the file disk.img in a tmpfs that has room for nothing else, so a
+// pod can neither see the pool nor put a file there. A block volume is the node of a loop
+// device.
 //
-// An inline volume goes this way in one call, and back in another. A claim
-// ([Manager.Create] to [Manager.Delete]) goes it in steps: its image is made, and
-// durable; staged, it is attached and mounted once (stage.go); published, that is
-// bound to each target (publish_claim.go).
+// An inline volume goes this way in one call, and back in another (inline.go). A claim goes
+// it in steps: its image is made, and durable (claim.go); staged, it is attached and mounted
+// once (stage.go); published, that is bound to each target (publish.go). A snapshot is an
+// image too, and so is a clone: a copy by FICLONE (copy.go) of a filesystem that is frozen
+// meanwhile (freeze.go), with an identity of its own before any kernel can see both. No copy
+// depends on its source's name.
 //
-// A snapshot is an image too, and so is a clone: copies by FICLONE, of a
-// filesystem that stands still meanwhile (freeze.go), with an identity of their
-// own before any kernel can see both. No copy depends on its source's name.
+// What has a secret of its own has a room of its own:
 //
-// What the pool promises to whom is in space.go, what pods may ask of the node by inline
-// volumes in quota.go.
+//	image   the file: record, integrity, lock, thin and thick
+//	place   kubelet's directory and the mount table: targets, pods, whose a mount is
+//	device  the loop devices of images
+//	space   what the pool has promised, and to whom
+//	quota   what pods may ask of the node by inline volumes
+//	sweep   what crashes and lost calls leave: look, decide, act
+//	errdefs the kinds of error
 //
-// What crashes and lost calls leave is looked for, judged and taken away by
-// [Manager.Sweep]: plan.go decides and touches nothing, sweep.go looks and acts. It needs
-// the pool to be this process's own ([pool.Pool.Own]).
+// One operation at a time works on a volume or snapshot: every method takes the lock itself,
+// and a second one returns [errdefs.ErrBusy]. Work that may outlive its call (copying,
+// growing) also holds the lock of the image ([image.Store.Exclusive]). No lock is wider than
+// one image.
 //
-// What is unmounted is proven to be the volume's: a filesystem and a device by the
-// inode behind the loop device, a disk image's tmpfs by its source, which only
-// root can give.
+// No process is started here but by [Config].GrowFilesystem.
 //
-// No process is started here but what [Config].Grow starts. The caller lets one
-// operation at a time work on a volume; whoever copies an image as a whole, or
-// changes it so, holds its lock as well ([Manager.exclusive]), since copying and
-// growing may outlive the call that asked for them. No lock is wider than one image.
-//
-// Sources: CSI 1.13; open(2) O_TMPFILE, ioctl_ficlone(2), loop(4), fsopen(2),
-// move_mount(2), openat2(2), fallocate(2), FIFREEZE in fs/ioctl.c.
+// Sources: CSI 1.13; open(2) O_TMPFILE, ioctl_ficlone(2), loop(4), fsopen(2), move_mount(2),
+// openat2(2), fallocate(2), FIFREEZE in fs/ioctl.c.
 package volume

@@ -20,6 +20,8 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
 // TestExpand grows filesystems of 1 GiB to 2 and 20 GiB while they are mounted, or,
@@ -32,13 +34,13 @@ func (n *node) expandFilesystem(fs string) {
 	at := n.mustPublishClaim(v, "pod")
 	synced, stop := load(t, at)
 	for _, size := range []int64{2 * gib, 20 * gib} {
-		if now, mode, err := n.Expand(v.ID, Size{Required: size}, nil); err != nil || now != size || mode != ModeFilesystem {
+		if now, mode, err := n.Expand(v.ID, Size{Required: size}, nil); err != nil || now != size || mode != image.ModeFilesystem {
 			t.Fatalf("%d bytes: %v", now, err)
 		}
 		now, err := n.ExpandOnNode(v.ID, at, Size{Required: size}, nil)
 		if may := fsctl.MayGrow(fs); may != nil {
 			t.Log(err)
-			if !errors.Is(err, ErrState) || !errors.Is(err, fsctl.ErrNotPermitted) || !strings.Contains(err.Error(), "staged the next time") {
+			if !errors.Is(err, errdefs.ErrState) || !errors.Is(err, fsctl.ErrNotPermitted) || !strings.Contains(err.Error(), "staged the next time") {
 				t.Errorf("growing where it is not permitted: %v", err)
 			}
 			stop()
@@ -131,19 +133,19 @@ func TestGrowingIsKilled(t *testing.T) {
 func TestGrowingIsAlone(t *testing.T) {
 	n := newNode(t, testenv.XFS, gib)
 	v := n.mustCreate(claim("grows", "ext4", 64*mib))
-	img, err := n.open(v.ID)
+	img, err := n.images.Open(v.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer img.Close()
-	unlock, err := n.exclusive(t.Context(), img, time.Second)
+	unlock, err := n.images.Exclusive(t.Context(), img, time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := n.Delete(v.ID); !errors.Is(err, ErrUnderWay) || errors.Is(err, context.DeadlineExceeded) {
+	if err := n.DeleteClaim(v.ID); !errors.Is(err, errdefs.ErrUnderWay) || errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("deleting it: %v", err)
 	}
-	if _, _, err := n.Expand(v.ID, Size{Required: 128 * mib}, nil); !errors.Is(err, ErrUnderWay) {
+	if _, _, err := n.Expand(v.ID, Size{Required: 128 * mib}, nil); !errors.Is(err, errdefs.ErrUnderWay) {
 		t.Errorf("expanding it: %v", err)
 	}
 	if err := unlock(); err != nil {
@@ -152,7 +154,7 @@ func TestGrowingIsAlone(t *testing.T) {
 	if _, _, err := n.Expand(v.ID, Size{Required: 128 * mib}, nil); err != nil {
 		t.Error(err)
 	}
-	if _, err := n.exclusive(t.Context(), img, time.Second); !errors.Is(err, ErrUnderWay) {
+	if _, err := n.images.Exclusive(t.Context(), img, time.Second); !errors.Is(err, errdefs.ErrUnderWay) {
 		t.Errorf("what was opened before it was expanded: %v", err)
 	}
 	img.Close()
@@ -165,8 +167,8 @@ func TestExpandDisks(t *testing.T) {
 			n := newNode(t, kind, 4*gib)
 			for name, r := range map[string]ClaimRequest{
 				"block":       disk("block", 8*mib),
-				"thick-block": {Name: "thick-block", Spec: diskfs.Spec{Filesystem: "raw", Size: 8 * mib}, Mode: ModeBlock, Thick: true},
-				"image":       {Name: "image", Spec: diskfs.Spec{Filesystem: "raw", Size: 8 * mib}, Mode: ModeDiskImage},
+				"thick-block": {Name: "thick-block", Spec: diskfs.Spec{Filesystem: "raw", Size: 8 * mib}, Mode: image.ModeBlock, Provisioning: image.Thick},
+				"image":       {Name: "image", Spec: diskfs.Spec{Filesystem: "raw", Size: 8 * mib}, Mode: image.ModeDiskImage},
 			} {
 				v := n.mustCreate(r)
 				at := n.mustPublishClaim(v, "pod")
@@ -180,14 +182,14 @@ func TestExpandDisks(t *testing.T) {
 				if now, _, err := n.Expand(v.ID, Size{Required: 64*mib - 1}, nil); err != nil || now != 64*mib {
 					t.Errorf("%s: %d bytes: %v", name, now, err)
 				}
-				if now, err := n.ExpandOnNode(v.ID, at, Size{}, &Use{Block: v.Mode == ModeBlock}); err != nil || now != 64*mib {
+				if now, err := n.ExpandOnNode(v.ID, at, Size{}, &Use{Block: v.Mode == image.ModeBlock}); err != nil || now != 64*mib {
 					t.Errorf("%s: on the node, %d bytes: %v", name, now, err)
 				}
 				f.Close()
 				if b := readAll(t, f.Name()); len(b) != 64*mib || !bytes.Equal(b[8*mib-4:8*mib], []byte("kept")) {
 					t.Errorf("%s: the pod sees %d bytes", name, len(b))
 				}
-				if v.Mode == ModeBlock { // as kubelet may name it
+				if v.Mode == image.ModeBlock { // as kubelet may name it
 					if _, err := n.ExpandOnNode(v.ID, n.staging(v.ID), Size{}, nil); err != nil {
 						t.Error(err)
 					}
@@ -214,7 +216,7 @@ func TestExpandRefused(t *testing.T) {
 		"beyond int64":   {v.ID, Size{Required: 1<<63 - 1}, diskfs.ErrOutOfRange},
 		"over the limit": {v.ID, Size{Required: 64*mib + 1, Limit: 64*mib + 2}, diskfs.ErrOutOfRange},
 		"over the pool":  {v.ID, Size{Required: 5 * gib}, pool.ErrFull},
-		"unknown":        {"unknown", Size{Required: gib}, ErrNotFound},
+		"unknown":        {"unknown", Size{Required: gib}, errdefs.ErrNotFound},
 	} {
 		_, _, err := n.Expand(c.id, c.want, nil)
 		t.Logf("%s: %v", name, err)
@@ -227,10 +229,10 @@ func TestExpandRefused(t *testing.T) {
 		use  *Use
 		err  error
 	}{
-		"another's path": {otherAt, nil, ErrNotFound},
-		"no path":        {"some/path", nil, ErrNotFound},
-		"not there":      {n.target("elsewhere"), nil, ErrNotFound},
-		"as a device":    {at, &Use{Block: true}, ErrInvalid},
+		"another's path": {otherAt, nil, errdefs.ErrNotFound},
+		"no path":        {"some/path", nil, errdefs.ErrNotFound},
+		"not there":      {n.target("elsewhere"), nil, errdefs.ErrNotFound},
+		"as a device":    {at, &Use{Block: true}, errdefs.ErrInvalid},
 	} {
 		if _, err := n.ExpandOnNode(v.ID, c.path, Size{}, c.use); !errors.Is(err, c.err) {
 			t.Errorf("%s: %v", name, err)
@@ -239,7 +241,7 @@ func TestExpandRefused(t *testing.T) {
 	if now, _, err := n.Expand(v.ID, Size{Required: mib}, nil); err != nil || now != 64*mib {
 		t.Errorf("asked for less: %d bytes: %v", now, err)
 	}
-	if got, err := n.Get(v.ID); err != nil || got.Spec.Size != 64*mib {
+	if got, err := n.GetClaim(v.ID); err != nil || got.Spec.Size != 64*mib {
 		t.Errorf("it has %d bytes: %v", got.Spec.Size, err)
 	}
 	n.mustEnd(v, "pod")

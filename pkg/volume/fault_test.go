@@ -23,6 +23,8 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
 // harm changes a range of a file, as a disk may, or somebody by hand.
@@ -92,14 +94,14 @@ func TestDamagedImages(t *testing.T) {
 				do(t, n.pool.Snapshot(snap.ID))
 
 				stage := StageRequest{ID: v.ID, Staging: n.staging(v.ID)}
-				refused(t, "stage", n.Stage(t.Context(), stage), ErrState, append(says, "snapshot")...)
-				refused(t, "publish", n.PublishClaim(t.Context(), n.publishRequest(v, "pod")), ErrState, says...)
-				_, _, err := n.Create(t.Context(), from("clone", v, Source{Volume: v.ID}))
-				refused(t, "clone", err, ErrState, append(says, v.ID)...)
-				_, _, err = n.Create(t.Context(), from("restored", v, Source{Snapshot: snap.ID}))
-				refused(t, "restore", err, ErrState, append(says, snap.ID)...)
+				refused(t, "stage", n.Stage(t.Context(), stage), errdefs.ErrState, append(says, "snapshot")...)
+				refused(t, "publish", n.PublishClaim(t.Context(), n.publishRequest(v, "pod")), errdefs.ErrState, says...)
+				_, _, err := n.CreateClaim(t.Context(), from("clone", v, image.Source{Volume: v.ID}))
+				refused(t, "clone", err, errdefs.ErrState, append(says, v.ID)...)
+				_, _, err = n.CreateClaim(t.Context(), from("restored", v, image.Source{Snapshot: snap.ID}))
+				refused(t, "restore", err, errdefs.ErrState, append(says, snap.ID)...)
 				_, err = n.CreateSnapshot(t.Context(), "another", v.ID)
-				refused(t, "snapshot", err, ErrState, append(says, v.ID)...)
+				refused(t, "snapshot", err, errdefs.ErrState, append(says, v.ID)...)
 
 				n.mustEnd(v)
 				if err := n.DeleteSnapshot(snap.ID); err != nil {
@@ -122,16 +124,16 @@ func TestDamagedImages(t *testing.T) {
 		t.Run(fs+"/inline, not yet mounted", func(t *testing.T) {
 			n := n.with(t)
 			r := n.request("inline", fs, sizes[fs])
-			img, _, err := n.create(t.Context(), r.record())
+			img, _, err := n.newImage(t.Context(), r.record())
 			if err == nil {
-				err = errors.Join(n.link(img), img.Close())
+				err = errors.Join(n.images.Link(img), img.Close())
 			}
 			if err != nil {
 				t.Fatal(err)
 			}
 			harm(t, n.pool.Volume(r.ID), superblock[fs], func(b []byte) { clear(b) })
-			_, err = n.Publish(t.Context(), r)
-			refused(t, "publish", err, ErrState, r.ID, "delete the pod")
+			_, err = n.PublishInline(t.Context(), r)
+			refused(t, "publish", err, errdefs.ErrState, r.ID, "delete the pod")
 			n.mustUnpublish(r)
 		})
 	}
@@ -178,8 +180,8 @@ func mustTruncate(t testing.TB, path string, size int64) {
 func TestDisksAreNeverMounted(t *testing.T) {
 	n := newNode(t, testenv.XFS, 2*gib)
 	for _, r := range []ClaimRequest{
-		{Name: "block", Spec: diskfs.Spec{Filesystem: "ext4", Size: 64 * mib}, Mode: ModeBlock},
-		{Name: "image", Spec: diskfs.Spec{Filesystem: "ext4", Size: 64 * mib}, Mode: ModeDiskImage},
+		{Name: "block", Spec: diskfs.Spec{Filesystem: "ext4", Size: 64 * mib}, Mode: image.ModeBlock},
+		{Name: "image", Spec: diskfs.Spec{Filesystem: "ext4", Size: 64 * mib}, Mode: image.ModeDiskImage},
 	} {
 		t.Run(r.Name, func(t *testing.T) {
 			n := n.with(t)
@@ -187,24 +189,24 @@ func TestDisksAreNeverMounted(t *testing.T) {
 			at := n.mustPublishClaim(v, "pod")
 			snap := n.mustSnapshot("snapshot", v.ID)
 			asMount := claim("mounted", "ext4", 64*mib)
-			for _, source := range []Source{{Snapshot: snap.ID}, {Volume: v.ID}} {
+			for _, source := range []image.Source{{Snapshot: snap.ID}, {Volume: v.ID}} {
 				asMount.Source = source
-				_, _, err := n.Create(t.Context(), asMount)
-				refused(t, "a filesystem of "+source.String(), err, ErrInvalid, "a disk a disk only")
+				_, _, err := n.CreateClaim(t.Context(), asMount)
+				refused(t, "a filesystem of "+source.String(), err, errdefs.ErrInvalid, "a disk only to a disk")
 			}
 			stage := StageRequest{ID: v.ID, Staging: n.staging(v.ID), Use: Use{Filesystem: "ext4"}}
 			err := n.Stage(t.Context(), stage)
-			if v.Mode == ModeBlock {
-				refused(t, "staging it as a filesystem", err, ErrState, "access_type mount", "made as block")
+			if v.Mode == image.ModeBlock {
+				refused(t, "staging it as a filesystem", err, errdefs.ErrState, "access_type mount", "made as block")
 			} else if err != nil { // its directory holds disk.img
 				t.Error(err)
 			}
 			again := r
-			again.Mode = ModeFilesystem
-			_, _, err = n.Create(t.Context(), again)
-			refused(t, "the same as a filesystem", err, ErrExists, "mode is")
-			if v.Mode == ModeDiskImage {
-				at = filepath.Join(at, DiskImageName)
+			again.Mode = image.ModeFilesystem
+			_, _, err = n.CreateClaim(t.Context(), again)
+			refused(t, "the same as a filesystem", err, errdefs.ErrExists, "mode is")
+			if v.Mode == image.ModeDiskImage {
+				at = filepath.Join(at, image.DiskName)
 				for _, attr := range []string{"trusted.disktemplate", "trusted.disktemplate.frozen"} {
 					out, err := testenv.Try("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", "perl", "-e",
 						`my $v = "{}"; syscall(188, $ARGV[0], $ARGV[1], $v, 2, 0) == 0 or die $!`, at, attr) // setxattr
@@ -246,9 +248,9 @@ func TestForeignRecords(t *testing.T) {
 	snap := n.mustSnapshot("snapshot", foreign.ID)
 	n.mustPublish(inline)
 	n.mustUnpublish(inline) // its template is there
-	img, _, err := n.create(t.Context(), inline.record())
+	img, _, err := n.newImage(t.Context(), inline.record())
 	if err == nil {
-		err = errors.Join(n.link(img), img.Close())
+		err = errors.Join(n.images.Link(img), img.Close())
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -278,29 +280,29 @@ func TestForeignRecords(t *testing.T) {
 				images[path] = readAll(t, path)
 			}
 			ctx, id := t.Context(), foreign.ID
-			_, err := n.Get(id)
-			refused(t, "get", err, ErrState, c.says, n.pool.Volume(id))
-			_, _, err = n.Create(ctx, claim("foreign", "ext4", 64*mib))
-			refused(t, "create", err, ErrState, c.says)
-			_, _, err = n.Create(ctx, from("copy", ours, Source{Volume: id}))
-			refused(t, "clone", err, ErrState, c.says)
-			_, _, err = n.Create(ctx, from("copy", ours, Source{Snapshot: snap.ID}))
-			refused(t, "restore", err, ErrState, c.says, n.pool.Snapshot(snap.ID))
+			_, err := n.GetClaim(id)
+			refused(t, "get", err, errdefs.ErrState, c.says, n.pool.Volume(id))
+			_, _, err = n.CreateClaim(ctx, claim("foreign", "ext4", 64*mib))
+			refused(t, "create", err, errdefs.ErrState, c.says)
+			_, _, err = n.CreateClaim(ctx, from("copy", ours, image.Source{Volume: id}))
+			refused(t, "clone", err, errdefs.ErrState, c.says)
+			_, _, err = n.CreateClaim(ctx, from("copy", ours, image.Source{Snapshot: snap.ID}))
+			refused(t, "restore", err, errdefs.ErrState, c.says, n.pool.Snapshot(snap.ID))
 			_, err = n.CreateSnapshot(ctx, "another", id)
-			refused(t, "snapshot", err, ErrState, c.says)
+			refused(t, "snapshot", err, errdefs.ErrState, c.says)
 			_, err = n.CreateSnapshot(ctx, "snapshot", id)
-			refused(t, "the same snapshot", err, ErrState, c.says)
-			refused(t, "stage", n.Stage(ctx, StageRequest{ID: id, Staging: n.staging(id)}), ErrState, c.says)
-			refused(t, "publish", n.PublishClaim(ctx, n.publishRequest(foreign, "pod")), ErrState, c.says)
+			refused(t, "the same snapshot", err, errdefs.ErrState, c.says)
+			refused(t, "stage", n.Stage(ctx, StageRequest{ID: id, Staging: n.staging(id)}), errdefs.ErrState, c.says)
+			refused(t, "publish", n.PublishClaim(ctx, n.publishRequest(foreign, "pod")), errdefs.ErrState, c.says)
 			_, _, err = n.Expand(id, Size{Required: 65 * mib}, nil)
-			refused(t, "expand", err, ErrState, c.says)
+			refused(t, "expand", err, errdefs.ErrState, c.says)
 			_, err = n.Health(id)
-			refused(t, "health", err, ErrState, c.says)
-			refused(t, "delete", n.Delete(id), ErrState, c.says)
-			refused(t, "delete the snapshot", n.DeleteSnapshot(snap.ID), ErrState, c.says)
-			_, err = n.Publish(ctx, inline)
-			refused(t, "publish inline", err, ErrState, c.says, n.pool.Volume(inline.ID))
-			refused(t, "unpublish inline", n.Unpublish(inline.ID, inline.Target), ErrState, c.says)
+			refused(t, "health", err, errdefs.ErrState, c.says)
+			refused(t, "delete", n.DeleteClaim(id), errdefs.ErrState, c.says)
+			refused(t, "delete the snapshot", n.DeleteSnapshot(snap.ID), errdefs.ErrState, c.says)
+			_, err = n.PublishInline(ctx, inline)
+			refused(t, "publish inline", err, errdefs.ErrState, c.says, n.pool.Volume(inline.ID))
+			refused(t, "unpublish inline", n.Unpublish(inline.ID, inline.Target), errdefs.ErrState, c.says)
 
 			for _, path := range paths {
 				if got := getRecord(t, path); got != c.change(records[path]) {
@@ -310,10 +312,10 @@ func TestForeignRecords(t *testing.T) {
 					t.Errorf("%s holds something else now", path)
 				}
 			}
-			if claims, _, err := n.Claims("", 0); err != nil || len(claims) != 1 || claims[0].ID != ours.ID {
+			if claims, _, err := n.ListClaims("", 0); err != nil || len(claims) != 1 || claims[0].ID != ours.ID {
 				t.Errorf("claims %v: %v", claims, err)
 			}
-			if snaps, _, err := n.Snapshots("", "", 0); err != nil || len(snaps) != 1 || snaps[0].ID != kept.ID {
+			if snaps, _, err := n.ListSnapshots("", "", 0); err != nil || len(snaps) != 1 || snaps[0].ID != kept.ID {
 				t.Errorf("snapshots %v: %v", snaps, err)
 			}
 			if free, err := n.Available(false); err != nil || free == 0 {
@@ -324,7 +326,7 @@ func TestForeignRecords(t *testing.T) {
 				t.Fatalf("a plugin that starts beside them: %v", err)
 			}
 			again.Close()
-			other := n.mustCreate(from("other", ours, Source{Snapshot: kept.ID}))
+			other := n.mustCreate(from("other", ours, image.Source{Snapshot: kept.ID}))
 			n.mustPublishClaim(other, "pod")
 			n.mustEnd(other, "pod")
 		})
@@ -414,7 +416,7 @@ func TestTemplateReplaced(t *testing.T) {
 	if err := errors.Join(os.Remove(path), os.Mkdir(path, 0o700), os.WriteFile(theirs, nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	_, err := n.Publish(t.Context(), n.request("refused", "ext4", 64*mib))
+	_, err := n.PublishInline(t.Context(), n.request("refused", "ext4", 64*mib))
 	refused(t, "a directory with something in it", err, pool.ErrUnusable, path, "move it away")
 	if _, err := os.Stat(theirs); err != nil {
 		t.Error(err)
@@ -453,25 +455,23 @@ func TestClockSetBack(t *testing.T) {
 			if res := n.mustPublish(other); !res.TemplateHit {
 				t.Error("the template was built again")
 			}
-			_, res, err := n.Create(t.Context(), claim("claim", "ext4", 64*mib))
+			_, res, err := n.CreateClaim(t.Context(), claim("claim", "ext4", 64*mib))
 			if err != nil || !res.Existed {
 				t.Errorf("the claim, asked for again: %+v %v", res, err)
 			}
 			if again := n.mustSnapshot("snapshot", v.ID); again.UUID != snap.UUID || !again.Created.Equal(when) {
 				t.Errorf("the snapshot, asked for again, is %+v", again)
 			}
-			if claims, _, err := n.Claims("", 0); err != nil || len(claims) != 1 {
+			if claims, _, err := n.ListClaims("", 0); err != nil || len(claims) != 1 {
 				t.Errorf("claims %v: %v", claims, err)
 			}
 			// What a claim was promised is read from its record, however old that is.
-			b, err := n.survey(nil)
-			if err != nil || b.thin != 64*mib {
-				t.Errorf("%d bytes are promised: %v", b.thin, err)
-			}
+			_, _, err = n.CreateClaim(t.Context(), disk("huge", 1<<40))
+			refused(t, "more than the pool has", err, pool.ErrFull, "promised are 64Mi to thin claims")
 			if h, err := n.Health(v.ID, at); err != nil || len(h) > 0 {
 				t.Errorf("health %v: %v", h, err)
 			}
-			restored := n.mustCreate(from("restored", v, Source{Snapshot: snap.ID}))
+			restored := n.mustCreate(from("restored", v, image.Source{Snapshot: snap.ID}))
 			mustHold(t, "restored", n.mustPublishClaim(restored, "pod"), 1)
 			if _, err := n.ExpandOnNode(v.ID, at, Size{Required: 64 * mib}, nil); err != nil {
 				t.Error(err)
@@ -530,14 +530,14 @@ func TestNewDisksAreEmpty(t *testing.T) {
 		n := newNode(t, kind, 400*mib)
 		for _, thick := range []bool{false, true} {
 			r := disk("disk", 64*mib)
-			r.Thick = thick
+			r.Provisioning = image.Provisioning(thick)
 			for range 4 { // together as much as the pool: space is used again
 				v := n.mustCreate(r)
 				at := n.mustPublishClaim(v, "pod")
 				if b := readAll(t, at); len(bytes.Trim(b, "\x00")) > 0 || len(b) != 64*mib {
 					t.Errorf("%s, thick %v: a new disk of %d bytes is not empty", kind.Name, thick, len(b))
 				}
-				f := openDisk(t, at, ModeBlock, os.O_RDWR)
+				f := openDisk(t, at, image.ModeBlock, os.O_RDWR)
 				_, err := f.WriteAt(bytes.Repeat([]byte("secret! "), 64*mib/8), 0)
 				if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 					t.Error(err)

@@ -23,6 +23,8 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
 // lessThanMiB is what an error says of a pool with no space to speak of.
@@ -47,7 +49,7 @@ func TestFullThinPool(t *testing.T) {
 		t.Run(kind.Name, func(t *testing.T) {
 			n := newNodeWith(t, kind, 2*gib, Config{Overcommit: 100, Headroom: size.Share{Percent: 5}})
 			synced := map[string]int{}
-			var thin []Record
+			var thin []image.Record
 			for _, fs := range diskfs.Names() {
 				v := n.mustCreate(claim("thin-"+fs, fs, 10*gib))
 				at := n.mustPublishClaim(v, "pod")
@@ -59,16 +61,16 @@ func TestFullThinPool(t *testing.T) {
 				synced[v.ID] = 20
 				thin = append(thin, v)
 			}
-			thickFS := n.mustCreate(ClaimRequest{Name: "thick-fs", Spec: diskfs.Spec{Filesystem: "ext4", Size: 64 * mib}, Mode: ModeFilesystem, Thick: true})
-			thickDisk := n.mustCreate(ClaimRequest{Name: "thick-disk", Spec: diskfs.Spec{Filesystem: "raw", Size: 32 * mib}, Mode: ModeBlock, Thick: true})
+			thickFS := n.mustCreate(ClaimRequest{Name: "thick-fs", Spec: diskfs.Spec{Filesystem: "ext4", Size: 64 * mib}, Mode: image.ModeFilesystem, Provisioning: image.Thick})
+			thickDisk := n.mustCreate(ClaimRequest{Name: "thick-disk", Spec: diskfs.Spec{Filesystem: "raw", Size: 32 * mib}, Mode: image.ModeBlock, Provisioning: image.Thick})
 			thickAt, diskAt := n.mustPublishClaim(thickFS, "pod"), n.mustPublishClaim(thickDisk, "pod")
 			if h := n.PoolHealth(); len(h) > 0 {
 				t.Errorf("not full yet: %v", h)
 			}
 			testenv.Fill(t, n.pool.Root())
 
-			for _, r := range []ClaimRequest{claim("one-more", "ext4", 64*mib), {Name: "one-more-thick", Spec: diskfs.Spec{Filesystem: "raw", Size: mib}, Mode: ModeBlock, Thick: true}} {
-				_, _, err := n.Create(t.Context(), r)
+			for _, r := range []ClaimRequest{claim("one-more", "ext4", 64*mib), {Name: "one-more-thick", Spec: diskfs.Spec{Filesystem: "raw", Size: mib}, Mode: image.ModeBlock, Provisioning: image.Thick}} {
+				_, _, err := n.CreateClaim(t.Context(), r)
 				t.Log(err)
 				if !errors.Is(err, pool.ErrFull) || !lessThanMiB.MatchString(err.Error()) {
 					t.Errorf("a claim on a full pool: %v", err)
@@ -77,15 +79,15 @@ func TestFullThinPool(t *testing.T) {
 			if _, err := n.CreateSnapshot(t.Context(), "one-more", thin[0].ID); !errors.Is(err, pool.ErrFull) {
 				t.Errorf("a snapshot on a full pool: %v", err)
 			}
-			if _, err := n.Publish(t.Context(), n.request("one-more", "ext4", 64*mib)); !errors.Is(err, pool.ErrFull) {
+			if _, err := n.PublishInline(t.Context(), n.request("one-more", "ext4", 64*mib)); !errors.Is(err, pool.ErrFull) {
 				t.Errorf("an inline volume on a full pool: %v", err)
 			}
 			for _, thick := range []bool{false, true} {
-				if left, err := n.Available(thick); err != nil || left != 0 {
+				if left, err := n.Available(image.Provisioning(thick)); err != nil || left != 0 {
 					t.Errorf("thick %v: %d bytes are said to be available: %v", thick, left, err)
 				}
 			}
-			if h := n.PoolHealth(); len(h) != 1 || h[0].Reason != "PoolFull" {
+			if h := n.PoolHealth(); len(h) != 1 || h[0].Code != "PoolFull" {
 				t.Errorf("health of the pool: %v", h)
 			}
 			// Thin ones go on until they have used what they have.
@@ -160,7 +162,7 @@ func (n *node) thickGoesOn(fsAt, diskAt string) {
 
 // conditionsOf looks at what is said of volumes on a full pool, and of those whose
 // filesystem has given up.
-func (n *node) conditionsOf(volumes []Record) {
+func (n *node) conditionsOf(volumes []image.Record) {
 	n.t.Helper()
 	for _, v := range volumes {
 		h, err := n.Health(v.ID)
@@ -169,7 +171,7 @@ func (n *node) conditionsOf(volumes []Record) {
 		}
 		var reasons []string
 		for _, c := range h {
-			reasons = append(reasons, c.Reason)
+			reasons = append(reasons, c.Code)
 		}
 		n.t.Logf("%s: %v", v.ID, reasons)
 		if len(h) == 0 || reasons[len(reasons)-1] != "PoolFull" {
@@ -184,22 +186,22 @@ func TestPromises(t *testing.T) {
 		t.Run(kind.Name, func(t *testing.T) {
 			n := newNodeWith(t, kind, 4*gib, Config{Headroom: size.Share{Percent: 5}})
 			for _, thick := range []bool{false, true} {
-				left, err := n.Available(thick)
+				left, err := n.Available(image.Provisioning(thick))
 				if err != nil || left < 3*gib || left%mib != 0 {
 					t.Fatalf("thick %v: %d MiB are available: %v", thick, left/mib, err)
 				}
 				r := disk("too-large", left+64*mib)
-				r.Thick = thick
-				if _, _, err := n.Create(t.Context(), r); !errors.Is(err, pool.ErrFull) {
+				r.Provisioning = image.Provisioning(thick)
+				if _, _, err := n.CreateClaim(t.Context(), r); !errors.Is(err, pool.ErrFull) {
 					t.Errorf("thick %v: more than there is: %v", thick, err)
 				}
 				r = disk("fits", left)
-				r.Thick = thick
+				r.Provisioning = image.Provisioning(thick)
 				v := n.mustCreate(r)
-				if left, err := n.Available(thick); err != nil || left > 64*mib {
+				if left, err := n.Available(image.Provisioning(thick)); err != nil || left > 64*mib {
 					t.Errorf("thick %v: %d MiB are available afterwards: %v", thick, left/mib, err)
 				}
-				if _, _, err := n.Create(t.Context(), disk("one-more", 128*mib)); !errors.Is(err, pool.ErrFull) {
+				if _, _, err := n.CreateClaim(t.Context(), disk("one-more", 128*mib)); !errors.Is(err, pool.ErrFull) {
 					t.Errorf("thick %v: one more: %v", thick, err)
 				}
 				n.mustDelete(v.ID)
@@ -210,7 +212,7 @@ func TestPromises(t *testing.T) {
 			var made []string
 			for i := range 16 {
 				wg.Go(func() {
-					v, _, err := n.Create(t.Context(), disk(fmt.Sprintf("c-%d", i), gib))
+					v, _, err := n.CreateClaim(t.Context(), disk(fmt.Sprintf("c-%d", i), gib))
 					if err != nil && !errors.Is(err, pool.ErrFull) {
 						t.Error(err)
 					}
@@ -236,17 +238,17 @@ func TestThickSnapshot(t *testing.T) {
 	for _, kind := range testenv.PoolKinds {
 		t.Run(kind.Name, func(t *testing.T) {
 			n := newNode(t, kind, 2*gib)
-			r := ClaimRequest{Name: "thick", Spec: diskfs.Spec{Filesystem: "ext4", Size: 256 * mib}, Mode: ModeFilesystem, Thick: true}
+			r := ClaimRequest{Name: "thick", Spec: diskfs.Spec{Filesystem: "ext4", Size: 256 * mib}, Mode: image.ModeFilesystem, Provisioning: image.Thick}
 			v := n.mustCreate(r)
 			at := n.mustPublishClaim(v, "pod")
 			if err := writeSynced(filepath.Join(at, "all"), bytes.Repeat([]byte{'1'}, 150*mib)); err != nil {
 				t.Fatal(err)
 			}
 			snap := n.mustSnapshot("of-thick", v.ID)
-			r.Name, r.Source = "copy", Source{Snapshot: snap.ID}
+			r.Name, r.Source = "copy", image.Source{Snapshot: snap.ID}
 			copied := n.mustCreate(r)
 			copiedAt := n.mustPublishClaim(copied, "pod")
-			thin := n.mustCreate(ClaimRequest{Name: "thin", Spec: r.Spec, Mode: r.Mode, Source: Source{Volume: v.ID}})
+			thin := n.mustCreate(ClaimRequest{Name: "thin", Spec: r.Spec, Mode: r.Mode, Source: image.Source{Volume: v.ID}})
 			// Discards would give space back.
 			if out := n.trim(at); !strings.Contains(out, "not supported") {
 				t.Errorf("fstrim: %s", out)
@@ -267,7 +269,7 @@ func TestThickSnapshot(t *testing.T) {
 			}
 			testenv.Fsck(t, "ext4", n.pool.Volume(thin.ID))
 			n.mustDelete(thin.ID)
-			for _, v := range []Record{v, copied} {
+			for _, v := range []image.Record{v, copied} {
 				if h, err := n.Health(v.ID); err != nil || len(h) > 0 {
 					t.Errorf("health %v: %v", h, err)
 				}
@@ -291,7 +293,7 @@ func TestThickSnapshot(t *testing.T) {
 func TestImpatient(t *testing.T) {
 	n := newNode(t, testenv.XFS, 4*gib)
 	r := disk("large", gib)
-	r.Thick = true
+	r.Provisioning = image.Thick
 	v := n.mustCreate(r)
 	if err := writeSynced(n.mustPublishClaim(v, "pod"), bytes.Repeat([]byte{'x'}, 512*mib)); err != nil {
 		t.Fatal(err)
@@ -299,9 +301,9 @@ func TestImpatient(t *testing.T) {
 	hasty := func(what string, do func(context.Context) error) {
 		t.Helper()
 		tries := 0
-		for err := ErrUnderWay; errors.Is(err, ErrUnderWay); tries++ {
+		for err := errdefs.ErrUnderWay; errors.Is(err, errdefs.ErrUnderWay); tries++ {
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-			if err = do(ctx); err != nil && !errors.Is(err, ErrUnderWay) {
+			if err = do(ctx); err != nil && !errors.Is(err, errdefs.ErrUnderWay) {
 				t.Fatal(err)
 			}
 			cancel()
@@ -314,24 +316,24 @@ func TestImpatient(t *testing.T) {
 		_, err := n.CreateSnapshot(ctx, "s", v.ID)
 		return err
 	})
-	r.Name, r.Source = "copy", Source{Snapshot: "s"}
+	r.Name, r.Source = "copy", image.Source{Snapshot: "s"}
 	hasty("copy", func(ctx context.Context) error {
-		_, _, err := n.Create(ctx, r)
+		_, _, err := n.CreateClaim(ctx, r)
 		return err
 	})
 	// A manager that ends takes what is under way with it.
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	r.Name = "never"
-	if _, _, err := n.Create(ctx, r); !errors.Is(err, ErrUnderWay) {
+	if _, _, err := n.CreateClaim(ctx, r); !errors.Is(err, errdefs.ErrUnderWay) {
 		t.Errorf("another copy: %v", err)
 	}
-	if err := n.Delete("never"); !errors.Is(err, ErrUnderWay) {
+	if err := n.DeleteClaim("never"); !errors.Is(err, errdefs.ErrUnderWay) {
 		t.Errorf("deleting what is being made: %v", err)
 	}
-	n.cancel()
-	n.working.Wait()
-	if _, err := n.Get("never"); !errors.Is(err, ErrNotFound) {
+	n.work.cancel()
+	n.work.wait.Wait()
+	if _, err := n.GetClaim("never"); !errors.Is(err, errdefs.ErrNotFound) {
 		t.Errorf("after the end: %v", err)
 	}
 	n.mustEnd(v, "pod")

@@ -4,25 +4,21 @@
 package volume
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
 
-	"github.com/moby/sys/mountinfo"
-
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
-// FuzzNames: whatever a name, a path or a line of the mount table says, a file of
-// ours stays in the pool's directory, and a target below the kubelet's.
+// FuzzNames: whatever a name says, a file of ours stays in the pool's directory.
 func FuzzNames(f *testing.F) {
 	for _, s := range []string{
 		"", ".", "..", "pvc-1", "a/b", "a\x00b", "-x", ".hidden", "a\n", "ä", "/dev/loop7", "/dev/loop07", "/dev/loop+7",
@@ -30,13 +26,10 @@ func FuzzNames(f *testing.F) {
 		"/var/lib/kubelet//x", "/var/lib/kubelet/x/.", "/", "ro,nosuid", "xnoexec,nodevx,roo,", "5%", "1e300%", "-0%", "NaN%", "10Gi",
 		strings.Repeat("x", 120), strings.Repeat("x", 121), strings.Repeat("x", 4096), "\xff", strings.Repeat("\U000e0001", 300),
 	} {
-		f.Add(s, "/var/lib/kubelet", uint8(0))
-		f.Add(s, "/", uint8(0x15))
+		f.Add(s)
 	}
-	f.Fuzz(func(t *testing.T, s, root string, bits uint8) {
+	f.Fuzz(func(t *testing.T, s string) {
 		ids(t, s)
-		below(t, s, root)
-		options(t, s, bits)
 		if i, ok := loopdev.IndexOf(s); ok && fmt.Sprintf("/dev/loop%d", i) != s {
 			t.Errorf("%q is loop device %d", s, i)
 		}
@@ -48,13 +41,13 @@ func FuzzNames(f *testing.F) {
 
 func ids(t *testing.T, name string) {
 	t.Helper()
-	if err := CheckID(name); err != nil {
-		if text := err.Error(); !errors.Is(err, ErrInvalid) || len(text) > 1024 || !utf8.ValidString(text) {
+	if err := image.CheckID(name); err != nil {
+		if text := err.Error(); !errors.Is(err, errdefs.ErrInvalid) || len(text) > 1024 || !utf8.ValidString(text) {
 			t.Errorf("%d bytes: %v", len(text), err)
 		}
 	}
 	for prefix, id := range map[string]string{"vol-": ClaimRequest{Name: name}.ID(), "snap-": SnapshotID(name)} {
-		if err := CheckID(id); err != nil || len(id) > maxNameAsID || strings.ContainsAny(id, "/\x00") || strings.HasPrefix(id, ".") {
+		if err := image.CheckID(id); err != nil || len(id) > maxNameAsID || strings.ContainsAny(id, "/\x00") || strings.HasPrefix(id, ".") {
 			t.Errorf("%q has the id %q: %v", name, id, err)
 		}
 		if id != name && !strings.HasPrefix(id, prefix) {
@@ -63,49 +56,9 @@ func ids(t *testing.T, name string) {
 	}
 }
 
-func below(t *testing.T, target, root string) {
-	t.Helper()
-	if !filepath.IsAbs(root) {
-		root = "/var/lib/kubelet"
-	}
-	m := &Manager{rootPath: filepath.Clean(root)} // as filepath.Abs does
-	rel, err := m.relative(target)
-	if err != nil {
-		if !errors.Is(err, ErrInvalid) {
-			t.Errorf("%q: %v", target, err)
-		}
-		return
-	}
-	if !filepath.IsLocal(rel) || rel == "." || filepath.Clean(rel) != rel || filepath.Join(m.rootPath, rel) != filepath.Clean(target) || strings.ContainsRune(rel, 0) {
-		t.Errorf("%q is %q below %q", target, rel, m.rootPath)
-	}
-	for _, name := range strings.Split(strings.Trim(target, "/"), "/") {
-		if name == "" || name == "." || name == ".." {
-			t.Errorf("%q is accepted", target)
-		}
-	}
-}
-
-// options: what a mount allows is read from among the options of others.
-func options(t *testing.T, noise string, bits uint8) {
-	t.Helper()
-	for _, option := range strings.Split(noise, ",") {
-		if slices.Contains([]string{"ro", "noatime", "noexec", "nosuid", "nodev"}, option) {
-			return // no noise
-		}
-	}
-	a := Access{ReadOnly: bits&1 != 0, NoATime: bits&2 != 0, NoExec: bits&4 != 0, SUID: bits&8 != 0, Dev: bits&16 != 0}
-	for _, text := range []string{a.String(), a.String() + "," + noise, noise + "," + a.String()} {
-		if got := accessOf(&mountinfo.Info{Options: text}); got != a {
-			t.Errorf("%q allows %s, not %s", text, got, a)
-		}
-	}
-}
-
-// FuzzRecord reads records as they may stand in a pool, and asks for copies of what
-// they say: what is accepted says the same when it is written again, is the same as
-// itself, and leads to volumes within the limits only.
-func FuzzRecord(f *testing.F) {
+// FuzzCopies reads records as they may stand in a pool, and asks for what they say: a volume
+// is the same as itself, and copies stay within the limits.
+func FuzzCopies(f *testing.F) {
 	for _, s := range []string{
 		"", "null", "{}", `[]`, `{"version":2,"id":"v"}`, `{"version":0,"id":"v"}`, `{"version":3,"id":"v"}`, `{"version":2,"id":"../v"}`, `{"version":1e99,"id":"v"}`,
 		`{"version":1,"id":"v","spec":{"filesystem":"ext4","size":268435456},"mode":"filesystem","target":"/t","readOnly":true,"pod":{"name":"p"}}`,
@@ -120,17 +73,18 @@ func FuzzRecord(f *testing.F) {
 		f.Add([]byte(s), "v", int64(diskfs.MiB), int64(1<<40))
 	}
 	f.Fuzz(func(t *testing.T, b []byte, id string, required, limit int64) {
-		if CheckID(id) != nil {
+		if image.CheckID(id) != nil {
 			return // no file has such a name
 		}
-		var r Record
-		if err := json.Unmarshal(b, &r); err == nil && readAgain(t, &r, id, r.ID, r.Version) {
+		accepted := func(have string, version int) bool { return have == id && version >= 1 && version <= 2 }
+		var r image.Record
+		if err := json.Unmarshal(b, &r); err == nil && accepted(r.ID, r.Version) {
 			sameAsItself(t, r)
 			copyOf(t, r.Spec, r.Mode, required, limit)
 		}
-		var s Snapshot
-		if err := json.Unmarshal(b, &s); err == nil && readAgain(t, &s, id, s.ID, s.Version) {
-			if err := s.same(s.Name, s.Volume); err != nil {
+		var s image.SnapshotRecord
+		if err := json.Unmarshal(b, &s); err == nil && accepted(s.ID, s.Version) {
+			if err := compareSnapshot(s, s.Name, s.Volume); err != nil {
 				t.Error(err)
 			}
 			copyOf(t, s.Spec, s.Mode, required, limit)
@@ -138,56 +92,30 @@ func FuzzRecord(f *testing.F) {
 	})
 }
 
-// readAgain reports whether a record is accepted as that of id.
-func readAgain[T any](t *testing.T, record *T, id, have string, version int) bool {
+func sameAsItself(t *testing.T, r image.Record) {
 	t.Helper()
-	if err := checkRecord("path", id, have, version); err != nil {
-		if !errors.Is(err, ErrState) {
-			t.Error(err)
-		}
-		return false
-	}
-	if have != id || version < 1 || version > recordVersion {
-		t.Errorf("accepted version %d of %q for %q", version, have, id)
-	}
-	first, err := json.Marshal(record)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var again T
-	if err := json.Unmarshal(first, &again); err != nil {
-		t.Fatal(err)
-	}
-	second, err := json.Marshal(again)
-	if err != nil || !bytes.Equal(first, second) {
-		t.Errorf("%s\nbecomes %s: %v", first, second, err)
-	}
-	return true
-}
-
-func sameAsItself(t *testing.T, r Record) {
-	t.Helper()
-	if err := r.sameInline(Request{ID: r.ID, Target: r.Target, Spec: r.Spec, Mode: r.Mode, Access: r.Access, Pod: r.Pod}); (err == nil) != (r.Lifecycle == Ephemeral) {
+	inline := InlineRequest{ID: r.ID, Target: r.Target, Spec: r.Spec, Mode: r.Mode, Access: r.Access, Pod: r.Pod}
+	if err := inline.compare(r); (err == nil) != (r.Lifecycle == image.Inline) {
 		t.Errorf("%+v as an inline volume: %v", r, err)
 	}
-	claim := ClaimRequest{Name: r.Name, Spec: r.Spec, Mode: r.Mode, Thick: r.Thick, Source: r.Source}
-	if err := r.sameClaim(claim); (err == nil) != (r.Lifecycle == Persistent) {
+	claim := ClaimRequest{Name: r.Name, Spec: r.Spec, Mode: r.Mode, Provisioning: r.Provisioning, Source: r.Source}
+	if err := claim.compare(r); (err == nil) != (r.Lifecycle == image.Claim) {
 		t.Errorf("%+v as a claim: %v", r, err)
 	}
-	if err := r.MadeAs(claim); (err == nil) != (r.Lifecycle == Persistent) {
+	if err := claim.CompareClass(r); (err == nil) != (r.Lifecycle == image.Claim) {
 		t.Errorf("%+v of that class: %v", r, err)
 	}
 }
 
 // copyOf asks for a copy, larger or not.
-func copyOf(t *testing.T, from diskfs.Spec, mode Mode, required, limit int64) {
+func copyOf(t *testing.T, from diskfs.Spec, mode image.Mode, required, limit int64) {
 	t.Helper()
 	// As a request can have them: see sizeOf in package driver.
 	if required < 0 || limit < 0 || limit > 0 && limit < required {
 		return
 	}
 	r := ClaimRequest{Name: "copy", Spec: diskfs.Spec{Size: diskfs.RoundUp(required)}, Limit: limit, Mode: mode, DefaultSpec: true}
-	if r.follow(from, mode) != nil || r.decideSize() != nil {
+	if r.follow(origin{spec: from, mode: mode}) != nil || r.decideSize() != nil {
 		return
 	}
 	if err := r.Spec.Validate(); err != nil {

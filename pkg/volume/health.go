@@ -7,106 +7,102 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
-// Severity is how bad a condition is.
-type Severity int
-
-// The severities, from the least.
-const (
-	Degraded     Severity = iota // usable
-	Inaccessible                 // not usable on this node
-	DataLoss                     // what it held is gone, or part of it
-)
-
-// Condition is something that is wrong with a volume, or with the pool.
-type Condition struct {
-	Severity Severity
-	Reason   string // CamelCase
-	Message  string // with what to do about it
-}
-
-// Health tells what is wrong with a persistent volume: nothing, if the list is
-// empty. It looks at the image, at its devices, and at where it is mounted.
+// Health tells what is wrong with a claim: nothing, if the list is empty. It looks at the
+// image, at its devices, and at where it is mounted.
 //
-// A volume whose image is gone is ErrNotFound, unless something is still mounted
-// of it at one of the paths.
-func (m *Manager) Health(id string, paths ...string) ([]Condition, error) {
-	img, err := m.openClaim(id)
-	if errors.Is(err, ErrNotFound) {
-		if gone, e := m.goneUnder(id, paths); e != nil || gone != "" {
-			return []Condition{{DataLoss, "BackingImageMissing", fmt.Sprintf(
-				"the image of volume %s was deleted while it is mounted at %s: copy what is needed from there now, as it is gone with the mount", id, gone)}}, e
+// A claim whose image is gone returns [errdefs.ErrNotFound], unless something of it is still
+// mounted at one of the paths.
+func (m *Manager) Health(id string, paths ...string) ([]health.Condition, error) {
+	img, err := m.images.OpenClaim(id)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		if gone, e := m.mountedWithoutImage(id, paths); e != nil || gone != "" {
+			return []health.Condition{{
+				Code: "BackingImageMissing", Severity: health.DataLoss,
+				Text:   fmt.Sprintf("the image of volume %s was deleted while it is mounted at %s", id, gone),
+				Remedy: "copy what is needed from there now, as it is gone with the mount",
+			}}, e
 		}
 	}
 	if err != nil {
 		return nil, err
 	}
 	defer img.Close()
-	conditions, err := m.imageConditions(img)
+	conditions, err := imageConditions(img)
 	if err != nil {
 		return nil, err
 	}
-	if img.Mode != ModeDiskImage {
+	if img.Mode() != image.ModeDiskImage {
 		more, err := m.deviceConditions(img)
 		if err != nil {
 			return nil, err
 		}
 		conditions = append(conditions, more...)
 	}
-	if !img.Thick {
+	if img.Record.Provisioning.NeedsFreeSpace() {
 		conditions = append(conditions, m.PoolHealth()...)
 	}
 	return conditions, nil
 }
 
-func (m *Manager) imageConditions(img *image) ([]Condition, error) {
-	var found []Condition
-	if err := img.whole(); errors.Is(err, ErrState) {
-		found = append(found, Condition{DataLoss, "BackingImageTruncated", err.Error()})
+func imageConditions(img *image.Image) ([]health.Condition, error) {
+	var found []health.Condition
+	if err := img.CheckLength(); errors.Is(err, errdefs.ErrState) {
+		found = append(found, health.Condition{Code: "BackingImageTruncated", Severity: health.DataLoss, Text: err.Error()})
 	} else if err != nil {
 		return nil, err
 	}
-	if taken, err := allocated(img.File); err != nil {
+	total := img.Record.Spec.Size
+	missing, err := img.Record.Provisioning.Unreserved(img.File, total)
+	if err != nil {
 		return nil, err
-	} else if img.Thick && taken < img.Spec.Size {
-		found = append(found, Condition{Degraded, "ReservationIncomplete", fmt.Sprintf(
-			"of the %s of thick volume %s, %s are not reserved at the moment: they are taken again within minutes; if this stays, make room in the pool",
-			size.Format(img.Spec.Size), img.ID, size.Format(img.Spec.Size-taken))})
+	}
+	if missing > 0 {
+		found = append(found, health.Condition{
+			Code: "ReservationIncomplete", Severity: health.Degraded,
+			Text:   fmt.Sprintf("of the %s of thick volume %s, %s are not reserved at the moment", size.Format(total), img.ID(), size.Format(missing)),
+			Remedy: "they are reserved again within minutes; if this stays, make room in the pool",
+		})
 	}
 	return found, nil
 }
 
-func (m *Manager) deviceConditions(img *image) ([]Condition, error) {
+func (m *Manager) deviceConditions(img *image.Image) ([]health.Condition, error) {
 	loops, err := loopdev.Find(img.File)
 	if err != nil {
 		return nil, err
 	}
-	var found []Condition
+	var found []health.Condition
 	for _, index := range loops {
 		if direct, err := loopdev.Direct(index); err == nil && !direct {
-			found = append(found, Condition{Degraded, "DirectIOLost", fmt.Sprintf(
-				"/dev/loop%d of volume %s does buffered I/O, which is many times slower and takes memory: restart the pod; if it stays, see that the pool's filesystem has blocks of %d bytes", index, img.ID, loopdev.BlockSize)})
+			found = append(found, health.Condition{
+				Code: "DirectIOLost", Severity: health.Degraded,
+				Text:   fmt.Sprintf("/dev/loop%d of volume %s does buffered I/O, which is many times slower and takes memory", index, img.ID()),
+				Remedy: fmt.Sprintf("restart the pod; if it stays, see that the pool's filesystem has blocks of %d bytes", loopdev.BlockSize),
+			})
 			break // once for each reason
 		}
 	}
-	places, err := m.placesOf(img, loops)
-	if err != nil || img.Mode != ModeFilesystem || len(places) == 0 {
+	places, err := m.root.MountpointsOf(img, loops)
+	if err != nil || img.Mode() != image.ModeFilesystem || len(places) == 0 {
 		return found, err
 	}
-	root, err := m.openPlace(places[0])
+	root, err := m.root.OpenMountpoint(places[0])
 	switch {
 	case errors.Is(err, syscall.EIO):
 		return append(found, shutDown(img, places[0])), nil
-	case errors.Is(err, os.ErrNotExist), errors.Is(err, ErrState): // unmounted meanwhile
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, errdefs.ErrState): // unmounted meanwhile
 		return found, nil
 	case err != nil:
 		return nil, err
@@ -115,10 +111,10 @@ func (m *Manager) deviceConditions(img *image) ([]Condition, error) {
 	return append(found, filesystemConditions(img, root, places[0])...), nil
 }
 
-// filesystemConditions asks the filesystem that is mounted at a place how it is, by
-// its root, open with O_PATH.
-func filesystemConditions(img *image, root *os.File, at string) []Condition {
-	// What has shut down answers a look at its root with EIO, or says so in its
+// filesystemConditions asks the filesystem that is mounted at a path how it is, by its root,
+// open with O_PATH.
+func filesystemConditions(img *image.Image, root *os.File, at string) []health.Condition {
+	// A filesystem that has shut down answers a look at its root with EIO, or says so in its
 	// options; statfs(2) goes on to work.
 	dir, err := mount.Open(root)
 	if err == nil {
@@ -126,7 +122,7 @@ func filesystemConditions(img *image, root *os.File, at string) []Condition {
 		dir.Close()
 	}
 	if errors.Is(err, syscall.EIO) {
-		return []Condition{shutDown(img, at)}
+		return []health.Condition{shutDown(img, at)}
 	}
 	info, err := mount.Of(root)
 	if err != nil || info == nil {
@@ -134,50 +130,61 @@ func filesystemConditions(img *image, root *os.File, at string) []Condition {
 	}
 	options := strings.Split(info.VFSOptions, ",")
 	if slices.Contains(options, "shutdown") {
-		return []Condition{shutDown(img, at)}
+		return []health.Condition{shutDown(img, at)}
 	}
 	if slices.Contains(options, "ro") || slices.Contains(options, "emergency_ro") {
-		return []Condition{{Inaccessible, "FilesystemReadOnly", fmt.Sprintf(
-			"the kernel made the filesystem of volume %s read-only after an error, see its log (dmesg): make room in the pool if it is full, then restart the pod, which mounts it anew", img.ID)}}
+		return []health.Condition{{
+			Code: "FilesystemReadOnly", Severity: health.Inaccessible,
+			Text:   fmt.Sprintf("the kernel made the filesystem of volume %s read-only after an error, see its log (dmesg)", img.ID()),
+			Remedy: remountRemedy,
+		}}
 	}
 	return nil
 }
 
-func shutDown(img *image, at string) Condition {
-	return Condition{Inaccessible, "FilesystemShutDown", fmt.Sprintf(
-		"the kernel shut the filesystem of volume %s at %s down after an error, see its log (dmesg): make room in the pool if it is full, then restart the pod, which mounts it anew", img.ID, at)}
+const remountRemedy = "make room in the pool if it is full, then restart the pod, which mounts it anew"
+
+func shutDown(img *image.Image, at string) health.Condition {
+	return health.Condition{
+		Code: "FilesystemShutDown", Severity: health.Inaccessible,
+		Text:   fmt.Sprintf("the kernel shut the filesystem of volume %s at %s down after an error, see its log (dmesg)", img.ID(), at),
+		Remedy: remountRemedy,
+	}
 }
 
-// goneUnder returns the first of the paths where a volume without an image is
+// mountedWithoutImage returns the first of the paths where a volume without an image is
 // still mounted, or "".
-func (m *Manager) goneUnder(id string, paths []string) (string, error) {
+func (m *Manager) mountedWithoutImage(id string, paths []string) (string, error) {
 	for _, path := range paths {
-		rel, err := m.relative(path)
+		rel, err := m.root.Rel(path)
 		if err != nil {
 			continue // not one of ours
 		}
-		img, err := m.lost(id, rel)
+		lost, err := m.root.Lost(m.images, id, rel)
 		if err != nil {
 			return "", err
 		}
-		at, err := m.look(rel, img.Mode)
-		if err != nil || !at.mounted {
+		at, err := m.root.Inspect(rel, lost.Mode())
+		if err != nil || !at.Mounted {
 			continue
 		}
-		if s, err := m.shown(img, rel); err == nil && s.device >= 0 {
-			return filepath.Join(m.rootPath, rel), nil
+		if there, err := m.root.Identify(lost, rel); err == nil && there.Device >= 0 {
+			return m.root.Path(rel), nil
 		}
 	}
 	return "", nil
 }
 
 // PoolHealth tells what is wrong with the pool.
-func (m *Manager) PoolHealth() []Condition {
+func (m *Manager) PoolHealth() []health.Condition {
 	if err := m.pool.Check(); err != nil {
-		return []Condition{{Inaccessible, "PoolUnusable", err.Error()}}
+		return []health.Condition{{Code: "PoolUnusable", Severity: health.Inaccessible, Text: err.Error()}}
 	}
-	if err := m.roomLeft(); err != nil {
-		return []Condition{{Degraded, "PoolFull", err.Error()}}
+	if err := m.space.Check(); err != nil {
+		return []health.Condition{{Code: "PoolFull", Severity: health.Degraded, Text: err.Error()}}
 	}
 	return nil
 }
+
+// Available is how large a further claim could be, in bytes, a whole number of MiB.
+func (m *Manager) Available(p image.Provisioning) (int64, error) { return m.space.Available(p) }

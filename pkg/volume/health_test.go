@@ -16,6 +16,9 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
 // TestHealth makes each condition happen, reads what is said of it, and takes the
@@ -23,39 +26,45 @@ import (
 func TestHealth(t *testing.T) {
 	n := newNode(t, testenv.XFS, 4*gib)
 	ext4, xfs, block := claim("", "ext4", 64*mib), claim("", "xfs", 300*mib), disk("", 8*mib)
-	thick := ClaimRequest{Spec: diskfs.Spec{Filesystem: "raw", Size: 8 * mib}, Mode: ModeBlock, Thick: true}
-	image := ClaimRequest{Spec: diskfs.Spec{Filesystem: "raw", Size: 8 * mib}, Mode: ModeDiskImage}
+	thick := ClaimRequest{Spec: diskfs.Spec{Filesystem: "raw", Size: 8 * mib}, Mode: image.ModeBlock, Provisioning: image.Thick}
+	diskImage := ClaimRequest{Spec: diskfs.Spec{Filesystem: "raw", Size: 8 * mib}, Mode: image.ModeDiskImage}
 	for name, c := range map[string]struct {
 		request  ClaimRequest
-		harm     func(v Record, target string) error
+		harm     func(v image.Record, target string) error
 		reason   string
-		severity Severity
+		severity health.Severity
 	}{
-		"nothing": {request: ext4, harm: func(Record, string) error { return nil }},
-		"xfs shut down": {request: xfs, reason: "FilesystemShutDown", severity: Inaccessible,
-			harm: func(_ Record, at string) error { testenv.Run(t, "xfs_io", "-x", "-c", "shutdown", at); return nil }},
-		"ext4 shut down": {request: ext4, reason: "FilesystemShutDown", severity: Inaccessible,
-			harm: func(_ Record, at string) error { testenv.Run(t, "xfs_io", "-x", "-c", "shutdown", at); return nil }},
-		"ext4 read-only": {request: ext4, reason: "FilesystemReadOnly", severity: Inaccessible,
-			harm: func(_ Record, at string) error {
+		"nothing": {request: ext4, harm: func(image.Record, string) error { return nil }},
+		"xfs shut down": {request: xfs, reason: "FilesystemShutDown", severity: health.Inaccessible,
+			harm: func(_ image.Record, at string) error {
+				testenv.Run(t, "xfs_io", "-x", "-c", "shutdown", at)
+				return nil
+			}},
+		"ext4 shut down": {request: ext4, reason: "FilesystemShutDown", severity: health.Inaccessible,
+			harm: func(_ image.Record, at string) error {
+				testenv.Run(t, "xfs_io", "-x", "-c", "shutdown", at)
+				return nil
+			}},
+		"ext4 read-only": {request: ext4, reason: "FilesystemReadOnly", severity: health.Inaccessible,
+			harm: func(_ image.Record, at string) error {
 				return syscall.Mount("", at, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, "")
 			}},
-		"buffered": {request: block, reason: "DirectIOLost", severity: Degraded,
-			harm: func(v Record, _ string) error {
+		"buffered": {request: block, reason: "DirectIOLost", severity: health.Degraded,
+			harm: func(v image.Record, _ string) error {
 				testenv.Run(t, "losetup", "--direct-io=off", fmt.Sprintf("/dev/loop%d", n.loops(v.ID)[0]))
 				return nil
 			}},
-		"filesystem without an image": {request: ext4, reason: "BackingImageMissing", severity: DataLoss,
-			harm: func(v Record, _ string) error { return os.Remove(n.pool.Volume(v.ID)) }},
-		"block without an image": {request: block, reason: "BackingImageMissing", severity: DataLoss,
-			harm: func(v Record, _ string) error { return os.Remove(n.pool.Volume(v.ID)) }},
-		"an image that is too short": {request: block, reason: "BackingImageTruncated", severity: DataLoss,
-			harm: func(v Record, _ string) error { return os.Truncate(n.pool.Volume(v.ID), mib) }},
+		"filesystem without an image": {request: ext4, reason: "BackingImageMissing", severity: health.DataLoss,
+			harm: func(v image.Record, _ string) error { return os.Remove(n.pool.Volume(v.ID)) }},
+		"block without an image": {request: block, reason: "BackingImageMissing", severity: health.DataLoss,
+			harm: func(v image.Record, _ string) error { return os.Remove(n.pool.Volume(v.ID)) }},
+		"an image that is too short": {request: block, reason: "BackingImageTruncated", severity: health.DataLoss,
+			harm: func(v image.Record, _ string) error { return os.Truncate(n.pool.Volume(v.ID), mib) }},
 		// Its own affair.
-		"a small disk image": {request: image,
-			harm: func(_ Record, at string) error { return os.Truncate(filepath.Join(at, DiskImageName), mib) }},
-		"holes in thick space": {request: thick, reason: "ReservationIncomplete", severity: Degraded,
-			harm: func(v Record, _ string) error {
+		"a small disk image": {request: diskImage,
+			harm: func(_ image.Record, at string) error { return os.Truncate(filepath.Join(at, image.DiskName), mib) }},
+		"holes in thick space": {request: thick, reason: "ReservationIncomplete", severity: health.Degraded,
+			harm: func(v image.Record, _ string) error {
 				f, err := os.OpenFile(n.pool.Volume(v.ID), os.O_RDWR, 0)
 				if err != nil {
 					return err
@@ -82,7 +91,7 @@ func TestHealth(t *testing.T) {
 			case err != nil:
 				t.Error(err)
 			case c.reason == "" && len(h) == 0:
-			case len(h) != 1 || h[0].Reason != c.reason || h[0].Severity != c.severity || !strings.Contains(h[0].Message, v.ID):
+			case len(h) != 1 || h[0].Code != c.reason || h[0].Severity != c.severity || !strings.Contains(h[0].Message(), v.ID):
 				t.Errorf("is said to be %v", h)
 			}
 			if c.reason == "ReservationIncomplete" {
@@ -98,7 +107,7 @@ func TestHealth(t *testing.T) {
 			n.mustDelete(v.ID)
 		})
 	}
-	if _, err := n.Health("unknown", n.target("unknown")); !errors.Is(err, ErrNotFound) {
+	if _, err := n.Health("unknown", n.target("unknown")); !errors.Is(err, errdefs.ErrNotFound) {
 		t.Errorf("an unknown volume: %v", err)
 	}
 }
@@ -113,7 +122,7 @@ func TestPoolHealth(t *testing.T) {
 	testenv.Run(t, "mount", "-o", "remount,ro", at)
 	h := n.PoolHealth()
 	t.Log(h)
-	if len(h) != 1 || h[0].Reason != "PoolUnusable" || h[0].Severity != Inaccessible {
+	if len(h) != 1 || h[0].Code != "PoolUnusable" || h[0].Severity != health.Inaccessible {
 		t.Errorf("a read-only pool: %v", h)
 	}
 	testenv.Run(t, "mount", "-o", "remount,rw", at)

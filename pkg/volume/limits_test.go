@@ -18,19 +18,32 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/quota"
 )
 
+// again is the node with another process's Manager.
+func (n *node) again(limits quota.Limits) *node {
+	n.t.Helper()
+	m, err := NewManager(Config{Pool: n.pool, Templates: n.templates, TargetRoot: n.kubelet, Limits: limits})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(func() { m.Close() })
+	return &node{m, n.t, n.kubelet}
+}
+
 // of is a request for a small volume of a namespace's pod.
-func (n *node) of(namespace, id string) Request {
+func (n *node) of(namespace, id string) InlineRequest {
 	r := n.request(id, "ext4", 64*mib)
 	r.Pod.Namespace = namespace
 	return r
 }
 
 // mustRefuse publishes what must fail, and must leave nothing of it.
-func (n *node) mustRefuse(r Request, want error, says ...string) {
+func (n *node) mustRefuse(r InlineRequest, want error, says ...string) {
 	n.t.Helper()
-	_, err := n.Publish(n.t.Context(), r)
+	_, err := n.PublishInline(n.t.Context(), r)
 	n.t.Log(err)
 	if !errors.Is(err, want) {
 		n.t.Errorf("%s: %v, not %v", r.ID, err, want)
@@ -48,7 +61,7 @@ func (n *node) mustRefuse(r Request, want error, says ...string) {
 }
 
 func TestInlineLimits(t *testing.T) {
-	limits := Limits{Size: 100 * mib, Volumes: 3, VolumesPerNamespace: 2}
+	limits := quota.Limits{Size: 100 * mib, Volumes: 3, VolumesPerNamespace: 2}
 	for _, kind := range testenv.PoolKinds {
 		t.Run(kind.Name, func(t *testing.T) {
 			n := newNodeWith(t, kind, gib, Config{Limits: limits})
@@ -59,15 +72,15 @@ func TestInlineLimits(t *testing.T) {
 			a, b, c := n.of("shop", "a"), n.of("shop", "b"), n.of("shop", "c")
 			n.mustPublish(a)
 			n.mustPublish(b)
-			n.mustRefuse(c, ErrLimit, "--max-inline-volumes-per-namespace 2", `"shop" has 2`)
+			n.mustRefuse(c, errdefs.ErrLimit, "--max-inline-volumes-per-namespace 2", `"shop" has 2`)
 			d, e := n.of("bank", "d"), n.of("bank", "e")
 			n.mustPublish(d)
-			n.mustRefuse(e, ErrLimit, "--max-inline-volumes 3", "has 3", "1 of them", `"bank"`)
+			n.mustRefuse(e, errdefs.ErrLimit, "--max-inline-volumes 3", "has 3", "1 of them", `"bank"`)
 			v := n.mustCreate(claim("claim", "ext4", 128*mib)) // is no inline volume
 			n.mustPublish(a)
 			n.mustUnpublish(b)
 			n.mustPublish(c)
-			n.mustRefuse(b, ErrLimit, "--max-inline-volumes-per-namespace")
+			n.mustRefuse(b, errdefs.ErrLimit, "--max-inline-volumes-per-namespace")
 			n.mustUnpublish(c)
 
 			// What fails before it has a name, or after, gives its place back.
@@ -84,25 +97,21 @@ func TestInlineLimits(t *testing.T) {
 			n.mustRefuse(b, syscall.EROFS)
 			testenv.Run(t, "umount", parent)
 			n.mustPublish(b)
-			n.mustRefuse(c, ErrLimit)
+			n.mustRefuse(c, errdefs.ErrLimit)
 
 			// Another process knows what there is, and lets what is there be.
 			limits := limits
 			limits.Volumes, limits.Size = 1, mib
-			m, err := NewManager(Config{Pool: n.pool, Templates: n.templates, TargetRoot: n.kubelet, Limits: limits})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer m.Close()
-			later := &node{m, t, n.kubelet}
+			later := n.again(limits)
 			later.mustRefuse(c, diskfs.ErrOutOfRange)
-			m.ledger.limits.Size = 0
-			later.mustRefuse(c, ErrLimit, "per-namespace", "has 2")
-			later.mustRefuse(e, ErrLimit, "--max-inline-volumes 1", "has 3")
+			limits.Size = 0
+			later = n.again(limits)
+			later.mustRefuse(c, errdefs.ErrLimit, "per-namespace", "has 2")
+			later.mustRefuse(e, errdefs.ErrLimit, "--max-inline-volumes 1", "has 3")
 			if res := later.mustPublish(a); !res.Existed {
 				t.Error("a volume was made anew")
 			}
-			for _, r := range []Request{a, b, d} {
+			for _, r := range []InlineRequest{a, b, d} {
 				later.mustUnpublish(r)
 			}
 			later.mustPublish(e)
@@ -114,10 +123,10 @@ func TestInlineLimits(t *testing.T) {
 
 // TestRecount changes the pool behind the ledger's back.
 func TestRecount(t *testing.T) {
-	n := newNodeWith(t, testenv.XFS, gib, Config{Limits: Limits{BytesPerNamespace: 100 * mib}})
+	n := newNodeWith(t, testenv.XFS, gib, Config{Limits: quota.Limits{BytesPerNamespace: 100 * mib}})
 	recount := func() {
 		t.Helper()
-		if err := n.recount(); err != nil {
+		if err := n.quota.Recount(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -126,32 +135,32 @@ func TestRecount(t *testing.T) {
 		t.Fatal(err)
 	}
 	r, next := n.of("shop", "by-hand"), n.of("shop", "next")
-	img, _, err := n.create(t.Context(), r.record())
+	img, _, err := n.newImage(t.Context(), r.record())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := n.link(img); err != nil {
+	if err := n.images.Link(img); err != nil {
 		t.Fatal(err)
 	}
 	img.Close()
 	recount()
-	n.mustRefuse(next, ErrLimit, "--max-inline-bytes-per-namespace", "100Mi", "has 64Mi", "64Mi more")
+	n.mustRefuse(next, errdefs.ErrLimit, "--max-inline-bytes-per-namespace", "100Mi", "has 64Mi", "64Mi more")
 	if err := os.Remove(n.pool.Volume(r.ID)); err != nil {
 		t.Fatal(err)
 	}
-	n.mustRefuse(next, ErrLimit)
+	n.mustRefuse(next, errdefs.ErrLimit)
 	recount()
 	// What is being made has no name yet, and keeps its place.
-	release, err := n.ledger.reserve("half-made", "shop", 64*mib)
+	release, err := n.quota.Reserve("half-made", "shop", 64*mib)
 	if err != nil {
 		t.Fatal(err)
 	}
 	recount()
-	n.mustRefuse(next, ErrLimit)
+	n.mustRefuse(next, errdefs.ErrLimit)
 	release()
 	n.mustPublish(next)
 	recount()
-	n.mustRefuse(r, ErrLimit)
+	n.mustRefuse(r, errdefs.ErrLimit)
 	n.mustUnpublish(next)
 	if err := os.Remove(strange); err != nil {
 		t.Error(err)
@@ -162,7 +171,7 @@ func TestRecount(t *testing.T) {
 // is counted again and again.
 func TestLimitsAtOnce(t *testing.T) {
 	const most = 5
-	for name, limits := range map[string]Limits{
+	for name, limits := range map[string]quota.Limits{
 		"volumes":                  {Volumes: most},
 		"volumes of one namespace": {VolumesPerNamespace: most},
 		"bytes":                    {Bytes: most*64*mib + 1},
@@ -173,13 +182,13 @@ func TestLimitsAtOnce(t *testing.T) {
 				n := newNodeWith(t, kind, gib, Config{Limits: limits})
 				for round := range 2 { // the second finds no place taken
 					var mu sync.Mutex
-					var made []Request
+					var made []InlineRequest
 					var all sync.WaitGroup
 					stop, counted := make(chan struct{}), make(chan error)
 					go func() {
 						var err error
 						for {
-							err = errors.Join(err, n.recount())
+							err = errors.Join(err, n.quota.Recount())
 							select {
 							case <-stop:
 								counted <- err
@@ -191,13 +200,13 @@ func TestLimitsAtOnce(t *testing.T) {
 					for i := range 16 {
 						r := n.of("shop", fmt.Sprintf("v-%d-%d", round, i))
 						all.Go(func() {
-							_, err := n.Publish(t.Context(), r)
+							_, err := n.PublishInline(t.Context(), r)
 							switch {
 							case err == nil:
 								mu.Lock()
 								made = append(made, r)
 								mu.Unlock()
-							case !errors.Is(err, ErrLimit):
+							case !errors.Is(err, errdefs.ErrLimit):
 								t.Error(err)
 							}
 						})

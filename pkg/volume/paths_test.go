@@ -17,6 +17,8 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
 // outside is a directory that is not kubelet's, with a mount of a volume in it, named
@@ -71,7 +73,7 @@ func (n *node) swap(dir, outside string) (back func()) {
 func TestSwappedForALink(t *testing.T) {
 	n := newNode(t, testenv.XFS, 2*gib)
 	const link = "symbolic link"
-	for _, mode := range MountModes {
+	for _, mode := range image.MountModes {
 		t.Run("inline/"+string(mode), func(t *testing.T) {
 			n := n.with(t)
 			r := n.request("inline-"+strings.ToLower(string(mode)), "ext4", 64*mib)
@@ -79,11 +81,11 @@ func TestSwappedForALink(t *testing.T) {
 			n.mustPublish(r)
 			outside, end := n.outside(r.Target)
 			back := n.swap(filepath.Dir(r.Target), outside)
-			_, err := n.Publish(t.Context(), r)
-			refused(t, "publish", err, ErrInvalid, link)
-			refused(t, "unpublish", n.Unpublish(r.ID, r.Target), ErrState, link, filepath.Dir(r.Target)+".away/mount")
+			_, err := n.PublishInline(t.Context(), r)
+			refused(t, "publish", err, errdefs.ErrInvalid, link)
+			refused(t, "unpublish", n.Unpublish(r.ID, r.Target), errdefs.ErrState, link, filepath.Dir(r.Target)+".away/mount")
 			_, err = n.Stats(r.ID, r.Target)
-			refused(t, "stats", err, ErrNotFound, link)
+			refused(t, "stats", err, errdefs.ErrNotFound, link)
 			back()
 			if res := n.mustPublish(r); !res.Existed {
 				t.Error("the volume was gone")
@@ -94,7 +96,7 @@ func TestSwappedForALink(t *testing.T) {
 	}
 	for form, r := range map[string]ClaimRequest{
 		"filesystem": claim("fs", "ext4", 64*mib),
-		"diskImage":  {Name: "image", Spec: diskfs.Spec{Filesystem: "raw", Size: 8 * mib}, Mode: ModeDiskImage},
+		"diskImage":  {Name: "image", Spec: diskfs.Spec{Filesystem: "raw", Size: 8 * mib}, Mode: image.ModeDiskImage},
 		"block":      disk("block", 8*mib),
 	} {
 		t.Run("claim/"+form, func(t *testing.T) {
@@ -105,31 +107,31 @@ func TestSwappedForALink(t *testing.T) {
 
 			outside, end := n.outside(target)
 			back := n.swap(filepath.Dir(target), outside)
-			refused(t, "publish", n.PublishClaim(t.Context(), request), ErrInvalid, link)
-			refused(t, "unpublish", n.Unpublish(v.ID, target), ErrState, link)
+			refused(t, "publish", n.PublishClaim(t.Context(), request), errdefs.ErrInvalid, link)
+			refused(t, "unpublish", n.Unpublish(v.ID, target), errdefs.ErrState, link)
 			_, err := n.Stats(v.ID, target)
-			refused(t, "stats", err, ErrNotFound, link)
+			refused(t, "stats", err, errdefs.ErrNotFound, link)
 			_, err = n.ExpandOnNode(v.ID, target, Size{Required: 128 * mib}, nil)
-			refused(t, "expand", err, ErrNotFound, link)
+			refused(t, "expand", err, errdefs.ErrNotFound, link)
 			back()
 			n.mustUnpublishClaim(v, "pod")
 			end()
 
 			outside, end = n.outside(stage.Staging) // of a disk, an empty directory
 			back = n.swap(filepath.Dir(stage.Staging), outside)
-			refused(t, "stage", n.Stage(t.Context(), stage), ErrInvalid, link)
-			refused(t, "publish from there", n.PublishClaim(t.Context(), request), ErrInvalid, link)
+			refused(t, "stage", n.Stage(t.Context(), stage), errdefs.ErrInvalid, link)
+			refused(t, "publish from there", n.PublishClaim(t.Context(), request), errdefs.ErrInvalid, link)
 			_, err = n.Stats(v.ID, stage.Staging)
-			refused(t, "stats", err, ErrNotFound, link)
+			refused(t, "stats", err, errdefs.ErrNotFound, link)
 			_, err = n.ExpandOnNode(v.ID, stage.Staging, Size{Required: 128 * mib}, nil)
-			refused(t, "expand", err, ErrNotFound, link)
-			if v.Mode == ModeFilesystem {
-				refused(t, "unstage", n.Unstage(v.ID, stage.Staging), ErrState, ".away/globalmount")
+			refused(t, "expand", err, errdefs.ErrNotFound, link)
+			if v.Mode == image.ModeFilesystem {
+				refused(t, "unstage", n.Unstage(v.ID, stage.Staging), errdefs.ErrState, ".away/globalmount")
 			} else if err := n.Unstage(v.ID, stage.Staging); err != nil { // nothing is there
 				t.Errorf("unstage: %v", err)
 			}
 			back()
-			if got, err := n.Get(v.ID); err != nil || got.Spec.Size != r.Spec.Size {
+			if got, err := n.GetClaim(v.ID); err != nil || got.Spec.Size != r.Spec.Size {
 				t.Errorf("it has %d bytes now: %v", got.Spec.Size, err)
 			}
 			end()

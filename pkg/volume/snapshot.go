@@ -8,150 +8,141 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/google/uuid"
 
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/space"
 )
 
-// CreateSnapshot keeps what a persistent volume holds at this moment, or finds
-// that kept. What it returns survives a power cut, and the end of the volume.
+// CreateSnapshot keeps the content that a claim has at this moment, or finds that kept. What
+// it returns survives a power cut, and the end of the claim.
 //
-// The filesystem in a snapshot has an identity of its own and an empty journal,
-// so that it, and every copy of it, can be mounted beside the volume.
+// The filesystem in a snapshot has an identity of its own and an empty journal, so that it,
+// and every copy of it, can be mounted beside the claim.
 //
-// A snapshot shares the volume's extents, so that the volume's next write to
-// each takes new space. One of a thick volume is a copy instead, which takes
-// longer, for a thick volume must not depend on what is left of the pool.
+// A snapshot of a thin claim shares its extents, so the claim's next write to each takes new
+// space. A snapshot of a thick claim is a copy, which takes longer, because a thick claim
+// must not depend on what is left of the pool.
 //
-// Errors are ErrNotFound for the volume, ErrExists for a snapshot of that name of
-// another volume, ErrState, [ErrUnderWay] when ctx ends before a copy does,
-// [pool.ErrFull], or the kernel's.
-func (m *Manager) CreateSnapshot(ctx context.Context, name, volumeID string) (Snapshot, error) {
-	s, err := outlive(ctx, m, snapshotKey(SnapshotID(name)), func(ctx context.Context) (Snapshot, error) {
+// Errors are [errdefs.ErrNotFound] for the claim, [errdefs.ErrExists] for a snapshot of that
+// name of another claim, [errdefs.ErrState], [errdefs.ErrBusy], [errdefs.ErrUnderWay] when
+// ctx ends before a copy does, [pool.ErrFull], or the kernel's.
+func (m *Manager) CreateSnapshot(ctx context.Context, name, volumeID string) (image.SnapshotRecord, error) {
+	id := SnapshotID(name)
+	unlock, err := m.locks.snapshot(id)
+	if err != nil {
+		return image.SnapshotRecord{}, err
+	}
+	defer unlock()
+	s, err := outlive(ctx, &m.work, image.SnapshotKey(id), func(ctx context.Context) (image.SnapshotRecord, error) {
 		return m.createSnapshot(ctx, name, volumeID)
 	})
-	if err == nil { // what was joined may have been asked for otherwise
-		err = s.same(name, volumeID)
+	if err == nil { // the work that was joined may have been asked for otherwise
+		err = compareSnapshot(s, name, volumeID)
 	}
 	return s, err
 }
 
-// same reports how a request differs from the snapshot that has its id.
-func (have Snapshot) same(name, volumeID string) error {
-	var diff differences
-	diff.add("name", have.Name, name)
-	diff.add("source volume", have.Volume, volumeID)
-	return diff.error("snapshot " + have.ID + "; use another name")
-}
-
-func (m *Manager) createSnapshot(ctx context.Context, name, volumeID string) (Snapshot, error) {
+func (m *Manager) createSnapshot(ctx context.Context, name, volumeID string) (image.SnapshotRecord, error) {
+	var none image.SnapshotRecord
 	id := SnapshotID(name)
-	snap, err := m.openSnapshot(id)
-	if err == nil {
-		defer snap.Close()
-		if err := snap.same(name, volumeID); err != nil {
-			return Snapshot{}, err
-		}
-		fi, err := snap.Stat()
-		if err != nil || fi.Size() > 0 {
-			return snap.Snapshot, err
-		}
-		// A power cut took its content before anybody was told of it, as of a claim.
-		if err := m.unlinkSnapshot(id); err != nil {
-			return Snapshot{}, err
-		}
-	} else if !errors.Is(err, ErrNotFound) {
-		return Snapshot{}, err
+	if have, exists, err := m.existingSnapshot(name, volumeID); err != nil || exists {
+		return have, err
 	}
-	vol, err := m.openClaim(volumeID)
+	vol, err := m.images.OpenClaim(volumeID)
 	if err != nil {
-		return Snapshot{}, err
+		return none, err
 	}
 	defer vol.Close()
-	if err := vol.whole(); err != nil {
-		return Snapshot{}, err
+	if err := vol.CheckLength(); err != nil {
+		return none, err
 	}
-	// What it comes to take of its own, once the volume has written all of it anew.
-	bytes, err := allocated(vol.File)
+	// The snapshot may come to have all of this for its own, once the claim has overwritten it.
+	allocated, err := vol.Allocated()
 	if err != nil {
-		return Snapshot{}, err
+		return none, err
 	}
-	d := demand{key: snapshotKey(id), firm: bytes}
-	if vol.Thick { // its own copy, and as much for what the volume writes meanwhile
-		d.now = 2 * bytes
-	}
-	release, err := m.admit(d)
+	release, err := m.space.Admit(space.Demand{
+		Key: image.SnapshotKey(id), Firm: allocated, Now: vol.Record.Provisioning.CopyCost(allocated, image.Thin),
+	})
 	if err != nil {
-		return Snapshot{}, err
+		return none, err
 	}
 	defer release()
-	f, err := m.pool.NewSnapshot()
+	f, err := m.images.NewSnapshot()
 	if err != nil {
-		return Snapshot{}, err
+		return none, err
 	}
 	defer f.Close()
-	s := Snapshot{
-		Version: recordVersion, ID: id, Name: name, Volume: volumeID, Spec: vol.Spec, Mode: vol.Mode, Created: time.Now().UTC(),
-	}
-	if err := m.fillSnapshot(ctx, f, &s, vol); err != nil {
-		return Snapshot{}, pool.Full(fmt.Errorf("snapshot %s of volume %s: %w", id, volumeID, err))
-	}
-	err = tmpfile.Publish(f, m.pool.Snapshot(id))
-	if err != nil && !errors.Is(err, os.ErrExist) { // that would be another's
-		err = errors.Join(err, m.unlinkSnapshot(id))
-	}
+	snap, err := m.fillSnapshot(ctx, f, vol, image.SnapshotRecord{
+		ID: id, Name: name, Volume: volumeID, Spec: vol.Record.Spec, Mode: vol.Mode(), Created: time.Now().UTC(),
+	})
 	if err != nil {
-		return Snapshot{}, pool.Full(err)
+		return none, pool.Full(fmt.Errorf("snapshot %s of volume %s: %w", id, volumeID, err))
 	}
-	return s, nil
+	if err := m.images.PublishSnapshot(snap); err != nil {
+		return none, err
+	}
+	return snap.Record, nil
 }
 
-func (m *Manager) fillSnapshot(ctx context.Context, f *os.File, s *Snapshot, vol *image) error {
-	if err := m.takeSnapshot(ctx, f, vol); err != nil {
-		return err
+// existingSnapshot looks for the snapshot that a request asks for. One that a power cut has
+// taken the content of is removed, and does not exist any more.
+func (m *Manager) existingSnapshot(name, volumeID string) (have image.SnapshotRecord, exists bool, err error) {
+	id := SnapshotID(name)
+	snap, err := m.images.OpenSnapshot(id)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return have, false, nil
 	}
-	if s.Mode == ModeFilesystem {
-		s.UUID = uuid.New()
-		if err := m.newIdentity(f, s.Spec.Filesystem, s.UUID); err != nil {
-			return err
+	if err != nil {
+		return have, false, err
+	}
+	defer snap.Close()
+	if err := compareSnapshot(snap.Record, name, volumeID); err != nil {
+		return have, false, err
+	}
+	fi, err := snap.File.Stat()
+	if err != nil || fi.Size() > 0 {
+		return snap.Record, err == nil, err
+	}
+	return have, false, m.images.RemoveSnapshot(id) // nobody had been told of it
+}
+
+// fillSnapshot gives an empty file a claim's content, an identity and its record.
+func (m *Manager) fillSnapshot(ctx context.Context, f *os.File, vol *image.Image, r image.SnapshotRecord) (*image.Snapshot, error) {
+	if err := m.copies.copyLive(ctx, vol, f, image.Thin, r.Spec.Size); err != nil {
+		return nil, err
+	}
+	if r.Mode == image.ModeFilesystem {
+		r.UUID = uuid.New()
+		if err := m.copies.newIdentity(f, r.Spec.Filesystem, r.UUID); err != nil {
+			return nil, err
 		}
 	}
-	return pool.SetRecord(f, pool.VolumeAttr, s)
+	return m.images.DescribeSnapshot(f, r)
 }
 
-func (m *Manager) takeSnapshot(ctx context.Context, f *os.File, vol *image) error {
-	if !vol.Thick {
-		return m.cloneLive(ctx, vol, f)
-	}
-	return m.copyLive(ctx, vol, func(still *os.File) error { return copyAll(ctx, f, still) })
-}
-
-// allocated is what a file takes of the pool, in bytes, what it shares included.
-func allocated(f *os.File) (int64, error) {
-	fi, err := f.Stat()
-	if err != nil {
-		return 0, err
-	}
-	return fi.Sys().(*syscall.Stat_t).Blocks * 512, nil
-}
-
-// DeleteSnapshot removes a snapshot. One that does not exist is fine. Volumes
-// that were made of it stay whole.
+// DeleteSnapshot removes a snapshot. One that does not exist is fine. Volumes that were made
+// from it stay as they are.
 func (m *Manager) DeleteSnapshot(id string) error {
-	if err := CheckID(id); err != nil {
+	if err := image.CheckID(id); err != nil {
 		if id == "" {
 			return err
 		}
-		return nil // CSI 1.13, DeleteSnapshot: what was never made is gone
+		return nil // CSI 1.13, DeleteSnapshot: a snapshot that was never made is gone
 	}
-	snap, err := m.openSnapshot(id) // nothing but ours is removed
-	if errors.Is(err, ErrNotFound) {
-		return m.space.notMaking(snapshotKey(id))
+	unlock, err := m.locks.snapshot(id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	snap, err := m.images.OpenSnapshot(id) // nothing but ours is removed
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return m.space.CheckNotMaking(image.SnapshotKey(id))
 	}
 	if err != nil {
 		return err
@@ -160,41 +151,33 @@ func (m *Manager) DeleteSnapshot(id string) error {
 	if err := m.pool.Check(); err != nil {
 		return err
 	}
-	return m.unlinkSnapshot(id)
+	return m.images.RemoveSnapshot(id)
 }
 
-func (m *Manager) unlinkSnapshot(id string) error {
-	path := m.pool.Snapshot(id)
-	if err := tmpfile.Remove(path); err != nil {
-		return err
+// GetSnapshot describes a snapshot. One that does not exist returns [errdefs.ErrNotFound].
+func (m *Manager) GetSnapshot(id string) (image.SnapshotRecord, error) {
+	if err := image.CheckID(id); err != nil {
+		return image.SnapshotRecord{}, err
 	}
-	return tmpfile.SyncDir(filepath.Dir(path))
-}
-
-// GetSnapshot describes a snapshot. It is ErrNotFound if there is none.
-func (m *Manager) GetSnapshot(id string) (Snapshot, error) {
-	if err := CheckID(id); err != nil {
-		return Snapshot{}, err
-	}
-	s, err := m.openSnapshot(id)
+	s, err := m.images.OpenSnapshot(id)
 	if err != nil {
-		return Snapshot{}, err
+		return image.SnapshotRecord{}, err
 	}
 	defer s.Close()
-	return s.Snapshot, nil
+	return s.Record, nil
 }
 
-// Snapshots lists the snapshots, of one volume if volumeID is not empty, like
-// [Manager.Claims].
-func (m *Manager) Snapshots(volumeID, after string, limit int) ([]Snapshot, string, error) {
+// ListSnapshots lists the snapshots, of one volume if volumeID is not empty, in the way of
+// [Manager.ListClaims].
+func (m *Manager) ListSnapshots(volumeID, after string, limit int) ([]image.SnapshotRecord, string, error) {
 	ids, err := m.pool.Snapshots()
 	if err != nil {
 		return nil, "", err
 	}
-	return page(ids, after, limit, func(id string) (Snapshot, error) {
+	return page(ids, after, limit, func(id string) (image.SnapshotRecord, error) {
 		s, err := m.GetSnapshot(id)
 		if err == nil && volumeID != "" && s.Volume != volumeID {
-			err = fmt.Errorf("%w: it is of another volume", ErrNotFound)
+			err = fmt.Errorf("%w: it is of another volume", errdefs.ErrNotFound)
 		}
 		return s, err
 	})

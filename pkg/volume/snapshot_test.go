@@ -23,6 +23,8 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
 // load writes to a volume like a busy pod, until stop is called: file after file,
@@ -80,7 +82,7 @@ func mustHold(t testing.TB, what, target string, files int) {
 	}
 }
 
-func from(name string, v Record, s Source) ClaimRequest {
+func from(name string, v image.Record, s image.Source) ClaimRequest {
 	return ClaimRequest{Name: name, Spec: v.Spec, Mode: v.Mode, Source: s}
 }
 
@@ -103,17 +105,17 @@ func (n *node) snapshots(fs string) {
 	if again := n.mustSnapshot("snapshot-"+fs, parent.ID); again.UUID != snap.UUID {
 		t.Error("asked for again it was made again")
 	}
-	restored := n.mustCreate(from("restored-"+fs, parent, Source{Snapshot: snap.ID}))
+	restored := n.mustCreate(from("restored-"+fs, parent, image.Source{Snapshot: snap.ID}))
 	restoredAt := n.mustPublishClaim(restored, "pod")
 	mustHold(t, "restored", restoredAt, before)
-	clone := n.mustCreate(from("clone-"+fs, parent, Source{Volume: restored.ID}))
+	clone := n.mustCreate(from("clone-"+fs, parent, image.Source{Volume: restored.ID}))
 	beforeLive := synced()
-	live := n.mustCreate(from("live-"+fs, parent, Source{Volume: parent.ID}))
+	live := n.mustCreate(from("live-"+fs, parent, image.Source{Volume: parent.ID}))
 	stop()
 
 	uuids := map[string]string{snap.UUID.String(): "the snapshot"}
 	for _, v := range []struct {
-		Record
+		image.Record
 		files int
 	}{{parent, synced()}, {restored, before}, {clone, before}, {live, beforeLive}} {
 		at := n.mustPublishClaim(v.Record, "pod")
@@ -128,7 +130,7 @@ func (n *node) snapshots(fs string) {
 		t.Errorf("%d files, %d UUIDs", before, len(uuids))
 	}
 	testenv.Fsck(t, fs, n.pool.Snapshot(snap.ID))
-	for _, v := range []Record{restored, clone, live} {
+	for _, v := range []image.Record{restored, clone, live} {
 		n.mustUnpublishClaim(v, "pod")
 		n.mustUnstage(v.ID)
 		testenv.Eventually(t, "its device to go", func() bool { return len(n.loops(v.ID)) == 0 })
@@ -143,7 +145,7 @@ func (n *node) snapshots(fs string) {
 // everyOrder deletes a volume, its snapshot and its template in each of the six
 // orders, and looks whether copies feel it. All of it is there again afterwards,
 // but for the volume and the snapshot.
-func (n *node) everyOrder(parent Record, snap Snapshot, files int) {
+func (n *node) everyOrder(parent image.Record, snap image.SnapshotRecord, files int) {
 	t := n.t
 	template := n.pool.Template(parent.Template)
 	// A directory inherits from its parent that, on btrfs, it is not copy-on-write.
@@ -159,7 +161,7 @@ func (n *node) everyOrder(parent Record, snap Snapshot, files int) {
 	keep(n.pool.Volume(parent.ID), saved+"-volume")
 	keep(n.pool.Snapshot(snap.ID), saved+"-snapshot")
 	deletions := map[string]func() error{
-		"parent":   func() error { return n.Delete(parent.ID) },
+		"parent":   func() error { return n.DeleteClaim(parent.ID) },
 		"snapshot": func() error { return n.DeleteSnapshot(snap.ID) },
 		"template": func() error { return os.Remove(template) },
 	}
@@ -169,9 +171,9 @@ func (n *node) everyOrder(parent Record, snap Snapshot, files int) {
 		{"template", "parent", "snapshot"}, {"template", "snapshot", "parent"},
 	} {
 		name := strings.Join(order, "-")
-		clones := []Record{
-			n.mustCreate(from(parent.ID+"-"+name+"-r", parent, Source{Snapshot: snap.ID})),
-			n.mustCreate(from(parent.ID+"-"+name+"-c", parent, Source{Volume: parent.ID})),
+		clones := []image.Record{
+			n.mustCreate(from(parent.ID+"-"+name+"-r", parent, image.Source{Snapshot: snap.ID})),
+			n.mustCreate(from(parent.ID+"-"+name+"-c", parent, image.Source{Volume: parent.ID})),
 		}
 		for _, what := range order {
 			if err := deletions[what](); err != nil {
@@ -206,7 +208,7 @@ func TestSnapshotsOfDisks(t *testing.T) {
 			n := newNode(t, kind, 4*gib)
 			for name, r := range map[string]ClaimRequest{
 				"block": disk("block", 8*mib),
-				"image": {Name: "image", Spec: diskfs.Spec{Filesystem: "ext4", Size: 16 * mib}, Mode: ModeDiskImage},
+				"image": {Name: "image", Spec: diskfs.Spec{Filesystem: "ext4", Size: 16 * mib}, Mode: image.ModeDiskImage},
 			} {
 				v := n.mustCreate(r)
 				target := n.mustPublishClaim(v, "pod")
@@ -221,13 +223,13 @@ func TestSnapshotsOfDisks(t *testing.T) {
 				}
 				f.Close()
 				// A disk may become a disk image, and the other way round.
-				for _, mode := range []Mode{ModeBlock, ModeDiskImage} {
-					r := from(fmt.Sprintf("%s-as-%s", name, mode), v, Source{Snapshot: snap.ID})
+				for _, mode := range []image.Mode{image.ModeBlock, image.ModeDiskImage} {
+					r := from(fmt.Sprintf("%s-as-%s", name, mode), v, image.Source{Snapshot: snap.ID})
 					r.Mode = mode
 					copied := n.mustCreate(r)
 					at := n.mustPublishClaim(copied, "pod")
-					if mode == ModeDiskImage {
-						at = filepath.Join(at, DiskImageName)
+					if mode == image.ModeDiskImage {
+						at = filepath.Join(at, image.DiskName)
 					}
 					if !bytes.Equal(readAll(t, at), want) {
 						t.Errorf("%s restored as %s is different", name, mode)
@@ -255,7 +257,7 @@ func TestRestoreLarger(t *testing.T) {
 				t.Error(err)
 			}
 			snap := n.mustSnapshot("small-"+fs, v.ID)
-			r := from("large-"+fs, v, Source{Snapshot: snap.ID})
+			r := from("large-"+fs, v, image.Source{Snapshot: snap.ID})
 			r.Spec.Size = 2 * gib
 			large := n.mustCreate(r)
 			at := n.mustPublishClaim(large, "pod")
@@ -305,30 +307,30 @@ func TestBadSources(t *testing.T) {
 		change func(*ClaimRequest)
 		want   error
 	}{
-		"no such snapshot": {func(r *ClaimRequest) { r.Source.Snapshot = "none" }, ErrNotFound},
-		"no snapshot id":   {func(r *ClaimRequest) { r.Source.Snapshot = "../volumes/source" }, ErrNotFound},
-		"no such volume":   {func(r *ClaimRequest) { r.Source = Source{Volume: "none"} }, ErrNotFound},
-		"an inline volume": {func(r *ClaimRequest) { r.Source = Source{Volume: "inline"} }, ErrNotFound},
+		"no such snapshot": {func(r *ClaimRequest) { r.Source.Snapshot = "none" }, errdefs.ErrNotFound},
+		"no snapshot id":   {func(r *ClaimRequest) { r.Source.Snapshot = "../volumes/source" }, errdefs.ErrNotFound},
+		"no such volume":   {func(r *ClaimRequest) { r.Source = image.Source{Volume: "none"} }, errdefs.ErrNotFound},
+		"an inline volume": {func(r *ClaimRequest) { r.Source = image.Source{Volume: "inline"} }, errdefs.ErrNotFound},
 		"smaller":          {func(r *ClaimRequest) { r.Spec.Size = 63 * mib }, diskfs.ErrOutOfRange},
 		"limited":          {func(r *ClaimRequest) { r.Spec.Size, r.Limit = 0, 63*mib }, diskfs.ErrOutOfRange},
-		"other filesystem": {func(r *ClaimRequest) { r.Spec.Filesystem = "btrfs"; r.Spec.Size = 128 * mib }, ErrInvalid},
-		"other label":      {func(r *ClaimRequest) { r.Spec.Label = "x" }, ErrInvalid},
-		"as a disk":        {func(r *ClaimRequest) { r.Mode = ModeBlock; r.Spec.Filesystem = "raw" }, ErrInvalid},
-		"of a disk":        {func(r *ClaimRequest) { r.Source = Source{Volume: "disk"} }, ErrInvalid},
+		"other filesystem": {func(r *ClaimRequest) { r.Spec.Filesystem = "btrfs"; r.Spec.Size = 128 * mib }, errdefs.ErrInvalid},
+		"other label":      {func(r *ClaimRequest) { r.Spec.Label = "x" }, errdefs.ErrInvalid},
+		"as a disk":        {func(r *ClaimRequest) { r.Mode = image.ModeBlock; r.Spec.Filesystem = "raw" }, errdefs.ErrInvalid},
+		"of a disk":        {func(r *ClaimRequest) { r.Source = image.Source{Volume: "disk"} }, errdefs.ErrInvalid},
 	} {
-		r := from("copy", v, Source{Snapshot: snap.ID})
+		r := from("copy", v, image.Source{Snapshot: snap.ID})
 		c.change(&r)
-		_, _, err := n.Create(t.Context(), r)
+		_, _, err := n.CreateClaim(t.Context(), r)
 		t.Logf("%s: %v", name, err)
 		if !errors.Is(err, c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := n.CreateSnapshot(t.Context(), "snapshot", d.ID); !errors.Is(err, ErrExists) {
+	if _, err := n.CreateSnapshot(t.Context(), "snapshot", d.ID); !errors.Is(err, errdefs.ErrExists) {
 		t.Errorf("a snapshot of another volume under the same name: %v", err)
 	}
 	for _, id := range []string{"none", "inline"} {
-		if _, err := n.CreateSnapshot(t.Context(), "other", id); !errors.Is(err, ErrNotFound) {
+		if _, err := n.CreateSnapshot(t.Context(), "other", id); !errors.Is(err, errdefs.ErrNotFound) {
 			t.Errorf("a snapshot of %s: %v", id, err)
 		}
 	}
@@ -351,7 +353,7 @@ func TestFreezeIsBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer root.Close()
-	img, err := n.open(v.ID)
+	img, err := n.images.Open(v.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -361,20 +363,20 @@ func TestFreezeIsBounded(t *testing.T) {
 		return writeSynced(filepath.Join(root.Name(), "file"), nil)
 	})
 	t.Log(err)
-	if !errors.Is(err, ErrState) || !strings.Contains(err.Error(), "100ms") {
+	if !errors.Is(err, errdefs.ErrState) || !strings.Contains(err.Error(), "100ms") {
 		t.Errorf("a clone that takes too long: %v", err)
 	}
 	var since time.Time
 	if err := pool.GetRecord(img.File, pool.FrozenAttr, &since); !errors.Is(err, pool.ErrNoRecord) {
 		t.Errorf("the mark is still there: %v", err)
 	}
-	n.freezing.extents = 1
+	n.copies.freeze.extents = 1
 	_, err = n.CreateSnapshot(t.Context(), "fragmented", v.ID)
 	t.Log(err)
-	if !errors.Is(err, ErrState) || !strings.Contains(err.Error(), "defragment") {
+	if !errors.Is(err, errdefs.ErrState) || !strings.Contains(err.Error(), "defragment") {
 		t.Errorf("a snapshot of an image of many extents: %v", err)
 	}
-	n.freezing = defaultFreezing
+	n.copies.freeze = defaultFreeze
 	root.Close()
 	img.Close()
 	n.mustEnd(v)

@@ -8,9 +8,7 @@ import (
 	"os"
 	"syscall"
 
-	"k8s.io/klog/v2"
-
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
 // Usage is what a published volume has and uses.
@@ -19,34 +17,34 @@ type Usage struct {
 	TotalInodes, UsedInodes, AvailableInodes int64 // 0 for a disk: they are its consumer's affair
 }
 
-// Stats measures a volume where it is staged or published. It is ErrNotFound if
-// it is not there.
+// Stats measures a volume where it is staged or published. A volume that is not there
+// returns [errdefs.ErrNotFound].
 func (m *Manager) Stats(id, path string) (Usage, error) {
-	if err := CheckID(id); err != nil {
+	if err := image.CheckID(id); err != nil {
 		return Usage{}, err
 	}
-	img, err := m.open(id)
+	img, err := m.images.Open(id)
 	if err != nil {
 		return Usage{}, err
 	}
 	defer img.Close()
-	rel, err := m.shownAt(img, path)
+	rel, err := m.root.Locate(img, path)
 	if err != nil {
 		return Usage{}, fmt.Errorf("measuring volume %s: %w", id, err)
 	}
-	m.refill(img)
-	switch img.Mode {
-	case ModeDiskImage:
-		return imageUsage(img)
-	case ModeBlock:
-		return Usage{TotalBytes: img.Spec.Size}, nil
+	img.Refill()
+	switch img.Mode() {
+	case image.ModeDiskImage:
+		return diskUsage(img)
+	case image.ModeBlock:
+		return Usage{TotalBytes: img.Record.Spec.Size}, nil
 	}
 	return m.filesystemUsage(rel)
 }
 
-// filesystemUsage measures what is mounted at a path.
+// filesystemUsage measures the filesystem that is mounted at a path.
 func (m *Manager) filesystemUsage(rel string) (Usage, error) {
-	root, err := m.openMounted(rel)
+	root, err := m.root.OpenMounted(rel)
 	if err != nil {
 		return Usage{}, err
 	}
@@ -65,28 +63,13 @@ func (m *Manager) filesystemUsage(rel string) (Usage, error) {
 	}, nil
 }
 
-// refill reserves again what of a thick volume has lost its space: the kernel
-// writes zeros to a loop device by punching holes, as ext4 has it do. A full pool
-// is no reason for a volume not to be used. Kubelet asks for its figures every
-// minute.
-func (m *Manager) refill(img *image) {
-	if !img.Thick {
-		return
-	}
-	if taken, err := allocated(img.File); err != nil || taken >= img.Spec.Size {
-		return
-	}
-	if err := sparse.Reserve(img.File, img.Spec.Size); err != nil {
-		klog.ErrorS(err, "Reserving space again that a thick volume has lost", "volume", img.ID)
-	}
-}
-
-// imageUsage measures the image file: what a VM sees of it is not ours to read.
-func imageUsage(img *image) (Usage, error) {
-	used, err := allocated(img.File)
+// diskUsage measures the image file: what a VM sees of it is not ours to read.
+func diskUsage(img *image.Image) (Usage, error) {
+	used, err := img.Allocated()
 	if err != nil {
 		return Usage{}, err
 	}
 	// The size it was made with: a pod may have grown the file.
-	return Usage{TotalBytes: img.Spec.Size, UsedBytes: used, AvailableBytes: max(0, img.Spec.Size-used)}, nil
+	total := img.Record.Spec.Size
+	return Usage{TotalBytes: total, UsedBytes: used, AvailableBytes: max(0, total-used)}, nil
 }

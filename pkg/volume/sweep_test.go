@@ -22,10 +22,13 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/sweep"
 )
 
 // mustSweep sweeps, and holds what was done against "verb object" words.
-func (n *node) mustSweep(s Sweep, want ...string) []Action {
+func (n *node) mustSweep(s sweep.Options, want ...string) []sweep.Action {
 	n.t.Helper()
 	actions, err := n.Sweep(n.t.Context(), s)
 	if err != nil {
@@ -35,7 +38,7 @@ func (n *node) mustSweep(s Sweep, want ...string) []Action {
 	for _, a := range actions {
 		n.t.Logf("%+v", a)
 		got = append(got, string(a.Verb)+" "+a.Object)
-		if a.Failed() || (a.Result == "") != (s.DryRun || a.Verb == Leave) {
+		if a.Failed() || (a.Result == "") != (s.DryRun || a.Verb == sweep.Leave) {
 			n.t.Errorf("%s %s: %q", a.Verb, a.Object, a.Result)
 		}
 	}
@@ -60,15 +63,15 @@ func TestSweepInline(t *testing.T) {
 	for _, kind := range testenv.PoolKinds {
 		t.Run(kind.Name, func(t *testing.T) {
 			n := newNode(t, kind, gib)
-			for _, mode := range MountModes {
+			for _, mode := range image.MountModes {
 				r := n.request("v-"+strings.ToLower(string(mode)), "ext4", 64*mib)
 				r.Mode = mode
 				n.mustPublish(r)
-				n.mustSweep(Sweep{First: true})
+				n.mustSweep(sweep.Options{First: true})
 				// A reboot: nothing is mounted, and the pod will come back.
 				testenv.Run(t, "umount", "--recursive", r.Target)
 				testenv.NoLoopsBelow(t, n.pool.Root())
-				n.mustSweep(Sweep{First: true})
+				n.mustSweep(sweep.Options{First: true})
 				if res := n.mustPublish(r); !res.Existed {
 					t.Error("a sweep took the volume of a pod that came back")
 				}
@@ -76,17 +79,21 @@ func TestSweepInline(t *testing.T) {
 				testenv.Run(t, "umount", "--recursive", r.Target)
 				testenv.NoLoopsBelow(t, n.pool.Root())
 				n.endPod(r.ID)
-				n.mustSweep(Sweep{DryRun: true}, "delete volume "+r.ID)
+				n.mustSweep(sweep.Options{DryRun: true}, "delete volume "+r.ID)
 				if _, err := os.Stat(n.pool.Volume(r.ID)); err != nil {
 					t.Errorf("planned only, and gone: %v", err)
 				}
 				// Another operation works on it.
-				busy := func(string) (func(), error) { return nil, ErrUnderWay }
-				if a, err := n.Sweep(t.Context(), Sweep{Hold: busy}); err != nil || len(a) != 1 || a[0].Result != Skipped {
+				unlock, err := n.locks.volume(r.ID)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if a, err := n.Sweep(t.Context(), sweep.Options{}); err != nil || len(a) != 1 || a[0].Result != sweep.Skipped {
 					t.Errorf("%+v %v", a, err)
 				}
-				n.mustSweep(Sweep{}, "delete volume "+r.ID)
-				n.mustSweep(Sweep{})
+				unlock()
+				n.mustSweep(sweep.Options{}, "delete volume "+r.ID)
+				n.mustSweep(sweep.Options{})
 				n.mustBeEmpty()
 			}
 		})
@@ -102,16 +109,16 @@ func TestSweepWaits(t *testing.T) {
 	testenv.Run(t, "mount", "--bind", r.Target, elsewhere)
 	testenv.Run(t, "umount", r.Target)
 	n.endPod(r.ID)
-	n.mustSweep(Sweep{}, "leave volume waits")
+	n.mustSweep(sweep.Options{}, "leave volume waits")
 	hold, err := os.Open(filepath.Join(elsewhere, "lost+found"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	testenv.Run(t, "umount", "--lazy", elsewhere)
-	n.mustSweep(Sweep{}, "leave volume waits")
+	n.mustSweep(sweep.Options{}, "leave volume waits")
 	hold.Close()
 	testenv.NoLoopsBelow(t, n.pool.Root())
-	n.mustSweep(Sweep{}, "delete volume waits")
+	n.mustSweep(sweep.Options{}, "delete volume waits")
 }
 
 // TestSweepBlock: the device of a block volume goes when it was unstaged without a
@@ -122,15 +129,15 @@ func TestSweepBlock(t *testing.T) {
 			n := newNode(t, kind, gib)
 			v := n.mustCreate(disk("block", 64*mib))
 			n.mustPublishClaim(v, "pod")
-			n.mustSweep(Sweep{})
+			n.mustSweep(sweep.Options{})
 			n.mustUnpublishClaim(v, "pod")
-			n.mustSweep(Sweep{})
+			n.mustSweep(sweep.Options{})
 			if err := os.RemoveAll(filepath.Join(n.kubelet, "plugins", v.ID)); err != nil {
 				t.Fatal(err)
 			}
-			n.mustSweep(Sweep{}, "detach volume block")
+			n.mustSweep(sweep.Options{}, "detach volume block")
 			testenv.NoLoopsBelow(t, n.pool.Root())
-			n.mustSweep(Sweep{})
+			n.mustSweep(sweep.Options{})
 			n.mustDelete(v.ID)
 
 			// Its image is deleted while it is staged.
@@ -140,10 +147,10 @@ func TestSweepBlock(t *testing.T) {
 				t.Fatal(err)
 			}
 			loop := testenv.LoopsBelow(t, n.pool.Root())[0]
-			n.mustSweep(Sweep{}, "leave /dev/"+loop)
+			n.mustSweep(sweep.Options{}, "leave /dev/"+loop)
 			n.mustUnpublishClaim(v, "pod")
-			n.mustSweep(Sweep{}, "detach /dev/"+loop)
-			n.mustSweep(Sweep{})
+			n.mustSweep(sweep.Options{}, "detach /dev/"+loop)
+			n.mustSweep(sweep.Options{})
 		})
 	}
 }
@@ -158,7 +165,7 @@ func TestSweepThaws(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer root.Close()
-	img, err := n.open(v.ID)
+	img, err := n.images.Open(v.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,21 +175,21 @@ func TestSweepThaws(t *testing.T) {
 	}
 	_, err = n.CreateSnapshot(t.Context(), "of-frozen", v.ID)
 	t.Log(err)
-	if !errors.Is(err, ErrState) || !errors.Is(err, fsctl.ErrFrozen) {
+	if !errors.Is(err, errdefs.ErrState) || !errors.Is(err, fsctl.ErrFrozen) {
 		t.Errorf("a snapshot of what somebody else froze: %v", err)
 	}
-	n.mustSweep(Sweep{First: true})
+	n.mustSweep(sweep.Options{First: true})
 	if err := fsctl.Freeze(root); !errors.Is(err, fsctl.ErrFrozen) {
 		t.Errorf("somebody else's freeze was ended: %v", err)
 	}
 	if err := pool.SetRecord(img.File, pool.FrozenAttr, time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	n.mustSweep(Sweep{First: true}, "thaw volume frozen")
+	n.mustSweep(sweep.Options{First: true}, "thaw volume frozen")
 	if err := os.WriteFile(filepath.Join(at, "file"), nil, 0o600); err != nil {
 		t.Error(err)
 	}
-	n.mustSweep(Sweep{First: true})
+	n.mustSweep(sweep.Options{First: true})
 	root.Close()
 	img.Close()
 	n.mustEnd(v)
@@ -198,32 +205,32 @@ func TestSweepReplacement(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if l, _, err := n.Claims("", 0); err != nil || len(l) != 1 {
+	if l, _, err := n.ListClaims("", 0); err != nil || len(l) != 1 {
 		t.Errorf("claims %v: %v", l, err)
 	}
-	img, err := n.open(v.ID)
+	img, err := n.images.Open(v.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer img.Close()
 	// One without a record is somebody else's.
-	if a, err := n.Sweep(t.Context(), Sweep{}); err != nil || len(a) != 1 || !a[0].Failed() || !strings.Contains(a[0].Result, "not one of ours") {
+	if a, err := n.Sweep(t.Context(), sweep.Options{}); err != nil || len(a) != 1 || !a[0].Failed() || !strings.Contains(a[0].Result, "not one of ours") {
 		t.Errorf("%+v %v", a, err)
 	}
 	if err := pool.SetRecord(f, pool.VolumeAttr, img.Record); err != nil {
 		t.Fatal(err)
 	}
-	unlock, err := n.exclusive(t.Context(), img, time.Second)
+	unlock, err := n.images.Exclusive(t.Context(), img, time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a, err := n.Sweep(t.Context(), Sweep{}); err != nil || len(a) != 1 || a[0].Result != Skipped {
+	if a, err := n.Sweep(t.Context(), sweep.Options{}); err != nil || len(a) != 1 || a[0].Result != sweep.Skipped {
 		t.Errorf("%+v %v", a, err)
 	}
 	if err := unlock(); err != nil {
 		t.Fatal(err)
 	}
-	n.mustSweep(Sweep{}, "delete replacement of volume grows")
+	n.mustSweep(sweep.Options{}, "delete replacement of volume grows")
 	if _, err := os.Lstat(left); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("left of a process that died: %v", err)
 	}
@@ -250,7 +257,7 @@ func TestSweepSparesOthers(t *testing.T) {
 	block := theirs.mustCreate(disk("block", 64*mib))
 	theirs.mustStage(block)
 	images := theirs.request("images", "ext4", 64*mib)
-	images.Mode, images.Spec.Filesystem = ModeDiskImage, "raw"
+	images.Mode, images.Spec.Filesystem = image.ModeDiskImage, "raw"
 	theirs.mustPublish(images)
 
 	// Users have loop devices on the pool's filesystem, mounts below the kubelet's
@@ -268,7 +275,7 @@ func TestSweepSparesOthers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dev, err := n.Manager.loops.Attach(f, loopdev.Options{Name: "/rescue.img"}) // as losetup has it, a path
+	dev, err := new(loopdev.Allocator).Attach(f, loopdev.Options{Name: "/rescue.img"}) // as losetup has it, a path
 	f.Close()
 	if err != nil {
 		t.Fatal(err)
@@ -295,11 +302,11 @@ func TestSweepSparesOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	newer := n.mustCreate(disk("newer", 64*mib))
-	img, err := n.open(newer.ID)
+	img, err := n.images.Open(newer.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
-	img.Version = recordVersion + 1
+	img.Record.Version = 3
 	if err := pool.SetRecord(img.File, pool.VolumeAttr, img.Record); err != nil {
 		t.Fatal(err)
 	}
@@ -311,12 +318,12 @@ func TestSweepSparesOthers(t *testing.T) {
 	testenv.NoLoopsBelow(t, filepath.Join(n.pool.Root(), "volumes", "none"))
 	setTarget := func(target string) {
 		t.Helper()
-		img, err := n.open(r.ID)
+		img, err := n.images.Open(r.ID)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer img.Close()
-		img.Target = target
+		img.Record.Target = target
 		if err := pool.SetRecord(img.File, pool.VolumeAttr, img.Record); err != nil {
 			t.Fatal(err)
 		}
@@ -327,7 +334,7 @@ func TestSweepSparesOthers(t *testing.T) {
 	// Where it was attached by another kind of plugin is nothing that can be proven.
 	for _, target := range []string{"/elsewhere/pods/u/volumes/v/mount", filepath.Join(n.kubelet, "nomad", "alloc", "mount")} {
 		setTarget(target)
-		n.mustSweep(Sweep{First: true}, append(strange, "leave volume elsewhere")...)
+		n.mustSweep(sweep.Options{First: true}, append(strange, "leave volume elsewhere")...)
 	}
 	// Without its pods' directories a kubelet's directory is none.
 	setTarget(r.Target)
@@ -346,14 +353,14 @@ func TestSweepSparesOthers(t *testing.T) {
 			t.Fatal(err)
 		}
 		setTarget(filepath.Join(dir, "pods", "uid", "volumes", "mount"))
-		(&node{blank, t, ""}).mustSweep(Sweep{First: true}, append(strange, "leave volume elsewhere")...)
+		(&node{blank, t, ""}).mustSweep(sweep.Options{First: true}, append(strange, "leave volume elsewhere")...)
 		blank.Close()
 	}
 	setTarget(r.Target)
 	if after, err := os.Stat(n.pool.Volume(r.ID)); err != nil || !os.SameFile(before, after) {
 		t.Errorf("the volume: %v", err)
 	}
-	n.mustSweep(Sweep{First: true}, strange...)
+	n.mustSweep(sweep.Options{First: true}, strange...)
 
 	for _, left := range []string{loop, deleted} {
 		if out, err := testenv.Try("losetup", left); err != nil {
@@ -417,12 +424,12 @@ func TestSweepKillsVM(t *testing.T) {
 	if err := os.Remove(n.pool.Template(name)); err != nil { // as trimming does
 		t.Fatal(err)
 	}
-	n.mustSweep(Sweep{}) // later, it may be our own
-	n.mustSweep(Sweep{First: true}, fmt.Sprintf("kill process %d", orphan.Process.Pid))
+	n.mustSweep(sweep.Options{}) // later, it may be our own
+	n.mustSweep(sweep.Options{First: true}, fmt.Sprintf("kill process %d", orphan.Process.Pid))
 	if err := orphan.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
 		t.Errorf("the orphan ended with %v", err)
 	}
-	n.mustSweep(Sweep{First: true})
+	n.mustSweep(sweep.Options{First: true})
 	if err := reader.Process.Signal(syscall.Signal(0)); err != nil {
 		t.Errorf("the reader: %v", err)
 	}

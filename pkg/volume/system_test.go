@@ -25,6 +25,8 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
 // node is a pool and a kubelet directory, as the plugin has them.
@@ -62,7 +64,7 @@ func newNodeWith(t testing.TB, kind testenv.Kind, size int64, c Config) *node {
 	})
 	t.Cleanup(store.Close)
 	kubelet := testenv.Dir(t)
-	c.Pool, c.Templates, c.TargetRoot, c.Grow = p, store, kubelet, growfs.Grow
+	c.Pool, c.Templates, c.TargetRoot, c.GrowFilesystem = p, store, kubelet, growfs.Grow
 	m, err := NewManager(c)
 	if err != nil {
 		t.Fatal(err)
@@ -131,24 +133,24 @@ func (n *node) target(id string) string {
 	return filepath.Join(dir, "mount")
 }
 
-func (n *node) request(id, filesystem string, size int64) Request {
-	return Request{
-		ID: id, Target: n.target(id), Mode: ModeFilesystem,
+func (n *node) request(id, filesystem string, size int64) InlineRequest {
+	return InlineRequest{
+		ID: id, Target: n.target(id), Mode: image.ModeFilesystem,
 		Spec: diskfs.Spec{Filesystem: filesystem, Size: size},
-		Pod:  Pod{Namespace: "default", Name: "pod-" + id},
+		Pod:  image.Pod{Namespace: "default", Name: "pod-" + id},
 	}
 }
 
-func (n *node) mustPublish(r Request) Result {
+func (n *node) mustPublish(r InlineRequest) Result {
 	n.t.Helper()
-	res, err := n.Publish(n.t.Context(), r)
+	res, err := n.PublishInline(n.t.Context(), r)
 	if err != nil {
 		n.t.Fatal(err)
 	}
 	return res
 }
 
-func (n *node) mustUnpublish(r Request) {
+func (n *node) mustUnpublish(r InlineRequest) {
 	n.t.Helper()
 	if err := n.Unpublish(r.ID, r.Target); err != nil {
 		n.t.Error(err)
@@ -184,7 +186,7 @@ func TestClones(t *testing.T) {
 func (n *node) fourClones(fs string, size int64) {
 	t := n.t
 	uuids := map[string]bool{}
-	var requests []Request
+	var requests []InlineRequest
 	var key string
 	for i := range 4 {
 		r := n.request(fmt.Sprintf("%s-%d-%d", fs, size>>20, i), fs, size)
@@ -248,16 +250,16 @@ func TestPublishIsIdempotent(t *testing.T) {
 	if c := testenv.Mounts(t, n.kubelet); c != 1 {
 		t.Errorf("%d mounts", c)
 	}
-	for name, change := range map[string]func(*Request){
-		"size":       func(r *Request) { r.Spec.Size *= 2 },
-		"filesystem": func(r *Request) { r.Spec.Filesystem = "btrfs"; r.Spec.Size = 128 << 20 },
-		"label":      func(r *Request) { r.Spec.Label = "other" },
-		"read-only":  func(r *Request) { r.ReadOnly = true },
-		"mode":       func(r *Request) { r.Mode = ModeDiskImage },
+	for name, change := range map[string]func(*InlineRequest){
+		"size":       func(r *InlineRequest) { r.Spec.Size *= 2 },
+		"filesystem": func(r *InlineRequest) { r.Spec.Filesystem = "btrfs"; r.Spec.Size = 128 << 20 },
+		"label":      func(r *InlineRequest) { r.Spec.Label = "other" },
+		"read-only":  func(r *InlineRequest) { r.ReadOnly = true },
+		"mode":       func(r *InlineRequest) { r.Mode = image.ModeDiskImage },
 	} {
 		other := r
 		change(&other)
-		if _, err := n.Publish(t.Context(), other); !errors.Is(err, ErrExists) {
+		if _, err := n.PublishInline(t.Context(), other); !errors.Is(err, errdefs.ErrExists) {
 			t.Errorf("%s changed: %v", name, err)
 		} else {
 			t.Log(err)
@@ -265,15 +267,15 @@ func TestPublishIsIdempotent(t *testing.T) {
 	}
 	elsewhere := r
 	elsewhere.Target = n.target("elsewhere")
-	if _, err := n.Publish(t.Context(), elsewhere); !errors.Is(err, ErrState) {
+	if _, err := n.PublishInline(t.Context(), elsewhere); !errors.Is(err, errdefs.ErrState) {
 		t.Errorf("another target: %v", err)
 	}
 	second := n.request("v2", "ext4", 64<<20)
 	second.Target = r.Target
-	if _, err := n.Publish(t.Context(), second); !errors.Is(err, ErrExists) {
+	if _, err := n.PublishInline(t.Context(), second); !errors.Is(err, errdefs.ErrExists) {
 		t.Errorf("a target that has another volume: %v", err)
 	}
-	if err := n.Unpublish("v2", r.Target); !errors.Is(err, ErrState) {
+	if err := n.Unpublish("v2", r.Target); !errors.Is(err, errdefs.ErrState) {
 		t.Errorf("unpublishing an unknown volume where another is mounted: %v", err)
 	}
 	n.mustUnpublish(r)
@@ -283,26 +285,26 @@ func TestPublishIsIdempotent(t *testing.T) {
 // TestPublishGoesOn repeats a publish that died after each of its effects.
 func TestPublishGoesOn(t *testing.T) {
 	n := newNode(t, testenv.XFS, 1<<30)
-	for _, mode := range MountModes {
+	for _, mode := range image.MountModes {
 		t.Run(string(mode), func(t *testing.T) {
 			n := &node{n.Manager, t, n.kubelet}
 			r := n.request("half-"+strings.ToLower(string(mode)), "ext4", 64<<20)
 			r.Mode = mode
-			img, _, err := n.create(t.Context(), r.record())
+			img, _, err := n.newImage(t.Context(), r.record())
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := n.link(img); err != nil {
+			if err := n.images.Link(img); err != nil {
 				t.Fatal(err)
 			}
 			img.Close()
 			if res := n.mustPublish(r); !res.Existed {
 				t.Error("the image was made anew")
 			}
-			if mode == ModeDiskImage { // died between its two mounts
-				testenv.Run(t, "umount", filepath.Join(r.Target, DiskImageName))
+			if mode == image.ModeDiskImage { // died between its two mounts
+				testenv.Run(t, "umount", filepath.Join(r.Target, image.DiskName))
 				n.mustPublish(r)
-				if findmnt(t, "FSTYPE", filepath.Join(r.Target, DiskImageName)) != "xfs" {
+				if findmnt(t, "FSTYPE", filepath.Join(r.Target, image.DiskName)) != "xfs" {
 					t.Error("disk.img is not bound again")
 				}
 			}
@@ -313,7 +315,7 @@ func TestPublishGoesOn(t *testing.T) {
 		n := &node{n.Manager, t, n.kubelet}
 		r := n.request("attached", "ext4", 64<<20)
 		n.mustPublish(r)
-		img, err := n.open(r.ID)
+		img, err := n.images.Open(r.ID)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -355,9 +357,9 @@ func TestDiskImage(t *testing.T) {
 		t.Run(kind.Name, func(t *testing.T) {
 			n := newNode(t, kind, 1<<30)
 			r := n.request("vm-disk", "ext4", 64<<20)
-			r.Mode = ModeDiskImage
+			r.Mode = image.ModeDiskImage
 			n.mustPublish(r)
-			disk := filepath.Join(r.Target, DiskImageName)
+			disk := filepath.Join(r.Target, image.DiskName)
 			if fi, err := os.Stat(disk); err != nil || fi.Size() != r.Spec.Size {
 				t.Fatalf("disk.img: %v", err)
 			}
@@ -384,9 +386,9 @@ func TestDiskImage(t *testing.T) {
 			n.mustUnpublish(r)
 
 			r = n.request("vm-disk-ro", "ext4", 64<<20)
-			r.Mode, r.ReadOnly = ModeDiskImage, true
+			r.Mode, r.ReadOnly = image.ModeDiskImage, true
 			n.mustPublish(r)
-			if _, err := os.OpenFile(filepath.Join(r.Target, DiskImageName), os.O_RDWR, 0); !errors.Is(err, syscall.EROFS) {
+			if _, err := os.OpenFile(filepath.Join(r.Target, image.DiskName), os.O_RDWR, 0); !errors.Is(err, syscall.EROFS) {
 				t.Errorf("opening a read-only disk for writing: %v", err)
 			}
 			n.mustUnpublish(r)
@@ -421,7 +423,7 @@ func TestBadTargets(t *testing.T) {
 	} {
 		r := n.request("bad", "ext4", 64<<20)
 		r.Target = target
-		if _, err := n.Publish(t.Context(), r); !errors.Is(err, ErrInvalid) {
+		if _, err := n.PublishInline(t.Context(), r); !errors.Is(err, errdefs.ErrInvalid) {
 			t.Errorf("%s: %v", name, err)
 		} else {
 			t.Logf("%s: %v", name, err)
@@ -442,10 +444,10 @@ func TestUnpublishLeavesOthersAlone(t *testing.T) {
 	n.mustPublish(r)
 	testenv.Umount(t, r.Target)
 	testenv.Run(t, "mount", "-t", "tmpfs", "somebody-elses", r.Target)
-	if _, err := n.Publish(t.Context(), r); !errors.Is(err, ErrExists) {
+	if _, err := n.PublishInline(t.Context(), r); !errors.Is(err, errdefs.ErrExists) {
 		t.Errorf("publish below another mount: %v", err)
 	}
-	if err := n.Unpublish(r.ID, r.Target); !errors.Is(err, ErrState) {
+	if err := n.Unpublish(r.ID, r.Target); !errors.Is(err, errdefs.ErrState) {
 		t.Errorf("unpublish below another mount: %v", err)
 	}
 	if got := findmnt(t, "SOURCE", r.Target); got != "somebody-elses" {
@@ -486,10 +488,10 @@ func TestShutDown(t *testing.T) {
 	if _, err := os.ReadDir(r.Target); !errors.Is(err, syscall.EIO) {
 		t.Errorf("reading it: %v", err)
 	}
-	if _, err := n.Publish(t.Context(), r); err != nil {
+	if _, err := n.PublishInline(t.Context(), r); err != nil {
 		t.Errorf("publishing it again: %v", err)
 	}
-	if _, err := n.Stats(r.ID, r.Target); errors.Is(err, ErrNotFound) {
+	if _, err := n.Stats(r.ID, r.Target); errors.Is(err, errdefs.ErrNotFound) {
 		t.Errorf("stats: %v", err)
 	}
 	n.mustUnpublish(r)
@@ -500,9 +502,9 @@ func TestShutDown(t *testing.T) {
 func TestDiskImageRemoved(t *testing.T) {
 	n := newNode(t, testenv.XFS, 1<<30)
 	r := n.request("removed", "ext4", 64<<20)
-	r.Mode = ModeDiskImage
+	r.Mode = image.ModeDiskImage
 	n.mustPublish(r)
-	disk := filepath.Join(r.Target, DiskImageName)
+	disk := filepath.Join(r.Target, image.DiskName)
 	testenv.Run(t, "unshare", "--mount", "sh", "-c", "umount "+disk+" && rm "+disk)
 	if _, err := os.Lstat(disk); !errors.Is(err, os.ErrNotExist) {
 		t.Fatalf("disk.img: %v", err)
@@ -520,9 +522,9 @@ func TestDiskImageRemoved(t *testing.T) {
 func TestDiskImageGrown(t *testing.T) {
 	n := newNode(t, testenv.XFS, 1<<30)
 	r := n.request("grown", "ext4", 64<<20)
-	r.Mode = ModeDiskImage
+	r.Mode = image.ModeDiskImage
 	n.mustPublish(r)
-	if err := os.Truncate(filepath.Join(r.Target, DiskImageName), 1<<40); err != nil {
+	if err := os.Truncate(filepath.Join(r.Target, image.DiskName), 1<<40); err != nil {
 		t.Error(err)
 	}
 	if u, err := n.Stats(r.ID, r.Target); err != nil || u.TotalBytes != r.Spec.Size {
@@ -535,9 +537,9 @@ func TestDiskImageGrown(t *testing.T) {
 // TestTorn has images as a power cut may leave them, before they were shown.
 func TestTorn(t *testing.T) {
 	n := newNode(t, testenv.Btrfs, 1<<30)
-	for name, tear := range map[string]func(img *image, template string) error{
-		"empty": func(img *image, _ string) error { return img.Truncate(0) },
-		"without its identity": func(img *image, template string) error {
+	for name, tear := range map[string]func(f *os.File, template string) error{
+		"empty": func(f *os.File, _ string) error { return f.Truncate(0) },
+		"without its identity": func(f *os.File, template string) error {
 			b := make([]byte, 4096)
 			from, err := os.Open(template)
 			if err != nil {
@@ -547,18 +549,18 @@ func TestTorn(t *testing.T) {
 			if _, err := from.ReadAt(b, 0); err != nil {
 				return err
 			}
-			_, err = img.WriteAt(b, 0)
+			_, err = f.WriteAt(b, 0)
 			return err
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := &node{n.Manager, t, n.kubelet}
 			r := n.request("torn", "ext4", 64<<20)
-			img, _, err := n.create(t.Context(), r.record())
+			img, _, err := n.newImage(t.Context(), r.record())
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := errors.Join(n.link(img), tear(img, n.pool.Template(img.Template))); err != nil {
+			if err := errors.Join(n.images.Link(img), tear(img.File, n.pool.Template(img.Record.Template))); err != nil {
 				t.Fatal(err)
 			}
 			img.Close()
@@ -596,11 +598,11 @@ func TestFullPool(t *testing.T) {
 			n.mustPublish(first)
 			testenv.Fill(t, n.pool.Root())
 			var failed error
-			var made []Request
+			var made []InlineRequest
 			// A clone costs a few blocks of metadata: some still fit.
 			for i := 0; failed == nil && i < 3000; i++ {
 				r := n.request(fmt.Sprintf("more-%d", i), "ext4", 64<<20)
-				if _, failed = n.Publish(t.Context(), r); failed == nil {
+				if _, failed = n.PublishInline(t.Context(), r); failed == nil {
 					made = append(made, r)
 				}
 			}
@@ -637,7 +639,7 @@ func TestConcurrent(t *testing.T) {
 				wg.Go(func() {
 					for i := range 4 {
 						r := n.request(fmt.Sprintf("c-%d-%d", w, i), []string{"ext4", "xfs", "btrfs"}[w%3], 300<<20)
-						if _, err := n.Publish(t.Context(), r); err != nil {
+						if _, err := n.PublishInline(t.Context(), r); err != nil {
 							t.Error(err)
 							continue
 						}

@@ -1,7 +1,7 @@
 // Copyright The csi-disktemplate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package volume
+package quota
 
 import (
 	"errors"
@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 )
 
 // TestLimits works in units of MiB, which the messages are in.
@@ -46,7 +47,7 @@ func TestLimits(t *testing.T) {
 				return
 			}
 			t.Log(err)
-			if !errors.Is(err, ErrLimit) {
+			if !errors.Is(err, errdefs.ErrLimit) {
 				t.Fatalf("allowed, or the wrong error: %v", err)
 			}
 			for _, s := range c.says {
@@ -64,7 +65,7 @@ func TestLimitOfSize(t *testing.T) {
 		limit, size int64
 		ok          bool
 	}{{0, 1 << 60, true}, {100 * gib, 100 * gib, true}, {100 * gib, 100*gib + 1<<20, false}} {
-		err := Limits{Size: c.limit}.checkSize(c.size)
+		err := Limits{Size: c.limit}.CheckSize(c.size)
 		if (err == nil) != c.ok {
 			t.Errorf("%d of %d: %v", c.size, c.limit, err)
 		}
@@ -82,11 +83,11 @@ func TestLimitOfSize(t *testing.T) {
 
 // TestLedger follows volumes that are reserved, settled, taken back and asked for again.
 func TestLedger(t *testing.T) {
-	l := ledger{limits: Limits{Volumes: 2}, volumes: map[string]entry{}}
+	l := Ledger{limits: Limits{Volumes: 2}, volumes: map[string]entry{}}
 	reserve := func(id string, ok bool) func() {
 		t.Helper()
-		release, err := l.reserve(id, "shop", 1)
-		if (err == nil) != ok || err != nil && !errors.Is(err, ErrLimit) {
+		release, err := l.Reserve(id, "shop", 1)
+		if (err == nil) != ok || err != nil && !errors.Is(err, errdefs.ErrLimit) {
 			t.Fatalf("%s: %v", id, err)
 		}
 		return release
@@ -101,21 +102,21 @@ func TestLedger(t *testing.T) {
 	a()
 	has(0)
 	a = reserve("a", true)
-	l.settle("a")
+	l.Settle("a")
 	a() // is there, and stays
 	has(1)
 	b := reserve("b", true)
 	reserve("c", false)
 	has(2)
 	reserve("a", true) // takes its own place
-	l.settle("a")
+	l.Settle("a")
 	b()
 	b() // once
 	has(1)
 	reserve("c", true)
-	l.settle("c")
+	l.Settle("c")
 	reserve("b", false)
-	l.forget("a")
-	l.forget("a")
+	l.Forget("a")
+	l.Forget("a")
 	reserve("b", true)
 }

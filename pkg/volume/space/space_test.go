@@ -1,13 +1,14 @@
 // Copyright The csi-disktemplate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package volume
+package space
 
 import (
 	"errors"
 	"testing"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
 // TestBudget works in units of MiB, which the messages are in.
@@ -38,14 +39,14 @@ func TestBudget(t *testing.T) {
 				t.Errorf("%d are left, not %d: %s", got, c.left, b)
 			}
 			// What is left can be had, and no more.
-			for thick, share := range map[bool]float64{true: 1, false: b.overcommit} {
+			for provisioning, share := range map[image.Provisioning]float64{image.Thick: 1, image.Thin: b.overcommit} {
 				most := int64(float64(b.left()) * share)
-				if err := b.refuse(claimDemand("", most, thick)); err != nil {
-					t.Errorf("thick %v: all that is left: %v", thick, err)
+				if err := b.refuse(Claim("", most, provisioning)); err != nil {
+					t.Errorf("%s: all that is left: %v", provisioning, err)
 				}
-				err := b.refuse(claimDemand("", most+int64(share+1)*u, thick))
+				err := b.refuse(Claim("", most+int64(share+1)*u, provisioning))
 				if !errors.Is(err, pool.ErrFull) {
-					t.Errorf("thick %v: more than is left: %v", thick, err)
+					t.Errorf("%s: more than is left: %v", provisioning, err)
 				}
 				t.Log(err)
 			}

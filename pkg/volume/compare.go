@@ -1,0 +1,98 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package volume
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
+)
+
+// A repeated request is fine, and a different one for the same volume is not (CSI 1.13,
+// "Idempotency"). So each field of a request is compared with the volume's record here; a
+// test changes every field in turn and checks that it is noticed.
+
+// compare returns [errdefs.ErrExists] if the volume that has the request's id differs from
+// what is asked for, and [errdefs.ErrState] if it has another target.
+func (r InlineRequest) compare(have image.Record) error {
+	var diff differences
+	if !have.Spec.Equal(r.Spec) {
+		diff.add("content", have.Spec.String(), r.Spec.String())
+	}
+	diff.add("lifecycle", have.Lifecycle, image.Inline)
+	diff.add("publishAs", have.Mode, r.Mode)
+	diff.add("access", have.Access, r.Access)
+	if err := diff.error("volume " + r.ID + "; unpublish it first"); err != nil {
+		return err
+	}
+	// CSI 1.13, NodePublishVolume, the table of target paths: without the capability to be
+	// published twice this is FAILED_PRECONDITION.
+	if have.Target != r.Target {
+		return fmt.Errorf("%w: volume %s is for %s, asked for %s; an inline volume has one target", errdefs.ErrState, r.ID, have.Target, r.Target)
+	}
+	return nil
+}
+
+// compare returns [errdefs.ErrExists] if the claim that has the request's id differs from
+// what is asked for.
+func (r ClaimRequest) compare(have image.Record) error {
+	var diff differences
+	diff.add("name", have.Name, r.Name)
+	diff.add("lifecycle", have.Lifecycle, image.Claim)
+	asked := r.Spec
+	if (r.Source != image.Source{}) && (r.DefaultSpec || r.Mode != image.ModeFilesystem) { // the source decided, and may be gone
+		asked = have.Spec
+		asked.Size = r.Spec.Size
+	}
+	fits := asked.Size <= have.Spec.Size && (r.Limit == 0 || have.Spec.Size <= r.Limit)
+	if asked.Size = have.Spec.Size; !fits || !have.Spec.Equal(asked) {
+		limit := "no limit"
+		if r.Limit > 0 {
+			limit = "at most " + size.Format(r.Limit)
+		}
+		diff.add("content", have.Spec.String(), fmt.Sprintf("%s, %s", r.Spec, limit))
+	}
+	diff.add("mode", have.Mode, r.Mode)
+	diff.add("provisioning", have.Provisioning, r.Provisioning)
+	diff.add("source", have.Source, r.Source)
+	return diff.error("volume " + have.ID + "; use another name")
+}
+
+// CompareClass returns [errdefs.ErrExists] if a claim differs from what a request of the
+// same class, of whatever name, size and source, would have made.
+func (r ClaimRequest) CompareClass(have image.Record) error {
+	r.Name, r.Spec.Size, r.Limit, r.Source = have.Name, have.Spec.Size, 0, have.Source
+	if r.DefaultSpec {
+		r.Spec = have.Spec
+	}
+	return r.compare(have)
+}
+
+// compareSnapshot returns [errdefs.ErrExists] if the snapshot that has the id of this name
+// differs from what is asked for.
+func compareSnapshot(have image.SnapshotRecord, name, volumeID string) error {
+	var diff differences
+	diff.add("name", have.Name, name)
+	diff.add("source volume", have.Volume, volumeID)
+	return diff.error("snapshot " + have.ID + "; use another name")
+}
+
+// differences collects how a volume differs from what was asked for.
+type differences []string
+
+func (d *differences) add(field string, is, asked any) {
+	if is != asked {
+		*d = append(*d, fmt.Sprintf("%s is %v, asked for %v", field, is, asked))
+	}
+}
+
+func (d differences) error(what string) error {
+	if len(d) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %s: %s", errdefs.ErrExists, what, strings.Join(d, ", "))
+}

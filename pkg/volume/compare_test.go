@@ -1,0 +1,76 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package volume
+
+import (
+	"reflect"
+	"slices"
+	"testing"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
+)
+
+// TestEveryFieldIsCompared changes each field of a request in turn: the volume that the
+// request made must then be a different one. A field that is not compared would be a hole
+// in idempotency that no other test sees.
+func TestEveryFieldIsCompared(t *testing.T) {
+	inline := InlineRequest{
+		ID: "v", Target: "/k/pods/u/v", Spec: diskfs.Spec{Filesystem: "ext4", Size: diskfs.MiB}, Mode: image.ModeFilesystem,
+	}
+	have := inline.record()
+	changes(t, inline, map[string]string{
+		"ID": "finds the volume", "Pod": "kubelet says who it is, and a name may be used again",
+	}, func(r InlineRequest) error { return r.compare(have) })
+
+	claim := ClaimRequest{Name: "v", Spec: diskfs.Spec{Filesystem: "ext4", Size: 4 * diskfs.MiB}, Limit: 8 * diskfs.MiB, Mode: image.ModeFilesystem}
+	made := image.Record{ID: "v", Lifecycle: image.Claim, Name: claim.Name, Spec: claim.Spec, Mode: claim.Mode, Provisioning: claim.Provisioning, Source: claim.Source}
+	changes(t, claim, map[string]string{
+		"DefaultSpec": "tells what Spec means",
+	}, func(r ClaimRequest) error { return r.compare(made) })
+}
+
+// changes calls compare with each field of a request changed, also within structs, except
+// for those that are excused.
+func changes[T any](t *testing.T, request T, excused map[string]string, compare func(T) error) {
+	t.Helper()
+	if err := compare(request); err != nil {
+		t.Fatalf("%T: the same request: %v", request, err)
+	}
+	var walk func(at reflect.Value, path string, whole *T)
+	walk = func(at reflect.Value, path string, whole *T) {
+		if at.Kind() == reflect.Struct {
+			for i := range at.NumField() {
+				name := at.Type().Field(i).Name
+				if excused[name] != "" && path == "" {
+					continue
+				}
+				walk(at.Field(i), path+"."+name, whole)
+			}
+			return
+		}
+		before := reflect.ValueOf(at.Interface())
+		var others []any
+		switch at.Kind() {
+		case reflect.String:
+			others = []any{at.String() + "x"}
+		case reflect.Bool:
+			others = []any{!at.Bool()}
+		case reflect.Int64: // a size may be less, and a limit more
+			others = []any{int64(diskfs.MiB), int64(64 * diskfs.MiB)}
+		case reflect.Map:
+			others = []any{map[string]string{"journal": "off"}}
+		default:
+			t.Fatalf("%T%s: teach this test to change a %s", *whole, path, at.Kind())
+		}
+		if !slices.ContainsFunc(others, func(other any) bool {
+			at.Set(reflect.ValueOf(other).Convert(at.Type()))
+			return compare(*whole) != nil
+		}) {
+			t.Errorf("%T%s: %v is taken for %v", *whole, path, others, before)
+		}
+		at.Set(before)
+	}
+	walk(reflect.ValueOf(&request).Elem(), "", &request)
+}

@@ -1,0 +1,137 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/google/uuid"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/device"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
+)
+
+// copies makes copies of volumes, for snapshots and clones, while pods use them.
+type copies struct {
+	images  *image.Store
+	root    *place.Root
+	devices *device.Devices
+	freeze  freezeLimits
+}
+
+// copyLive gives dst, an empty file of a volume of so many bytes, the content that a volume
+// has at one moment. dst shares the volume's extents only if both are thin.
+func (c copies) copyLive(ctx context.Context, vol *image.Image, dst *os.File, into image.Provisioning, bytes int64) error {
+	if vol.Record.Provisioning.SharesExtents() && into.SharesExtents() {
+		return c.cloneLive(ctx, vol, dst)
+	}
+	// Clone the volume, copy the clone, then drop it. The clone is a stable source. To share
+	// extents any longer would cost a thick volume new space at its next write.
+	still, err := c.images.New()
+	if err != nil {
+		return err
+	}
+	defer still.Close()
+	if err := c.cloneLive(ctx, vol, still); err != nil {
+		return err
+	}
+	if !into.SharesExtents() {
+		return into.Fill(ctx, dst, still, bytes)
+	}
+	return copySparse(ctx, dst, still)
+}
+
+// copySparse makes an empty file a copy of another, as sparse as that one.
+func copySparse(ctx context.Context, dst, src *os.File) error {
+	fi, err := src.Stat()
+	if err != nil {
+		return err
+	}
+	if err := dst.Truncate(fi.Size()); err != nil {
+		return err
+	}
+	return sparse.Copy(ctx, dst, src)
+}
+
+// cloneLive makes dst, an empty file, the clone of a volume at one moment, while pods may
+// be writing to it. What they had synced before is in it.
+//
+// A mounted filesystem is frozen meanwhile. The clone of a disk holds what the disk would
+// hold after a power cut.
+func (c copies) cloneLive(ctx context.Context, img *image.Image, dst *os.File) error {
+	// Each copy waits for the one before: the first to thaw would thaw for all.
+	unlock, err := c.images.Exclusive(ctx, img, 2*c.freeze.time)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	root, err := c.root.OpenFilesystem(img)
+	if err != nil {
+		return err
+	}
+	if root != nil {
+		defer root.Close()
+		return c.cloneFrozen(ctx, img, root, dst)
+	}
+	if dev, err := loopdev.OpenBacked(img.File); err == nil {
+		err = dev.Sync()
+		dev.Close()
+		if err != nil {
+			return err
+		}
+	} else if !errors.Is(err, loopdev.ErrNotAttached) {
+		return err
+	}
+	return reflink.Clone(dst, img.File)
+}
+
+// newIdentity gives the filesystem in an unmounted file the UUID id. A filesystem whose
+// journal waits for replay, as that of a frozen xfs always does, is mounted for that, at no
+// path.
+func (c copies) newIdentity(f *os.File, filesystem string, id uuid.UUID) error {
+	fs, err := diskfs.Lookup(filesystem)
+	if err != nil {
+		return err
+	}
+	err = fs.NewIdentity(f, f, id)
+	if errors.Is(err, diskfs.ErrCorrupt) {
+		return fmt.Errorf("%w: %w; check the source with %s", errdefs.ErrState, err, fs.Checker)
+	}
+	if !errors.Is(err, diskfs.ErrUnclean) {
+		return err
+	}
+	if err := c.replay(f, fs); err != nil {
+		return fmt.Errorf("%w: the journal cannot be replayed: %w; check the source with %s", errdefs.ErrState, err, fs.Checker)
+	}
+	return fs.NewIdentity(f, f, id)
+}
+
+// replay mounts a file's filesystem and unmounts it again.
+func (c copies) replay(f *os.File, fs *diskfs.Filesystem) error {
+	dev, err := c.devices.Nameless(f, "replay")
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	mnt, err := mount.New(mount.Config{
+		FSType: fs.Name, Source: dev.Path(), Data: fs.MountData, Attr: mount.Attr{NoSUID: true, NoDev: true, NoExec: true},
+	})
+	if err != nil {
+		return err
+	}
+	if err := mnt.Close(); err != nil { // unmounts it, and returns when that is done
+		return err
+	}
+	return dev.Sync()
+}

@@ -1,0 +1,190 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package device is the life of volumes' loop devices: attach, keep, resize, detach, let go.
+//
+// A filesystem's device clears itself with its last user, so that the mount is the only
+// thing that holds it. The device of a block volume stays attached until it is unstaged,
+// since a bind mount of a device node is no user of the device. Whose a device is, the inode
+// behind it tells.
+//
+// Sources: loop(4); drivers/block/loop.c for LO_FLAGS_AUTOCLEAR and discards.
+package device
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
+)
+
+// Devices attaches the images of a pool. It may be used by several goroutines.
+type Devices struct {
+	pool  *pool.Pool
+	loops loopdev.Allocator
+}
+
+// New returns the Devices of a pool.
+func New(p *pool.Pool) *Devices { return &Devices{pool: p} }
+
+// Mountable returns the loop device of an image for its filesystem to be mounted from: the
+// one it has, or a new one that clears itself with its last user.
+func (d *Devices) Mountable(img *image.Image) (*loopdev.Device, error) {
+	if !img.Fresh { // a fresh image has none, and is spared the search
+		dev, err := loopdev.OpenBacked(img.File)
+		if !errors.Is(err, loopdev.ErrNotAttached) {
+			return dev, err
+		}
+	}
+	return d.attach(img, loopdev.Options{AutoClear: true})
+}
+
+// Private attaches an image that nothing else has attached, until the device is closed.
+func (d *Devices) Private(img *image.Image) (*loopdev.Device, error) {
+	return d.attach(img, loopdev.Options{AutoClear: true})
+}
+
+// Nameless attaches a file that is no volume yet, until the device is closed.
+func (d *Devices) Nameless(f *os.File, purpose string) (*loopdev.Device, error) {
+	return d.loops.Attach(f, loopdev.Options{AutoClear: true, Name: purpose})
+}
+
+// Block returns the loop device of a block volume, attaching it if need be. It stays
+// attached when it is closed.
+//
+// A reader beside a writer has a device of its own. What it has read once it may read again
+// from its own page cache, as it was then.
+func (d *Devices) Block(img *image.Image, readOnly bool) (*loopdev.Device, error) {
+	loops, err := loopdev.Find(img.File)
+	if err != nil {
+		return nil, err
+	}
+	for _, index := range loops {
+		dev, err := loopdev.Open(index)
+		if errors.Is(err, loopdev.ErrNotAttached) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		is, err := dev.ReadOnly()
+		if err == nil && is == readOnly {
+			// An unstage may have left the device to somebody who has it open; it would
+			// vanish under its pod with that user. And the image may have grown since.
+			if err = errors.Join(dev.Keep(), dev.UpdateSize()); err == nil {
+				return dev, nil
+			}
+		}
+		dev.Close()
+		if err != nil {
+			return nil, err
+		}
+	}
+	img.Refill()
+	return d.attach(img, loopdev.Options{ReadOnly: readOnly})
+}
+
+func (d *Devices) attach(img *image.Image, o loopdev.Options) (*loopdev.Device, error) {
+	if err := d.pool.Check(); err != nil {
+		return nil, err
+	}
+	o.Name = img.ID()
+	dev, err := d.loops.Attach(img.File, img.Record.Provisioning.Device(o))
+	if err != nil {
+		return nil, pool.Full(fmt.Errorf("attaching volume %s: %w", img.ID(), err))
+	}
+	return dev, nil
+}
+
+// UpdateSize makes all loop devices of an image as large as the image.
+func UpdateSize(img *image.Image) error {
+	loops, err := loopdev.Find(img.File)
+	if err != nil {
+		return err
+	}
+	for _, index := range loops {
+		dev, err := loopdev.Open(index)
+		if errors.Is(err, loopdev.ErrNotAttached) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		ours, err := img.Owns(dev)
+		if err == nil && ours {
+			err = dev.UpdateSize()
+		}
+		if err := errors.Join(err, dev.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Detach detaches those of the loop devices that are the volume's.
+func Detach(v place.Owner, loops []int) error {
+	for _, index := range loops {
+		if err := detach(v, index); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func detach(v place.Owner, index int) error {
+	dev, err := loopdev.Open(index)
+	if errors.Is(err, loopdev.ErrNotAttached) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if ours, err := v.Owns(dev); err != nil || !ours {
+		return errors.Join(err, dev.Close())
+	}
+	if err := dev.Sync(); err != nil {
+		dev.Close()
+		return fmt.Errorf("volume %s: %w", v.ID(), err)
+	}
+	if err := dev.Detach(); err != nil && !errors.Is(err, loopdev.ErrNotAttached) {
+		return err
+	}
+	LetGo(v, index)
+	return nil
+}
+
+// LetGo is for the device of a volume that was unmounted or detached; -1 is none. It logs
+// if something else still holds the volume, as a mount namespace does that has a copy of
+// the mount. The volume's space is freed when that ends.
+func LetGo(v place.Owner, index int) {
+	if index < 0 {
+		return
+	}
+	provisioning := image.Thin
+	if img, known := v.(*image.Image); known {
+		provisioning = img.Record.Provisioning
+	}
+	held, err := place.Backs(index, v)
+	for deadline := time.Now().Add(place.SettleTime); provisioning.RetiresDevices() && err == nil && held && time.Now().Before(deadline); {
+		time.Sleep(place.SettlePoll)
+		held, err = place.Backs(index, v)
+	}
+	if err == nil && held {
+		klog.InfoS("An unmounted volume is still held, as by a copy of its mount in another mount namespace; its space is freed when that ends",
+			"volume", v.ID(), "loopDevice", index)
+		return
+	}
+	if err == nil {
+		err = provisioning.Retire(index)
+	}
+	if err != nil {
+		klog.ErrorS(err, "Cannot let a loop device go", "volume", v.ID(), "loopDevice", index)
+	}
+}

@@ -1,0 +1,112 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+)
+
+// Access is what a mount of a volume allows. The zero value is the usual one: writable,
+// and no set-user-ID program and no device node in it takes effect, since a pod's data may
+// hold anything.
+type Access struct {
+	ReadOnly bool `json:"readOnly,omitempty"`
+	NoATime  bool `json:"noATime,omitempty"`
+	NoExec   bool `json:"noExec,omitempty"`
+	SUID     bool `json:"suid,omitempty"` // set-user-ID programs take effect
+	Dev      bool `json:"dev,omitempty"`  // device nodes take effect
+}
+
+// mountFlag is a mount option, in every form in which the plugin meets it.
+type mountFlag struct {
+	on, off string // the option and its opposite, as mount(8) spells them
+	inline  string // those of the two that an inline volume may have, separated by a space
+	field   func(*Access) *bool
+	attr    func(*mount.Attr) *bool
+	negated bool // the attribute is set where the field is not
+}
+
+// mountFlags has one row for each field of [Access]; a test checks that. Whoever may
+// create a pod gives the flags of its inline volumes, an administrator those of a
+// StorageClass.
+var mountFlags = []mountFlag{
+	{"ro", "rw", "ro rw", func(a *Access) *bool { return &a.ReadOnly }, func(m *mount.Attr) *bool { return &m.ReadOnly }, false},
+	{"suid", "nosuid", "nosuid", func(a *Access) *bool { return &a.SUID }, func(m *mount.Attr) *bool { return &m.NoSUID }, true},
+	{"dev", "nodev", "nodev", func(a *Access) *bool { return &a.Dev }, func(m *mount.Attr) *bool { return &m.NoDev }, true},
+	{"noexec", "exec", "", func(a *Access) *bool { return &a.NoExec }, func(m *mount.Attr) *bool { return &m.NoExec }, false},
+	{"noatime", "relatime", "noatime relatime", func(a *Access) *bool { return &a.NoATime }, func(m *mount.Attr) *bool { return &m.NoATime }, false},
+}
+
+// MountFlags lists the mount options that a volume may have.
+func MountFlags(of Lifecycle) []string {
+	var words []string
+	for _, f := range mountFlags {
+		if of == Inline {
+			words = append(words, strings.Fields(f.inline)...)
+		} else {
+			words = append(words, f.on, f.off)
+		}
+	}
+	return words
+}
+
+// ParseMountFlags reads mount options as mount(8) has them: of two that contradict each
+// other the last counts. One that a volume may not have returns [errdefs.ErrInvalid].
+func ParseMountFlags(given []string, of Lifecycle) (Access, error) {
+	var a Access
+	allowed := MountFlags(of)
+	for _, word := range given {
+		if !slices.Contains(allowed, word) {
+			return a, fmt.Errorf("%w: volume_capability.mount.mount_flags: %.64q is not supported; allowed are %s", errdefs.ErrInvalid, word, strings.Join(allowed, ", "))
+		}
+		for _, f := range mountFlags {
+			if word == f.on || word == f.off {
+				*f.field(&a) = word == f.on
+			}
+		}
+	}
+	return a, nil
+}
+
+// Attr is the access as attributes of a mount.
+func (a Access) Attr() mount.Attr {
+	var attr mount.Attr
+	for _, f := range mountFlags {
+		*f.attr(&attr) = *f.field(&a) != f.negated
+	}
+	return attr
+}
+
+// String lists the options as mount(8) has them.
+func (a Access) String() string {
+	var words []string
+	for _, f := range mountFlags {
+		if *f.field(&a) {
+			words = append(words, f.on)
+		} else {
+			words = append(words, f.off)
+		}
+	}
+	return strings.Join(words, ",")
+}
+
+// AccessOf reads the options of a mount in proc_pid_mountinfo(5), field 6. An option that
+// is the kernel's default is not listed there.
+func AccessOf(options string) Access {
+	var a Access
+	words := strings.Split(options, ",")
+	for _, f := range mountFlags {
+		if f.negated {
+			*f.field(&a) = !slices.Contains(words, f.off)
+		} else {
+			*f.field(&a) = slices.Contains(words, f.on)
+		}
+	}
+	return a
+}

@@ -1,0 +1,93 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+)
+
+// FuzzMountFlags: the access of a mount is read correctly from among other options.
+func FuzzMountFlags(f *testing.F) {
+	for i, s := range []string{"", "ro,nosuid", "xnoexec,nodevx,roo,", "rw,relatime", "a\n", "\xff"} {
+		f.Add(s, uint8(i*11))
+	}
+	f.Fuzz(options)
+}
+
+func options(t *testing.T, noise string, bits uint8) {
+	t.Helper()
+	for _, option := range strings.Split(noise, ",") {
+		if slices.Contains([]string{"ro", "noatime", "noexec", "nosuid", "nodev"}, option) {
+			return // no noise
+		}
+	}
+	a := Access{ReadOnly: bits&1 != 0, NoATime: bits&2 != 0, NoExec: bits&4 != 0, SUID: bits&8 != 0, Dev: bits&16 != 0}
+	for _, text := range []string{a.String(), a.String() + "," + noise, noise + "," + a.String()} {
+		if got := AccessOf(text); got != a {
+			t.Errorf("%q allows %s, not %s", text, got, a)
+		}
+	}
+}
+
+// FuzzRecord reads records as they may stand in a pool: an accepted record says the same
+// when it is written again.
+func FuzzRecord(f *testing.F) {
+	for _, s := range []string{
+		"", "null", "{}", `[]`, `{"version":2,"id":"v"}`, `{"version":0,"id":"v"}`, `{"version":3,"id":"v"}`, `{"version":2,"id":"../v"}`, `{"version":1e99,"id":"v"}`,
+		`{"version":1,"id":"v","spec":{"filesystem":"ext4","size":268435456},"mode":"filesystem","target":"/t","readOnly":true,"pod":{"name":"p"}}`,
+		`{"version":2,"id":"v","lifecycle":"persistent","spec":{"filesystem":"xfs","size":314572800,"label":"l","options":{"rmapbt":"1"}},"mode":"diskImage",` +
+			`"uuid":"01234567-89ab-cdef-0123-456789abcdef","created":"2026-01-02T03:04:05.678Z","name":"v","thick":true,"source":{"snapshot":"s"}}`,
+		`{"version":2,"id":"v","lifecycle":"persistent","spec":{"filesystem":"raw","size":-1},"mode":"block"}`,
+		`{"version":2,"id":"v","spec":{"filesystem":"ext4","size":9223372036854775807},"mode":"filesystem"}`,
+		`{"version":2,"id":"v","name":"v","volume":"w","spec":{"filesystem":"btrfs","size":268435457},"mode":"filesystem"}`,
+	} {
+		f.Add([]byte(s), "v")
+	}
+	f.Fuzz(func(t *testing.T, b []byte, id string) {
+		if CheckID(id) != nil {
+			return // no file has such a name
+		}
+		var r Record
+		if err := json.Unmarshal(b, &r); err == nil {
+			readAgain(t, &r, id, r.ID, r.Version)
+		}
+		var s SnapshotRecord
+		if err := json.Unmarshal(b, &s); err == nil {
+			readAgain(t, &s, id, s.ID, s.Version)
+		}
+	})
+}
+
+// readAgain writes a record that is accepted as that of id, and reads it again.
+func readAgain[T any](t *testing.T, record *T, id, have string, version int) {
+	t.Helper()
+	if err := checkRecord("path", id, have, version); err != nil {
+		if !errors.Is(err, errdefs.ErrState) {
+			t.Error(err)
+		}
+		return
+	}
+	if have != id || version < 1 || version > recordVersion {
+		t.Errorf("accepted version %d of %q for %q", version, have, id)
+	}
+	first, err := json.Marshal(record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var again T
+	if err := json.Unmarshal(first, &again); err != nil {
+		t.Fatal(err)
+	}
+	second, err := json.Marshal(again)
+	if err != nil || !bytes.Equal(first, second) {
+		t.Errorf("%s\nbecomes %s: %v", first, second, err)
+	}
+}

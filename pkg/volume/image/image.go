@@ -1,0 +1,129 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+)
+
+// Image is a volume's open file and what it says of itself.
+type Image struct {
+	File   *os.File
+	Record Record
+	Fresh  bool // made by this call, so that it has no loop device yet
+}
+
+// ID is the volume's id.
+func (img *Image) ID() string { return img.Record.ID }
+
+// Mode is the form in which the volume is published.
+func (img *Image) Mode() Mode { return img.Record.Mode }
+
+// Path is where the image is in the pool.
+func (img *Image) Path() string { return img.File.Name() }
+
+// Close closes the file. An image without a name is gone with it.
+func (img *Image) Close() error { return img.File.Close() }
+
+// Owns reports whether a loop device is the volume's: whether the image is the file behind
+// it, by its inode. The name of a device proves nothing.
+func (img *Image) Owns(dev *loopdev.Device) (bool, error) { return dev.Backs(img.File) }
+
+// Is reports whether a file is the image.
+func (img *Image) Is(f *os.File) (bool, error) {
+	a, errA := img.File.Stat()
+	b, errB := f.Stat()
+	if err := errors.Join(errA, errB); err != nil {
+		return false, err
+	}
+	return os.SameFile(a, b), nil
+}
+
+// Allocated is the space that the image takes of the pool, in bytes, shared extents
+// included.
+func (img *Image) Allocated() (int64, error) { return Allocated(img.File) }
+
+// CheckLength returns [errdefs.ErrState] if the image is shorter than its record says.
+// A disk.img may have any length: its pod may cut it, as by copying another image over it.
+func (img *Image) CheckLength() error {
+	return checkLength(img.File, img.Mode(), img.Record.Spec.Size, "volume "+img.ID(), "restore it from a snapshot, or delete it")
+}
+
+// Grown reports whether the filesystem in the image covers all of it, as far as it can.
+func (img *Image) Grown() (bool, error) {
+	fs, err := diskfs.Lookup(img.Record.Spec.Filesystem)
+	if err != nil {
+		return false, err
+	}
+	sb, err := fs.Identify(img.File)
+	if errors.Is(err, diskfs.ErrCorrupt) {
+		return false, fmt.Errorf("%w: volume %s: %w; check %s with %s, or restore it from a snapshot", errdefs.ErrState, img.ID(), err, img.Path(), fs.Checker)
+	}
+	return err == nil && !sb.Short(img.Record.Spec.Size), err
+}
+
+// Torn reports whether a power cut has taken part of an image that had its name, but that
+// no caller had been told of yet. Such an image has its record, and lacks its content.
+func (img *Image) Torn() (bool, error) {
+	dev, err := loopdev.OpenBacked(img.File)
+	if err == nil { // attaching has synced it
+		return false, dev.Close()
+	}
+	if !errors.Is(err, loopdev.ErrNotAttached) {
+		return false, err
+	}
+	fi, err := img.File.Stat()
+	if err != nil {
+		return false, err
+	}
+	r := img.Record
+	if r.Lifecycle == Claim || r.Mode == ModeDiskImage {
+		// It was synced before it had its name, so only all of it can be missing: see
+		// tmpfile.Publish. Anything else that looks odd is its user's doing.
+		return fi.Size() == 0, nil
+	}
+	if fi.Size() != r.Spec.Size {
+		return fi.Size() < r.Spec.Size, nil
+	}
+	fs, err := diskfs.Lookup(r.Spec.Filesystem)
+	if err != nil {
+		return false, err
+	}
+	sb, err := fs.Identify(img.File)
+	if errors.Is(err, diskfs.ErrCorrupt) {
+		return false, fmt.Errorf("%w: volume %s: %w; its content is lost: delete the pod", errdefs.ErrState, r.ID, err)
+	}
+	return err == nil && sb.UUID != r.UUID, err
+}
+
+// Snapshot is a snapshot's open file and what it says of itself.
+type Snapshot struct {
+	File   *os.File
+	Record SnapshotRecord
+}
+
+// Close closes the file.
+func (s *Snapshot) Close() error { return s.File.Close() }
+
+// CheckLength returns [errdefs.ErrState] if the snapshot is shorter than its record says.
+func (s *Snapshot) CheckLength() error {
+	return checkLength(s.File, s.Record.Mode, s.Record.Spec.Size, "snapshot "+s.Record.ID, "delete it")
+}
+
+func checkLength(f *os.File, mode Mode, want int64, what, remedy string) error {
+	fi, err := f.Stat()
+	if err != nil || mode == ModeDiskImage {
+		return err
+	}
+	if fi.Size() < want {
+		return fmt.Errorf("%w: %s: its image has %d bytes, it should have %d: the rest is lost; %s", errdefs.ErrState, what, fi.Size(), want, remedy)
+	}
+	return nil
+}

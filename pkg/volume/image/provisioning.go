@@ -1,0 +1,166 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"syscall"
+
+	"k8s.io/klog/v2"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
+)
+
+// Provisioning tells how a volume gets its space. Everything that differs between thin and
+// thick volumes is in this file.
+//
+// A thin volume shares extents with its template or source, and takes space when it is
+// written to. A thick one has all of its space from the start, as a copy of its own, and
+// keeps it: its device refuses discards, and copies of it share nothing with it, because
+// its next write to a shared extent would need new space.
+type Provisioning bool
+
+// The kinds of provisioning. On disk thick is the boolean "thick" of a [Record].
+const (
+	Thin  Provisioning = false
+	Thick Provisioning = true
+)
+
+func (p Provisioning) String() string {
+	if p == Thick {
+		return "thick"
+	}
+	return "thin"
+}
+
+// ParseProvisioning reads "thin" or "thick"; the empty text is thin. The error for any other
+// text begins with it.
+func ParseProvisioning(s string) (Provisioning, error) {
+	for _, p := range []Provisioning{Thin, Thick} {
+		if s == p.String() {
+			return p, nil
+		}
+	}
+	if s == "" {
+		return Thin, nil
+	}
+	return Thin, fmt.Errorf("%.64q: must be one of %s, %s", s, Thin, Thick)
+}
+
+// Fill gives an empty file of a volume of so many bytes the content of src: its extents,
+// shared, or a copy in reserved space.
+func (p Provisioning) Fill(ctx context.Context, dst, src *os.File, bytes int64) error {
+	if p == Thin {
+		return reflink.Clone(dst, src)
+	}
+	if err := sparse.Reserve(dst, bytes); err != nil {
+		return err
+	}
+	return sparse.Copy(ctx, dst, src)
+}
+
+// Resize makes a volume's file larger, and never smaller. The space that a thick one lacks
+// is reserved.
+func (p Provisioning) Resize(f *os.File, bytes int64) error {
+	if p == Thick {
+		return sparse.Reserve(f, bytes)
+	}
+	fi, err := f.Stat()
+	if err != nil || fi.Size() >= bytes {
+		return err
+	}
+	if err := failpoint.Before("ftruncate"); err != nil {
+		return err
+	}
+	return f.Truncate(bytes)
+}
+
+// SharesExtents reports whether a copy of the volume may share its extents.
+func (p Provisioning) SharesExtents() bool { return p == Thin }
+
+// NeedsFreeSpace reports whether writing to the volume takes new space of the pool.
+func (p Provisioning) NeedsFreeSpace() bool { return p == Thin }
+
+// TakesTime reports whether making the volume copies data, which may take longer than the
+// caller has time.
+func (p Provisioning) TakesTime() bool { return p == Thick }
+
+// Promise is what a volume of so many bytes wants of the pool: a promise that may be
+// overcommitted (thin), one that may not (firm), and space at once (now), all in bytes.
+func (p Provisioning) Promise(bytes int64) (thin, firm, now int64) {
+	if p == Thick {
+		return 0, bytes, bytes
+	}
+	return bytes, 0, 0
+}
+
+// CopyCost is what a copy of the volume takes of the pool at once, in bytes, given what the
+// volume has allocated: nothing where extents are shared. Otherwise it is what the volume
+// may overwrite meanwhile, and the copy itself unless that has reserved space already.
+func (p Provisioning) CopyCost(allocated int64, into Provisioning) int64 {
+	switch {
+	case p == Thin:
+		return 0
+	case into == Thick:
+		return allocated
+	}
+	return 2 * allocated
+}
+
+// Device adds to the options of the volume's loop device. A discard would punch holes into
+// the space of a thick volume.
+func (p Provisioning) Device(o loopdev.Options) loopdev.Options {
+	o.NoDiscard = p == Thick
+	return o
+}
+
+// Retire is for a loop device that the volume no longer uses. One that refuses discards is
+// of no use to other volumes, and is removed.
+func (p Provisioning) Retire(device int) error {
+	if p == Thin {
+		return nil
+	}
+	return loopdev.Remove(device)
+}
+
+// RetiresDevices reports whether [Provisioning.Retire] does anything.
+func (p Provisioning) RetiresDevices() bool { return p == Thick }
+
+// Unreserved is how much of a volume's promised space its file lacks, in bytes. It is 0
+// for a thin volume.
+func (p Provisioning) Unreserved(f *os.File, bytes int64) (int64, error) {
+	if p == Thin {
+		return 0, nil
+	}
+	taken, err := Allocated(f)
+	return max(0, bytes-taken), err
+}
+
+// Refill reserves again what a thick volume has lost of its space: the kernel writes zeros
+// to a loop device by punching holes, as ext4 has it do. A full pool is no reason not to
+// use the volume, so failure is logged only. Kubelet asks for a volume's figures every
+// minute, and that calls this.
+func (img *Image) Refill() {
+	r := img.Record
+	if missing, err := r.Provisioning.Unreserved(img.File, r.Spec.Size); err != nil || missing == 0 {
+		return
+	}
+	if err := sparse.Reserve(img.File, r.Spec.Size); err != nil {
+		klog.ErrorS(err, "Cannot reserve again the space that a thick volume has lost", "volume", r.ID)
+	}
+}
+
+// Allocated is the space that a file takes of the pool, in bytes, shared extents included.
+func Allocated(f *os.File) (int64, error) {
+	fi, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return fi.Sys().(*syscall.Stat_t).Blocks * 512, nil
+}

@@ -1,0 +1,316 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+)
+
+// Store has the images of a pool.
+type Store struct{ pool *pool.Pool }
+
+// NewStore returns the Store of a pool.
+func NewStore(p *pool.Pool) *Store { return &Store{p} }
+
+// Open opens the image of a volume, or returns [errdefs.ErrNotFound].
+func (s *Store) Open(id string) (*Image, error) {
+	img := &Image{}
+	var err error
+	if img.File, err = openFile("volume", id, s.pool.OpenVolume, &img.Record); err != nil {
+		return nil, err
+	}
+	if err := checkRecord(img.Path(), id, img.Record.ID, img.Record.Version); err != nil {
+		img.Close()
+		return nil, err
+	}
+	return img, nil
+}
+
+// OpenClaim opens the image of a claim. An inline volume returns [errdefs.ErrNotFound].
+func (s *Store) OpenClaim(id string) (*Image, error) {
+	if err := CheckID(id); err != nil {
+		return nil, err
+	}
+	img, err := s.Open(id)
+	if err != nil {
+		return nil, err
+	}
+	if r := img.Record; r.Lifecycle != Claim {
+		img.Close()
+		return nil, fmt.Errorf("%w: %s is an inline volume, of pod %s/%s", errdefs.ErrNotFound, id, r.Pod.Namespace, r.Pod.Name)
+	}
+	return img, nil
+}
+
+// GetClaim reads the record of a claim.
+func (s *Store) GetClaim(id string) (Record, error) {
+	img, err := s.OpenClaim(id)
+	if err != nil {
+		return Record{}, err
+	}
+	defer img.Close()
+	return img.Record, nil
+}
+
+// OpenSnapshot opens a snapshot, or returns [errdefs.ErrNotFound].
+func (s *Store) OpenSnapshot(id string) (*Snapshot, error) {
+	snap := &Snapshot{}
+	var err error
+	if snap.File, err = openFile("snapshot", id, s.pool.OpenSnapshot, &snap.Record); err != nil {
+		return nil, err
+	}
+	if err := checkRecord(snap.File.Name(), id, snap.Record.ID, snap.Record.Version); err != nil {
+		snap.Close()
+		return nil, err
+	}
+	return snap, nil
+}
+
+// openFile opens an image and reads its record.
+func openFile(kind, id string, open func(id string) (*os.File, error), record any) (*os.File, error) {
+	f, err := open(id)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%w: there is no %s %s on this node", errdefs.ErrNotFound, kind, id)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errdefs.ErrState, err)
+	}
+	if err := pool.GetRecord(f, pool.VolumeAttr, record); err != nil {
+		f.Close()
+		if !errors.Is(err, pool.ErrNoRecord) {
+			return nil, err
+		}
+		return nil, fmt.Errorf("%w: %w; the file is not one of ours: move it away", errdefs.ErrState, err)
+	}
+	return f, nil
+}
+
+// New opens an empty unnamed file that can become a volume. It is gone with its descriptor.
+func (s *Store) New() (*os.File, error) { return s.pool.NewVolume() }
+
+// NewSnapshot opens an empty unnamed file that can become a snapshot.
+func (s *Store) NewSnapshot() (*os.File, error) { return s.pool.NewSnapshot() }
+
+// Describe writes the record of a new image, whose content is complete.
+func (s *Store) Describe(f *os.File, r Record) (*Image, error) {
+	r.Version, r.Created = recordVersion, time.Now().UTC()
+	return &Image{File: f, Record: r, Fresh: true}, pool.SetRecord(f, pool.VolumeAttr, r)
+}
+
+// Link gives the image of an inline volume its name. From here on the volume exists.
+func (s *Store) Link(img *Image) error {
+	if img.Mode() == ModeDiskImage {
+		// An image with a name must be whole even after a power cut. Attaching a loop
+		// device syncs the others, before anything is mounted.
+		if err := tmpfile.Sync(img.File); err != nil {
+			return pool.Full(err)
+		}
+	}
+	return pool.Full(tmpfile.Link(img.File, s.pool.Volume(img.ID())))
+}
+
+// Publish gives the image of a claim its name, durably. From here on the volume exists.
+// Nothing is left if it fails.
+func (s *Store) Publish(img *Image) error {
+	return publish(img.File, s.pool.Volume(img.ID()), func() error { return s.Remove(img.ID()) })
+}
+
+// DescribeSnapshot writes the record of a new snapshot, whose content is complete.
+func (s *Store) DescribeSnapshot(f *os.File, r SnapshotRecord) (*Snapshot, error) {
+	r.Version = recordVersion
+	return &Snapshot{File: f, Record: r}, pool.SetRecord(f, pool.VolumeAttr, r)
+}
+
+// PublishSnapshot gives a new snapshot its name, durably. From here on it exists. Nothing
+// is left if it fails.
+func (s *Store) PublishSnapshot(snap *Snapshot) error {
+	id := snap.Record.ID
+	return publish(snap.File, s.pool.Snapshot(id), func() error { return s.RemoveSnapshot(id) })
+}
+
+func publish(f *os.File, path string, remove func() error) error {
+	err := tmpfile.Publish(f, path)
+	if err != nil && !errors.Is(err, os.ErrExist) { // a file that exists is another's
+		err = errors.Join(err, remove())
+	}
+	return pool.Full(err)
+}
+
+// Remove takes the name of a volume's image away. An image that does not exist is fine.
+func (s *Store) Remove(id string) error { return s.pool.RemoveVolume(id) }
+
+// RemoveDurably takes a name away so that a power cut does not bring it back.
+func (s *Store) RemoveDurably(id string) error {
+	if err := s.Remove(id); err != nil {
+		return err
+	}
+	return tmpfile.SyncDir(filepath.Dir(s.pool.Volume(id)))
+}
+
+// RemoveSnapshot removes a snapshot, durably.
+func (s *Store) RemoveSnapshot(id string) error {
+	path := s.pool.Snapshot(id)
+	if err := tmpfile.Remove(path); err != nil {
+		return err
+	}
+	return tmpfile.SyncDir(filepath.Dir(path))
+}
+
+// Resize makes the image of a volume larger, durably, and its record say so.
+func (s *Store) Resize(img *Image, bytes int64) error {
+	larger := img.Record
+	larger.Version, larger.Spec.Size = recordVersion, bytes
+	// The image first: a record must not promise what is not there.
+	if err := larger.Provisioning.Resize(img.File, bytes); err != nil {
+		return pool.Full(err)
+	}
+	if err := pool.SetRecord(img.File, pool.VolumeAttr, larger); err != nil {
+		return err
+	}
+	if err := tmpfile.Sync(img.File); err != nil {
+		return pool.Full(err)
+	}
+	img.Record = larger
+	return nil
+}
+
+// Replace puts a file with the same record in the place of the image, durably. The caller
+// holds the image's lock.
+func (s *Store) Replace(img *Image, with *os.File) error {
+	if err := pool.SetRecord(with, pool.VolumeAttr, img.Record); err != nil {
+		return err
+	}
+	return pool.Full(tmpfile.Replace(with, s.pool.Volume(img.ID())))
+}
+
+// RemoveReplacement removes the file that a process wanted to put in the place of a
+// volume's image when it died. [os.ErrNotExist] means that there is none, and
+// [errdefs.ErrUnderWay] that somebody is about to put it there.
+func (s *Store) RemoveReplacement(ctx context.Context, id string) error {
+	img, err := s.Open(id)
+	if err == nil {
+		defer img.Close()
+		var unlock func() error
+		if unlock, err = s.Exclusive(ctx, img, lockPatience); err == nil {
+			defer unlock()
+		}
+	}
+	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+		return err
+	}
+	path := s.pool.Replacement(id)
+	var is Record
+	left, err := openFile("replacement", id, func(string) (*os.File, error) {
+		return os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	}, &is)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return fmt.Errorf("%w: %w", os.ErrNotExist, err)
+	}
+	if err != nil {
+		return err
+	}
+	defer left.Close()
+	if err := checkRecord(path, id, is.ID, is.Version); err != nil {
+		return err
+	}
+	return tmpfile.Remove(path)
+}
+
+// lockPatience is how long a caller waits for an image's lock where the one that has it
+// should be done by then: clones take milliseconds.
+const lockPatience = time.Second
+
+// Exclusive keeps others from changing or copying an image as a whole: whoever clones,
+// expands, grows or deletes one holds its lock. A lock that is not free in time, or an
+// image that changed since it was opened, returns [errdefs.ErrUnderWay].
+//
+// A disk.img is not locked, because its pod could hold the lock for ever.
+func (s *Store) Exclusive(ctx context.Context, img *Image, patience time.Duration) (unlock func() error, err error) {
+	if img.Mode() == ModeDiskImage {
+		return func() error { return nil }, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	unlock, err = pool.LockImage(ctx, img.File)
+	if errors.Is(err, pool.ErrLocked) {
+		return nil, fmt.Errorf("%w: another operation on the image of volume %s (%v); try again", errdefs.ErrUnderWay, img.ID(), err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var now Record
+	same, err := SameFile(img.File, s.pool.Volume(img.ID()))
+	if err == nil && same {
+		err = pool.GetRecord(img.File, pool.VolumeAttr, &now)
+	}
+	if err == nil && (!same || !now.Spec.Equal(img.Record.Spec)) {
+		err = fmt.Errorf("%w: volume %s was changed meanwhile; try again", errdefs.ErrUnderWay, img.ID())
+	}
+	if err != nil {
+		return nil, errors.Join(err, unlock())
+	}
+	return unlock, nil
+}
+
+// WasVolume reports whether the file behind a loop device was made as a volume of the pool,
+// by the path that the kernel keeps: a file that had no name when it was attached, or lost
+// it since, is "deleted" there. It may have a name by now: see [Store.HasName].
+func (s *Store) WasVolume(dev *loopdev.Device) (bool, error) {
+	path, err := loopdev.BackingFile(dev.Index())
+	if err != nil {
+		return false, err
+	}
+	_, deleted := strings.CutSuffix(path, " (deleted)")
+	return deleted && filepath.Dir(path) == s.Dir(), nil
+}
+
+// HasName reports whether the file with a device and inode number, as stat(2) has them, is
+// a volume of the pool.
+func (s *Store) HasName(device, inode uint64) (bool, error) {
+	ids, err := s.pool.Volumes()
+	if err != nil {
+		return false, err
+	}
+	for _, id := range ids {
+		path := s.pool.Volume(id)
+		var st syscall.Stat_t
+		if err := syscall.Lstat(path, &st); err != nil && err != syscall.ENOENT {
+			return false, &os.PathError{Op: "lstat", Path: path, Err: err}
+		} else if err == nil && st.Ino == inode && st.Dev == device {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// Dir is the directory of the volumes' images.
+func (s *Store) Dir() string { return filepath.Dir(s.pool.Volume("x")) }
+
+// SameFile reports whether a path still names an open file.
+func SameFile(f *os.File, path string) (bool, error) {
+	a, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	b, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return os.SameFile(a, b), nil
+}

@@ -1,0 +1,249 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"k8s.io/klog/v2"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/device"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
+)
+
+// InlineRequest asks for an inline volume, published.
+type InlineRequest struct {
+	ID     string
+	Target string // absolute path below the kubelet's directory; its parent exists
+	Spec   diskfs.Spec
+	Mode   image.Mode
+	image.Access
+	Pod image.Pod
+}
+
+// Validate checks a request without looking at the node. Errors are [errdefs.ErrInvalid]
+// and those of [diskfs.Spec.Validate].
+func (r InlineRequest) Validate() error {
+	if err := image.CheckID(r.ID); err != nil {
+		return err
+	}
+	if !slices.Contains(image.MountModes, r.Mode) {
+		return fmt.Errorf("%w: publishAs %q: must be one of %s", errdefs.ErrInvalid, r.Mode, ModeList(image.MountModes))
+	}
+	return r.Spec.Validate()
+}
+
+// record is what the image will say.
+func (r InlineRequest) record() image.Record {
+	return image.Record{ID: r.ID, Spec: r.Spec, Mode: r.Mode, Target: r.Target, Access: r.Access, Pod: r.Pod}
+}
+
+// ModeList lists modes for a message.
+func ModeList(modes []image.Mode) string {
+	var words []string
+	for _, m := range modes {
+		words = append(words, string(m))
+	}
+	return strings.Join(words, ", ")
+}
+
+// PublishInline makes an inline volume and mounts it at its target, or finds it there and
+// the same. Nothing that it made is left when it fails; an image that an earlier publish
+// made stays for the next.
+//
+// Errors are [errdefs.ErrInvalid], [errdefs.ErrExists], [errdefs.ErrState],
+// [errdefs.ErrBusy], [diskfs.ErrOutOfRange] and [errdefs.ErrLimit] for a volume that
+// [quota.Limits] do not allow, what [template.Store.Ensure] returns, [pool.ErrFull], or the
+// kernel's.
+func (m *Manager) PublishInline(ctx context.Context, r InlineRequest) (res Result, err error) {
+	if err := r.Validate(); err != nil {
+		return res, err
+	}
+	rel, err := m.root.Rel(r.Target)
+	if err != nil {
+		return res, err
+	}
+	unlock, err := m.locks.volume(r.ID)
+	if err != nil {
+		return res, err
+	}
+	defer unlock()
+	// Judged before anything is made, as making it may take a VM.
+	at, err := m.root.Inspect(rel, r.Mode)
+	if err != nil {
+		return res, err
+	}
+	var made undo
+	defer func() { made.on(&err) }()
+
+	img, err := m.resume(r, at)
+	switch {
+	case err == nil:
+		defer img.Close()
+		res.Existed = true
+		if at.Mounted {
+			if there, err := m.mountedAt(img, rel); err != nil || there.Complete {
+				return res, err
+			}
+			if err := m.root.Unmount(img, rel); err != nil {
+				return res, err
+			}
+		}
+		// A publish that died half-way left its image: go on from there.
+	case errors.Is(err, errdefs.ErrNotFound):
+		if err := m.quota.CheckSize(r.Spec.Size); err != nil {
+			return res, err
+		}
+		if at.Mounted {
+			return res, fmt.Errorf("%w: target path %q is a mount point of something else; unpublish or unmount that first", errdefs.ErrExists, r.Target)
+		}
+		if img, res, err = m.makeInline(ctx, r); err != nil {
+			return res, err
+		}
+		defer img.Close()
+		made.add(func() error { return m.removeInline(r.ID) })
+	default:
+		return res, err
+	}
+
+	target, undoTarget, err := m.root.Make(rel, r.Mode, at)
+	made.add(undoTarget)
+	if err != nil {
+		return res, err
+	}
+	defer target.Close()
+	if r.Mode == image.ModeDiskImage {
+		return res, m.mountDisk(img, target, rel, r.Access)
+	}
+	mnt, err := m.mountDetached(img, r.Access)
+	if err != nil {
+		return res, err
+	}
+	defer mnt.Close()
+	return res, mnt.Attach(target)
+}
+
+// makeInline makes the image of an inline volume, within what the node allows.
+func (m *Manager) makeInline(ctx context.Context, r InlineRequest) (*image.Image, Result, error) {
+	release, err := m.quota.Reserve(r.ID, r.Pod.Namespace, r.Spec.Size)
+	if err != nil {
+		return nil, Result{}, err
+	}
+	defer release()
+	if err := m.space.AdmitInline(); err != nil {
+		return nil, Result{}, err
+	}
+	img, res, err := m.newImage(ctx, r.record())
+	if err != nil {
+		return nil, res, err
+	}
+	if err := m.images.Link(img); err != nil {
+		img.Close()
+		return nil, res, err
+	}
+	m.quota.Settle(r.ID)
+	return img, res, nil
+}
+
+// removeInline takes the name of an inline volume's image away.
+func (m *Manager) removeInline(id string) error {
+	if err := m.images.Remove(id); err != nil {
+		return err
+	}
+	m.quota.Forget(id)
+	return nil
+}
+
+// resume opens the image that an earlier publish of the same volume left. An image that
+// does not exist or is torn returns [errdefs.ErrNotFound]. A volume that differs from what
+// is asked for returns what [InlineRequest.compare] says.
+func (m *Manager) resume(r InlineRequest, at place.Spot) (_ *image.Image, err error) {
+	img, err := m.images.Open(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			img.Close()
+		}
+	}()
+	if err := r.compare(img.Record); err != nil {
+		return nil, err
+	}
+	if at.Mounted {
+		return img, nil
+	}
+	torn, err := img.Torn()
+	if err != nil {
+		return nil, err
+	}
+	if !torn {
+		return img, nil
+	}
+	klog.InfoS("Making a volume again that a power cut has torn", "volume", r.ID)
+	if err := m.removeInline(r.ID); err != nil {
+		return nil, err
+	}
+	return nil, fmt.Errorf("%w: %s", errdefs.ErrNotFound, r.ID)
+}
+
+// Unpublish takes a volume away from its target, and deletes it if it is inline. A volume
+// that is not there is fine, because the call may be a repetition. A mount at the target
+// that is not the volume's stays, and returns [errdefs.ErrState].
+func (m *Manager) Unpublish(id, target string) error {
+	if err := image.CheckID(id); err != nil {
+		return err
+	}
+	rel, err := m.root.Rel(target)
+	if err != nil {
+		return err
+	}
+	unlock, err := m.locks.volume(id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	img, err := m.images.Open(id)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return m.unpublishLost(id, rel)
+	}
+	if err != nil {
+		return err
+	}
+	defer img.Close()
+	inline := img.Record.Lifecycle == image.Inline
+	if inline && img.Record.Target != target {
+		return nil // it is not published there, and stays where it is
+	}
+	index, err := m.root.Clear(img, rel)
+	if err != nil {
+		return err
+	}
+	m.root.Clean(rel, img.Mode())
+	if !inline {
+		return nil
+	}
+	device.LetGo(img, index)
+	return m.removeInline(id)
+}
+
+// unpublishLost unmounts what is left at a target of a volume without an image.
+func (m *Manager) unpublishLost(id, rel string) error {
+	lost, err := m.root.Lost(m.images, id, rel)
+	if err != nil {
+		return err
+	}
+	if _, err := m.root.Clear(lost, rel); err != nil {
+		return err
+	}
+	m.root.Clean(rel, lost.Mode())
+	return nil
+}

@@ -1,0 +1,182 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package volume
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sync/singleflight"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/device"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/quota"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/space"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/sweep"
+)
+
+// Config is what a Manager works with.
+type Config struct {
+	Pool      *pool.Pool      // required
+	Templates *template.Store // required, except for Sweep
+	// TargetRoot is the directory below which volumes are staged and published: kubelet's.
+	// Nothing outside of it is ever touched. Required.
+	TargetRoot string
+	// GrowFilesystem makes the filesystem on a block device, which is not mounted, as large
+	// as the device. It is for filesystems that cannot grow while they are mounted; nil
+	// leaves those as they are.
+	GrowFilesystem func(ctx context.Context, fs *diskfs.Filesystem, device string) error
+	// Headroom is what new volumes leave free of the pool; the zero value is nothing.
+	Headroom size.Share
+	// Overcommit is how many times its own size the pool promises to thin claims; 0 is 1.
+	Overcommit float64
+	// Limits are those of inline volumes; the zero value is none.
+	Limits quota.Limits
+}
+
+// Manager has the volumes of a pool. Its methods may be called at the same time; one
+// operation at a time works on a volume or snapshot, and another one on the same returns
+// [errdefs.ErrBusy].
+type Manager struct {
+	pool      *pool.Pool
+	templates *template.Store
+	images    *image.Store
+	root      *place.Root
+	devices   *device.Devices
+	space     *space.Space
+	quota     *quota.Ledger
+	sweeper   *sweep.Sweeper
+	copies    copies
+	grow      func(ctx context.Context, fs *diskfs.Filesystem, device string) error
+	locks     locks
+	work      background
+}
+
+// NewManager returns a Manager. [Manager.Sweep] is for what an earlier process of the same
+// pool may have left undone.
+func NewManager(c Config) (*Manager, error) {
+	root, err := place.Open(c.TargetRoot)
+	if err != nil {
+		return nil, err
+	}
+	images := image.NewStore(c.Pool)
+	ledger, err := quota.New(c.Pool, images, c.Limits)
+	if err != nil {
+		root.Close()
+		return nil, err
+	}
+	m := &Manager{
+		pool: c.Pool, templates: c.Templates, grow: c.GrowFilesystem,
+		images: images, root: root, quota: ledger,
+		devices: device.New(c.Pool),
+		space:   space.New(c.Pool, images, space.Config{Headroom: c.Headroom, Overcommit: c.Overcommit}),
+	}
+	m.copies = copies{images: m.images, root: m.root, devices: m.devices, freeze: defaultFreeze}
+	m.sweeper = sweep.New(sweep.Config{Pool: m.pool, Images: m.images, Root: m.root, Quota: m.quota, Lock: m.locks.volume, Thaw: m.copies.thawLeft})
+	m.work.ctx, m.work.cancel = context.WithCancel(context.Background())
+	return m, nil
+}
+
+// Close ends the work under way, of which nothing stays, and closes what the Manager holds
+// open. Volumes stay as they are.
+func (m *Manager) Close() error {
+	m.work.cancel()
+	m.work.wait.Wait()
+	return m.root.Close()
+}
+
+// Sweep takes away what crashes, reboots and lost calls have left on the node: see package
+// sweep.
+func (m *Manager) Sweep(ctx context.Context, o sweep.Options) ([]sweep.Action, error) {
+	return m.sweeper.Sweep(ctx, o)
+}
+
+// background is work that outlives the call that asked for it, until Close.
+type background struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	group  singleflight.Group
+	wait   sync.WaitGroup
+}
+
+// outlive does work that may take longer than its caller has time, once for all callers
+// that ask for it by the same key meanwhile.
+func outlive[T any](ctx context.Context, b *background, key string, do func(context.Context) (T, error)) (T, error) {
+	b.wait.Add(1)
+	done := b.group.DoChan(key, func() (any, error) { return do(b.ctx) })
+	result := make(chan singleflight.Result, 1)
+	go func() {
+		defer b.wait.Done()
+		result <- <-done
+	}()
+	select {
+	case r := <-result:
+		return r.Val.(T), r.Err
+	case <-ctx.Done():
+		var none T
+		return none, fmt.Errorf("%w: %s: %w; try again, it goes on meanwhile", errdefs.ErrUnderWay, key, context.Cause(ctx))
+	}
+}
+
+// locks let one operation at a time work on a volume or a snapshot. Operations on different
+// ones do not wait for each other. Nobody waits: a lock that is taken returns
+// [errdefs.ErrBusy].
+//
+// A lock ends with its call. Work that outlives the call is kept apart by the image's own
+// lock ([image.Store.Exclusive]).
+type locks struct {
+	mu   sync.Mutex
+	held map[string]bool // by kind and id
+}
+
+// volume locks a volume until unlock is called.
+func (l *locks) volume(id string) (unlock func(), err error) { return l.lock("volume " + id) }
+
+// snapshot locks a snapshot until unlock is called.
+func (l *locks) snapshot(id string) (unlock func(), err error) { return l.lock("snapshot " + id) }
+
+func (l *locks) lock(key string) (unlock func(), err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.held[key] {
+		return nil, fmt.Errorf("%s: %w", key, errdefs.ErrBusy)
+	}
+	if l.held == nil {
+		l.held = map[string]bool{}
+	}
+	l.held[key] = true
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		delete(l.held, key)
+	}, nil
+}
+
+// undo is a list of cleanup steps, run last first if the operation fails.
+type undo []func() error
+
+func (u *undo) add(step func() error) {
+	if step != nil {
+		*u = append(*u, step)
+	}
+}
+
+// on runs the steps if there is an error, and adds to it what went wrong in doing so.
+func (u undo) on(err *error) {
+	if *err == nil {
+		return
+	}
+	for i := len(u) - 1; i >= 0; i-- {
+		if e := u[i](); e != nil {
+			*err = fmt.Errorf("%w (and cleaning up after it: %w)", *err, e)
+		}
+	}
+}

@@ -1,0 +1,94 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
+)
+
+// mountDetached attaches an image and mounts the filesystem in it, at no path yet. The mount
+// holds the loop device, and nothing else does.
+func (m *Manager) mountDetached(img *image.Image, access image.Access) (*mount.Detached, error) {
+	fs, err := diskfs.Lookup(img.Record.Spec.Filesystem)
+	if err != nil {
+		return nil, err
+	}
+	dev, err := m.devices.Mountable(img)
+	if err != nil {
+		return nil, err
+	}
+	defer dev.Close()
+	mnt, err := mount.New(mount.Config{FSType: fs.Name, Source: dev.Path(), Data: fs.MountData, Attr: access.Attr()})
+	if err != nil {
+		return nil, fmt.Errorf("mounting volume %s: %w", img.ID(), err)
+	}
+	return mnt, nil
+}
+
+// mountDisk binds an image to disk.img in a tmpfs at the target. The tmpfs has room for the
+// two inodes it needs and for no data, so a pod can put nothing beside the disk. The image
+// itself is an ordinary file in the pod's hands: only the pool's space keeps a pod from
+// growing it.
+func (m *Manager) mountDisk(img *image.Image, target *os.File, rel string, access image.Access) error {
+	if err := m.pool.Check(); err != nil { // or the image's path may be another's
+		return err
+	}
+	attr := mount.Attr{NoSUID: true, NoDev: true, NoExec: true, ReadOnly: access.ReadOnly}
+	dir, err := mount.New(mount.Config{
+		FSType: "tmpfs",
+		Source: place.DiskSource(img.ID()),
+		Data:   []string{"size=4096", "nr_inodes=2", "mode=0755"},
+		Attr:   mount.Attr{NoSUID: true, NoDev: true, NoExec: true},
+	})
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	point, err := createIn(dir.File(), image.DiskName)
+	if err != nil {
+		return err
+	}
+	defer point.Close()
+	// By its name: the kernel does not mount a file that was opened unnamed, even once it has
+	// a name (move_mount says ENOENT on 6.18).
+	named, err := os.OpenFile(m.pool.Volume(img.ID()), os.O_RDONLY|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer named.Close()
+	file, err := mount.Clone(named)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	if err := errors.Join(file.SetAttr(attr), dir.SetAttr(attr)); err != nil {
+		return err
+	}
+	if err := dir.Attach(target); err != nil {
+		return err
+	}
+	if err := file.Attach(point); err != nil {
+		point.Close() // or it would keep the tmpfs busy
+		dir.Close()
+		return errors.Join(err, m.root.Unmount(img, rel))
+	}
+	return nil
+}
+
+// createIn creates an empty file in an open directory.
+func createIn(dir *os.File, name string) (*os.File, error) {
+	fd, err := syscall.Openat(int(dir.Fd()), name, syscall.O_CREAT|syscall.O_EXCL|syscall.O_RDONLY|syscall.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, &os.PathError{Op: "openat", Path: name, Err: err}
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}

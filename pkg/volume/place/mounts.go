@@ -1,0 +1,298 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package place
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
+)
+
+// DiskSource is the source shown in the mount table for the tmpfs of a
+// [image.ModeDiskImage] volume. Only root can make such a mount.
+func DiskSource(id string) string { return "csi-disktemplate:" + id }
+
+// Mount is a mount that was proven to be a volume's.
+type Mount struct {
+	Device   int  // loop index; -1 for a disk image
+	Complete bool // nothing is missing of it
+	Access   image.Access
+}
+
+// Identify proves that the mount at a target is the volume's, or returns [ErrForeign]. A
+// target that is not mounted any more returns [errdefs.ErrState].
+func (r *Root) Identify(v Owner, rel string) (Mount, error) {
+	at, err := mount.OpenTarget(r.dir, rel, 0)
+	if err != nil {
+		return Mount{}, err
+	}
+	defer at.Close()
+	info, err := mount.Of(at)
+	if err != nil {
+		return Mount{}, err
+	}
+	if info == nil {
+		return Mount{}, fmt.Errorf("%w: target path %q was unmounted meanwhile; try again", errdefs.ErrState, at.Name())
+	}
+	m := Mount{Device: -1, Access: image.AccessOf(info.Options)}
+	var ours bool
+	switch v.Mode() {
+	case image.ModeDiskImage:
+		if ours = info.FSType == "tmpfs" && info.Source == DiskSource(v.ID()); ours {
+			m.Complete, err = holdsDisk(v, at)
+		}
+	case image.ModeFilesystem:
+		if index, ok := loopdev.IndexOf(info.Source); ok {
+			m.Device, m.Complete = index, true
+			ours, err = Backs(index, v)
+		}
+	case image.ModeBlock:
+		m, ours, err = identifyNode(v, at)
+	}
+	if err != nil || ours {
+		return m, err
+	}
+	return Mount{}, fmt.Errorf("%w: target path %q is a mount of %s (%s), not of volume %s; see with findmnt whose it is and unmount that first",
+		ErrForeign, at.Name(), info.Source, info.FSType, v.ID())
+}
+
+// identifyNode tells whether a mounted device node is a block volume's. The node of a loop
+// device that has no file any more is nobody's. It is taken for the volume's own,
+// incomplete, because nothing is lost by unmounting it.
+func identifyNode(v Owner, node *os.File) (Mount, bool, error) {
+	index, ok := loopdev.NodeIndex(node)
+	if !ok {
+		return Mount{}, false, nil
+	}
+	dev, err := loopdev.Open(index)
+	if errors.Is(err, loopdev.ErrNotAttached) {
+		return Mount{Device: index}, true, nil
+	}
+	if err != nil {
+		return Mount{}, false, err
+	}
+	defer dev.Close()
+	ours, err := v.Owns(dev)
+	if err != nil || !ours {
+		return Mount{}, false, err
+	}
+	readOnly, err := dev.ReadOnly()
+	return Mount{Device: index, Complete: true, Access: image.Access{ReadOnly: readOnly}}, true, err
+}
+
+// Backs reports whether the volume's image is behind the loop device with this index.
+func Backs(index int, v Owner) (bool, error) {
+	dev, err := loopdev.Open(index)
+	if errors.Is(err, loopdev.ErrNotAttached) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer dev.Close()
+	return v.Owns(dev)
+}
+
+// holdsDisk reports whether disk.img in a volume's tmpfs is the volume's image.
+func holdsDisk(v Owner, dir *os.File) (bool, error) {
+	disk, err := mount.OpenTarget(dir, image.DiskName, 0)
+	// A pod can put a link there from a mount namespace that lacks the bind mount.
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, mount.ErrSymlink) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer disk.Close()
+	return v.Is(disk)
+}
+
+// Mountpoints are the paths below the root where a volume is mounted, as the mount table
+// spells them.
+func (r *Root) Mountpoints(img *image.Image) ([]string, error) {
+	var loops []int
+	if img.Mode() != image.ModeDiskImage {
+		var err error
+		if loops, err = loopdev.Find(img.File); err != nil || len(loops) == 0 {
+			return nil, err
+		}
+	}
+	return r.MountpointsOf(img, loops)
+}
+
+// MountpointsOf is [Root.Mountpoints] for a caller that knows the volume's loop devices.
+func (r *Root) MountpointsOf(v Owner, loops []int) ([]string, error) {
+	isOurs := func(device string) bool {
+		index, ok := loopdev.IndexOf(device)
+		return ok && slices.Contains(loops, index)
+	}
+	mounts, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
+		var ours bool
+		switch v.Mode() {
+		case image.ModeDiskImage:
+			ours = i.FSType == "tmpfs" && i.Source == DiskSource(v.ID())
+		case image.ModeFilesystem:
+			ours = isOurs(i.Source)
+		case image.ModeBlock: // a bind of the node: its root is the node's path in devtmpfs
+			ours = i.FSType == "devtmpfs" && isOurs("/dev"+i.Root)
+		}
+		return !ours || !strings.HasPrefix(i.Mountpoint, r.resolved+"/"), false
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read mountinfo: %w", err)
+	}
+	var at []string
+	for _, i := range mounts {
+		at = append(at, i.Mountpoint)
+	}
+	return at, nil
+}
+
+// OpenMountpoint opens the root of what is mounted at one of a volume's mountpoints.
+func (r *Root) OpenMountpoint(at string) (*os.File, error) {
+	rel, err := filepath.Rel(r.resolved, at)
+	if err != nil {
+		return nil, err
+	}
+	return r.OpenMounted(rel)
+}
+
+// OpenFilesystem opens the root of a volume's filesystem for reading, where it is mounted.
+// It returns nil if it is not mounted, or has none. A mount of something else above it
+// returns [errdefs.ErrState].
+func (r *Root) OpenFilesystem(img *image.Image) (*os.File, error) {
+	if img.Mode() != image.ModeFilesystem {
+		return nil, nil
+	}
+	places, err := r.Mountpoints(img)
+	if err != nil || len(places) == 0 {
+		return nil, err
+	}
+	at, err := r.OpenMountpoint(places[0])
+	if err != nil {
+		return nil, err
+	}
+	defer at.Close()
+	rel, err := filepath.Rel(r.resolved, places[0])
+	if err != nil {
+		return nil, err
+	}
+	if _, err := r.Identify(img, rel); errors.Is(err, ErrForeign) {
+		return nil, fmt.Errorf("%w: %w", errdefs.ErrState, err)
+	} else if err != nil {
+		return nil, err
+	}
+	return mount.Open(at)
+}
+
+// CheckOnlyAt returns [errdefs.ErrState] if a volume with these loop devices is mounted
+// below the root at another path than the given ones. what says what to do about it.
+func (r *Root) CheckOnlyAt(v Owner, loops []int, what string, rels ...string) error {
+	places, err := r.MountpointsOf(v, loops)
+	if err != nil {
+		return err
+	}
+	for _, at := range places {
+		if !slices.ContainsFunc(rels, func(rel string) bool { return at == r.mountpoint(rel) }) {
+			return fmt.Errorf("%w: volume %s is published at %s; %s", errdefs.ErrState, v.ID(), at, what)
+		}
+	}
+	return nil
+}
+
+// SettleTime is how long a volume that was just unmounted may look attached or busy: while
+// a process that is being started holds a copy of the mount table. That takes
+// milliseconds, and on a busy machine some hundred.
+const SettleTime = time.Second
+
+// SettlePoll is how often it is looked at meanwhile.
+const SettlePoll = 5 * time.Millisecond
+
+// Unmount takes one mount of a volume away. A snapshot or a measurement of the plugin may
+// have it open for a moment.
+func (r *Root) Unmount(v Owner, rel string) error {
+	if v.Mode() == image.ModeDiskImage {
+		err := mount.UnmountTarget(r.dir, filepath.Join(rel, image.DiskName))
+		if err != nil && !errors.Is(err, mount.ErrNotMounted) && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	for deadline := time.Now().Add(SettleTime); ; time.Sleep(SettlePoll) {
+		err := mount.UnmountTarget(r.dir, rel)
+		if !errors.Is(err, syscall.EBUSY) || time.Now().After(deadline) {
+			return err
+		}
+	}
+}
+
+// Clear unmounts every mount of a volume at a target, and returns the loop device that it
+// was on, or -1. A target that is not mounted is fine, and so is a path of the wrong file
+// type, which is left alone. A mount that is not the volume's stays, and returns
+// [errdefs.ErrState]. Symbolic links are not followed: behind one the volume may be in use,
+// and that returns [errdefs.ErrState] too.
+func (r *Root) Clear(v Owner, rel string) (device int, err error) {
+	device = -1
+	for {
+		at, err := r.Inspect(rel, v.Mode())
+		if img, known := v.(*image.Image); known && errors.Is(err, mount.ErrSymlink) {
+			if inUse := r.CheckUnused(img); inUse != nil {
+				return device, fmt.Errorf("%w (%v)", inUse, err)
+			}
+		}
+		if errors.Is(err, errdefs.ErrInvalid) {
+			return device, nil // nothing of ours
+		}
+		if err != nil || !at.Mounted {
+			return device, err
+		}
+		m, err := r.Identify(v, rel)
+		if errors.Is(err, ErrForeign) {
+			return device, fmt.Errorf("%w: %w", errdefs.ErrState, err)
+		}
+		if err != nil {
+			return device, err
+		}
+		device = m.Device
+		if err := r.Unmount(v, rel); err != nil {
+			return device, fmt.Errorf("volume %s: %w", v.ID(), err)
+		}
+	}
+}
+
+// CheckUnused returns [errdefs.ErrState] if a volume is attached or published.
+func (r *Root) CheckUnused(img *image.Image) error {
+	deadline := time.Now().Add(SettleTime)
+	for {
+		loops, err := loopdev.Find(img.File)
+		if err != nil {
+			return err
+		}
+		places, err := r.MountpointsOf(img, loops)
+		if err != nil {
+			return err
+		}
+		switch {
+		case len(places) > 0:
+			return fmt.Errorf("%w: volume %s is in use at %s; unpublish and unstage it first", errdefs.ErrState, img.ID(), places[0])
+		case len(loops) == 0:
+			return nil
+		case time.Now().After(deadline):
+			return fmt.Errorf("%w: volume %s is attached as /dev/loop%d, though it is not mounted here: it is staged as a block device, or another mount namespace has a copy of its mount; unstage it, or end that process",
+				errdefs.ErrState, img.ID(), loops[0])
+		}
+		time.Sleep(SettlePoll)
+	}
+}

@@ -1,0 +1,89 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package place
+
+import (
+	"errors"
+	"os"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
+)
+
+// Owner is the volume that a mount or a loop device may belong to: an open [image.Image],
+// or a [Lost] volume, of which only the id is known.
+type Owner interface {
+	ID() string
+	Mode() image.Mode
+	// Owns reports whether an attached loop device is the volume's.
+	Owns(dev *loopdev.Device) (bool, error)
+	// Is reports whether a file is the volume's image.
+	Is(f *os.File) (bool, error)
+}
+
+// Lost is a volume whose image is gone, and its record with it. Only what is still mounted
+// or attached tells of it.
+type Lost struct {
+	id     string
+	mode   image.Mode
+	images *image.Store
+}
+
+// NewLost describes a volume without an image.
+func NewLost(images *image.Store, id string, mode image.Mode) Lost { return Lost{id, mode, images} }
+
+// Lost describes a volume without an image by what is mounted at a path.
+func (r *Root) Lost(images *image.Store, id, rel string) (Lost, error) {
+	lost := NewLost(images, id, image.ModeFilesystem)
+	at, err := mount.OpenTarget(r.dir, rel, 0)
+	if isPathError(err) {
+		return lost, nil // nothing of ours
+	}
+	if err != nil {
+		return lost, err
+	}
+	defer at.Close()
+	info, err := mount.Of(at)
+	if err != nil || info == nil {
+		return lost, err
+	}
+	if info.FSType == "tmpfs" && info.Source == DiskSource(id) {
+		lost.mode = image.ModeDiskImage
+	} else if fi, err := at.Stat(); err == nil && !fi.IsDir() {
+		lost.mode = image.ModeBlock
+	}
+	return lost, nil
+}
+
+// ID is the volume's id.
+func (l Lost) ID() string { return l.id }
+
+// Mode is the form in which the volume was published.
+func (l Lost) Mode() image.Mode { return l.mode }
+
+// Owns reports whether an attached device was the volume's. The inode behind the device
+// proves that its file was a volume of this pool and is none any more. Only then does the
+// device's name tell which volume: a pod that may write to a block volume may also rename
+// its device (LOOP_SET_STATUS64 in drivers/block/loop.c), but it cannot take the name of
+// its own image away. An id that is too long to be whole in the name proves nothing.
+func (l Lost) Owns(dev *loopdev.Device) (bool, error) {
+	info, err := dev.Info()
+	if err != nil || info.Name != l.id || len(info.Name) >= loopdev.MaxName {
+		return false, err
+	}
+	if was, err := l.images.WasVolume(dev); err != nil || !was {
+		return false, err
+	}
+	named, err := l.images.HasName(info.Device, info.Inode)
+	return err == nil && !named, err
+}
+
+// Is reports false: there is no image.
+func (l Lost) Is(*os.File) (bool, error) { return false, nil }
+
+var _, _ Owner = (*image.Image)(nil), Lost{}
+
+// ErrForeign means that what is mounted at a target is not the volume's.
+var ErrForeign = errors.New("not this volume's mount")

@@ -1,0 +1,143 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package quota bounds the inline volumes of a node, and knows which there are.
+//
+// Whoever may create a pod may ask for any inline volume, and no quota of Kubernetes counts
+// them. Claims are not counted here, because ResourceQuota counts them. A volume that exists
+// already stays, and may be published again, whatever the limits are by then.
+//
+// The counts are kept in memory, because a publish has no time to read all records. The
+// images stay the truth: they are read at the start, and again by each sweep.
+package quota
+
+import (
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+
+	"k8s.io/klog/v2"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
+)
+
+// Ledger has the inline volumes of a node.
+//
+// A volume is entered before its image is made, so that two at once do not both take the
+// last place, and it leaves after its image has gone.
+type Ledger struct {
+	pool   *pool.Pool
+	images *image.Store
+	limits Limits
+
+	mu      sync.Mutex
+	volumes map[string]entry // by id
+}
+
+type entry struct {
+	namespace string
+	bytes     int64
+	pending   bool // its image has no name yet
+}
+
+// New returns the Ledger of a pool, counted.
+func New(p *pool.Pool, images *image.Store, limits Limits) (*Ledger, error) {
+	l := &Ledger{pool: p, images: images, limits: limits, volumes: map[string]entry{}}
+	return l, l.Recount()
+}
+
+// CheckSize is [Limits.CheckSize].
+func (l *Ledger) CheckSize(bytes int64) error { return l.limits.CheckSize(bytes) }
+
+// Reserve enters a volume, or returns [errdefs.ErrLimit]. A volume that is entered already
+// is not counted twice. release takes it back, unless it was settled meanwhile.
+func (l *Ledger) Reserve(id, namespace string, bytes int64) (release func(), err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var ofNamespace, ofNode usage
+	for other, e := range l.volumes {
+		if other == id {
+			continue
+		}
+		ofNode = ofNode.with(e.bytes)
+		if e.namespace == namespace {
+			ofNamespace = ofNamespace.with(e.bytes)
+		}
+	}
+	if err := l.limits.refuse(namespace, bytes, ofNamespace, ofNode); err != nil {
+		return nil, err
+	}
+	l.volumes[id] = entry{namespace, bytes, true}
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.volumes[id].pending {
+			delete(l.volumes, id)
+		}
+	}, nil
+}
+
+// Settle is for a volume whose image has its name: it stays until it is forgotten.
+func (l *Ledger) Settle(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.volumes[id]
+	e.pending = false
+	l.volumes[id] = e
+}
+
+// Forget is for a volume whose image has lost its name. A claim is not known here, and
+// need not be.
+func (l *Ledger) Forget(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.volumes, id)
+}
+
+func (l *Ledger) ids() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Collect(maps.Keys(l.volumes))
+}
+
+// Recount brings the ledger in line with the pool: an administrator may have put an image
+// there, or taken one away.
+func (l *Ledger) Recount() error {
+	ids, err := l.pool.Volumes()
+	if err != nil {
+		return err
+	}
+	for _, id := range append(ids, l.ids()...) {
+		l.recount(id)
+	}
+	return nil
+}
+
+// recount looks at one volume. The ledger is locked while the record is read, some 13 µs,
+// so that the volume cannot come or go in between: an image gets its name before it is
+// settled, and loses it before it is forgotten.
+func (l *Ledger) recount(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.volumes[id].pending {
+		return
+	}
+	img, err := l.images.Open(id)
+	if err != nil {
+		if errors.Is(err, errdefs.ErrNotFound) {
+			delete(l.volumes, id)
+		} else {
+			klog.ErrorS(err, "Not counting again a volume that cannot be read", "volume", id)
+		}
+		return
+	}
+	defer img.Close()
+	if r := img.Record; r.Lifecycle == image.Inline {
+		l.volumes[id] = entry{namespace: r.Pod.Namespace, bytes: r.Spec.Size}
+	} else {
+		delete(l.volumes, id)
+	}
+}

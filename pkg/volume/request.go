@@ -1,0 +1,149 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package volume
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
+)
+
+// ClaimRequest asks for a claim.
+type ClaimRequest struct {
+	Name string // unique; the id is made of it
+	// Spec is the content. Its Size, in bytes, may be 0: then it is the source's, or the
+	// filesystem's default.
+	Spec         diskfs.Spec
+	Limit        int64 // bytes the volume may have at most; 0 is no limit
+	Mode         image.Mode
+	Provisioning image.Provisioning
+	Source       image.Source
+	// DefaultSpec tells that of Spec nothing but the size was asked for, so that a source
+	// may decide the rest.
+	DefaultSpec bool
+}
+
+// maxNameAsID leaves room for the prefix of a list's token: CSI has 128 bytes for that too.
+const maxNameAsID = 120
+
+// ID is the id that the volume has, or will have.
+func (r ClaimRequest) ID() string { return idOf("vol-", r.Name) }
+
+// SnapshotID is the id of the snapshot with the given name.
+func SnapshotID(name string) string { return idOf("snap-", name) }
+
+// idOf makes an id of the name that a container orchestrator suggests: the name itself where
+// it can be one, so that people find their volumes, and otherwise a digest of it. The record
+// has the name, so that two names with one digest would be noticed.
+func idOf(prefix, name string) string {
+	if image.CheckID(name) == nil && len(name) <= maxNameAsID {
+		return name
+	}
+	sum := sha256.Sum256([]byte(name))
+	return prefix + hex.EncodeToString(sum[:16])
+}
+
+// origin is what a copy needs to know of its source.
+type origin struct {
+	spec         diskfs.Spec
+	mode         image.Mode
+	provisioning image.Provisioning
+	allocated    int64 // bytes; only of a source that does not share its extents
+}
+
+// complete decides what a request leaves open, checks it against its source and the limits,
+// and tells what the source is.
+func (m *Manager) complete(r *ClaimRequest) (from origin, err error) {
+	if (r.Source != image.Source{}) {
+		if from, err = m.origin(r.Source); err != nil {
+			return from, err
+		}
+		if err := r.follow(from); err != nil {
+			return from, err
+		}
+	}
+	return from, r.decideSize()
+}
+
+// origin tells what a source is.
+func (m *Manager) origin(s image.Source) (origin, error) {
+	if s.Snapshot != "" {
+		if err := image.CheckID(s.Snapshot); err != nil {
+			return origin{}, fmt.Errorf("%w: snapshot_id: %w", errdefs.ErrNotFound, err)
+		}
+		snap, err := m.images.OpenSnapshot(s.Snapshot)
+		if err != nil {
+			return origin{}, err
+		}
+		defer snap.Close()
+		return origin{spec: snap.Record.Spec, mode: snap.Record.Mode}, nil
+	}
+	vol, err := m.images.OpenClaim(s.Volume)
+	if errors.Is(err, errdefs.ErrInvalid) {
+		err = fmt.Errorf("%w: volume_id: %w", errdefs.ErrNotFound, err)
+	}
+	if err != nil {
+		return origin{}, err
+	}
+	defer vol.Close()
+	o := origin{spec: vol.Record.Spec, mode: vol.Mode(), provisioning: vol.Record.Provisioning}
+	if !o.provisioning.SharesExtents() {
+		o.allocated, err = vol.Allocated()
+	}
+	return o, err
+}
+
+// follow makes a request what its source allows: the content is the source's, and the size
+// at least that.
+func (r *ClaimRequest) follow(from origin) error {
+	if (r.Mode == image.ModeFilesystem) != (from.mode == image.ModeFilesystem) {
+		return fmt.Errorf("%w: volume_content_source: %s has mode %s, and %s is asked for: a filesystem can be copied only to a filesystem, and a disk only to a disk",
+			errdefs.ErrInvalid, r.Source, from.mode, r.Mode)
+	}
+	if r.Spec.Size > 0 && r.Spec.Size < from.spec.Size {
+		return fmt.Errorf("%w: capacity_range.required_bytes: %s is asked for, %s has %s: ask for at least that",
+			diskfs.ErrOutOfRange, size.Format(r.Spec.Size), r.Source, size.Format(from.spec.Size))
+	}
+	bytes := max(r.Spec.Size, from.spec.Size)
+	asked := r.Spec
+	asked.Size = from.spec.Size
+	// Nobody here knows what a disk's consumer has put there.
+	if from.mode == image.ModeFilesystem && !r.DefaultSpec && !asked.Equal(from.spec) {
+		return fmt.Errorf("%w: volume_content_source: %s is %s, the parameters ask for %s: a copy has the filesystem, label and format options of its source; use a class that has the same",
+			errdefs.ErrInvalid, r.Source, from.spec, asked)
+	}
+	r.Spec = from.spec
+	r.Spec.Size = bytes
+	return nil
+}
+
+// decideSize decides a size that was left open, and checks it against the limits.
+func (r *ClaimRequest) decideSize() error {
+	fs, err := diskfs.Lookup(r.Spec.Filesystem)
+	if err != nil {
+		return err
+	}
+	if r.Spec.Size == 0 {
+		r.Spec.Size = fs.DefaultSize()
+		if r.Limit > 0 { // the default was not asked for, so it may be less
+			r.Spec.Size = max(min(r.Spec.Size, r.Limit/diskfs.MiB*diskfs.MiB), fs.MinSize)
+		}
+	}
+	if r.Limit > 0 && r.Spec.Size > r.Limit {
+		return fmt.Errorf("%w: capacity_range.limit_bytes %d: the volume would have %d bytes (sizes are whole MiB; %s takes at least %s); raise the limit",
+			diskfs.ErrOutOfRange, r.Limit, r.Spec.Size, fs.Name, size.Format(fs.MinSize))
+	}
+	if err := r.Spec.Validate(); errors.Is(err, diskfs.ErrOutOfRange) {
+		return fmt.Errorf("capacity_range: %w", err)
+	} else if err != nil {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,212 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package space is what the pool promises to whom, and what it can still take on.
+//
+// From most to least:
+//
+//   - thick claims have their space;
+//   - thin claims are promised theirs: the pool takes on no more of them than it could
+//     fill, Overcommit times over. With an overcommit of 1 every claim could be written from
+//     end to end, with all snapshots kept;
+//   - inline volumes are promised nothing, and take what is free. They end with their pods,
+//     and that makes room.
+//
+// All of them leave the headroom free when they are made. It is for the writes of those
+// that exist already, and for the pool's own metadata.
+//
+// There is no ledger: the sum is taken from the images each time it is asked for. Only what
+// is being made at the moment is kept in memory, so that two requests are not promised the
+// same space. Both may be refused where either alone would fit.
+//
+// Source: statfs(2), and st_blocks in stat(2), which counts shared extents once per file.
+package space
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
+)
+
+// Config is what a pool may promise.
+type Config struct {
+	// Headroom is what new volumes leave free of the pool; the zero value is nothing.
+	Headroom size.Share
+	// Overcommit is how many times its own size the pool promises to thin claims; 0 is 1.
+	Overcommit float64
+}
+
+// Space is the space of a pool.
+type Space struct {
+	pool   *pool.Pool
+	images *image.Store
+	cfg    Config
+
+	mu       sync.Mutex
+	pending  map[*Demand]bool      // of what is being made
+	promises map[string]remembered // by volume id; replaced as a whole, and never written to
+}
+
+// New returns the Space of a pool.
+func New(p *pool.Pool, images *image.Store, c Config) *Space {
+	c.Overcommit = cmp.Or(c.Overcommit, 1)
+	return &Space{pool: p, images: images, cfg: c, pending: map[*Demand]bool{}}
+}
+
+// Admit checks a demand against what the pool can promise, and counts it until release is
+// called, since what is being made has no image yet that could be counted. The error is
+// [pool.ErrFull], with the figures.
+func (s *Space) Admit(d Demand) (release func(), err error) {
+	s.mu.Lock()
+	others := slices.Collect(maps.Keys(s.pending))
+	s.pending[&d] = true
+	s.mu.Unlock()
+	release = func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.pending, &d)
+	}
+	err = s.retrySynced(func() error {
+		b, err := s.survey(others)
+		if err != nil {
+			return err
+		}
+		return b.refuse(d)
+	})
+	if err != nil {
+		release()
+		return nil, err
+	}
+	return release, nil
+}
+
+// AdmitInline returns [pool.ErrFull] if no more than the headroom is free.
+func (s *Space) AdmitInline() error { return s.retrySynced(s.Check) }
+
+// Check returns [pool.ErrFull] if no more than the headroom is free at this moment.
+func (s *Space) Check() error {
+	has, err := s.pool.Space()
+	if err != nil {
+		return err
+	}
+	if headroom := s.cfg.Headroom.Of(has.Total); has.Available < headroom {
+		return fmt.Errorf("%w: of %s, %s are free, and new volumes leave %s of headroom; delete volumes, run `csi-disktemplate clean-all` to drop cached templates, or enlarge it",
+			pool.ErrFull, size.Format(has.Total), size.Format(has.Available), size.Format(headroom))
+	}
+	return nil
+}
+
+// retrySynced syncs the pool and asks again before it reports a full pool: btrfs frees
+// deleted space only at a commit.
+func (s *Space) retrySynced(ask func() error) error {
+	err := ask()
+	if !errors.Is(err, pool.ErrFull) {
+		return err
+	}
+	if err := s.pool.Sync(); err != nil {
+		return err
+	}
+	return ask()
+}
+
+// CheckNotMaking returns [errdefs.ErrUnderWay] while the image of a key is being made,
+// though it has no name yet.
+func (s *Space) CheckNotMaking(key string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for d := range s.pending {
+		if d.Key == key {
+			return fmt.Errorf("%w: %s is being made, and can be deleted when that is done; try again", errdefs.ErrUnderWay, key)
+		}
+	}
+	return nil
+}
+
+// Available is how large a further claim could be, in bytes, a whole number of MiB.
+func (s *Space) Available(p image.Provisioning) (int64, error) {
+	s.mu.Lock()
+	pending := slices.Collect(maps.Keys(s.pending))
+	s.mu.Unlock()
+	b, err := s.survey(pending)
+	if err != nil {
+		return 0, err
+	}
+	return b.largest(p) / diskfs.MiB * diskfs.MiB, nil
+}
+
+// survey adds up what there is, and what is being made.
+func (s *Space) survey(pending []*Demand) (budget, error) {
+	if err := s.pool.Check(); err != nil { // what is counted is found by its path
+		return budget{}, err
+	}
+	has, err := s.pool.Space()
+	if err != nil {
+		return budget{}, err
+	}
+	b := budget{total: has.Total, available: has.Available, headroom: s.cfg.Headroom.Of(has.Total), overcommit: s.cfg.Overcommit}
+	counted := map[string]bool{}
+	for _, d := range pending {
+		b.thin += d.Thin
+		b.firm += d.Firm
+		counted[d.Key] = true
+	}
+	ours := int64(0)
+	claims := s.recall()
+	for _, kind := range []struct {
+		names func() ([]string, error)
+		path  func(string) string
+		key   func(string) string
+		add   func(name string, st *syscall.Stat_t)
+	}{
+		{s.pool.Templates, s.pool.Template, func(key string) string { return "templates/" + key },
+			func(_ string, st *syscall.Stat_t) { b.others += st.Blocks * 512 }},
+		{s.pool.Snapshots, s.pool.Snapshot, image.SnapshotKey,
+			func(_ string, st *syscall.Stat_t) { b.firm += st.Blocks * 512 }},
+		{s.pool.Volumes, s.pool.Volume, image.VolumeKey,
+			func(id string, st *syscall.Stat_t) { b.add(st, claims.of(id, st, s.images.GetClaim)) }},
+	} {
+		names, err := kind.names()
+		if err != nil {
+			return budget{}, err
+		}
+		for _, name := range names {
+			var st syscall.Stat_t
+			if err := syscall.Lstat(kind.path(name), &st); err == syscall.ENOENT {
+				continue // gone meanwhile
+			} else if err != nil {
+				return budget{}, &os.PathError{Op: "lstat", Path: kind.path(name), Err: err}
+			}
+			ours += st.Blocks * 512
+			if !counted[kind.key(name)] {
+				kind.add(name, &st)
+			}
+		}
+	}
+	s.remember(claims)
+	// The pool may share its filesystem with others. `ours` counts shared extents several
+	// times, so this is a lower bound of what they take.
+	b.others += max(0, has.Total-has.Available-ours)
+	return b, nil
+}
+
+// add counts a claim by its promise, and an inline volume by what it takes.
+func (b *budget) add(st *syscall.Stat_t, p promise) {
+	if !p.claim {
+		b.others += st.Blocks * 512
+		return
+	}
+	thin, firm, _ := p.provisioning.Promise(p.bytes)
+	b.thin += thin
+	b.firm += firm
+}

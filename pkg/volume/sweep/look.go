@@ -1,0 +1,224 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package sweep
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/process"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
+)
+
+// find looks at the node: at devices first, and at volumes after them. A device that was
+// seen before its volume was deleted is looked at again before anything happens to it.
+func (s *Sweeper) find(first bool) (finds, error) {
+	var f finds
+	loops, err := s.findLoops()
+	if err != nil {
+		return f, err
+	}
+	table, err := place.ReadTable()
+	if err != nil {
+		return f, err
+	}
+	if err := s.findVolumes(&f, loops, table); err != nil {
+		return f, err
+	}
+	if err := s.findSnapshots(&f); err != nil {
+		return f, err
+	}
+	if err := s.findLost(&f, loops, table); err != nil {
+		return f, err
+	}
+	s.findMounts(&f, table)
+	replaced, err := s.Pool.Replacements()
+	if err != nil {
+		return f, err
+	}
+	for _, id := range replaced {
+		f.replacements = append(f.replacements, foundReplacement{id, s.Pool.Replacement(id)})
+	}
+	if first {
+		if f.processes, err = process.HoldingUnnamed(s.templatesDir()); err != nil {
+			return f, err
+		}
+	}
+	return f, nil
+}
+
+func (s *Sweeper) templatesDir() string { return filepath.Dir(s.Pool.Template("x")) }
+
+// findVolumes looks at all volumes, and takes their devices out of loops.
+func (s *Sweeper) findVolumes(f *finds, loops map[int]poolLoop, table place.Table) error {
+	ids, err := s.Pool.Volumes()
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		v, err := s.findVolume(id, loops, table)
+		if errors.Is(err, errdefs.ErrNotFound) { // deleted meanwhile
+			continue
+		}
+		if err != nil {
+			f.strange = append(f.strange, strange{"file " + id, s.Pool.Volume(id), err.Error()})
+			continue
+		}
+		f.volumes = append(f.volumes, v)
+		for _, index := range v.loops {
+			delete(loops, index)
+		}
+	}
+	return nil
+}
+
+// findVolume looks at one volume.
+func (s *Sweeper) findVolume(id string, loops map[int]poolLoop, table place.Table) (foundVolume, error) {
+	if err := image.CheckID(id); err != nil {
+		return foundVolume{}, fmt.Errorf("%w; the file is not one of ours: move it away", err)
+	}
+	img, err := s.Images.Open(id)
+	if err != nil {
+		return foundVolume{}, err
+	}
+	defer img.Close()
+	fi, err := img.File.Stat()
+	if err != nil {
+		return foundVolume{}, err
+	}
+	st := fi.Sys().(*syscall.Stat_t)
+	v := foundVolume{Record: img.Record, path: img.Path()}
+	for index, l := range loops {
+		if l.device == st.Dev && l.inode == st.Ino {
+			v.loops = append(v.loops, index)
+		}
+	}
+	v.places = table.Of(v.Record, v.loops)
+	if _, v.frozen, err = img.Frozen(); err != nil {
+		return v, err
+	}
+	if v.Lifecycle == image.Inline {
+		v.pod = s.Root.Pod(v.Target)
+		return v, nil
+	}
+	staging, staged, err := img.Staged()
+	if staged {
+		v.staged = s.Root.Staging(staging)
+	}
+	return v, err
+}
+
+// findSnapshots looks for files among the snapshots that are none of ours.
+func (s *Sweeper) findSnapshots(f *finds) error {
+	ids, err := s.Pool.Snapshots()
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		snap, err := s.Images.OpenSnapshot(id)
+		if err == nil {
+			err = snap.Close()
+		}
+		if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+			f.strange = append(f.strange, strange{"file " + id, s.Pool.Snapshot(id), err.Error()})
+		}
+	}
+	return nil
+}
+
+// findLost keeps those of the remaining loop devices whose volume was deleted.
+func (s *Sweeper) findLost(f *finds, loops map[int]poolLoop, table place.Table) error {
+	for index, l := range loops {
+		if !l.ours {
+			continue
+		}
+		if named, err := s.Images.HasName(l.device, l.inode); err != nil {
+			return err
+		} else if named { // of a volume that cannot be read
+			continue
+		}
+		l.mounted = table.ByLoop[index]
+		f.loops = append(f.loops, l.foundLoop)
+	}
+	return nil
+}
+
+// findMounts looks for disk images of this pool's volumes at places they are not for.
+func (s *Sweeper) findMounts(f *finds, table place.Table) {
+	targets := map[string]string{}
+	for _, v := range f.volumes {
+		if v.Lifecycle == image.Inline {
+			targets[v.ID] = v.Target
+		}
+	}
+	for _, d := range table.Disks {
+		if target, ours := targets[d.ID]; ours && d.At != s.Root.AsMounted(target) {
+			f.mounts = append(f.mounts, foundMount{at: d.At, id: d.ID, target: target})
+		}
+	}
+}
+
+// poolLoop is a loop device whose file is on the pool's filesystem.
+type poolLoop struct {
+	foundLoop
+	device, inode uint64
+}
+
+// findLoops lists the loop devices whose file is on the pool's filesystem, by index. The
+// inode decides, and not the file's path: the kernel cannot tell the path where the plugin
+// that attached the device had another mount namespace.
+func (s *Sweeper) findLoops() (map[int]poolLoop, error) {
+	all, err := loopdev.Attached()
+	if err != nil {
+		return nil, err
+	}
+	var dir syscall.Stat_t
+	if err := syscall.Stat(s.Images.Dir(), &dir); err != nil {
+		return nil, &os.PathError{Op: "stat", Path: s.Images.Dir(), Err: err}
+	}
+	loops := map[int]poolLoop{}
+	for _, index := range all {
+		l, here, err := s.findLoop(index, dir.Dev)
+		if errors.Is(err, loopdev.ErrNotAttached) || errors.Is(err, os.ErrNotExist) { // detached or removed meanwhile
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if here {
+			loops[index] = l
+		}
+	}
+	return loops, nil
+}
+
+// findLoop looks at one device. A device whose file is on another filesystem than the
+// pool's is not looked at any further: what is wrong with it is not our business.
+func (s *Sweeper) findLoop(index int, filesystem uint64) (l poolLoop, here bool, err error) {
+	dev, err := loopdev.Open(index)
+	if err != nil {
+		return l, false, err
+	}
+	defer dev.Close()
+	info, err := dev.Info()
+	if err != nil || info.Device != filesystem {
+		return l, false, err
+	}
+	file, err := loopdev.BackingFile(index)
+	if err != nil {
+		return l, false, err
+	}
+	was, err := s.Images.WasVolume(dev)
+	whole := image.CheckID(info.Name) == nil && len(info.Name) < loopdev.MaxName // the name is a volume's id
+	return poolLoop{
+		foundLoop: foundLoop{index: index, file: file, name: info.Name, autoClear: info.AutoClear, ours: was && whole},
+		device:    info.Device, inode: info.Inode,
+	}, true, err
+}

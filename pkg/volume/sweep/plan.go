@@ -1,0 +1,186 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package sweep
+
+import (
+	"fmt"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/process"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
+)
+
+// This file decides, and touches nothing: it turns what was seen on the node into what to
+// do about it, each action with its reason. No decision depends on a clock.
+
+// Verb is what is done about a find.
+type Verb string
+
+// The verbs.
+const (
+	Delete Verb = "delete" // an image
+	Detach Verb = "detach" // a loop device
+	Thaw   Verb = "thaw"   // a filesystem
+	Kill   Verb = "kill"   // a process
+	Leave  Verb = "leave"  // nothing: somebody should look at it
+)
+
+// Action is one line of the plan.
+type Action struct {
+	Verb   Verb   `json:"verb"`
+	Object string `json:"object"` // for people: what it is
+	Path   string `json:"path"`   // where it is
+	Reason string `json:"reason"`
+	// Result tells what came of the action: Done, Skipped because the find was no longer
+	// so, or the error. It is "" for an action that was only planned.
+	Result string `json:"result,omitempty"`
+
+	find any // one of the finds below
+}
+
+// Results of an [Action]. Any other is an error's text.
+const (
+	Done    = "done"
+	Skipped = "skipped: it is no longer so"
+)
+
+// Failed reports whether an action could not be carried out.
+func (a Action) Failed() bool { return a.Result != "" && a.Result != Done && a.Result != Skipped }
+
+// finds is everything that a sweep has seen.
+type finds struct {
+	volumes      []foundVolume
+	replacements []foundReplacement
+	loops        []foundLoop
+	mounts       []foundMount
+	processes    []process.Process // that hold a half-made template open
+	strange      []strange
+}
+
+// foundVolume is an image among the pool's volumes that has a record of ours.
+type foundVolume struct {
+	image.Record
+	path   string
+	frozen bool       // its plugin has frozen it
+	loops  []int      // its devices
+	places []string   // where it is mounted, anywhere
+	pod    place.Home // of inline volumes
+	staged place.Home // of block volumes; no path if they do not say where
+}
+
+// foundReplacement is a file that was to take the place of a volume's image.
+type foundReplacement struct{ id, path string }
+
+// foundLoop is a loop device whose file is on the pool's filesystem, and is no volume of
+// the pool.
+type foundLoop struct {
+	index     int
+	file      string // as the kernel has it
+	name      string // lo_file_name: of ours, the volume's id
+	ours      bool   // its file was one of the pool's volumes, and has no name any more
+	autoClear bool
+	mounted   []string // where it, or its node, is mounted
+}
+
+// foundMount is a mount below kubelet's directory that names a volume of this pool, though
+// the volume is not for that place.
+type foundMount struct {
+	at     string
+	id     string
+	target string // the volume's
+}
+
+// strange is a file in the pool that makes no sense to this plugin.
+type strange struct {
+	object, path, why string
+}
+
+// plan decides what to do about each find.
+func (f finds) plan() []Action {
+	var actions []Action
+	add := func(find any, verb Verb, object, path, reason string) {
+		if verb != "" {
+			actions = append(actions, Action{Verb: verb, Object: object, Path: path, Reason: reason, find: find})
+		}
+	}
+	for _, p := range f.processes {
+		add(p, Kill, fmt.Sprintf("process %d", p.PID), p.File,
+			"it works on a template for a plugin that is dead: nobody waits for it")
+	}
+	for _, v := range f.volumes {
+		if v.frozen {
+			add(v, Thaw, "volume "+v.ID, v.path, "a plugin froze its filesystem for a copy, and died before it could thaw it")
+		}
+		verb, reason := v.judge()
+		add(v, verb, "volume "+v.ID, v.path, reason)
+	}
+	for _, r := range f.replacements {
+		add(r, Delete, "replacement of volume "+r.id, r.path, "a process died before it could put it in the place of the volume, which is whole without it")
+	}
+	for _, l := range f.loops {
+		verb, reason := l.judge()
+		add(l, verb, fmt.Sprintf("/dev/loop%d", l.index), l.file, reason)
+	}
+	for _, m := range f.mounts {
+		add(m, Leave, "mount of volume "+m.id, m.at,
+			fmt.Sprintf("the volume is for %s; see with findmnt whose mount it is", m.target))
+	}
+	for _, s := range f.strange {
+		add(s, Leave, s.object, s.path, s.why)
+	}
+	return actions
+}
+
+// judge decides on a volume. An inline volume ends with its pod. A claim is deleted by
+// DeleteVolume alone.
+func (v foundVolume) judge() (Verb, string) {
+	switch {
+	case v.Lifecycle == image.Claim:
+		return v.judgeStaging()
+	case v.pod.Doubt != "":
+		return Leave, v.pod.Doubt
+	case !v.pod.Gone:
+		return "", "" // kubelet publishes it again, or unpublishes it
+	case len(v.places) > 0:
+		return Leave, fmt.Sprintf("%s is gone, but it is mounted at %s: unmount that, and the next sweep deletes it", v.podName(), v.places[0])
+	case len(v.loops) > 0:
+		return Leave, fmt.Sprintf("%s is gone, but something holds /dev/loop%d, as a copy of its mount in another mount namespace does: the first sweep after that holder is gone deletes it", v.podName(), v.loops[0])
+	}
+	return Delete, fmt.Sprintf("%s is gone: there is no %s, so kubelet will never unpublish it", v.podName(), v.pod.Path)
+}
+
+func (v foundVolume) podName() string {
+	if v.Pod == (image.Pod{}) {
+		return "its pod"
+	}
+	return fmt.Sprintf("pod %s/%s (uid %s)", v.Pod.Namespace, v.Pod.Name, v.Pod.UID)
+}
+
+// judgeStaging decides on the devices of a block volume, which stay when its last user
+// goes.
+func (v foundVolume) judgeStaging() (Verb, string) {
+	if v.Mode != image.ModeBlock || len(v.loops) == 0 || len(v.places) > 0 || v.staged.Path == "" {
+		return "", ""
+	}
+	if v.staged.Doubt != "" {
+		return Leave, v.staged.Doubt
+	}
+	if !v.staged.Gone {
+		return "", ""
+	}
+	return Detach, fmt.Sprintf("it is attached as /dev/loop%d, but published nowhere, and the directory where it was staged is gone: %s", v.loops[0], v.staged.Path)
+}
+
+// judge decides on a loop device whose file is no volume of the pool.
+func (l foundLoop) judge() (Verb, string) {
+	switch {
+	case !l.ours:
+		return "", "" // somebody else's file on the same filesystem, such as another pool's
+	case len(l.mounted) > 0:
+		return Leave, fmt.Sprintf("the image of volume %s was deleted while it is mounted at %s: copy what is needed from there", l.name, l.mounted[0])
+	case l.autoClear: // an image that is just being made or copied looks the same
+		return "", ""
+	}
+	return Detach, fmt.Sprintf("the image of volume %s was deleted, and nothing has the device mounted", l.name)
+}

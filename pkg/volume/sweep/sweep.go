@@ -1,0 +1,111 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package sweep takes away what crashes, reboots and lost calls have left on the node.
+//
+// It first looks (look.go), then decides (plan.go, pure), then acts (act.go). Before each
+// action it locks the volume, looks again and decides again. Only what is provably of this
+// pool, and provably of no more use to anybody, is taken away. Everything else that looks
+// odd is left and reported.
+//
+// A pool has one plugin, which holds a lock as long as it lives ([pool.Pool.Own]). So what
+// is half-made and not its own is dead, and no pid is asked.
+package sweep
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"k8s.io/klog/v2"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/quota"
+)
+
+// Config is what a Sweeper works with. All of it is required.
+type Config struct {
+	Pool   *pool.Pool
+	Images *image.Store
+	Root   *place.Root
+	Quota  *quota.Ledger
+	// Lock keeps other operations from a volume until unlock is called. An error leaves the
+	// volume to the next sweep.
+	Lock func(id string) (unlock func(), err error)
+	// Thaw thaws a volume's filesystem if a plugin froze it and died, or returns
+	// [ErrOutdated].
+	Thaw func(ctx context.Context, id string) error
+}
+
+// ErrOutdated means that the find that an action was planned for is no longer so.
+var ErrOutdated = errors.New("it is no longer so")
+
+// Sweeper sweeps a pool. One sweep runs at a time.
+type Sweeper struct {
+	Config
+	reported map[string]bool // of what the last sweep left
+}
+
+// New returns a Sweeper.
+func New(c Config) *Sweeper { return &Sweeper{Config: c} }
+
+// Options say how to sweep.
+type Options struct {
+	// DryRun makes the plan and changes nothing. It is allowed beside a running plugin.
+	// Anything else is for the owner of the pool, see [pool.Pool.Own].
+	DryRun bool
+	// First tells that this process has not begun to work yet, so that everything half-made
+	// is another's, and dead.
+	First bool
+}
+
+// Sweep returns the plan, with what came of each action. An error without actions means
+// that no sweep happened. An error with actions means that ctx ended after them.
+func (s *Sweeper) Sweep(ctx context.Context, o Options) ([]Action, error) {
+	// In another pool than the one that was opened every conclusion would be wrong.
+	err := s.Pool.Check()
+	if err == nil {
+		err = s.Quota.Recount()
+	}
+	var found finds
+	if err == nil {
+		found, err = s.find(o.First)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("looking for what was left behind: %w", err)
+	}
+	actions := found.plan()
+	if o.DryRun {
+		return actions, nil
+	}
+	for i := range actions {
+		if ctx.Err() != nil {
+			actions = actions[:i]
+			break
+		}
+		s.carryOut(ctx, &actions[i])
+	}
+	s.reported = report(actions, s.reported)
+	return actions, context.Cause(ctx)
+}
+
+// report logs every action. Of what was left it logs only what is new since the sweep
+// before.
+func report(actions []Action, before map[string]bool) map[string]bool {
+	left := map[string]bool{}
+	for _, a := range actions {
+		pairs := []any{"object", a.Object, "path", a.Path, "reason", a.Reason, "result", a.Result}
+		switch {
+		case a.Verb != Leave && a.Result != Skipped:
+			klog.InfoS("Sweep: "+string(a.Verb), pairs...)
+		case a.Verb == Leave:
+			key := a.Path + " " + a.Reason
+			if left[key] = true; !before[key] {
+				klog.InfoS("Sweep: leave", pairs...)
+			}
+		}
+	}
+	return left
+}
