@@ -58,7 +58,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	}
 	defer volumes.Close()
 
-	healthy := watched(poolConditions(p), formatterConditions(formatter))
+	healthy := watched(poolConditions(p), formatter.Conditions)
 	for _, c := range healthy() {
 		klog.ErrorS(nil, "Not ready; volumes whose template is in the pool are served all the same", "condition", c.Code, "reason", c.Message())
 	}
@@ -145,11 +145,6 @@ func joined(parts ...conditionsFunc) conditionsFunc {
 
 func poolConditions(p *pool.Pool) conditionsFunc {
 	return func() []health.Condition { return condition("PoolUnusable", health.Inaccessible, p.Check()) }
-}
-
-// formatterConditions are Degraded: volumes whose template is in the pool need no formatter.
-func formatterConditions(f *vmformat.Formatter) conditionsFunc {
-	return func() []health.Condition { return condition("FormatterUnavailable", health.Degraded, f.Check()) }
 }
 
 // condition returns the condition that an error reports, or none.

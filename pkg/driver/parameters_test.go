@@ -201,6 +201,13 @@ func TestClaimMountFlags(t *testing.T) {
 			t.Errorf("%s: %+v: %v", m, u, err)
 		}
 	}
+	// A class's mount option does not make a reader a writer.
+	reader := mounted("")
+	reader.AccessMode.Mode = csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY
+	reader.GetMount().MountFlags = []string{"rw"}
+	if u, err := useOf(reader, image.Claim); err != nil || !u.ReadOnly {
+		t.Errorf("a reader with the mount option rw: %+v: %v", u, err)
+	}
 }
 
 func TestStagingRequests(t *testing.T) {

@@ -78,6 +78,3 @@ func (f *Formatter) Conditions() []health.Condition {
 	}
 	return found
 }
-
-// Check returns what [Formatter.Conditions] reports as one [ErrUnavailable], or nil.
-func (f *Formatter) Check() error { return errors.Join(f.missingParts()...) }

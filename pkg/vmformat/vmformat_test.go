@@ -218,9 +218,9 @@ func TestMissingNamesPackage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	missing := f.Check()
+	missing := errors.Join(f.missingParts()...)
 	if !errors.Is(missing, ErrUnavailable) {
-		t.Fatalf("Check: %v, want ErrUnavailable", missing)
+		t.Fatalf("missing: %v, want ErrUnavailable", missing)
 	}
 	t.Log(missing)
 	conditions := f.Conditions()
