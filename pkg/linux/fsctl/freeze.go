@@ -13,7 +13,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
 )
 
-// ErrFrozen means that somebody else has frozen the filesystem.
+// ErrFrozen means that the filesystem was frozen before.
 var ErrFrozen = errors.New("the filesystem is frozen already")
 
 const (
@@ -21,7 +21,8 @@ const (
 	fiThaw   = 0xc0045878 // _IOWR('X', 120, int)
 )
 
-// Sync writes all that is dirty in f's filesystem.
+// Sync writes everything that is dirty in f's filesystem to its disk, and commits it. On
+// btrfs the commit also frees the space of files that were deleted a moment ago.
 //
 // "syncfs() is like sync(), but synchronizes just the filesystem containing file
 // referred to by the open file descriptor fd." syncfs(2)
@@ -32,8 +33,8 @@ func Sync(f *os.File) error {
 	return nil
 }
 
-// Freeze writes everything and makes all further writers wait, until [Thaw]. It
-// is [ErrFrozen] if the filesystem is frozen already.
+// Freeze writes everything out and makes all further writers wait until [Thaw]. It
+// returns [ErrFrozen] if the filesystem is frozen already.
 func Freeze(f *os.File) error {
 	err := ioctl("FIFREEZE", f, fiFreeze)
 	if errors.Is(err, unix.EBUSY) {
@@ -48,7 +49,7 @@ func Freeze(f *os.File) error {
 // Thaw lets writers go on. On a filesystem that is not frozen it does nothing.
 func Thaw(f *os.File) error {
 	err := ioctl("FITHAW", f, fiThaw)
-	if errors.Is(err, unix.EINVAL) { // thaw_super: it is not frozen
+	if errors.Is(err, unix.EINVAL) { // thaw_super() in fs/super.c: it is not frozen
 		return nil
 	}
 	if err != nil {

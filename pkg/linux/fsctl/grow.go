@@ -25,12 +25,11 @@ const (
 	ext4IocResizeFS    = 0x40086610 // _IOW('f', 16, __u64)
 )
 
-// MayGrow tells in advance whether [Grow] would be [ErrNotPermitted] on a
-// filesystem of the type that mount(2) calls so.
+// MayGrow tells in advance whether [Grow] would return [ErrNotPermitted] on a
+// filesystem of a type, named as for mount(2).
 //
-// ext4_resize_begin in fs/ext4/resize.c: "If we are not using the primary
-// superblock/GDT copy don't resize"; and first of all: if
-// (!capable(CAP_SYS_RESOURCE)) return -EPERM.
+// ext4_resize_begin in fs/ext4/resize.c starts with
+// "if (!capable(CAP_SYS_RESOURCE)) return -EPERM;".
 func MayGrow(fsType string) error {
 	if fsType != "ext4" {
 		return nil
@@ -46,28 +45,29 @@ func MayGrow(fsType string) error {
 	return nil
 }
 
-// Grow makes f's filesystem as large as its device, size bytes. The device has
-// that size already. A filesystem that is no smaller stays as it is.
+// Grow makes f's filesystem as large as its device. The device has size bytes
+// already. A filesystem of that size, or a larger one, stays as it is.
 //
-// Errors: [ErrNotPermitted], [errors.ErrUnsupported] for a filesystem that is
-// not btrfs, ext4 or xfs, or the kernel's.
+// Errors: [ErrNotPermitted], [errors.ErrUnsupported] for a filesystem other than
+// btrfs, ext4 and xfs, or the kernel's.
 func Grow(f *os.File, size int64) error {
-	var st unix.Statfs_t
-	if err := sys.On(f, func(fd int) error { return unix.Fstatfs(fd, &st) }); err != nil {
-		return fmt.Errorf("fstatfs %s: %w", f.Name(), err)
+	st, err := StatusOf(f)
+	if err != nil {
+		return err
 	}
-	switch int64(st.Type) {
-	case unix.BTRFS_SUPER_MAGIC:
+	switch st.Type {
+	case Btrfs:
 		return growBtrfs(f)
-	case unix.EXT4_SUPER_MAGIC:
-		return growExt4(f, size/int64(st.Bsize))
-	case unix.XFS_SUPER_MAGIC:
+	case Ext4:
+		return growExt4(f, size/st.BlockSize)
+	case XFS:
 		return growXFS(f, size)
 	}
-	return fmt.Errorf("grow %s: %w: f_type %#x", f.Name(), errors.ErrUnsupported, st.Type)
+	return fmt.Errorf("growing %s: %w: it is on %s (f_type %#x), only btrfs, ext4 and xfs can grow", f.Name(), errors.ErrUnsupported, st.Type.Name(), int64(st.Type))
 }
 
-// growBtrfs: "max" is the size of the device, btrfs-filesystem(8), resize.
+// growBtrfs resizes device 1, the only one, to "max", which is the device's own
+// size: btrfs-filesystem(8), resize.
 func growBtrfs(f *os.File) error {
 	args := struct {
 		fd   int64
@@ -100,7 +100,7 @@ type xfsGeometry struct {
 	_                                         [64]byte
 }
 
-// growXFS keeps imaxpct, which the call would set as well.
+// growXFS passes the present imaxpct on, since the call sets it too.
 func growXFS(f *os.File, size int64) error {
 	var g xfsGeometry
 	if err := ioctlPtr("XFS_IOC_FSGEOMETRY_V1", f, xfsIocFSGeometryV1, unsafe.Pointer(&g)); err != nil {

@@ -23,7 +23,7 @@ var mkfs = map[string][]string{
 	"xfs":   {"mkfs.xfs", "-q", "-s", "size=4096"},
 }
 
-// mounted is a filesystem of 300 MiB, mounted on a loop device of 4 KiB blocks.
+// mounted mounts a filesystem of 300 MiB from a loop device with blocks of 4 KiB.
 func mounted(t *testing.T, name string) (root *os.File, image string, dev *loopdev.Device) {
 	t.Helper()
 	testenv.Root(t)
@@ -55,14 +55,14 @@ func TestFreeze(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			root, _, _ := mounted(t, name)
 			if err := Thaw(root); err != nil {
-				t.Errorf("thawing what is not frozen: %v", err)
+				t.Errorf("thawing a filesystem that is not frozen: %v", err)
 			}
 			if err := errors.Join(Sync(root), Freeze(root)); err != nil {
 				t.Fatal(err)
 			}
 			defer Thaw(root)
 			if err := Freeze(root); !errors.Is(err, ErrFrozen) {
-				t.Errorf("freezing again: %v", err)
+				t.Errorf("freezing it again: %v", err)
 			}
 			written := make(chan error, 1)
 			go func() { written <- os.WriteFile(filepath.Join(root.Name(), "file"), []byte("x"), 0o600) }()
@@ -94,7 +94,7 @@ func TestGrow(t *testing.T) {
 			if may := MayGrow(name); may != nil {
 				t.Log(may, err)
 				if !errors.Is(may, ErrNotPermitted) || !errors.Is(err, ErrNotPermitted) {
-					t.Errorf("in advance: %v; then: %v", may, err)
+					t.Errorf("MayGrow: %v; Grow: %v; both must be ErrNotPermitted", may, err)
 				}
 				return
 			}
@@ -105,10 +105,10 @@ func TestGrow(t *testing.T) {
 				t.Fatal(err)
 			}
 			if grown := int64(after.Blocks-before.Blocks) * after.Bsize; grown < 250<<20 {
-				t.Errorf("grew by %d bytes", grown)
+				t.Errorf("it grew by %d bytes, want 300 MiB less the metadata", grown)
 			}
 			if err := Grow(root, size); err != nil {
-				t.Errorf("growing again: %v", err)
+				t.Errorf("growing it again: %v", err)
 			}
 		})
 	}

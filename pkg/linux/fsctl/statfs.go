@@ -1,0 +1,96 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package fsctl
+
+import (
+	"os"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
+)
+
+// Type is the type of a filesystem: f_type in statfs(2), which has the values.
+type Type int64
+
+// Types that callers ask for.
+const (
+	Btrfs Type = unix.BTRFS_SUPER_MAGIC
+	Ext4  Type = unix.EXT4_SUPER_MAGIC
+	XFS   Type = unix.XFS_SUPER_MAGIC
+)
+
+var typeNames = map[Type]string{
+	Btrfs:                      "btrfs",
+	Ext4:                       "ext4",
+	XFS:                        "xfs",
+	unix.TMPFS_MAGIC:           "tmpfs",
+	unix.OVERLAYFS_SUPER_MAGIC: "overlayfs",
+	unix.NFS_SUPER_MAGIC:       "nfs",
+}
+
+// Name returns the type's name for a message, or "a filesystem" if it is not known here.
+func (t Type) Name() string {
+	if name := typeNames[t]; name != "" {
+		return name
+	}
+	return "a filesystem"
+}
+
+var sharedTypes = []Type{
+	unix.NFS_SUPER_MAGIC, unix.SMB_SUPER_MAGIC, unix.SMB2_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC,
+	unix.CEPH_SUPER_MAGIC, unix.V9FS_MAGIC, unix.FUSE_SUPER_MAGIC, unix.AFS_SUPER_MAGIC, unix.CODA_SUPER_MAGIC,
+}
+
+// MayBeShared reports whether other machines may use the same filesystem. Their locks and
+// loop devices are not visible here.
+func (t Type) MayBeShared() bool { return slices.Contains(sharedTypes, t) }
+
+// Identity tells filesystems apart. Subvolumes of one btrfs have the same Type and
+// different IDs. It is comparable.
+type Identity struct {
+	Type Type
+	id   unix.Fsid // f_fsid
+}
+
+// Status is what the kernel says about a mounted filesystem.
+type Status struct {
+	Identity
+	Total     int64 // bytes
+	Available int64 // bytes that unprivileged users may still write
+	BlockSize int64 // bytes
+	ReadOnly  bool  // the mount or the filesystem
+}
+
+// StatusAt returns the status of the filesystem that path is on.
+//
+// "The statfs() system call returns information about a mounted filesystem. path is
+// the pathname of any file within the mounted filesystem." statfs(2)
+func StatusAt(path string) (Status, error) {
+	var st unix.Statfs_t
+	if err := sys.Retry(func() error { return unix.Statfs(path, &st) }); err != nil {
+		return Status{}, &os.PathError{Op: "statfs", Path: path, Err: err}
+	}
+	return status(&st), nil
+}
+
+// StatusOf is [StatusAt] for an open file.
+func StatusOf(f *os.File) (Status, error) {
+	var st unix.Statfs_t
+	if err := sys.On(f, func(fd int) error { return unix.Fstatfs(fd, &st) }); err != nil {
+		return Status{}, &os.PathError{Op: "fstatfs", Path: f.Name(), Err: err}
+	}
+	return status(&st), nil
+}
+
+func status(st *unix.Statfs_t) Status {
+	return Status{
+		Identity:  Identity{Type: Type(st.Type), id: st.Fsid},
+		Total:     int64(st.Blocks) * int64(st.Bsize),
+		Available: int64(st.Bavail) * int64(st.Bsize),
+		BlockSize: int64(st.Bsize),
+		ReadOnly:  st.Flags&unix.ST_RDONLY != 0,
+	}
+}

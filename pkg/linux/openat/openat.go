@@ -1,0 +1,51 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package openat opens and removes files relative to an open directory. The
+// directory stays the same one, whatever its path leads to by now: something may
+// have been mounted over it, or it may have been renamed.
+//
+// Caveat: a name may have several components, and symbolic links in all but its
+// last one are followed. For paths that others can change, use
+// pkg/linux/mount.OpenTarget.
+//
+// Sources: openat(2), unlinkat(2).
+package openat
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
+)
+
+// Open opens a file that exists. flags are those of open(2), without O_CREAT.
+//
+// "If pathname is relative, then it is interpreted relative to the directory
+// referred to by the file descriptor dirfd" openat(2)
+func Open(dir *os.File, name string, flags int) (*os.File, error) {
+	path := filepath.Join(dir.Name(), name)
+	f, err := sys.OpenAt(path, dir, func(fd int) (int, error) {
+		return unix.Openat(fd, name, flags|unix.O_CLOEXEC, 0)
+	})
+	if err != nil {
+		return nil, &os.PathError{Op: "openat", Path: path, Err: err}
+	}
+	return f, nil
+}
+
+// Remove makes sure that a file has no name there. A directory is not removed.
+//
+// "The unlinkat() system call operates in exactly the same way as either unlink()
+// or rmdir() (depending on whether or not flags includes the AT_REMOVEDIR flag)"
+// unlinkat(2)
+func Remove(dir *os.File, name string) error {
+	err := sys.Effect("unlink", dir, func(fd int) error { return unix.Unlinkat(fd, name, 0) })
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return &os.PathError{Op: "unlinkat", Path: filepath.Join(dir.Name(), name), Err: err}
+	}
+	return nil
+}

@@ -1,0 +1,55 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package openat
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+)
+
+// TestDirectoryStaysTheSame moves the directory away and puts another in its place.
+func TestDirectoryStaysTheSame(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "dir")
+	file := filepath.Join(path, "sub", "file")
+	lay := func(content string) error {
+		return errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file, []byte(content), 0o600))
+	}
+	if err := lay("ours"); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if err := errors.Join(os.Rename(path, path+"2"), lay("another")); err != nil {
+		t.Fatal(err)
+	}
+	f, err := Open(dir, "sub/file", syscall.O_RDONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if b, err := io.ReadAll(f); err != nil || string(b) != "ours" {
+		t.Errorf("opened %q: %v", b, err)
+	}
+	if err := Remove(dir, "sub"); !errors.Is(err, syscall.EISDIR) {
+		t.Errorf("removing a directory: %v", err)
+	}
+	for range 2 {
+		if err := Remove(dir, "sub/file"); err != nil {
+			t.Error(err)
+		}
+		if _, err := Open(dir, "sub/file", syscall.O_RDONLY); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("opening a removed file: %v", err)
+		}
+	}
+	if b, err := os.ReadFile(file); err != nil || string(b) != "another" {
+		t.Errorf("the file in the other directory has %q: %v", b, err)
+	}
+}
