@@ -12,9 +12,8 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/gofrs/flock"
-
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/flock"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 )
 
@@ -38,8 +37,8 @@ func TestCleanAllCommand(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			lock := flock.New(filepath.Join(dir, "locks", b+".lock"))
-			if ok, err := lock.TryLock(); !ok {
+			lock, err := flock.TryLock(filepath.Join(dir, "locks", b+".lock"))
+			if err != nil {
 				t.Fatal(err)
 			}
 			defer lock.Close()
@@ -48,7 +47,7 @@ func TestCleanAllCommand(t *testing.T) {
 				t.Errorf("templates %v", got)
 			}
 			clean("0 templates removed, 1 left because they are being built")
-			if err := lock.Unlock(); err != nil {
+			if err := lock.Close(); err != nil {
 				t.Fatal(err)
 			}
 			clean("1 templates removed, 0 left because they are being built")

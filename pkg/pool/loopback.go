@@ -12,13 +12,14 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
-	"github.com/gofrs/flock"
-	"golang.org/x/sys/unix"
-
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/flock"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
 
 const (
@@ -26,38 +27,34 @@ const (
 	loopbackMount = "mnt"
 	loopbackLock  = "pool.lock"
 
-	// minLoopback is what mkfs.xfs insists on.
-	minLoopback = 300 << 20
+	// minLoopback is the smallest filesystem that mkfs.xfs makes.
+	minLoopback = 300 * size.MiB
 )
-
-// shared are the f_type values, statfs(2), of filesystems that other machines may
-// see too, where neither a lock nor the list of loop devices tells of them.
-var shared = []int64{
-	unix.NFS_SUPER_MAGIC, unix.SMB_SUPER_MAGIC, unix.SMB2_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC,
-	unix.CEPH_SUPER_MAGIC, unix.V9FS_MAGIC, unix.FUSE_SUPER_MAGIC, unix.AFS_SUPER_MAGIC, unix.CODA_SUPER_MAGIC,
-}
 
 // openLoopback finds or makes the xfs in dir/pool.img and returns where it is
 // mounted.
 //
-// The image outlives the plugin, and so may its loop device: volumes keep the
-// superblock alive even where no mount of it is visible to a new process. So
-// the device that backs the image already is mounted again; a second one would
-// be two live filesystems on one disk.
-func openLoopback(ctx context.Context, dir string, size int64) (string, error) {
-	if id, err := statfs(dir); err != nil {
+// The image outlives the plugin, and its loop device may outlive it too: volumes keep
+// the superblock alive even where a new process can see no mount of it. So if a device
+// has the image already, that device is mounted again. A second device would make
+// two live filesystems on one disk.
+//
+// Of a filesystem that other machines may share, neither a lock nor the loop devices of
+// this machine tell whether the image is in use elsewhere: it is refused.
+func openLoopback(ctx context.Context, dir string, bytes int64) (string, error) {
+	if st, err := fsctl.StatusAt(dir); err != nil {
 		return "", err
-	} else if slices.Contains(shared, id.magic) {
+	} else if st.Type.MayBeShared() {
 		return "", fmt.Errorf("%w: %s is on a network or user-space filesystem (f_type %#x): two nodes would mount one image; give --pool a directory on a local disk",
-			ErrUnusable, dir, id.magic)
+			ErrUnusable, dir, int64(st.Type))
 	}
-	lock := flock.New(filepath.Join(dir, loopbackLock), flock.SetPermissions(0o600))
-	if ok, err := lock.TryLockContext(ctx, lockPoll); !ok {
-		return "", fmt.Errorf("lock %s: %w", lock.Path(), err)
+	lockfile, err := flock.Lock(ctx, filepath.Join(dir, loopbackLock), lockPoll)
+	if err != nil {
+		return "", err
 	}
-	defer lock.Close()
+	defer (&Lock{lockfile}).Unlock()
 
-	image, err := openLoopbackImage(dir, size)
+	image, err := openLoopbackImage(dir, bytes)
 	if err != nil {
 		return "", err
 	}
@@ -71,7 +68,8 @@ func openLoopback(ctx context.Context, dir string, size int64) (string, error) {
 		return "", err
 	}
 	if len(devices) > 1 {
-		return "", fmt.Errorf("%w: %s is attached to the loop devices %v at once; stop what uses all but one and detach them with `losetup -d`", ErrUnusable, image.Name(), devices)
+		return "", fmt.Errorf("%w: %s is attached to several loop devices at once (%s); stop what uses all but one and detach them with `losetup -d`",
+			ErrUnusable, image.Name(), nodes(devices))
 	}
 	if mounted, err := isMountOf(at, devices); err != nil || mounted {
 		return at, err
@@ -79,8 +77,16 @@ func openLoopback(ctx context.Context, dir string, size int64) (string, error) {
 	return at, mountLoopback(image, at)
 }
 
+func nodes(devices []int) string {
+	var paths []string
+	for _, i := range devices {
+		paths = append(paths, fmt.Sprintf("/dev/loop%d", i))
+	}
+	return strings.Join(paths, ", ")
+}
+
 // isMountOf reports whether one of the loop devices is mounted at the path
-// already. A mount of anything else there is an error.
+// already. If something else is mounted there, it returns an error.
 func isMountOf(at string, devices []int) (bool, error) {
 	info, err := mount.At(at)
 	if err != nil || info == nil {
@@ -100,7 +106,7 @@ func mountLoopback(image *os.File, at string) error {
 	if err != nil {
 		return err
 	}
-	defer dev.Close() // the mount keeps it attached, and only the mount
+	defer dev.Close() // from then on only the mount keeps it attached
 	m, err := mount.New(mount.Config{FSType: "xfs", Source: dev.Path(), Attr: mount.Attr{NoSUID: true, NoDev: true, NoExec: true}})
 	if err != nil {
 		return err
@@ -114,33 +120,34 @@ func mountLoopback(image *os.File, at string) error {
 	return m.Attach(target)
 }
 
-// openLoopbackImage opens the pool's image, making it first if there is none.
-// It gets its name when it is whole.
-func openLoopbackImage(dir string, size int64) (*os.File, error) {
+// openLoopbackImage opens the pool's image, and makes it if there is none. The image
+// gets its name when it is complete.
+func openLoopbackImage(dir string, bytes int64) (*os.File, error) {
 	path := filepath.Join(dir, loopbackImage)
-	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_NOFOLLOW, 0)
 	if err == nil || !errors.Is(err, os.ErrNotExist) {
 		return f, err
 	}
-	if size < minLoopback {
-		return nil, fmt.Errorf("%w: --loopback-pool-size %d: an xfs needs at least %d bytes (300Mi)", ErrUnusable, size, int64(minLoopback))
+	if bytes < minLoopback {
+		return nil, fmt.Errorf("%w: --loopback-pool-size %s: an xfs needs at least %s", ErrUnusable, size.Format(bytes), size.Format(minLoopback))
 	}
 	f, err = tmpfile.Create(dir, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if err := makeXFS(f, size); err != nil {
+	if err := makeXFS(f, bytes); err != nil {
 		f.Close()
-		return nil, full(err)
+		return nil, Full(err)
 	}
 	if err := tmpfile.Publish(f, path); err != nil {
 		f.Close()
-		return nil, full(err)
+		return nil, Full(err)
 	}
 	return f, nil
 }
 
-// findMkfs looks on PATH and where mkfs is even if PATH does not say so.
+// findMkfs looks for mkfs.xfs on PATH, and then in the directories where distributions
+// install it.
 func findMkfs() (string, error) {
 	const name = "mkfs.xfs"
 	for _, candidate := range []string{name, "/usr/sbin/" + name, "/sbin/" + name} {
@@ -151,18 +158,18 @@ func findMkfs() (string, error) {
 	return "", fmt.Errorf("%w: %s is neither on PATH nor in /usr/sbin; install the package xfsprogs", ErrUnusable, name)
 }
 
-// makeXFS formats the pool itself. This is the one mkfs that runs on the node:
-// it works on an empty file, once per node, with no option of any user.
-func makeXFS(f *os.File, size int64) error {
-	if err := f.Truncate(size); err != nil {
-		return fmt.Errorf("--loopback-pool-size %d: %w", size, err)
+// makeXFS formats the file that is to be the pool. This is the only mkfs that runs on
+// the node itself: once per node, on an empty file, and with no option from any user.
+func makeXFS(f *os.File, bytes int64) error {
+	if err := f.Truncate(bytes); err != nil {
+		return fmt.Errorf("--loopback-pool-size %s: %w", size.Format(bytes), err)
 	}
 	mkfs, err := findMkfs()
 	if err != nil {
 		return err
 	}
 	// 4 KiB sectors: the volumes' own loop devices need them for direct I/O.
-	cmd := exec.Command(mkfs, "-q", "-f", "-m", "reflink=1", "-s", "size=4096", "-d", "file,name=/proc/self/fd/3,size="+fmt.Sprint(size))
+	cmd := exec.Command(mkfs, "-q", "-f", "-m", "reflink=1", "-s", "size=4096", "-d", "file,name=/proc/self/fd/3,size="+fmt.Sprint(bytes))
 	cmd.ExtraFiles = []*os.File{f}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, out)

@@ -13,16 +13,16 @@ import (
 	"strings"
 	"syscall"
 
-	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
-	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/openat"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 )
 
 var (
-	// ErrUnusable means that the directory cannot be a pool, or no longer is the
-	// one that was opened.
+	// ErrUnusable means that the directory cannot be a pool, or that it is no longer the
+	// pool that was opened.
 	ErrUnusable = errors.New("pool is not usable")
 	// ErrFull means that the pool's filesystem has no space left.
 	ErrFull = errors.New("pool is full")
@@ -31,9 +31,9 @@ var (
 // Config says where the pool is.
 type Config struct {
 	// Dir is a directory for this plugin alone. It is made if it does not exist.
-	// One that exists must belong to the caller and be writable by nobody else.
+	// An existing directory must belong to the caller and be writable by nobody else.
 	Dir string
-	// LoopbackSize, if not 0, lets Open make an xfs of so many bytes in the sparse
+	// LoopbackSize, if not 0, lets Open make an xfs of this size, in bytes, in the sparse
 	// file Dir/pool.img when Dir itself cannot share extents. A pool.img that
 	// exists already is used as it is.
 	LoopbackSize int64
@@ -42,8 +42,8 @@ type Config struct {
 // Pool is an open pool.
 type Pool struct {
 	root string
-	dir  *os.File // of root: stays the same directory whatever happens to the name
-	id   fsID
+	dir  *os.File // root itself: it stays the same directory whatever happens to its path
+	id   fsctl.Identity
 }
 
 const (
@@ -55,7 +55,7 @@ const (
 )
 
 var (
-	// imageDirs hold images, which share extents with each other.
+	// imageDirs hold the images, which share extents with each other.
 	imageDirs = []string{templatesDir, volumesDir, snapshotsDir}
 	subdirs   = append([]string{locksDir, cacheDir}, imageDirs...)
 )
@@ -69,26 +69,26 @@ func Open(ctx context.Context, c Config) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Judged before anything is made, and again afterwards: the probe may have
-	// seen the parent of another mount.
-	gate := Gate(dir)
-	if gate != nil && c.LoopbackSize == 0 {
-		return nil, gate
+	// The type is judged before anything is made. The trial clone follows when dir
+	// exists: until then the type may be that of the parent of another mount.
+	unusable := gate(dir)
+	if unusable != nil && c.LoopbackSize == 0 {
+		return nil, unusable
 	}
 	if err := ownDir(dir); err != nil {
 		return nil, err
 	}
-	if gate == nil {
-		gate = tryReflink(dir)
+	if unusable == nil {
+		unusable = tryReflink(dir)
 	}
-	if gate == nil {
+	if unusable == nil {
 		return layOut(dir)
 	}
-	if !errors.Is(gate, ErrUnusable) { // it says nothing of what the filesystem can do
-		return nil, gate
+	if !errors.Is(unusable, ErrUnusable) { // a failure that says nothing about the filesystem
+		return nil, unusable
 	}
 	if c.LoopbackSize == 0 {
-		return nil, gate
+		return nil, unusable
 	}
 	root, err := openLoopback(ctx, dir, c.LoopbackSize)
 	if err != nil {
@@ -98,22 +98,13 @@ func Open(ctx context.Context, c Config) (*Pool, error) {
 }
 
 // OpenExisting opens the pool that Open made in dir before, loopback or not, and
-// makes none. A loopback pool that is not mounted is [ErrUnusable].
+// never makes one. It returns [ErrUnusable] if there is no pool, or if it is a
+// loopback pool that is not mounted.
 func OpenExisting(dir string) (*Pool, error) {
 	for _, root := range []string{dir, filepath.Join(dir, loopbackMount)} {
-		if !isPool(root) {
-			continue
+		if isPool(root) {
+			return openRoot(root)
 		}
-		root, err := filepath.EvalSymlinks(root)
-		if err != nil {
-			return nil, err
-		}
-		d, err := os.Open(root)
-		if err != nil {
-			return nil, err
-		}
-		id, err := statfs(root)
-		return &Pool{root: root, dir: d, id: id}, err
 	}
 	if _, err := os.Stat(filepath.Join(dir, loopbackImage)); err == nil {
 		return nil, fmt.Errorf("%w: the loopback pool in %s is not mounted; start the plugin, or `mount -o loop %s %s`",
@@ -122,8 +113,27 @@ func OpenExisting(dir string) (*Pool, error) {
 	return nil, fmt.Errorf("%w: there is no pool in %q; give --pool the directory that the plugin was given", ErrUnusable, dir)
 }
 
-// isPool reports whether a directory has what layOut makes, as it makes it. A
-// pool that an older version laid out has no snapshots yet.
+// openRoot opens a pool's directory under the path that the kernel has for it, without
+// symbolic links.
+func openRoot(path string) (*Pool, error) {
+	root, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.Open(root)
+	if err != nil {
+		return nil, err
+	}
+	st, err := fsctl.StatusOf(dir)
+	if err != nil {
+		dir.Close()
+		return nil, err
+	}
+	return &Pool{root: root, dir: dir, id: st.Identity}, nil
+}
+
+// isPool reports whether a directory has the subdirectories that layOut makes, with
+// the mode and owner that layOut gives them. A pool of an older version has no snapshots yet.
 func isPool(root string) bool {
 	for _, name := range subdirs {
 		if name == snapshotsDir {
@@ -137,46 +147,44 @@ func isPool(root string) bool {
 	return true
 }
 
-// layOut makes the directories of a pool whose filesystem has passed the gate.
-func layOut(root string) (*Pool, error) {
-	root, err := filepath.EvalSymlinks(root) // as the kernel has it
+// layOut opens the directory of a pool, whose filesystem gate has accepted, and makes
+// what is missing in it.
+func layOut(path string) (*Pool, error) {
+	p, err := openRoot(path)
 	if err != nil {
 		return nil, err
 	}
-	d, err := os.Open(root)
-	if err != nil {
-		return nil, err
-	}
-	p := &Pool{root: root, dir: d}
-	if p.id, err = statfs(root); err != nil {
-		d.Close()
-		return nil, err
-	}
-	for _, name := range subdirs {
-		if err := p.subdir(name); err != nil {
-			d.Close()
-			return nil, err
-		}
-	}
-	if err := p.setNoCOW(); err != nil {
-		d.Close()
-		return nil, err
-	}
-	if err := p.tryClone(); errors.Is(err, ErrFull) {
-		// A full pool must open: its volumes are to be unpublished.
-		klog.ErrorS(err, "The pool has no space for a trial clone")
-	} else if err != nil {
-		d.Close()
+	if err := p.furnish(); err != nil {
+		p.Close()
 		return nil, err
 	}
 	return p, nil
 }
 
-// subdir makes one of the pool's directories and holds it to the pool's terms.
+func (p *Pool) furnish() error {
+	for _, name := range subdirs {
+		if err := p.subdir(name); err != nil {
+			return err
+		}
+	}
+	if err := p.setNoCOW(); err != nil {
+		return err
+	}
+	err := p.tryClone()
+	if errors.Is(err, ErrFull) {
+		// A full pool must open: its volumes have to be unpublished.
+		klog.ErrorS(err, "The pool has no space for a trial clone")
+		return nil
+	}
+	return err
+}
+
+// subdir makes one of the pool's directories. One that exists must be a directory on the
+// pool's filesystem, and gets the mode 0700.
 func (p *Pool) subdir(name string) error {
 	path := filepath.Join(p.root, name)
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return full(err)
+		return Full(err)
 	}
 	fi, err := os.Lstat(path)
 	if err != nil {
@@ -190,18 +198,18 @@ func (p *Pool) subdir(name string) error {
 			return err
 		}
 	}
-	id, err := statfs(path)
+	st, err := fsctl.StatusAt(path)
 	if err != nil {
 		return err
 	}
-	if id != p.id {
+	if st.Identity != p.id {
 		return fmt.Errorf("%w: %s is on another filesystem than %s (%w): a clone cannot cross them; unmount it", ErrUnusable, path, p.root, syscall.EXDEV)
 	}
 	return nil
 }
 
-// ownDir makes dir, or insists that an existing one is ours alone. The mode of
-// a directory that somebody else made is not changed: it may be a wrong path.
+// ownDir makes dir. If dir exists, it must belong to this user, and nobody else may write
+// to it. Its mode is not changed: the path may be a mistake.
 func ownDir(dir string) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
@@ -220,7 +228,7 @@ func ownDir(dir string) error {
 		return fmt.Errorf("%w: %s belongs to uid %d, not to %d; chown it or give --pool a directory of its own", ErrUnusable, dir, st.Uid, os.Geteuid())
 	}
 	if fi.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("%w: %s has mode %#o: others may write to it; `chmod 0700 %s` or give --pool a directory of its own", ErrUnusable, dir, fi.Mode().Perm(), dir)
+		return fmt.Errorf("%w: %s has mode %#o, so others may write to it; `chmod 0700 %s` or give --pool a directory of its own", ErrUnusable, dir, fi.Mode().Perm(), dir)
 	}
 	return nil
 }
@@ -237,26 +245,26 @@ func (p *Pool) Volume(name string) string { return filepath.Join(p.root, volumes
 // Snapshot is the path of the image of the snapshot with the given name.
 func (p *Pool) Snapshot(name string) string { return filepath.Join(p.root, snapshotsDir, name) }
 
-// CacheDir is for what can be made again.
+// CacheDir is the directory for files that can be made again.
 func (p *Pool) CacheDir() string { return filepath.Join(p.root, cacheDir) }
 
-// Templates lists the keys there are, in order.
+// Templates lists the keys of the templates, in order.
 func (p *Pool) Templates() ([]string, error) { return p.names(templatesDir) }
 
-// Volumes lists the names of the volumes there are, in order.
+// Volumes lists the names of the volumes, in order.
 func (p *Pool) Volumes() ([]string, error) { return p.names(volumesDir) }
 
-// Snapshots lists the names of the snapshots there are, in order.
+// Snapshots lists the names of the snapshots, in order.
 func (p *Pool) Snapshots() ([]string, error) { return p.names(snapshotsDir) }
 
 func (p *Pool) names(dir string) ([]string, error) {
 	names, err := p.list(dir)
-	return slices.DeleteFunc(names, func(name string) bool { return strings.HasPrefix(name, ".") }), err // of tmpfile.Replace
+	return slices.DeleteFunc(names, func(name string) bool { return strings.HasPrefix(name, ".") }), err // those of tmpfile.Replace
 }
 
-// list is everything in a directory, in order.
+// list returns all names in a directory, in order.
 func (p *Pool) list(dir string) ([]string, error) {
-	d, err := p.openAt(dir, unix.O_RDONLY|unix.O_DIRECTORY)
+	d, err := openat.Open(p.dir, dir, syscall.O_RDONLY|syscall.O_DIRECTORY)
 	if err != nil {
 		return nil, err
 	}
@@ -266,9 +274,9 @@ func (p *Pool) list(dir string) ([]string, error) {
 	return names, err
 }
 
-// Replacements lists the names of the volumes beside which there is what
-// [tmpfile.Replace] makes for a moment, in order: it is under way, or its process
-// died in it.
+// Replacements lists, in order, the names of the volumes that have a file of
+// [tmpfile.Replace] beside them. Either the replacement is under way, or its process
+// died during it.
 func (p *Pool) Replacements() ([]string, error) {
 	all, err := p.list(volumesDir)
 	var names []string
@@ -280,61 +288,49 @@ func (p *Pool) Replacements() ([]string, error) {
 	return names, err
 }
 
-// Replacement is the path of what is to replace the image of a volume.
+// Replacement is the path of the file that is to replace the image of a volume.
 func (p *Pool) Replacement(name string) string { return tmpfile.Beside(p.Volume(name)) }
 
-// OpenVolume opens a volume's image for reading and writing; where the pool has
-// become read-only, for reading. It is the opened pool's, whatever its path leads to
-// by now: what was published of it can be unpublished.
+// OpenVolume opens a volume's image for reading and writing, or for reading if the pool
+// has become read-only. It looks in the directory that was opened as the pool, whatever
+// the pool's path leads to by now, so that a published volume can always be unpublished.
 func (p *Pool) OpenVolume(name string) (*os.File, error) { return p.openImage(volumesDir, name) }
 
-// OpenSnapshot opens a snapshot likewise.
+// OpenSnapshot opens a snapshot's image in the same way as [Pool.OpenVolume].
 func (p *Pool) OpenSnapshot(name string) (*os.File, error) { return p.openImage(snapshotsDir, name) }
 
 func (p *Pool) openImage(dir, name string) (*os.File, error) {
-	const safe = unix.O_NOFOLLOW | unix.O_NONBLOCK // no link, and no waiting for a FIFO's other end
-	f, err := p.openAt(filepath.Join(dir, name), unix.O_RDWR|safe)
-	if errors.Is(err, unix.EROFS) {
-		f, err = p.openAt(filepath.Join(dir, name), unix.O_RDONLY|safe)
+	const safe = syscall.O_NOFOLLOW | syscall.O_NONBLOCK // follow no link, and do not wait for the other end of a FIFO
+	name = filepath.Join(dir, name)
+	f, err := openat.Open(p.dir, name, syscall.O_RDWR|safe)
+	if errors.Is(err, syscall.EROFS) {
+		f, err = openat.Open(p.dir, name, syscall.O_RDONLY|safe)
 	}
 	return f, err
 }
 
-func (p *Pool) openAt(name string, flags int) (*os.File, error) {
-	fd, err := unix.Openat(int(p.dir.Fd()), name, flags|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "openat", Path: filepath.Join(p.root, name), Err: err}
-	}
-	return os.NewFile(uintptr(fd), filepath.Join(p.root, name)), nil
-}
-
-// RemoveVolume removes a volume's image, likewise of the opened pool. One that does
-// not exist is fine.
+// RemoveVolume makes sure that there is no image of a volume, in the directory that was
+// opened as the pool.
 func (p *Pool) RemoveVolume(name string) error {
-	name = filepath.Join(volumesDir, name)
-	err := failpoint.Before("unlink")
+	err := openat.Remove(p.dir, filepath.Join(volumesDir, name))
 	if err == nil {
-		err = unix.Unlinkat(int(p.dir.Fd()), name, 0)
-	}
-	if err == nil || err == unix.ENOENT {
 		return nil
 	}
-	err = &os.PathError{Op: "unlinkat", Path: filepath.Join(p.root, name), Err: err}
 	if unusable := p.Check(); unusable != nil {
 		return fmt.Errorf("%w: %w", unusable, err)
 	}
 	return err
 }
 
-// NewTemplate opens an unnamed file that can become a template. It is gone with
-// its descriptor unless it is linked. A pool that does not pass [Pool.Check] takes
+// NewTemplate opens an unnamed file that can become a template. The file is gone when
+// its descriptor is closed, unless it was linked. A pool that fails [Pool.Check] takes
 // nothing new.
 func (p *Pool) NewTemplate() (*os.File, error) { return p.newImage(templatesDir) }
 
-// NewVolume opens an unnamed file that can become a volume, likewise.
+// NewVolume is [Pool.NewTemplate] for a volume.
 func (p *Pool) NewVolume() (*os.File, error) { return p.newImage(volumesDir) }
 
-// NewSnapshot opens an unnamed file that can become a snapshot, likewise.
+// NewSnapshot is [Pool.NewTemplate] for a snapshot.
 func (p *Pool) NewSnapshot() (*os.File, error) { return p.newImage(snapshotsDir) }
 
 func (p *Pool) newImage(dir string) (*os.File, error) {
@@ -342,11 +338,11 @@ func (p *Pool) newImage(dir string) (*os.File, error) {
 		return nil, err
 	}
 	f, err := tmpfile.Create(filepath.Join(p.root, dir), 0o600)
-	return f, full(err)
+	return f, Full(err)
 }
 
-// Check reports whether the pool is still the filesystem that was opened, at
-// the same path, and writable.
+// Check reports whether the pool is still the directory that was opened, at the
+// same path, and writable.
 func (p *Pool) Check() error {
 	now, err := os.Stat(p.root)
 	if err != nil {
@@ -359,55 +355,37 @@ func (p *Pool) Check() error {
 	if !os.SameFile(now, opened) {
 		return fmt.Errorf("%w: %s is no longer the directory it was at start: something was mounted over it or unmounted; undo that or restart the plugin", ErrUnusable, p.root)
 	}
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(p.dir.Fd()), &st); err != nil {
-		return fmt.Errorf("%w: %s: %w", ErrUnusable, p.root, err)
+	st, err := fsctl.StatusOf(p.dir)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnusable, err)
 	}
-	if st.Flags&unix.ST_RDONLY != 0 {
+	if st.ReadOnly {
 		return fmt.Errorf("%w: %s is mounted read-only; see the kernel log for the reason, then remount it", ErrUnusable, p.root)
 	}
 	return nil
 }
 
-// Space is what the pool's filesystem has, in bytes.
+// Space is the space of the pool's filesystem, in bytes.
 type Space struct {
 	Total, Available int64
 }
 
-// Space asks the filesystem.
+// Space asks the filesystem for its space.
 func (p *Pool) Space() (Space, error) {
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(p.dir.Fd()), &st); err != nil {
-		return Space{}, fmt.Errorf("statfs %s: %w", p.root, err)
-	}
-	return Space{
-		Total:     int64(st.Blocks) * int64(st.Bsize),
-		Available: int64(st.Bavail) * int64(st.Bsize),
-	}, nil
+	st, err := fsctl.StatusOf(p.dir)
+	return Space{Total: st.Total, Available: st.Available}, err
 }
 
-// Sync commits what the pool's filesystem has in hand. On btrfs that also frees
-// what was deleted a moment ago; syncfs(2).
-func (p *Pool) Sync() error {
-	err := failpoint.Before("syncfs")
-	if err == nil {
-		err = unix.Syncfs(int(p.dir.Fd()))
-	}
-	if err != nil {
-		return fmt.Errorf("syncfs %s: %w", p.root, err)
-	}
-	return nil
-}
+// Sync is [fsctl.Sync] of the pool's filesystem.
+func (p *Pool) Sync() error { return fsctl.Sync(p.dir) }
 
-// Close lets go of the pool. It stays as it is, mounted if it was.
+// Close closes the pool's descriptor. A loopback pool stays mounted.
 func (p *Pool) Close() error { return p.dir.Close() }
 
-// Full marks an error as ErrFull where its reason is that the disk is full.
-func Full(err error) error { return full(err) }
-
-func full(err error) error {
+// Full adds [ErrFull] to an error whose reason is that the disk is full.
+func Full(err error) error {
 	if err != nil && !errors.Is(err, ErrFull) && (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)) {
-		return fmt.Errorf("%w: %w; delete volumes, run `csi-disktemplate clean-all` to drop cached templates, or enlarge it", ErrFull, err)
+		return fmt.Errorf("%w: %w; delete volumes, run `csi-disktemplate clean-all` to drop cached templates, or enlarge the pool", ErrFull, err)
 	}
 	return err
 }

@@ -8,32 +8,31 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/xattr"
 )
 
 // Attr is the extended attribute that holds an image's record, as JSON.
 type Attr string
 
-// The attributes. See the package's comment for why they differ.
+// The attributes. The package comment says why they are in different namespaces.
 const (
 	TemplateAttr Attr = "user.disktemplate"
-	VolumeAttr   Attr = "trusted.disktemplate" // of snapshots too
-	// FrozenAttr marks a volume whose filesystem its plugin has frozen. A plugin
-	// that finds it at its start has died meanwhile, and thaws.
+	VolumeAttr   Attr = "trusted.disktemplate" // snapshots have it too
+	// FrozenAttr marks a volume whose filesystem the plugin has frozen. A plugin that
+	// finds the mark at its start died during the freeze: it thaws the filesystem.
 	FrozenAttr Attr = "trusted.disktemplate.frozen"
-	// StagedAttr is the staging path of a block volume. Nothing is mounted there, so
-	// that nothing else would tell whether the volume is still wanted.
+	// StagedAttr holds the staging path of a block volume. Nothing is mounted at that
+	// path, so without the attribute nobody could tell whether the volume is still wanted.
 	StagedAttr Attr = "trusted.disktemplate.staged"
 )
 
 // ErrNoRecord means that an image has no record, or none that can be read.
 var ErrNoRecord = errors.New("image has no valid record")
 
-// maxRecord bounds a record. The kernel's own limit is 64 KiB; xfs and btrfs keep
-// up to about 4 KiB cheaply.
+// maxRecord bounds a record, in bytes. The kernel's own limit is 64 KiB. xfs and btrfs
+// store up to about 4 KiB cheaply.
 const maxRecord = 16 << 10
 
 // SetRecord writes v as the image's record.
@@ -42,54 +41,38 @@ func SetRecord(f *os.File, attr Attr, v any) error {
 	if err != nil {
 		return fmt.Errorf("%s: %s: %w", f.Name(), attr, err)
 	}
-	if err = failpoint.Before("fsetxattr"); err == nil {
-		err = unix.Fsetxattr(int(f.Fd()), string(attr), b, 0)
-	}
-	if err != nil {
-		return full(&os.PathError{Op: "fsetxattr " + string(attr), Path: f.Name(), Err: err})
-	}
-	return nil
+	return Full(xattr.Set(f, string(attr), b))
 }
 
-// encode is what stands in an attribute. What could not be read again is refused.
+// encode returns the attribute's value. It refuses a record that GetRecord could not read.
 func encode(v any) ([]byte, error) {
 	b, err := json.Marshal(v)
 	if err == nil && len(b) > maxRecord {
-		err = fmt.Errorf("the record would have %d bytes, at most %d are allowed: shorten what was asked for", len(b), maxRecord)
+		err = fmt.Errorf("the record has %d bytes, and at most %d are allowed; shorten the request", len(b), maxRecord)
 	}
 	return b, err
 }
 
-// RemoveRecord takes an attribute away. One that is not there is fine.
-func RemoveRecord(f *os.File, attr Attr) error {
-	err := failpoint.Before("fremovexattr")
-	if err == nil {
-		err = unix.Fremovexattr(int(f.Fd()), string(attr))
-	}
-	if err != nil && err != unix.ENODATA {
-		return &os.PathError{Op: "fremovexattr " + string(attr), Path: f.Name(), Err: err}
-	}
-	return nil
-}
+// RemoveRecord makes sure that the image does not have the attribute.
+func RemoveRecord(f *os.File, attr Attr) error { return xattr.Remove(f, string(attr)) }
 
-// GetRecord reads the image's record into v. It is [ErrNoRecord] if there is
-// none, or not of this form.
+// GetRecord reads the image's record into v. It returns [ErrNoRecord] if there is
+// no record, or if v cannot hold it.
 func GetRecord(f *os.File, attr Attr, v any) error {
-	b := make([]byte, maxRecord)
-	n, err := unix.Fgetxattr(int(f.Fd()), string(attr), b)
-	if err != nil && err != unix.ENODATA && err != unix.ERANGE { // a disk that cannot be read says nothing
-		return &os.PathError{Op: "fgetxattr " + string(attr), Path: f.Name(), Err: err}
+	b, err := xattr.Get(f, string(attr), maxRecord)
+	if errors.Is(err, syscall.ENODATA) || errors.Is(err, syscall.ERANGE) {
+		return fmt.Errorf("%w: %w", ErrNoRecord, err)
 	}
-	if err != nil {
-		return fmt.Errorf("%w: %s: %s: %w", ErrNoRecord, f.Name(), attr, err)
+	if err != nil { // the disk failed, which says nothing about the record
+		return err
 	}
-	if err := decode(b[:n], v); err != nil {
+	if err := decode(b, v); err != nil {
 		return fmt.Errorf("%s: %s: %w", f.Name(), attr, err)
 	}
 	return nil
 }
 
-// decode reads what encode made into v, or is [ErrNoRecord].
+// decode reads into v what encode returned. Other text returns [ErrNoRecord].
 func decode(b []byte, v any) error {
 	if err := json.Unmarshal(b, v); err != nil {
 		return fmt.Errorf("%w: %w", ErrNoRecord, err)

@@ -116,7 +116,7 @@ func TestGateRefuses(t *testing.T) {
 
 func TestGateNote(t *testing.T) {
 	dir := testenv.Ext4.Mount(t, 64<<20)
-	if err := Gate(dir); err == nil || strings.Contains(err.Error(), "judged by") {
+	if err := gate(dir); err == nil || strings.Contains(err.Error(), "judged by") {
 		t.Errorf("the note is only for a directory that is not there: %v", err)
 	}
 }
