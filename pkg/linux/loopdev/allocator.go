@@ -12,7 +12,6 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
-	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
 )
 
@@ -258,10 +257,9 @@ func attachIfFree(index int, backing *os.File, o Options) (*Device, error) {
 // "discard_max_bytes: [RW] [...] can be used to limit the size of discards. A
 // value of 0 disables them" Documentation/ABI/stable/sysfs-block
 func (d *Device) refuseDiscard() error {
-	err := failpoint.Before("discard_max_bytes")
-	if err == nil {
-		err = os.WriteFile(d.queue("discard_max_bytes"), []byte("0\n"), 0)
-	}
+	err := sys.PathEffect("discard_max_bytes", func() error {
+		return os.WriteFile(d.queue("discard_max_bytes"), []byte("0\n"), 0)
+	})
 	if err != nil {
 		return fmt.Errorf("%w; in a container /sys must be writable: mount the node's there", err)
 	}

@@ -11,12 +11,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
 )
 
-// Attr are attributes of a mount, as opposed to its filesystem: MOUNT_ATTR_* in
-// mount_setattr(2). The zero value is what mount(8) calls rw,suid,dev,exec,relatime.
+// Attr holds the attributes of a mount, as opposed to those of its filesystem:
+// MOUNT_ATTR_* in mount_setattr(2). mount(8) calls the zero value
+// rw,suid,dev,exec,relatime.
 type Attr struct {
 	ReadOnly, NoSUID, NoDev, NoExec, NoATime bool
 }
@@ -42,19 +42,18 @@ func (a Attr) bits() (bits uint64) {
 // Config is a filesystem to mount.
 type Config struct {
 	FSType string
-	// Source is a block device's path; empty for filesystems without.
+	// Source is the path of a block device. It is empty for filesystems that have none.
 	Source string
-	// Data are the filesystem's own options, "key" or "key=value". "ro" makes
-	// the superblock read-only; Attr.ReadOnly does so to this mount alone.
+	// Data holds the filesystem's own options, "key" or "key=value". "ro" makes the
+	// superblock read-only, while Attr.ReadOnly makes only this mount read-only.
 	Data []string
 	Attr Attr
 }
 
-// Detached is a mount without a place. Close ends it, unless it got one.
+// Detached is a mount that no path leads to. Close unmounts it, unless it was attached.
 type Detached struct{ root *os.File }
 
-// New mounts a filesystem. An error has the kernel's own words where the
-// filesystem says any.
+// New mounts a filesystem. An error includes the kernel's own messages, if there are any.
 func New(c Config) (*Detached, error) {
 	what := c.FSType
 	if c.Source != "" {
@@ -88,8 +87,8 @@ func fsopen(fsType string) (*os.File, error) {
 	return fs, nil
 }
 
-// configure sets all parameters and makes the superblock, or finds the one that
-// the source has already.
+// configure sets all parameters and makes the superblock. If the source is mounted
+// already, it uses the superblock of that mount.
 //
 // "FSCONFIG_CMD_CREATE: This command instructs the filesystem driver to
 // instantiate an instance of the filesystem in the kernel with the parameters
@@ -117,10 +116,7 @@ func configure(fs *os.File, c Config) error {
 // fsmount "takes the filesystem context [...] and creates a new detached mount
 // object" fsmount(2)
 func fsmount(fs *os.File, name string, a Attr) (*Detached, error) {
-	root, err := sys.OpenAt(name, fs, func(fd int) (int, error) {
-		if err := failpoint.Before("fsmount"); err != nil {
-			return 0, err
-		}
+	root, err := sys.OpenAtEffect("fsmount", name, fs, func(fd int) (int, error) {
 		return unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, int(a.bits()))
 	})
 	if err != nil {
@@ -129,9 +125,9 @@ func fsmount(fs *os.File, name string, a Attr) (*Detached, error) {
 	return &Detached{root}, nil
 }
 
-// words are what the kernel says about a failed context: "e", "w" or "i", a
-// space, text; one message per read(2), then ENODATA. Most filesystems still
-// tell what is wrong with a superblock to the kernel's log only.
+// words returns the kernel's messages about a failed context. Each read(2) returns one
+// message, which is "e", "w" or "i", a space and text; the last one fails with ENODATA.
+// Most filesystems still report a bad superblock only in the kernel's log.
 func words(fs *os.File, c Config) string {
 	var said []string
 	buf := make([]byte, 4096)
@@ -152,17 +148,14 @@ func words(fs *os.File, c Config) string {
 	return "the kernel says: " + strings.Join(said, "; ")
 }
 
-// Clone makes another mount of a file or directory: a bind mount, without what
-// is mounted below. It has the attributes of the mount f was opened through. f
-// may be open with O_PATH.
+// Clone makes another mount of a file or directory: a bind mount, without the mounts
+// below it. It has the attributes of the mount through which f was opened. f may be open
+// with O_PATH.
 //
 // "If OPEN_TREE_CLONE is specified, open_tree() creates a detached mount tree
 // which consists of a bind-mount of the path specified" open_tree(2)
 func Clone(f *os.File) (*Detached, error) {
-	root, err := sys.OpenAt(f.Name(), f, func(fd int) (int, error) {
-		if err := failpoint.Before("open_tree"); err != nil {
-			return 0, err
-		}
+	root, err := sys.OpenAtEffect("open_tree", f.Name(), f, func(fd int) (int, error) {
 		return unix.OpenTree(fd, "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	})
 	if err != nil {
@@ -171,11 +164,11 @@ func Clone(f *os.File) (*Detached, error) {
 	return &Detached{root}, nil
 }
 
-// File is the mount's root, open with O_PATH: for openat(2) below it, and fstat.
+// File returns the mount's root, open with O_PATH, for openat(2) below it and for fstat.
 // It belongs to d.
 func (d *Detached) File() *os.File { return d.root }
 
-// Open opens a mount's root for reading, for ioctls on its filesystem. f is the
+// Open opens the root of a mount for reading, so that it can take ioctls. f is the same
 // root, open with O_PATH.
 func Open(f *os.File) (*os.File, error) {
 	root, err := sys.OpenAt(f.Name(), f, func(fd int) (int, error) {
@@ -187,11 +180,11 @@ func Open(f *os.File) (*os.File, error) {
 	return root, nil
 }
 
-// SetAttr adds attributes to a mount, and takes none away.
+// SetAttr adds attributes to a mount. It never removes any.
 //
-// "The mount_setattr() system call changes the mount properties of a mount [...]
-// If attr_clr has MOUNT_ATTR__ATIME set" a new access time setting may be given,
-// and must not be otherwise. mount_setattr(2)
+// "The mount_setattr() system call changes the mount properties of a mount or an entire
+// mount tree." An access time setting in attr_set needs MOUNT_ATTR__ATIME in attr_clr.
+// mount_setattr(2)
 func (d *Detached) SetAttr(a Attr) error {
 	attr := unix.MountAttr{Attr_set: a.bits()}
 	if a.NoATime {
@@ -204,8 +197,8 @@ func (d *Detached) SetAttr(a Attr) error {
 	return nil
 }
 
-// Attach puts the mount on target, above what is mounted there already. Then
-// only [UnmountTarget] ends it, after Close.
+// Attach puts the mount on target, on top of any mount that is there. After that it
+// takes Close and then [UnmountTarget] to end it.
 //
 // "The move_mount() system call moves a mount from one place to another; it can
 // also be used to attach an unattached mount" move_mount(2)
@@ -220,12 +213,12 @@ func (d *Detached) Attach(target *os.File) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOTDIR):
-		hint = "; a file goes on a file, a directory on a directory, and only in our own mount namespace"
+		hint = "; a file can be mounted only on a file, a directory only on a directory, and both only in the plugin's own mount namespace"
 	case errors.Is(err, unix.ENOENT):
 		hint = "; the target was removed meanwhile"
 	}
 	return fmt.Errorf("move_mount %s to %s: %w%s", d.root.Name(), target.Name(), err, hint)
 }
 
-// Close gives the descriptor back. That unmounts what was never attached.
+// Close closes the descriptor, which unmounts a mount that was never attached.
 func (d *Detached) Close() error { return d.root.Close() }

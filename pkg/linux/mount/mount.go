@@ -16,12 +16,12 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
 )
 
-// ErrNotMounted means that the path is no mount point.
+// ErrNotMounted means that the path is not a mount point.
 var ErrNotMounted = errors.New("not a mount point")
 
-// IsMountPoint reports whether f is the root of a mount, a [Detached] one too.
-// It speaks of f, not of its path: f may be below what was mounted there since.
-// A filesystem that has shut down may answer with EIO; [Of] does not ask it.
+// IsMountPoint reports whether f is the root of a mount, be it a [Detached] one. The
+// answer is about f, not about its path, on which something may have been mounted since.
+// A filesystem that has shut down may answer with EIO. [Of] does not ask the filesystem.
 //
 // "STATX_ATTR_MOUNT_ROOT (since Linux 5.8): The file is the root of a mount." statx(2)
 func IsMountPoint(f *os.File) (bool, error) {
@@ -38,8 +38,8 @@ func IsMountPoint(f *os.File) (bool, error) {
 	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
 }
 
-// At is [Of] what stands at path, the topmost, where the path was the caller's to
-// trust. It is nil too if path does not exist. A symbolic link is no mount point.
+// At is [Of] the topmost file at path. The caller vouches for the path. At returns nil
+// too if path does not exist, or if it is a symbolic link.
 func At(path string) (*mountinfo.Info, error) {
 	f, err := sys.Open(path, func() (int, error) {
 		return unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
@@ -54,11 +54,11 @@ func At(path string) (*mountinfo.Info, error) {
 	return Of(f)
 }
 
-// Of returns the mount that f is the root of, or nil if it is the root of none. f
-// may be open with O_PATH, as from [OpenTarget].
+// Of returns the mount whose root is f, or nil if f is not the root of a mount. f may be
+// open with O_PATH, as from [OpenTarget].
 //
-// The mount's ID decides, since mountinfo also lists what is hidden below other
-// mounts. It comes from fdinfo, which works on a filesystem that has shut down.
+// It looks for the mount's ID, since mountinfo also lists mounts that are hidden below
+// others. The ID comes from fdinfo, which works on a filesystem that has shut down.
 func Of(f *os.File) (*mountinfo.Info, error) {
 	id, path, err := whereIs(f)
 	if err != nil {
@@ -71,12 +71,12 @@ func Of(f *os.File) (*mountinfo.Info, error) {
 		return nil, fmt.Errorf("read mountinfo: %w", err)
 	}
 	if len(mounts) == 0 {
-		return nil, nil // below the root of its mount, or unmounted meanwhile
+		return nil, nil // f is below the root of its mount, or was unmounted meanwhile
 	}
 	return mounts[0], nil
 }
 
-// whereIs returns the ID of the mount that f is on, and its path without links.
+// whereIs returns the ID of the mount that f is on, and f's path without links.
 //
 // "mnt_id: This field, present since Linux 3.15, is the ID of the mount
 // containing this file." proc_pid_fdinfo(5)

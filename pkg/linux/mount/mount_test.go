@@ -15,15 +15,16 @@ import (
 
 func TestAttrBits(t *testing.T) {
 	if got := (Attr{}).bits(); got != 0 {
-		t.Errorf("zero value: %#x", got)
+		t.Errorf("the zero value has the bits %#x", got)
 	}
 	all := Attr{ReadOnly: true, NoSUID: true, NoDev: true, NoExec: true, NoATime: true}
 	if got, want := all.bits(), uint64(0x1|0x2|0x4|0x8|0x10); got != want {
-		t.Errorf("all: %#x, not %#x", got, want)
+		t.Errorf("all attributes have the bits %#x, want %#x", got, want)
 	}
 }
 
-// tree is a root to open below, and something outside of it to reach.
+// tree makes a root to open paths below, and a directory outside of it that they must
+// not reach.
 //
 //	outside/
 //	root/dir/file
@@ -78,7 +79,7 @@ func TestOpenTarget(t *testing.T) {
 	} {
 		f, err := OpenTarget(root, c.rel, c.flags)
 		if !errors.Is(err, c.want) {
-			t.Errorf("%s: %v, not %v", c.rel, err, c.want)
+			t.Errorf("%q: got %v, want %v", c.rel, err, c.want)
 		}
 		if err == nil {
 			f.Close()
@@ -97,8 +98,67 @@ func TestOpenTargetRefusesMagicLinks(t *testing.T) {
 	}
 }
 
-// What was checked is what is open: a target that becomes a link afterwards
-// changes nothing, and one that became a link before is refused.
+// TestOpenTargetBesideRenames: a rename anywhere on the machine makes the kernel refuse
+// a path with "..", for the moment.
+func TestOpenTargetBesideRenames(t *testing.T) {
+	root := tree(t)
+	a, b := filepath.Join(root.Name(), "a"), filepath.Join(root.Name(), "b")
+	if err := os.Mkdir(a, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	done := make(chan error)
+	go func() {
+		var err error
+		for err == nil {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+				err = errors.Join(os.Rename(a, b), os.Rename(b, a))
+			}
+		}
+		done <- err
+	}()
+	for range 5000 {
+		f, err := OpenTarget(root, "dir/../dir/../dir/file", 0)
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		f.Close()
+	}
+	close(stop)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestDisturbedForEver: who renames without end cannot keep a call busy.
+func TestDisturbedForEver(t *testing.T) {
+	calls := 0
+	_, err := untilUndisturbed(func() (*os.File, error) {
+		calls++
+		return nil, unix.EAGAIN
+	})
+	if !errors.Is(err, unix.EAGAIN) || calls != disturbances {
+		t.Errorf("after %d calls: %v", calls, err)
+	}
+	calls = 0
+	_, err = untilUndisturbed(func() (*os.File, error) {
+		if calls++; calls < disturbances {
+			return nil, unix.EAGAIN
+		}
+		return nil, unix.ENOENT
+	})
+	if !errors.Is(err, unix.ENOENT) {
+		t.Errorf("an undisturbed call after %d: %v", calls, err)
+	}
+}
+
+// TestTargetReplacedBySymlink: an open target stays the one that was checked, even if its
+// path becomes a link afterwards. A path that became a link before is refused.
 func TestTargetReplacedBySymlink(t *testing.T) {
 	root := tree(t)
 	path := filepath.Join(root.Name(), "target")
@@ -116,7 +176,7 @@ func TestTargetReplacedBySymlink(t *testing.T) {
 	}
 	moved, err := os.Stat(path + "2")
 	if err != nil || !os.SameFile(info, moved) {
-		t.Errorf("the open target is another now (%v)", err)
+		t.Errorf("the open target is another file now: %v", err)
 	}
 	if _, err := OpenTarget(root, "target", 0); !errors.Is(err, ErrSymlink) {
 		t.Errorf("OpenTarget: %v", err)
@@ -152,7 +212,7 @@ func TestMkdirTarget(t *testing.T) {
 	} {
 		f, err := MkdirTarget(root, c.rel, 0o750)
 		if !errors.Is(err, c.want) {
-			t.Errorf("%s: %v, not %v", c.rel, err, c.want)
+			t.Errorf("%q: got %v, want %v", c.rel, err, c.want)
 			continue
 		}
 		if err != nil {
@@ -160,13 +220,13 @@ func TestMkdirTarget(t *testing.T) {
 		}
 		info, err := f.Stat()
 		if err != nil || !info.IsDir() {
-			t.Errorf("%s: %v is no directory (%v)", c.rel, info, err)
+			t.Errorf("%q: %v is no directory: %v", c.rel, info, err)
 		}
 		f.Close()
 	}
 	for _, name := range []string{"../new", "../outside/new", "nowhere"} {
 		if _, err := os.Lstat(filepath.Join(root.Name(), name)); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("%s was made (%v)", name, err)
+			t.Errorf("%s was made: %v", name, err)
 		}
 	}
 }
@@ -213,7 +273,7 @@ func TestAtAndIsMountPoint(t *testing.T) {
 	}
 }
 
-// unmount is UnmountTarget for a path.
+// unmount is [UnmountTarget] for a path.
 func unmount(path string) error {
 	parent, err := os.Open(filepath.Dir(path))
 	if err != nil {

@@ -1,11 +1,11 @@
 // Copyright The csi-disktemplate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package process finds processes by the files that they hold open, and ends them
-// without ever meeting another that got their number.
+// Package process finds processes by the files that they hold open, and kills them. It
+// never kills another process that got the same number.
 //
-// Caveat: it sees what /proc shows: in a container, the container's own processes,
-// unless it has the node's PID namespace.
+// Caveat: it sees the processes that /proc shows. In a container without the node's PID
+// namespace, these are the container's own.
 //
 // Sources: proc_pid_fd(5), pidfd_open(2), pidfd_send_signal(2).
 package process
@@ -22,18 +22,18 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
 )
 
-// Process is one that holds a file open.
+// Process is a process that holds a file open.
 type Process struct {
 	PID  int
-	File string // as /proc names it, with " (deleted)" where it has no name
+	File string // as /proc shows it: with " (deleted)" behind it, since it has no name
 }
 
-// neverNamed is how /proc shows a file from O_TMPFILE: its inode's number for a name, and
-// that it has none. One that lost its name is shown with that.
+// neverNamed matches the name under which /proc shows a file from O_TMPFILE: "#", the
+// number of its inode, and " (deleted)". A file that lost its name is shown with that name.
 var neverNamed = regexp.MustCompile(`^#[0-9]+ \(deleted\)$`)
 
-// HoldingUnnamed lists the processes, this one aside, that hold a file without a name
-// open which was made in a directory: each with the first such file.
+// HoldingUnnamed lists the other processes that hold an unnamed file open which was made
+// in the directory dir. Each is listed with the first such file.
 func HoldingUnnamed(dir string) ([]Process, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -52,11 +52,11 @@ func HoldingUnnamed(dir string) ([]Process, error) {
 	return found, nil
 }
 
-// unnamed returns a file without a name in dir that a process has open, or "". A
-// process that ends meanwhile has none.
+// unnamed returns an unnamed file of dir that the process has open, or "" if there is
+// none or the process ended.
 func unnamed(pid int, dir string) string {
-	// A path is that of the process's own mount namespace, where another directory may
-	// have the same: the filesystem must be dir's, too.
+	// The paths in /proc are those of the process's own mount namespace, where another
+	// directory may have the path of dir. So the filesystem must be dir's, too.
 	var of unix.Stat_t
 	if err := unix.Stat(dir, &of); err != nil {
 		return ""
@@ -77,8 +77,8 @@ func unnamed(pid int, dir string) string {
 	return ""
 }
 
-// KillHolding ends a process by SIGKILL if it still holds an unnamed file of the
-// directory open, and reports whether it did.
+// KillHolding sends SIGKILL to a process that still holds an unnamed file of the directory
+// dir open, and reports whether it did so.
 func KillHolding(pid int, dir string) (bool, error) {
 	f, err := sys.Open("pidfd", func() (int, error) { return unix.PidfdOpen(pid, 0) })
 	if errors.Is(err, unix.ESRCH) {
@@ -88,8 +88,8 @@ func KillHolding(pid int, dir string) (bool, error) {
 		return false, os.NewSyscallError("pidfd_open", err)
 	}
 	defer f.Close()
-	// The descriptor is of whoever has the number now: asked again, it is of whoever
-	// has it as long as the descriptor is open.
+	// The number may have gone to another process before pidfd_open. So the files are looked
+	// at again now: while the descriptor is open, the number stays with its process.
 	if unnamed(pid, dir) == "" {
 		return false, nil
 	}

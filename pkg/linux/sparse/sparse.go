@@ -1,11 +1,11 @@
 // Copyright The csi-disktemplate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package sparse knows where a file has data, and makes files that have their
-// space.
+// Package sparse finds out where a file has data, reserves space for files, and copies
+// the data.
 //
-// Caveat: what is preallocated and not written counts as a hole, on btrfs and
-// xfs alike, so that a preallocated file is copied as what it contains.
+// Caveat: preallocated space that was never written counts as a hole, on btrfs and on
+// xfs. So a copy of a preallocated file has its content, and not its space.
 //
 // Sources: SEEK_DATA and SEEK_HOLE in lseek(2), fallocate(2).
 package sparse
@@ -20,15 +20,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
 )
 
 // Extent is a range of a file, in bytes.
 type Extent struct{ Start, End int64 }
 
-// Data yields the ranges of f that may hold something other than zeros, in
-// order. It moves f's offset. An error ends it.
+// Data yields the ranges of f that may hold something other than zeros, in order. It
+// moves f's offset. An error is the last thing it yields.
 func Data(f *os.File) iter.Seq2[Extent, error] {
 	return func(yield func(Extent, error) bool) {
 		for pos := int64(0); ; {
@@ -48,10 +47,10 @@ func Data(f *os.File) iter.Seq2[Extent, error] {
 	}
 }
 
-// Reserve makes sure that the first size bytes of f have space of their own,
-// without changing what is in them; f becomes as large as that if it was not.
-// It does nothing where there is space already: some microseconds. Space that is
-// shared with another file counts as space, though writing to it takes more.
+// Reserve makes sure that the first size bytes of f have space, without changing their
+// content. A smaller f becomes size bytes large. Where f has its space already, Reserve does
+// nothing, which takes some microseconds. Space that f shares with another file counts
+// too, although a write there needs new space.
 //
 // "After a successful call, subsequent writes into the range specified by offset
 // and len are guaranteed not to fail because of lack of disk space." fallocate(2)
@@ -62,8 +61,8 @@ func Reserve(f *os.File, size int64) error {
 	return nil
 }
 
-// Copy writes what src holds to dst, at the same places, and leaves the rest of
-// dst as it is. It shares no extents.
+// Copy writes the data of src to dst, at the same offsets, and leaves the rest of dst as
+// it is. It shares no extents.
 func Copy(ctx context.Context, dst, src *os.File) error {
 	buf := make([]byte, 1<<20)
 	for e, err := range Data(src) {
@@ -75,20 +74,25 @@ func Copy(ctx context.Context, dst, src *os.File) error {
 				return fmt.Errorf("copying %s, at byte %d: %w", src.Name(), at, err)
 			}
 			n, err := src.ReadAt(buf[:min(int64(len(buf)), e.End-at)], at)
-			if n == 0 && err == io.EOF { // truncated meanwhile
+			if n == 0 && err == io.EOF { // src was truncated meanwhile
 				return nil
 			}
 			if err != nil && err != io.EOF {
 				return err
 			}
-			if err := failpoint.Before("pwrite"); err != nil {
-				return err
-			}
-			if _, err := dst.WriteAt(buf[:n], at); err != nil {
+			if err := write(dst, buf[:n], at); err != nil {
 				return err
 			}
 			at += int64(n)
 		}
 	}
 	return nil
+}
+
+// write is [os.File.WriteAt], which repeats pwrite(2) until all of b is written.
+func write(f *os.File, b []byte, at int64) error {
+	return sys.PathEffect("pwrite", func() error {
+		_, err := f.WriteAt(b, at)
+		return err
+	})
 }

@@ -61,7 +61,7 @@ func TestSparse(t *testing.T) {
 				found = append(found, e)
 			}
 			if expect := []Extent{{0, 3 << 20}, {16 << 20, 19 << 20}, {61 << 20, 64 << 20}}; !slices.Equal(found, expect) {
-				t.Errorf("data in %v, not %v", found, expect)
+				t.Errorf("the data is in %v, want %v", found, expect)
 			}
 
 			dst := create(t, dir, "dst", 0)
@@ -71,33 +71,33 @@ func TestSparse(t *testing.T) {
 			a, errA := os.ReadFile(src.Name())
 			b, errB := os.ReadFile(dst.Name())
 			if err := errors.Join(errA, errB); err != nil || !bytes.Equal(a, b) {
-				t.Errorf("the copy differs: %v", err)
+				t.Errorf("the copy differs from its source: %v", err)
 			}
 			if n := blocks(t, dst); n < size {
-				t.Errorf("%d bytes are reserved of %d", n, size)
+				t.Errorf("%d bytes are reserved, want %d", n, size)
 			}
 
-			// Without a hole, and no content is lost by reserving again.
+			// Reserving again fills a hole and loses no content.
 			if err := syscall.Fallocate(int(dst.Fd()), 0x3 /* PUNCH_HOLE|KEEP_SIZE */, 20<<20, 8<<20); err != nil {
 				t.Fatal(err)
 			}
 			if n := blocks(t, dst); n >= size {
-				t.Errorf("%d bytes with a hole", n)
+				t.Errorf("with a hole of 8 MiB, %d bytes are reserved", n)
 			}
 			if err := Reserve(dst, size); err != nil {
 				t.Fatal(err)
 			}
 			if b, err := os.ReadFile(dst.Name()); err != nil || !bytes.Equal(a, b) || blocks(t, dst) < size {
-				t.Errorf("reserved again, %d bytes: %v", blocks(t, dst), err)
+				t.Errorf("after reserving again, %d bytes are reserved, or the content changed: %v", blocks(t, dst), err)
 			}
 
 			if err := Reserve(create(t, dir, "too-large", 0), 1<<40); !errors.Is(err, syscall.ENOSPC) {
-				t.Errorf("more than there is: %v", err)
+				t.Errorf("reserving more than the filesystem has: %v", err)
 			}
 			ctx, cancel := context.WithCancel(t.Context())
 			cancel()
 			if err := Copy(ctx, dst, src); !errors.Is(err, context.Canceled) {
-				t.Errorf("canceled: %v", err)
+				t.Errorf("copying with a canceled context: %v", err)
 			}
 		})
 	}

@@ -1,16 +1,16 @@
 // Copyright The csi-disktemplate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package tmpfile makes files that have no name until they are whole.
+// Package tmpfile makes files that have no name until they are complete.
 //
 // A file from [Create] vanishes with its last descriptor, however the process
-// ends. [Link] gives it its name at once and never replaces an existing file.
+// ends. [Link] gives it its name in one step and never replaces an existing file.
 //
 // Caveat: neither makes anything durable. [Publish] does: after it, file and name
 // survive a power cut.
 //
 // Sources: O_TMPFILE in open(2), AT_SYMLINK_FOLLOW with /proc/self/fd in
-// linkat(2), fsync(2).
+// linkat(2), rename(2), unlink(2), fsync(2).
 package tmpfile
 
 import (
@@ -23,16 +23,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
 )
 
 // Create opens a new unnamed file for reading and writing on dir's filesystem.
+//
+// "O_TMPFILE (since Linux 3.11): Create an unnamed temporary regular file." open(2)
 func Create(dir string, perm os.FileMode) (*os.File, error) {
-	f, err := sys.Open(filepath.Join(dir, "(unnamed)"), func() (int, error) {
-		if err := failpoint.Before("open O_TMPFILE"); err != nil {
-			return 0, err
-		}
+	f, err := sys.OpenEffect("open O_TMPFILE", filepath.Join(dir, "(unnamed)"), func() (int, error) {
 		return unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, uint32(perm.Perm()))
 	})
 	if err != nil {
@@ -41,27 +39,29 @@ func Create(dir string, perm os.FileMode) (*os.File, error) {
 	return f, nil
 }
 
-// Link names f. If the name exists the error is [os.ErrExist], and what is
-// there stays untouched.
+// Link gives f a name. If the name exists the error is [os.ErrExist], and the file that
+// has it stays untouched.
+//
+// "If O_EXCL is not specified, then linkat(2) can be used to link the temporary file
+// into the filesystem, making it permanent" O_TMPFILE in open(2). The link goes through
+// /proc/self/fd, since AT_EMPTY_PATH takes CAP_DAC_READ_SEARCH.
 func Link(f *os.File, path string) error {
-	self := "/proc/self/fd/" + strconv.Itoa(int(f.Fd()))
-	err := failpoint.Before("linkat")
-	if err == nil {
-		err = unix.Linkat(unix.AT_FDCWD, self, unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
-	}
+	err := sys.Effect("linkat", f, func(fd int) error {
+		return unix.Linkat(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(fd), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
+	})
 	if err != nil {
 		return &os.LinkError{Op: "linkat", Old: f.Name(), New: path, Err: err}
 	}
 	return nil
 }
 
-// Publish names f like [Link], and makes file and name durable. After an error
-// the name may be there or not.
+// Publish gives f a name as [Link] does, and makes file and name durable. After an error
+// the name may exist or not.
 //
-// The file is synced twice. Before: so that what has a name is whole, where the
-// filesystem orders the name behind the data (xfs). After: because btrfs logs
-// nothing of an inode without a name (btrfs_log_inode_parent in
-// fs/btrfs/tree-log.c), and would log one that only got its name as empty.
+// The file is synced twice. The first sync makes sure that a file with a name is
+// complete, where the filesystem orders the name after the data (xfs). The second is for
+// btrfs: it logs nothing of an inode without a name (btrfs_log_inode_parent in
+// fs/btrfs/tree-log.c), and would log an inode that has only just got its name as empty.
 func Publish(f *os.File, path string) error {
 	if err := Sync(f); err != nil {
 		return err
@@ -75,9 +75,9 @@ func Publish(f *os.File, path string) error {
 	return SyncDir(filepath.Dir(path))
 }
 
-// Replace gives f, durably, the name that another file has, which loses it. For a
-// moment f has a name beside it, that begins with '.'; what a process left there
-// that died in this moment is replaced by the next.
+// Replace gives f the name of another file, which loses it, and makes that durable. Until
+// then f has the name [Beside] path. If a process died during this, the next Replace removes
+// the file that it left there.
 func Replace(f *os.File, path string) error {
 	beside := Beside(path)
 	if err := Remove(beside); err != nil {
@@ -85,25 +85,23 @@ func Replace(f *os.File, path string) error {
 	}
 	err := Publish(f, beside)
 	if err == nil {
-		err = failpoint.Before("rename")
-	}
-	if err == nil {
-		err = os.Rename(beside, path)
+		err = sys.PathEffect("rename", func() error { return os.Rename(beside, path) })
 	}
 	if err != nil {
-		return errors.Join(err, Remove(beside)) // if it came so far
+		return errors.Join(err, Remove(beside)) // it may not exist
 	}
 	return SyncDir(filepath.Dir(path))
 }
 
 const besidePrefix, besideSuffix = ".", ".new"
 
-// Beside is the name that [Replace] gives its file for a moment.
+// Beside is the name that [Replace] gives its file for a moment. It begins with '.'.
 func Beside(path string) string {
 	return filepath.Join(filepath.Dir(path), besidePrefix+filepath.Base(path)+besideSuffix)
 }
 
-// Replaces returns the name beside which a name stands, if it is one of [Beside].
+// Replaces undoes [Beside]: it returns the name of the file that is to be replaced. ok
+// tells whether beside is such a name.
 func Replaces(beside string) (name string, ok bool) {
 	name, ok = strings.CutPrefix(beside, besidePrefix)
 	if !ok {
@@ -121,26 +119,30 @@ func SyncDir(dir string) error {
 	}
 	defer d.Close()
 	if err := Sync(d); err != nil {
-		return fmt.Errorf("fsync of directory: %w", err)
+		return fmt.Errorf("sync the directory: %w", err)
 	}
 	return nil
 }
 
-// Sync is fsync(2).
+// Sync makes f's content durable.
+//
+// "fsync() transfers ("flushes") all modified in-core data of (i.e., modified buffer
+// cache pages for) the file referred to by the file descriptor fd to the disk device"
+// fsync(2)
 func Sync(f *os.File) error {
-	if err := failpoint.Before("fsync"); err != nil {
+	if err := sys.Effect("fsync", f, unix.Fsync); err != nil {
 		return &os.PathError{Op: "fsync", Path: f.Name(), Err: err}
 	}
-	return f.Sync()
+	return nil
 }
 
-// Remove takes a name away, if it is there.
+// Remove makes sure that no file has the name.
+//
+// "unlink() deletes a name from the filesystem." unlink(2)
 func Remove(path string) error {
-	if err := failpoint.Before("unlink"); err != nil {
+	err := sys.PathEffect("unlink", func() error { return unix.Unlink(path) })
+	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return &os.PathError{Op: "unlink", Path: path, Err: err}
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
 	}
 	return nil
 }

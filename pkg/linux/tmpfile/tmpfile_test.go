@@ -21,14 +21,14 @@ func TestLink(t *testing.T) {
 		t.Fatal(err)
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
-		t.Errorf("it has a name already: %v %v", entries, err)
+		t.Errorf("before Link the directory has %v: %v", entries, err)
 	}
 	path := filepath.Join(dir, "name")
 	if err := errors.Join(Link(f, path), SyncDir(dir)); err != nil {
 		t.Fatal(err)
 	}
 	if b, err := os.ReadFile(path); err != nil || string(b) != "content" {
-		t.Errorf("%q %v", b, err)
+		t.Errorf("the linked file has %q: %v", b, err)
 	}
 	other, err := Create(dir, 0o600)
 	if err != nil {
@@ -39,13 +39,13 @@ func TestLink(t *testing.T) {
 		t.Errorf("replacing an existing name: %v", err)
 	}
 	if b, err := os.ReadFile(path); err != nil || string(b) != "content" {
-		t.Errorf("what was there is now %q %v", b, err)
+		t.Errorf("the file that had the name has %q now: %v", b, err)
 	}
 }
 
 func TestCreateNames(t *testing.T) {
 	if _, err := Create("/nonexistent", 0o600); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("got %v", err)
+		t.Errorf("in a directory that does not exist: %v", err)
 	}
 }
 
@@ -61,7 +61,7 @@ func TestReplace(t *testing.T) {
 		if _, err := f.WriteString(content); err != nil {
 			t.Fatal(err)
 		}
-		if i == 2 { // a process died between the two names
+		if i == 2 { // as if a process had died before the rename
 			if err := os.WriteFile(filepath.Join(dir, ".name.new"), nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -70,10 +70,10 @@ func TestReplace(t *testing.T) {
 			t.Fatal(err)
 		}
 		if b, err := os.ReadFile(path); err != nil || string(b) != content {
-			t.Errorf("%q, not %q: %v", b, content, err)
+			t.Errorf("the file has %q, want %q: %v", b, content, err)
 		}
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
-		t.Errorf("left %v: %v", entries, err)
+		t.Errorf("the directory has %v, want one file: %v", entries, err)
 	}
 }

@@ -49,7 +49,7 @@ func Effect(name string, f *os.File, call func(fd int) error) error {
 	return On(f, func(fd int) error { return announced(name, func() error { return call(fd) }) })
 }
 
-// PathEffect is [Effect] for a call that takes paths instead of a descriptor.
+// PathEffect is [Effect] for a call that takes paths, or that goes through package os.
 func PathEffect(name string, call func() error) error {
 	return Retry(func() error { return announced(name, call) })
 }
