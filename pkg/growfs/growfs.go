@@ -71,7 +71,7 @@ func run(ctx context.Context, device string, maxCode int, program string, args .
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	err := cage.Run(cmd, spec, nil)
+	err := cage.Run(cmd, spec)
 	var exit *exec.ExitError
 	switch {
 	case err == nil, errors.As(err, &exit) && exit.ExitCode() >= 0 && exit.ExitCode() <= maxCode:

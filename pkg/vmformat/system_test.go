@@ -279,7 +279,7 @@ func TestKVMInCage(t *testing.T) {
 		"-chardev", "stdio,id=con,signal=off", "-serial", "chardev:con",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
 	cmd.Stdout, cmd.Stderr = &out, &out
-	err := cage.Run(cmd, s, nil)
+	err := cage.Run(cmd, s)
 	t.Logf("QEMU: %v, printed %q", err, out.String())
 	if !strings.HasPrefix(out.String(), "K") {
 		t.Error("the guest did not print K")

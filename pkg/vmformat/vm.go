@@ -242,7 +242,7 @@ func (v *vm) run(ctx context.Context, template *os.File, progress func(guest.Sta
 // start runs QEMU to its end, in a cage if the caller may build one.
 func (v *vm) start(cmd *exec.Cmd) error {
 	if v.caged {
-		return cage.Run(cmd, v.cageSpec(), nil)
+		return cage.Run(cmd, v.cageSpec())
 	}
 	// The parent-death signal comes when the thread that forked ends, so keep that thread.
 	result := make(chan error, 1)

@@ -15,12 +15,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrBuild means that the cage could not be put together: nothing was started.
+// ErrBuild means that the cage could not be built. The program did not run, or it was
+// killed because its limits could not be set.
 var ErrBuild = errors.New("cannot build a cage")
 
-// Spec says what the program will find in its cage.
+// Spec describes a cage.
 type Spec struct {
-	UID, GID uint32            // who it runs as; no supplementary groups
+	UID, GID uint32            // the program runs as these, without supplementary groups
 	Binds    map[string]string // path in the cage → file or directory of the machine, read-only
 	Symlinks map[string]string // path in the cage → target
 	Files    map[string][]byte // path in the cage → content, mode 0444
@@ -29,28 +30,27 @@ type Spec struct {
 }
 
 // Run starts cmd in the cage and waits for it, as [exec.Cmd.Run] does. It needs
-// CAP_SYS_ADMIN, CAP_SETUID and CAP_MKNOD. cmd.SysProcAttr is set here. The
+// CAP_SYS_ADMIN, CAP_SETUID and CAP_MKNOD. It sets cmd.SysProcAttr. The
 // program is killed when this process dies.
-//
-// started, if not nil, is called once the program runs, within its limits.
-func Run(cmd *exec.Cmd, s Spec, started func()) error {
+func Run(cmd *exec.Cmd, s Spec) error {
 	result := make(chan error, 1)
 	go func() {
-		// Never unlocked: the thread, and with it the namespace, ends with the goroutine.
+		// The thread is never unlocked, so it ends with the goroutine, and its namespace
+		// ends with it.
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
-			// But the main thread would not end, and what /proc says of its namespaces it
-			// says of the process. While it is held here, it must be another.
+			// The main thread would not end, and its namespaces are those that /proc shows
+			// for the process. While this goroutine holds it, Run gets another thread.
 			defer runtime.UnlockOSThread()
-			result <- Run(cmd, s, started)
+			result <- Run(cmd, s)
 			return
 		}
-		result <- run(cmd, s, started)
+		result <- run(cmd, s)
 	}()
 	return <-result
 }
 
-func run(cmd *exec.Cmd, s Spec, started func()) error {
+func run(cmd *exec.Cmd, s Spec) error {
 	if err := build(s); err != nil {
 		return fmt.Errorf("%w: %s: %w", ErrBuild, cmd.Path, err)
 	}
@@ -70,14 +70,11 @@ func run(cmd *exec.Cmd, s Spec, started func()) error {
 		cmd.Wait()
 		return fmt.Errorf("%w: %s: %w", ErrBuild, cmd.Path, err)
 	}
-	if started != nil {
-		started()
-	}
 	return cmd.Wait()
 }
 
-// newRoot is where the new root is put together. Any directory that exists on
-// every machine will do: it is hidden in this thread's namespace only.
+// newRoot is the directory on which the new root is built. Any directory that exists on
+// every machine will do, since it is hidden only in this thread's namespace.
 const newRoot = "/proc"
 
 // build gives the calling thread a mount namespace that holds the cage alone.
@@ -85,11 +82,11 @@ func build(s Spec) error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("unshare(CLONE_NEWNS): %w; root needs CAP_SYS_ADMIN here: run the container privileged", err)
 	}
-	// What is made here is for another user to read, whatever umask root has.
-	// Unsharing the namespace has made the umask this thread's own as well.
+	// Another user must be able to read what is made here, whatever umask root has.
+	// Unsharing the namespace made the umask this thread's own too.
 	unix.Umask(0)
-	// Nothing done here may reach the machine; but what the machine unmounts until
-	// the old root is dropped below goes away here too, where it is shared.
+	// Slaves: nothing that is done here reaches the machine. But what the machine unmounts
+	// before the old root is dropped below is unmounted here too, if its mount is shared.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return fmt.Errorf("making mounts slaves: %w", err)
 	}
@@ -142,9 +139,9 @@ func furnish(s Spec) error {
 	return nil
 }
 
-// write makes a file while nobody forks. A child of another thread would have a copy
-// of the open descriptor until its execve, and the root does not become read-only
-// while a file on it is open for writing: EBUSY.
+// write makes a file while nobody forks. A child of another thread would have a copy of
+// the open descriptor until its execve, and as long as a file is open for writing, its
+// mount cannot become read-only (EBUSY).
 func write(path string, content []byte) error {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
@@ -173,8 +170,8 @@ func bind(source, target string) error {
 	return unix.Mount("", target, "", flags, "")
 }
 
-// device makes a node of the cage's own: the machine's may be 0600 root or
-// 0660 root:kvm, and its permissions are none of the cage's business.
+// device makes the cage's own node of a device. The machine's node may be 0600 root or
+// 0660 root:kvm, and stays as it is.
 func device(source, target string, s Spec) error {
 	var st unix.Stat_t
 	if err := unix.Stat(source, &st); err != nil {

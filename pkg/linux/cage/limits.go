@@ -14,19 +14,20 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
 )
 
-// Limits bound what a program takes of the machine. A field that is 0 bounds
-// nothing. Whatever they are, no core is dumped.
+// Limits bound what a program takes of the machine. For each, 0 means no limit. A
+// core is never dumped.
 type Limits struct {
 	Memory int64         // bytes of address space
-	CPU    time.Duration // of all threads together, in whole seconds, rounded up; then it is killed
+	CPU    time.Duration // of all threads together, rounded up to whole seconds; then the program is killed
 	Files  int           // descriptors open at once
 }
 
-// set holds a program that was just started, as the given user, to its limits.
+// set sets the limits of a program that was just started as the given user.
 //
-// Go cannot do so between fork and execve, and this process has one set of limits
-// for all its threads. So the program runs for a moment without. It gains nothing
-// by that: a limit is held against all there is, whenever more is asked for.
+// Go cannot set them between fork and execve, and this process has one set of limits
+// for all its threads. So the program runs without limits for a moment. It gains nothing
+// by that: whenever it asks for more, the kernel compares the limit with everything that
+// it has by then.
 //
 // The first process of a PID namespace ignores SIGXCPU, but not the SIGKILL that
 // comes at the hard limit: pid_namespaces(7).
@@ -55,8 +56,8 @@ func (l Limits) set(pid int, uid, gid uint32) error {
 	})
 }
 
-// asUser gives the calling thread other real IDs while it does something. What else
-// it may do is decided by its effective ones, which stay root's.
+// asUser calls do while the calling thread has other real IDs. Its effective IDs, which
+// decide about everything else, stay root's.
 //
 // "the caller must have the CAP_SYS_RESOURCE capability in the user namespace of
 // the process whose resource limits are being changed, or the real, effective, and
@@ -68,13 +69,13 @@ func asUser(uid, gid uint32, do func() error) (err error) {
 	if err := setReal(uid, gid); err != nil {
 		return err
 	}
-	// Or processes of that user could send signals to this one: kill(2).
+	// With their real ID left here, processes of that user could send signals: kill(2).
 	defer func() { err = errors.Join(err, setReal(0, 0)) }()
 	return do()
 }
 
-// setReal sets the real IDs of the calling thread alone. Package syscall would set
-// those of all threads.
+// setReal sets the real IDs of the calling thread only. Package syscall would set those
+// of all threads.
 func setReal(uid, gid uint32) error {
 	const keep = ^uintptr(0)
 	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, uintptr(gid), keep, keep); errno != 0 {

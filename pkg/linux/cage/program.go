@@ -11,16 +11,16 @@ import (
 	"strings"
 )
 
-// ErrNoProgram means that a program is not on this machine.
+// ErrNoProgram means that a program is not installed on this machine.
 var ErrNoProgram = errors.New("program not found")
 
-// ProgramDirs are to be searched after PATH: filesystem tools live in sbin, which
+// ProgramDirs lists directories to search after PATH. Filesystem tools are in sbin, which
 // an ordinary user's PATH lacks.
 var ProgramDirs = []string{"/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"}
 
-// FindProgram locates a program on PATH, and then in further directories: the
-// first regular non-empty file of that name, symbolic links resolved. The error is [ErrNoProgram] and names the Debian
-// package to install.
+// FindProgram looks for a program on PATH and then in further directories. It returns the
+// first regular, non-empty file of that name, with symbolic links resolved. The error is
+// [ErrNoProgram] and names the Debian package to install.
 func FindProgram(name, debianPackage string, further []string) (string, error) {
 	dirs := append(filepath.SplitList(os.Getenv("PATH")), further...)
 	for _, dir := range dirs {
@@ -35,7 +35,7 @@ func FindProgram(name, debianPackage string, further []string) (string, error) {
 	return "", fmt.Errorf("%w: %s is in none of %s; install the package %s", ErrNoProgram, name, strings.Join(dirs, ":"), debianPackage)
 }
 
-// System is a cage with the machine's programs and libraries, and nothing else.
+// System describes a cage that has the machine's programs and libraries, and nothing else.
 func System() Spec {
 	s := Spec{Binds: map[string]string{"/usr": "/usr"}, Symlinks: map[string]string{}, Files: map[string][]byte{}}
 	for _, dir := range []string{"/lib", "/lib64", "/lib32", "/bin", "/sbin", "/etc/ld.so.cache"} {

@@ -7,6 +7,8 @@ package cage
 
 import (
 	"bytes"
+	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,7 +24,9 @@ import (
 
 const uid = 65500
 
-// sh runs a shell script in a cage that has /usr.
+// sh runs a shell script in a cage that has /usr. The script begins when its limits are
+// set, which happens while the shell runs already. If they never are, it begins after
+// some seconds without them.
 func sh(t *testing.T, script string, change func(*Spec)) (string, error) {
 	t.Helper()
 	testenv.Root(t)
@@ -35,16 +39,28 @@ func sh(t *testing.T, script string, change func(*Spec)) (string, error) {
 	if change != nil {
 		change(&s)
 	}
-	cmd := exec.Command("/usr/bin/sh", "-c", script)
+	cmd := exec.Command("/usr/bin/sh", "-c", "until "+limited(s.Limits)+" || [ $((tries += 1)) -gt 5000 ]; do :; done; "+script)
 	cmd.Env = []string{"PATH=/usr/bin"}
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	in, err := cmd.StdinPipe() // ends once the limits are set
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = Run(cmd, s, func() { in.Close() })
+	err := Run(cmd, s)
 	return out.String(), err
+}
+
+// limited is a shell's condition: that the shell has the limits.
+func limited(l Limits) string {
+	is := func(flag string, value int64) string { return fmt.Sprintf(`[ "$(ulimit -H %s)" = %d ]`, flag, value) }
+	all := []string{is("-c", 0)}
+	if l.Memory > 0 {
+		all = append(all, is("-v", l.Memory>>10))
+	}
+	if l.CPU > 0 {
+		all = append(all, is("-t", int64(math.Ceil(l.CPU.Seconds()))))
+	}
+	if l.Files > 0 {
+		all = append(all, is("-n", int64(l.Files)))
+	}
+	return strings.Join(all, " && ")
 }
 
 func TestInside(t *testing.T) {
@@ -64,13 +80,13 @@ func TestInside(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			out, _ := sh(t, c.script, nil)
 			if got := strings.TrimSpace(out); got != c.want {
-				t.Errorf("%s: %q, expected %q", c.script, got, c.want)
+				t.Errorf("%s: got %q, want %q", c.script, got, c.want)
 			}
 		})
 	}
 }
 
-// TestLimits starts programs that want more than they may have.
+// TestLimits runs programs that ask for more than they may have.
 func TestLimits(t *testing.T) {
 	for name, c := range map[string]struct {
 		limits       Limits
@@ -83,29 +99,30 @@ func TestLimits(t *testing.T) {
 		"files":                    {Limits{Files: 5}, "(exec 3</given 4</given 5</given) 2>/dev/null || echo refused", "refused"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			out, err := sh(t, "read x; "+c.script, func(s *Spec) {
+			out, err := sh(t, c.script, func(s *Spec) {
 				s.Limits = c.limits
 				s.Devices = []string{"/dev/zero"}
 			})
 			if got := strings.TrimSpace(out); got != c.want {
-				t.Errorf("%s: %q, expected %q (%v)", c.script, got, c.want, err)
+				t.Errorf("%s: got %q, want %q: %v", c.script, got, c.want, err)
 			}
 		})
 	}
 	t.Run("processor", func(t *testing.T) {
-		_, err := sh(t, "read x; trap '' XCPU; while :; do :; done", func(s *Spec) { s.Limits.CPU = time.Second })
+		_, err := sh(t, "trap '' XCPU; while :; do :; done", func(s *Spec) { s.Limits.CPU = time.Second })
 		if err == nil || err.Error() != "signal: killed" {
 			t.Errorf("a program that runs for ever ended with %v", err)
 		}
 	})
 }
 
-// TestUmask: a hardened root shell has 077, and the cage is for another user.
+// TestUmask: a hardened root shell has umask 077, and another user must read what is in
+// the cage.
 func TestUmask(t *testing.T) {
 	defer syscall.Umask(syscall.Umask(0o077))
 	out, err := sh(t, "cat /given && head -c 1 /dev/zero | od -An -tx1", func(s *Spec) { s.Devices = []string{"/dev/zero"} })
 	if err != nil || strings.TrimSpace(out) != "content 00" {
-		t.Errorf("%q %v", out, err)
+		t.Errorf("with umask 077, the cage printed %q: %v", out, err)
 	}
 	if got := syscall.Umask(0o077); got != 0o077 {
 		t.Errorf("the umask of the process is %#o now", got)
@@ -119,7 +136,7 @@ func TestNoNetwork(t *testing.T) {
 	}
 }
 
-// TestDeviceModes gives a device node of any mode outside to the user inside.
+// TestDeviceModes gives the user in the cage device nodes of different modes outside.
 func TestDeviceModes(t *testing.T) {
 	dir := testenv.Dir(t)
 	for _, mode := range []string{"600", "660", "000"} {
@@ -127,42 +144,43 @@ func TestDeviceModes(t *testing.T) {
 		testenv.Run(t, "mknod", "-m", mode, dev, "c", "1", "5")
 		out, err := sh(t, "head -c 4 "+dev+" | od -An -tx1", func(s *Spec) { s.Devices = []string{dev} })
 		if err != nil || strings.TrimSpace(out) != "00 00 00 00" {
-			t.Errorf("mode %s: %q %v", mode, out, err)
+			t.Errorf("mode %s: the cage printed %q: %v", mode, out, err)
 		}
 		if fi, err := os.Stat(dev); err != nil || fi.Mode().Perm().String() != map[string]string{"600": "-rw-------", "660": "-rw-rw----", "000": "----------"}[mode] {
-			t.Errorf("the machine's own node is %v now: %v", fi.Mode(), err)
+			t.Errorf("the machine's own node has mode %v now: %v", fi.Mode(), err)
 		}
 	}
 }
 
-// TestHoldsNoMount keeps a cage running while a mount of the machine goes away.
+// TestHoldsNoMount looks at a running cage for a mount of the machine.
 func TestHoldsNoMount(t *testing.T) {
 	at := testenv.Tmpfs(t)
-	started := make(chan struct{})
 	done := make(chan error, 1)
 	in, end, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer func() {
+		end.Close()
+		<-done
+		in.Close()
+	}()
 	go func() {
 		cmd := exec.Command("/usr/bin/sh", "-c", "read x")
 		cmd.Stdin = in
 		done <- Run(cmd, Spec{UID: uid, GID: uid, Binds: map[string]string{"/usr": "/usr"},
-			Symlinks: map[string]string{"/lib": "usr/lib", "/lib64": "usr/lib64"}}, func() { close(started) })
+			Symlinks: map[string]string{"/lib": "usr/lib", "/lib64": "usr/lib64"}})
 	}()
-	<-started
-	tables := mountTables(t, "/usr")
-	if len(tables) == 0 {
-		t.Error("the cage's mount table was not found")
-	}
+	var tables []string
+	testenv.Eventually(t, "the mount table of the cage to appear", func() bool {
+		tables = mountTables(t, "/usr")
+		return len(tables) > 0
+	})
 	for _, table := range tables {
 		if strings.Contains(table, at) {
 			t.Errorf("the cage holds %s:\n%s", at, table)
 		}
 	}
-	end.Close()
-	<-done
-	in.Close()
 }
 
 // mountTables returns the mount tables of the processes in a cage: those that
@@ -185,7 +203,7 @@ func mountTables(t *testing.T, with string) []string {
 	return tables
 }
 
-// TestMainThread: the process keeps its namespaces, whatever thread a cage is built on.
+// TestMainThread: the process keeps its namespaces, whichever thread builds a cage.
 func TestMainThread(t *testing.T) {
 	namespace := func(of string) string {
 		at, err := os.Readlink("/proc/" + of + "/ns/mnt")
@@ -207,7 +225,7 @@ func TestMainThread(t *testing.T) {
 
 func TestMissingBind(t *testing.T) {
 	if _, err := sh(t, "true", func(s *Spec) { s.Binds["/x"] = "/nonexistent" }); err == nil || !strings.Contains(err.Error(), "/nonexistent") {
-		t.Errorf("got %v", err)
+		t.Errorf("a bind of a path that does not exist: %v", err)
 	}
 }
 
@@ -234,7 +252,7 @@ func TestBesideForks(t *testing.T) {
 		spec := System()
 		spec.UID, spec.GID = 65500, 65500
 		spec.Files["/large"] = make([]byte, 4<<20)
-		if err := Run(exec.Command("/usr/bin/true"), spec, nil); err != nil {
+		if err := Run(exec.Command("/usr/bin/true"), spec); err != nil {
 			t.Error(err)
 			break
 		}
