@@ -5,8 +5,8 @@
 
 package failpoint
 
-// Before announces an effect, by the name of the system call that has it.
+// Before announces an effect by the name of its system call.
 func Before(string) error { return nil }
 
-// Init is the program that tests want as the VM's init, or "".
+// Init returns the program that a test wants as the VM's init, or "".
 func Init() string { return "" }

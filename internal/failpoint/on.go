@@ -15,7 +15,7 @@ import (
 
 var (
 	mu    sync.Mutex
-	known int // the plan that is counted for
+	known int // the number of the plan
 	count int // effects since it was written
 )
 
@@ -23,7 +23,8 @@ var errnos = map[string]syscall.Errno{
 	"ENOSPC": syscall.ENOSPC, "EIO": syscall.EIO, "EBUSY": syscall.EBUSY, "EINTR": syscall.EINTR, "ENOMEM": syscall.ENOMEM,
 }
 
-// Before announces an effect, by the name of the system call that has it.
+// Before announces an effect by the name of its system call. An error means that the
+// effect must not happen.
 func Before(effect string) error {
 	dir := os.Getenv(Env)
 	if dir == "" {
@@ -50,12 +51,12 @@ func Before(effect string) error {
 	}
 	if what == "kill" {
 		syscall.Kill(os.Getpid(), syscall.SIGKILL)
-		select {} // until it arrives
+		select {} // wait for the signal
 	}
 	return errnos[what]
 }
 
-// Init is the program that tests want as the VM's init, or "".
+// Init returns the program that a test wants as the VM's init, or "".
 func Init() string { return os.Getenv(InitEnv) }
 
 func trace(dir, effect string) {

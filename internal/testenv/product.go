@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// Product runs the product to its end, which must come within a minute and a
-// half. What it said is logged and returned, with the exit code.
+// Product runs the product to its end, for a minute and a half at most. It logs and
+// returns the output, and returns the exit code.
 func Product(t testing.TB, args ...string) (code int, output string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
@@ -20,7 +20,7 @@ func Product(t testing.TB, args ...string) (code int, output string) {
 	return Finish(t, exec.CommandContext(ctx, Binary(t), args...))
 }
 
-// Finish runs a command to its end, likewise.
+// Finish is [Product] for any command, and without a limit of time.
 func Finish(t testing.TB, cmd *exec.Cmd) (code int, output string) {
 	t.Helper()
 	b, err := cmd.CombinedOutput()

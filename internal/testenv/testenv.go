@@ -5,8 +5,7 @@
 // devices, the product's binary, the formatting VM.
 //
 // Tests that use it are built with the tag "system". They need root and the
-// packages that hack/setup.sh installs, and fail without: a test that was asked
-// for never skips.
+// packages that hack/setup.sh installs, and fail without them: such a test never skips.
 package testenv
 
 import (
@@ -28,11 +27,11 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/internal/loops"
 )
 
-// workDir is where pools are made: on a real disk, not on a tmpfs.
+// workDir is the directory for pools. It is on a real disk, not on a tmpfs.
 const workDir = "/var/tmp"
 
-// mkfs and its like lie where an ordinary user's PATH does not lead, and that
-// is what `sudo env "PATH=$PATH"` hands on.
+// mkfs and similar programs are in directories that an ordinary user's PATH lacks, and
+// `sudo env "PATH=$PATH"` passes that PATH on.
 func init() {
 	os.Setenv("PATH", os.Getenv("PATH")+":/usr/local/sbin:/usr/sbin:/sbin")
 }
@@ -45,7 +44,7 @@ func Root(t testing.TB) {
 	}
 }
 
-// Dir makes a directory on a real disk, removed after the test.
+// Dir makes a directory on a real disk, and removes it after the test.
 func Dir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp(workDir, "csi-disktemplate-test-")
@@ -76,7 +75,7 @@ func Try(name string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// Fsck holds an unmounted image against the filesystem's own checker.
+// Fsck checks an unmounted image with the filesystem's own checker.
 func Fsck(t testing.TB, filesystem, path string) {
 	t.Helper()
 	switch filesystem {
@@ -91,7 +90,7 @@ func Fsck(t testing.TB, filesystem, path string) {
 	}
 }
 
-// Kind is a filesystem that a pool can, or cannot, be on.
+// Kind is a kind of filesystem for a pool. Some kinds cannot hold one.
 type Kind struct {
 	Name string
 	mkfs []string
@@ -103,26 +102,26 @@ var (
 	Btrfs        = Kind{"btrfs", []string{"mkfs.btrfs", "-q"}}
 	XFSNoReflink = Kind{"xfs", []string{"mkfs.xfs", "-q", "-m", "reflink=0"}}
 	Ext4         = Kind{"ext4", []string{"mkfs.ext4", "-q"}}
-	// PoolKinds are those that a pool can be on.
+	// PoolKinds lists the kinds that can hold a pool.
 	PoolKinds = []Kind{XFS, Btrfs}
 )
 
 // Mount makes a filesystem of the given size on a loop device, mounts it, and
-// returns where. It is gone after the test, which must leave nothing mounted
+// returns its path. After the test it is unmounted. The test must leave nothing mounted
 // below it.
 func (k Kind) Mount(t testing.TB, size int64) string {
 	t.Helper()
 	return Mount(t, size, k.mkfs...)
 }
 
-// Pool is a Mount of a size that suits most tests.
+// Pool is [Kind.Mount] with a size that suits most tests.
 func (k Kind) Pool(t testing.TB) string {
 	t.Helper()
 	return k.Mount(t, 512<<20)
 }
 
-// Image makes a sparse file of the given size and formats it, unless mkfs is
-// empty. mkfs is the command without the file's name.
+// Image makes a sparse file of the given size, formats it unless mkfs is empty, and
+// returns its path. mkfs is the command without the file's name.
 func Image(t testing.TB, size int64, mkfs ...string) string {
 	t.Helper()
 	image := filepath.Join(Dir(t), "image")
@@ -135,7 +134,7 @@ func Image(t testing.TB, size int64, mkfs ...string) string {
 	return image
 }
 
-// Format makes the file at a path a filesystem of the given size.
+// Format makes a file with a filesystem of the given size at a path.
 func (k Kind) Format(t testing.TB, path string, size int64) {
 	t.Helper()
 	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, size)); err != nil {
@@ -144,7 +143,7 @@ func (k Kind) Format(t testing.TB, path string, size int64) {
 	Run(t, k.mkfs[0], append(slices.Clone(k.mkfs[1:]), path)...)
 }
 
-// Mount makes an [Image], mounts it and returns where.
+// Mount makes an [Image], mounts it, and returns its path.
 func Mount(t testing.TB, size int64, mkfs ...string) string {
 	t.Helper()
 	Root(t)
@@ -158,7 +157,7 @@ func Mount(t testing.TB, size int64, mkfs ...string) string {
 	return at
 }
 
-// Tmpfs mounts a tmpfs and returns where.
+// Tmpfs mounts a tmpfs and returns its path.
 func Tmpfs(t testing.TB) string {
 	t.Helper()
 	Root(t)
@@ -168,20 +167,20 @@ func Tmpfs(t testing.TB) string {
 	return at
 }
 
-// Eventually waits for ok. What the kernel does on a last close is done at once
-// here, but on a node udev may hold any block device open for a moment.
+// Eventually waits until ok returns true. The kernel acts on a last close at once, but on
+// a node udev may hold any block device open for a moment.
 func Eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(5 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited 5 s in vain: %s", what)
+			t.Fatalf("waited 5 s in vain for %s", what)
 		}
 	}
 }
 
-// Unmount takes a mount away, and whatever a failed test left below it. A mount
-// namespace that copied the mounts keeps a loop device on a file there, and so the
-// mount, busy for some milliseconds: see [Umount].
+// Unmount unmounts a mount, and what a failed test left below it. A mount namespace that
+// copied the mounts keeps a loop device on a file there, and so the mount, busy for some
+// milliseconds: see [Umount].
 func Unmount(t testing.TB, at string) {
 	t.Helper()
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(at))
@@ -201,15 +200,15 @@ func Unmount(t testing.TB, at string) {
 		}
 		if time.Now().After(deadline) {
 			t.Errorf("umount %s: %v\n%s", at, err, out)
-			exec.Command("umount", "--lazy", at).Run() // leave nothing, whatever holds it
+			exec.Command("umount", "--lazy", at).Run() // leave nothing behind, even if something holds it
 			return
 		}
 	}
 }
 
-// Umount unmounts a loop mount and waits until its superblock is gone too. That
-// is not the same: a mount namespace that copied the mount keeps it alive, and
-// tests that run beside this one make such namespaces for some milliseconds.
+// Umount unmounts a loop mount and waits until its superblock is gone too. The superblock
+// may stay longer: a mount namespace that copied the mount keeps it alive, and
+// tests that run at the same time make such namespaces for some milliseconds.
 func Umount(t testing.TB, at string) {
 	t.Helper()
 	source := strings.TrimSpace(Run(t, "findmnt", "-n", "-o", "SOURCE", "--mountpoint", at))
@@ -224,9 +223,8 @@ func Umount(t testing.TB, at string) {
 	}
 }
 
-// Sweep takes away what a failed test has left of volumes: what is mounted below the
-// kubelet's directory, and the loop devices of files in the pool. After a test that
-// went well there is nothing.
+// Sweep removes what a failed test has left of volumes: mounts below the kubelet's
+// directory, and loop devices of files in the pool. A mount is an error of the test.
 func Sweep(t testing.TB, kubelet, pool string) {
 	t.Helper()
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(kubelet))
@@ -237,7 +235,7 @@ func Sweep(t testing.TB, kubelet, pool string) {
 		t.Errorf("the test left %s mounted", m.Mountpoint)
 		exec.Command("umount", m.Mountpoint).Run()
 	}
-	for _, name := range LoopsBelow(t, pool) { // those of mounts go by themselves
+	for _, name := range LoopsBelow(t, pool) { // autoclear devices went with their mounts
 		exec.Command("losetup", "-d", "/dev/"+name).Run()
 	}
 }
@@ -289,7 +287,7 @@ func LoopsBelow(t testing.TB, dir string) []string {
 	return names
 }
 
-// Fill takes all the space that is left on a filesystem.
+// Fill takes all the free space of a filesystem.
 func Fill(t testing.TB, dir string) {
 	t.Helper()
 	f, err := os.Create(filepath.Join(dir, "filler"))
@@ -327,8 +325,8 @@ func buildAs(name, cgo string, flags ...string) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	// Several test binaries may do this at once: each renames its own into place,
-	// and all are the same.
+	// Several test binaries may build at once. Each renames its own file into place, and all
+	// files are the same.
 	tmp, err := os.MkdirTemp(dir, "build-")
 	if err != nil {
 		return "", err
@@ -357,9 +355,8 @@ func Binary(t testing.TB) string {
 	return path
 }
 
-// FailingBinary builds the product with the points at which tests make it fail, see
-// internal/failpoint, and with the race detector, if that is wanted: it takes some seconds
-// longer to start.
+// FailingBinary builds the product with the failpoints of internal/failpoint and returns
+// its path. race adds the race detector, with which it takes some seconds longer to start.
 func FailingBinary(t testing.TB, race bool) string {
 	t.Helper()
 	build := buildFailing
@@ -373,7 +370,7 @@ func FailingBinary(t testing.TB, race bool) string {
 	return path
 }
 
-// CacheDir is where tests keep the unpacked kernel between runs.
+// CacheDir returns the directory in which tests keep the unpacked kernel between runs.
 func CacheDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.UserCacheDir()

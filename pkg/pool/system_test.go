@@ -40,21 +40,21 @@ func TestOpen(t *testing.T) {
 			dir := filepath.Join(kind.Mount(t, 400<<20), "a", "pool")
 			p := mustOpen(t, Config{Dir: dir, LoopbackSize: 1 << 30})
 			if p.Root() != dir {
-				t.Errorf("the root is %s: no loopback pool is needed here", p.Root())
+				t.Errorf("the root is %s, want %s: no loopback pool is needed here", p.Root(), dir)
 			}
 			for _, d := range []string{"", templatesDir, volumesDir, locksDir, cacheDir} {
 				fi, err := os.Stat(filepath.Join(dir, d))
 				if err != nil || fi.Mode().Perm() != 0o700 || fi.Sys().(*syscall.Stat_t).Uid != 0 {
-					t.Errorf("%q: %v %v", d, fi, err)
+					t.Errorf("the directory %q is %v, want mode 0700 and root: %v", d, fi, err)
 				}
 			}
 			if err := p.Check(); err != nil {
 				t.Error(err)
 			}
 			if s, err := p.Space(); err != nil || s.Total <= 0 || s.Total > 400<<20 || s.Available > s.Total {
-				t.Errorf("space %+v %v", s, err)
+				t.Errorf("the space is %+v: %v", s, err)
 			}
-			// A clone of a template is a volume, and on btrfs neither is CoW.
+			// A template can be cloned to a volume. On btrfs neither is copy-on-write.
 			src, err := p.NewTemplate()
 			if err != nil {
 				t.Fatal(err)
@@ -79,7 +79,7 @@ func TestOpen(t *testing.T) {
 					t.Errorf("a template is copy-on-write: %s", out)
 				}
 			}
-			mustOpen(t, Config{Dir: dir}) // again, with content
+			mustOpen(t, Config{Dir: dir}) // it opens again, now that it has content
 		})
 	}
 }
@@ -99,7 +99,7 @@ func TestGateRefuses(t *testing.T) {
 			os.Chmod(dir, 0o700)
 			_, err := Open(t.Context(), Config{Dir: dir})
 			if !errors.Is(err, ErrUnusable) {
-				t.Fatalf("got %v", err)
+				t.Fatalf("got %v, want ErrUnusable", err)
 			}
 			t.Log(err)
 			for _, w := range append(c.words, dir) {
@@ -108,7 +108,7 @@ func TestGateRefuses(t *testing.T) {
 				}
 			}
 			if _, err := os.Stat(filepath.Join(dir, templatesDir)); err == nil {
-				t.Error("something was made")
+				t.Error("Open made something in a directory that it refused")
 			}
 		})
 	}
@@ -117,7 +117,7 @@ func TestGateRefuses(t *testing.T) {
 func TestGateNote(t *testing.T) {
 	dir := testenv.Ext4.Mount(t, 64<<20)
 	if err := gate(dir); err == nil || strings.Contains(err.Error(), "judged by") {
-		t.Errorf("the note is only for a directory that is not there: %v", err)
+		t.Errorf("the directory exists, and yet the message has the note for one that does not: %v", err)
 	}
 }
 
@@ -131,7 +131,7 @@ func TestOtherFilesystemInside(t *testing.T) {
 	_, err := Open(t.Context(), Config{Dir: dir})
 	testenv.Run(t, "umount", filepath.Join(dir, templatesDir))
 	if !errors.Is(err, ErrUnusable) || !errors.Is(err, syscall.EXDEV) {
-		t.Errorf("a second btrfs inside: %v", err)
+		t.Errorf("with another btrfs mounted inside: %v", err)
 	}
 }
 
@@ -140,12 +140,12 @@ func TestCheck(t *testing.T) {
 	p := mustOpen(t, Config{Dir: filepath.Join(at, "pool")})
 	testenv.Run(t, "mount", "-o", "remount,ro", at)
 	if err := p.Check(); !errors.Is(err, ErrUnusable) || !strings.Contains(err.Error(), "read-only") {
-		t.Errorf("read-only: %v", err)
+		t.Errorf("on a read-only filesystem: %v", err)
 	}
 	testenv.Run(t, "mount", "-o", "remount,rw", at)
 	testenv.Run(t, "mount", "-t", "tmpfs", "cover", p.Root())
 	if err := p.Check(); !errors.Is(err, ErrUnusable) || !strings.Contains(err.Error(), "no longer the directory") {
-		t.Errorf("covered: %v", err)
+		t.Errorf("with a tmpfs mounted over the pool: %v", err)
 	}
 	testenv.Run(t, "umount", p.Root())
 	if err := p.Check(); err != nil {
@@ -158,7 +158,7 @@ func loopback(t *testing.T, dir string, size int64) *Pool {
 	t.Helper()
 	p := mustOpen(t, Config{Dir: dir, LoopbackSize: size})
 	if p.Root() != filepath.Join(dir, loopbackMount) {
-		t.Fatalf("the root is %s", p.Root())
+		t.Fatalf("the root is %s, want %s", p.Root(), filepath.Join(dir, loopbackMount))
 	}
 	return p
 }
@@ -182,7 +182,7 @@ func TestLoopback(t *testing.T) {
 	}
 	first := devices()
 	if len(first) != 1 {
-		t.Fatalf("devices %v", first)
+		t.Fatalf("the image is on the devices %v, want one", first)
 	}
 	if err := os.WriteFile(p.Volume("keep"), []byte("data"), 0o600); err != nil {
 		t.Fatal(err)
@@ -191,24 +191,24 @@ func TestLoopback(t *testing.T) {
 	t.Run("mounted", func(t *testing.T) {
 		loopback(t, dir, 500<<20)
 		if again := devices(); len(again) != 1 || again[0] != first[0] || testenv.Mounts(t, dir) != 1 {
-			t.Errorf("was on %v, now on %v, %d mounts", first, again, testenv.Mounts(t, dir))
+			t.Errorf("the image was on %v and is on %v, with %d mounts; want one of each", first, again, testenv.Mounts(t, dir))
 		}
 	})
 	t.Run("alive but not visible", func(t *testing.T) {
-		// A volume, or another mount namespace, holds the superblock.
+		// Another mount stands for a volume or mount namespace that holds the superblock.
 		elsewhere := testenv.Dir(t)
 		testenv.Run(t, "mount", "--bind", at, elsewhere)
 		p.Close()
 		testenv.Run(t, "umount", at)
 		p = loopback(t, dir, 500<<20)
 		if again := devices(); len(again) != 1 || again[0] != first[0] {
-			t.Errorf("was on %v, now on %v: two filesystems on one disk", first, again)
+			t.Errorf("the image was on %v and is on %v: two filesystems on one disk", first, again)
 		}
 		if err := os.WriteFile(filepath.Join(elsewhere, "seen"), nil, 0o600); err != nil {
 			t.Error(err)
 		}
 		if _, err := os.Stat(filepath.Join(at, "seen")); err != nil {
-			t.Errorf("not the same filesystem: %v", err)
+			t.Errorf("the other mount shows another filesystem: %v", err)
 		}
 		testenv.Run(t, "umount", elsewhere)
 	})
@@ -216,29 +216,29 @@ func TestLoopback(t *testing.T) {
 		p.Close()
 		testenv.Umount(t, at)
 		if left := devices(); len(left) != 0 {
-			t.Errorf("still on %v", left)
+			t.Errorf("the image is still on %v", left)
 		}
-		p = loopback(t, dir, 0x1234<<20) // the size is for making it
+		p = loopback(t, dir, 0x1234<<20) // an existing image keeps its size
 		if b, err := os.ReadFile(p.Volume("keep")); err != nil || string(b) != "data" {
-			t.Errorf("%q %v", b, err)
+			t.Errorf("the kept file has %q: %v", b, err)
 		}
 	})
 	t.Run("something else mounted there", func(t *testing.T) {
 		testenv.Run(t, "mount", "-t", "tmpfs", "other", at)
 		_, err := Open(t.Context(), Config{Dir: dir, LoopbackSize: 500 << 20})
 		if !errors.Is(err, ErrUnusable) || !strings.Contains(err.Error(), "other") {
-			t.Errorf("got %v", err)
+			t.Errorf("got %v, want ErrUnusable and the mount's source", err)
 		}
 		testenv.Run(t, "umount", at)
 	})
 	if dio, err := os.ReadFile(fmt.Sprintf("/sys/block/loop%d/loop/dio", devices()[0])); err != nil || strings.TrimSpace(string(dio)) != "1" {
-		t.Errorf("dio %q %v", dio, err)
+		t.Errorf("dio is %q, want 1: %v", dio, err)
 	}
 	p.Close()
 	testenv.Umount(t, at)
 }
 
-// TestOpenFull: a plugin that starts on a full pool has volumes to unpublish.
+// TestOpenFull: a full pool must open, so that its volumes can be unpublished.
 func TestOpenFull(t *testing.T) {
 	for _, kind := range testenv.PoolKinds {
 		t.Run(kind.Name, func(t *testing.T) {
@@ -255,21 +255,22 @@ func TestOpenFull(t *testing.T) {
 	}
 }
 
-// TestOpenExistingSparesOthers has a directory that only looks a little like ours.
+// TestOpenExistingSparesOthers opens a directory that is not a pool, but has one of its
+// subdirectories.
 func TestOpenExistingSparesOthers(t *testing.T) {
 	site := filepath.Join(testenv.XFS.Pool(t), "site")
 	if err := os.MkdirAll(filepath.Join(site, templatesDir), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := OpenExisting(site); !errors.Is(err, ErrUnusable) {
-		t.Errorf("got %v", err)
+	if p, err := OpenExisting(site); p != nil || !errors.Is(err, ErrUnusable) {
+		t.Errorf("got %v and %v, want ErrUnusable", p, err)
 	}
 	if entries, err := os.ReadDir(site); err != nil || len(entries) != 1 {
-		t.Errorf("something was made: %v %v", entries, err)
+		t.Errorf("OpenExisting made something: %v, %v", entries, err)
 	}
 }
 
-// TestLoopbackOnXFSWithoutReflink: it is not the name of the filesystem that decides.
+// TestLoopbackOnXFSWithoutReflink: an xfs that cannot share extents gets a loopback pool.
 func TestLoopbackOnXFSWithoutReflink(t *testing.T) {
 	dir := filepath.Join(testenv.XFSNoReflink.Mount(t, 600<<20), "pool")
 	p := loopback(t, dir, 400<<20)
@@ -283,13 +284,13 @@ func TestOpenExisting(t *testing.T) {
 		t.Errorf("an empty directory: %v", err)
 	}
 	if entries, err := os.ReadDir(at); err != nil || len(entries) != 1 { // lost+found
-		t.Errorf("something was made: %v %v", entries, err)
+		t.Errorf("OpenExisting made something: %v, %v", entries, err)
 	}
 	dir := filepath.Join(at, "pool")
 	p := loopback(t, dir, 400<<20)
 	again, err := OpenExisting(dir)
 	if err != nil || again.Root() != p.Root() {
-		t.Fatalf("a loopback pool: %v", err)
+		t.Fatalf("a loopback pool that is mounted: %v", err)
 	}
 	again.Close()
 	p.Close()
@@ -303,14 +304,14 @@ func TestLoopbackTooSmall(t *testing.T) {
 	dir := filepath.Join(testenv.Ext4.Mount(t, 64<<20), "pool")
 	_, err := Open(t.Context(), Config{Dir: dir, LoopbackSize: 10 << 20})
 	if !errors.Is(err, ErrUnusable) || !strings.Contains(err.Error(), "300Mi") {
-		t.Errorf("got %v", err)
+		t.Errorf("got %v, want ErrUnusable and 300Mi", err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, loopbackImage)); err == nil {
-		t.Error("an image was left")
+		t.Error("an image was made")
 	}
 }
 
-// TestLoopbackAtOnce starts several processes' worth of Open at the same time.
+// TestLoopbackAtOnce opens one loopback pool from several goroutines at the same time.
 func TestLoopbackAtOnce(t *testing.T) {
 	dir := filepath.Join(testenv.Ext4.Mount(t, 600<<20), "pool")
 	var wg sync.WaitGroup
@@ -326,7 +327,7 @@ func TestLoopbackAtOnce(t *testing.T) {
 	}
 	wg.Wait()
 	if n := testenv.Mounts(t, dir); n != 1 {
-		t.Errorf("%d mounts", n)
+		t.Errorf("there are %d mounts, want one", n)
 	}
 	testenv.Run(t, "umount", filepath.Join(dir, loopbackMount))
 }
@@ -358,7 +359,7 @@ func TestLockNamesHolder(t *testing.T) {
 	defer cancel()
 	_, err := p.Lock(ctx, "key")
 	if !errors.Is(err, ErrLocked) || !errors.Is(err, context.DeadlineExceeded) {
-		t.Fatalf("got %v", err)
+		t.Fatalf("got %v, want ErrLocked and DeadlineExceeded", err)
 	}
 	t.Log(err)
 	for _, w := range []string{path, fmt.Sprintf("pid=%d cmd=sleep 1000", holder.Process.Pid), "leave the file"} {
@@ -378,7 +379,7 @@ func TestLockIsFreed(t *testing.T) {
 		t.Fatal(err)
 	}
 	if second, err := p.TryLock("key"); err != nil || second != nil {
-		t.Errorf("a held lock was given: %v %v", second, err)
+		t.Errorf("TryLock of a held lock: %v, %v", second, err)
 	}
 	time.AfterFunc(100*time.Millisecond, func() { first.Unlock() })
 	second, err := p.Lock(t.Context(), "key")
@@ -388,17 +389,17 @@ func TestLockIsFreed(t *testing.T) {
 	second.Unlock()
 }
 
-// TestTouch notes when something was used, where taking its lock changes nothing.
+// TestTouch records a time of use, which taking the lock does not change.
 func TestTouch(t *testing.T) {
 	for _, kind := range testenv.PoolKinds {
 		t.Run(kind.Name, func(t *testing.T) {
 			p := mustOpen(t, Config{Dir: filepath.Join(kind.Mount(t, 400<<20), "pool")})
 			used := time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC)
 			if err := p.Touch("key", used); !errors.Is(err, os.ErrNotExist) {
-				t.Errorf("nobody ever took the lock: %v", err)
+				t.Errorf("Touch of a lock that was never taken: %v", err)
 			}
 			if _, err := p.Touched("key"); !errors.Is(err, os.ErrNotExist) {
-				t.Errorf("nobody ever took the lock: %v", err)
+				t.Errorf("Touched of a lock that was never taken: %v", err)
 			}
 			for range 2 {
 				l, err := p.TryLock("key")
@@ -415,7 +416,7 @@ func TestTouch(t *testing.T) {
 			}
 			l.Unlock()
 			if at, err := p.Touched("key"); err != nil || !at.Equal(used) {
-				t.Errorf("used at %s, not %s: %v", at, used, err)
+				t.Errorf("last used at %s, want %s: %v", at, used, err)
 			}
 		})
 	}

@@ -1,12 +1,11 @@
 // Copyright The csi-disktemplate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package kvm tells whether this machine's KVM can run a kernel, by trying.
+// Package kvm finds out by a trial whether this machine's KVM can run a kernel.
 //
-// The presence of /dev/kvm says little: some hosts offer a device behind which
-// instructions are emulated one by one, at microseconds each, where a guest
-// kernel stalls without any error. So [Usable] runs a few thousand real-mode
-// instructions and looks at the clock.
+// The presence of /dev/kvm says little. Some hosts have a device that emulates
+// instructions one by one, at microseconds each, so that a guest kernel stalls without any
+// error. So [Usable] runs some thousand real-mode instructions and measures the time.
 //
 // Source: Documentation/virt/kvm/api.rst.
 package kvm

@@ -14,8 +14,8 @@ import (
 // Device is KVM's device node.
 const Device = "/dev/kvm"
 
-// ErrUnusable means that guests must be run without KVM here; the error that
-// wraps it says why.
+// ErrUnusable means that guests must run without KVM here. The error that wraps it says
+// why.
 var ErrUnusable = errors.New("KVM is not usable")
 
 // ioctl numbers of <linux/kvm.h>, the same on every architecture.
@@ -24,9 +24,9 @@ const (
 	kvmAPIVersion    = 12 // "applications should refuse to run if it is not 12"
 )
 
-// Usable reports nil when a guest kernel can be expected to run under KVM, and
-// else [ErrUnusable] with the reason. It takes a few milliseconds where KVM
-// works and at most some hundred where it does not.
+// Usable returns nil if a guest kernel should run under KVM, or else [ErrUnusable] with
+// the reason. It takes a few milliseconds where KVM works, and at most some hundred where
+// it does not.
 func Usable() error {
 	dev, err := os.OpenFile(Device, os.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -38,7 +38,7 @@ func Usable() error {
 		return fmt.Errorf("%w: %s: KVM_GET_API_VERSION: %w", ErrUnusable, Device, err)
 	}
 	if version != kvmAPIVersion {
-		return fmt.Errorf("%w: %s speaks API version %d, not %d", ErrUnusable, Device, version, kvmAPIVersion)
+		return fmt.Errorf("%w: %s has API version %d, and %d is needed", ErrUnusable, Device, version, kvmAPIVersion)
 	}
 	if err := try(dev); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnusable, err)

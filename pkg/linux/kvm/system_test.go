@@ -13,14 +13,14 @@ import (
 	"time"
 )
 
-// TestUsable holds the verdict against what the processor says of itself. A
-// machine where the two differ is worth a look.
+// TestUsable compares the verdict with the processor's flags. A machine where they differ
+// is worth a look.
 func TestUsable(t *testing.T) {
 	start := time.Now()
 	err := Usable()
 	t.Logf("after %s: %v", time.Since(start), err)
 	if err != nil && !errors.Is(err, ErrUnusable) {
-		t.Errorf("not ErrUnusable: %v", err)
+		t.Errorf("the error is not ErrUnusable: %v", err)
 	}
 	cpuinfo, readErr := os.ReadFile("/proc/cpuinfo")
 	if readErr != nil {
@@ -28,6 +28,6 @@ func TestUsable(t *testing.T) {
 	}
 	hardware := regexp.MustCompile(`(?m)^(flags|Features).*\b(vmx|svm)\b`).Match(cpuinfo)
 	if _, statErr := os.Stat(Device); statErr == nil && hardware != (err == nil) {
-		t.Errorf("vmx or svm in /proc/cpuinfo: %v, yet the trial says %v", hardware, err)
+		t.Errorf("/proc/cpuinfo has vmx or svm: %v, and yet the trial says: %v", hardware, err)
 	}
 }

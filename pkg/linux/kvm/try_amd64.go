@@ -35,12 +35,13 @@ const (
 const (
 	// instructions is how many LOOPs the trial guest runs.
 	instructions = 20_000
-	// slowest is the time they may take. On hardware a LOOP is 1–11 cycles, so
-	// all of them are below 0.1 ms; a KVM that emulates each was measured at 11 ms
-	// (go test -tags system -v ./pkg/linux/kvm). The limit lies a factor of ten
-	// from either, more than a loaded machine blurs.
+	// slowest is the time they may take. On hardware a LOOP takes 1–11 cycles, so all of
+	// them take less than 0.1 ms. A KVM that emulates each was measured at 11 ms
+	// (go test -tags system -v ./pkg/linux/kvm). The limit is a factor of ten
+	// from both, more than the load of a machine changes.
 	slowest = time.Millisecond
-	// attempts: the fastest counts, as being descheduled only ever adds.
+	// attempts is how often the guest runs. The fastest run counts, since being descheduled
+	// only adds time.
 	attempts = 3
 )
 

@@ -7,6 +7,6 @@ package kvm
 
 import "os"
 
-// try has nothing to add where KVM exists only on top of hardware support: the
-// device that answers is the proof.
+// try does nothing. On these architectures KVM exists only with hardware support, so a
+// device that answers is proof enough.
 func try(*os.File) error { return nil }

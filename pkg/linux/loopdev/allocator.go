@@ -15,63 +15,63 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
 )
 
-// ErrNotDirect means that the kernel would not do direct I/O on the file.
+// ErrNotDirect means that the kernel does not do direct I/O on the file.
 var ErrNotDirect = errors.New("the loop device cannot use direct I/O")
 
 // Options of an attachment. The zero value is a writable device that stays
 // until it is detached.
 type Options struct {
 	ReadOnly bool
-	// AutoClear detaches the device when the last user of it goes. It is wrong
-	// under a bind mount of the device node, which is no user.
+	// AutoClear detaches the device when its last user goes. Do not set it for a device
+	// whose node is bind-mounted: such a mount does not count as a user.
 	AutoClear bool
-	// NoDiscard refuses discards, which would punch holes into the file: for one
-	// whose space is reserved. It takes a device of its own, to be given to [Remove]
-	// afterwards.
+	// NoDiscard makes the device refuse discards. It is for a file whose space is reserved,
+	// since discards punch holes into the file. It takes a device of its own, which must be
+	// given to [Remove] afterwards.
 	NoDiscard bool
-	// Name is lo_file_name, cut at [MaxName] bytes.
+	// Name is lo_file_name, cut at [MaxName] bytes. It is for people to read and proves
+	// nothing: anybody may give any name.
 	Name string
 }
 
-// MaxName is how much of a name a device keeps, in bytes.
+// MaxName is the length of a device's name, in bytes, beyond which it is cut.
 const MaxName = unix.LO_NAME_SIZE - 1
 
 const (
-	// tries bounds how many devices that were free a while ago are passed over
-	// before a new one is made.
+	// tries bounds how many devices of the last look are tried before a new one is made.
+	// Another process can have taken each of them since.
 	tries = 4
-	// steals bounds how often in a row others may take the device that we just
-	// made. More than once is an accident already.
+	// steals bounds how often in a row other processes may take the device that Attach has
+	// just made. That they take even two is unlikely.
 	steals = 16
 )
 
-// Allocator hands out loop devices to this process. Its zero value is usable.
+// Allocator picks loop devices for this process. Its zero value is usable.
 //
-// LOOP_CTL_GET_FREE names the same free device to everyone who asks, so that all
-// but one meet EBUSY. An Allocator names each device to one goroutine at a time.
-// Other processes know nothing of it; what they took is passed over.
+// LOOP_CTL_GET_FREE returns the same free device to everyone who asks, so that all but one
+// get EBUSY. An Allocator gives each device to one goroutine at a time.
+// Other processes do not know about it, so it skips the devices that they took.
 //
-// An autoclear device comes free without a word, so which are free is looked up
-// in sysfs, at 5 µs per device, and in the mount table, when it has run out of those it
-// knew. To make a
-// new device instead, at 300 µs, leaves one more for ever. So with N devices it
-// looks once in N/4 attachments at most: that costs each 20 µs, and it makes
-// new ones only if N/4 were not free at the last look, which bounds N to 5/3 of
-// what was ever attached at once.
+// Nobody is told when an autoclear device becomes free. So when the Allocator has run out
+// of devices, it looks for free ones in sysfs, which takes 5 µs per device, and in the
+// mount table. Making a new device takes 300 µs instead, and leaves one more for ever.
+// So with N devices it looks once in N/4 attachments at most. That costs 20 µs per
+// attachment, and it makes new devices only if fewer than N/4 were free at the last look,
+// which bounds N to 5/3 of the most devices that were ever attached at once.
 type Allocator struct {
-	mu     sync.Mutex   // held during a look, but for no attachment
-	free   []int        // free at the last look, and not handed out since
-	trying map[int]bool // in the hands of a goroutine: sysfs may show them as free yet
+	mu     sync.Mutex   // held during a look, and never during an attachment
+	free   []int        // free at the last look, and not given out since
+	trying map[int]bool // given to a goroutine: sysfs may still show them as free
 	nodes  int          // how many devices there were at the last look
-	handed int          // how often take was called since
+	handed int          // how often take was called since the last look
 }
 
 // Attach attaches a file to a free loop device. The kernel takes its own
-// reference of the file, and fsyncs it: 25-200 µs, 1.5 ms after an unsynced clone.
+// reference to the file, and fsyncs it: 25-200 µs, or 1.5 ms after an unsynced clone.
 //
-// The device's blocks are [BlockSize] bytes; what the file has beyond the last
+// The device's blocks have [BlockSize] bytes. The end of the file after its last
 // whole sector of 512 bytes is not visible. A filesystem with smaller blocks,
-// like the 1 KiB of a small default ext4, does not mount from it.
+// such as the 1 KiB of a small default ext4, does not mount from the device.
 func (a *Allocator) Attach(backing *os.File, o Options) (*Device, error) {
 	for range tries {
 		if o.NoDiscard {
@@ -86,7 +86,7 @@ func (a *Allocator) Attach(backing *os.File, o Options) (*Device, error) {
 		}
 		d, err := attachIfFree(index, backing, o)
 		a.done(index)
-		if !errors.Is(err, errTaken) && !errors.Is(err, unix.ENOENT) { // or removed since
+		if !errors.Is(err, errTaken) && !errors.Is(err, unix.ENOENT) { // ENOENT: it was removed since
 			return d, err
 		}
 	}
@@ -104,8 +104,8 @@ func (a *Allocator) Attach(backing *os.File, o Options) (*Device, error) {
 	return nil, fmt.Errorf("attach %s: other processes took %d new loop devices in a row: %w", backing.Name(), steals, err)
 }
 
-// take names a device that may be free to one goroutine, until done. If it has
-// none it is time for a new one.
+// take gives the caller a device that may be free, and gives it to nobody else until
+// done. If ok is false, it is time to make a new device.
 func (a *Allocator) take() (index int, ok bool, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -133,12 +133,12 @@ func (a *Allocator) done(index int) {
 	delete(a.trying, index)
 }
 
-// look finds what is free, whoever made it: an earlier run of this program, too.
-// In a container's own /dev some devices may have no node.
+// look finds the free devices, whoever made them, for example an earlier run of this
+// program. In a container's own /dev some devices may have no node.
 //
-// A device whose node is mounted somewhere is not free: a pod has it. Whoever may
-// open a device may detach it (LOOP_CLR_FD), and would then have the next file that
-// is attached to it.
+// A device whose node is mounted somewhere does not count as free, since a pod has it.
+// Whoever can open a device can detach its file (LOOP_CLR_FD), and could then use the next
+// file that is attached to it.
 func (a *Allocator) look() error {
 	nodes, err := existing()
 	if err != nil {
@@ -157,7 +157,7 @@ func (a *Allocator) look() error {
 	return nil
 }
 
-// mountedNodes are the loop devices whose nodes are bound to somewhere.
+// mountedNodes returns the loop devices whose nodes are bind-mounted somewhere.
 func mountedNodes() (map[int]bool, error) {
 	given := map[int]bool{}
 	_, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
@@ -176,8 +176,8 @@ func mountedNodes() (map[int]bool, error) {
 //
 // "LOOP_CTL_ADD: Add the new loop device whose device number is specified as a
 // long integer in the third ioctl(2) argument. On success, the device index is
-// returned" loop(4). Of a negative number the kernel makes the first that does
-// not exist yet, loop_add() in drivers/block/loop.c.
+// returned" loop(4). For a negative number the kernel makes the first device that does
+// not exist yet: loop_add() in drivers/block/loop.c.
 func add() (int, error) {
 	index, err := control("LOOP_CTL_ADD", unix.LOOP_CTL_ADD, ^uintptr(0))
 	if err != nil {
@@ -186,7 +186,7 @@ func add() (int, error) {
 	return index, nil
 }
 
-// control calls the driver itself.
+// control makes an ioctl on the loop driver itself.
 func control(name string, request uint, arg uintptr) (int, error) {
 	const path = "/dev/loop-control"
 	f, err := sys.Open(path, func() (int, error) { return unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0) })
@@ -206,7 +206,7 @@ func control(name string, request uint, arg uintptr) (int, error) {
 	return int(result), err
 }
 
-// errTaken means to try another device.
+// errTaken means that another device must be tried.
 var errTaken = errors.New("the loop device is in use")
 
 func attachIfFree(index int, backing *os.File, o Options) (*Device, error) {
@@ -218,7 +218,7 @@ func attachIfFree(index int, backing *os.File, o Options) (*Device, error) {
 		mode = unix.O_RDONLY
 	}
 	d, err := openNode(index, mode)
-	if errors.Is(err, ErrNotAttached) { // it is just being detached
+	if errors.Is(err, ErrNotAttached) { // it is being detached at this moment
 		return nil, fmt.Errorf("%w: %w", errTaken, err)
 	}
 	if err != nil {
@@ -246,13 +246,12 @@ func attachIfFree(index int, backing *os.File, o Options) (*Device, error) {
 	return d, nil
 }
 
-// Discards are refused by a limit that belongs to the device, not to the
-// attachment, and for good: with it the kernel drops the granularity, and then
-// accepts no limit but 0 (queue_max_discard_sectors_store in block/blk-sysfs.c on
-// 6.18, measured). So a device that refuses is made for its one attachment, and
-// [Remove] is for what is left of it.
+// A limit of the device makes it refuse discards. The limit outlives the attachment and
+// stays for ever: with a limit of 0 the kernel also drops the granularity, and then accepts
+// no other limit (queue_max_discard_sectors_store in block/blk-sysfs.c on 6.18, measured).
+// So a device that refuses discards is made for a single attachment, and [Remove]d after it.
 
-// refuseDiscard takes discards away from an attached device.
+// refuseDiscard makes an attached device refuse discards.
 //
 // "discard_max_bytes: [RW] [...] can be used to limit the size of discards. A
 // value of 0 disables them" Documentation/ABI/stable/sysfs-block
@@ -266,8 +265,8 @@ func (d *Device) refuseDiscard() error {
 	return nil
 }
 
-// refusesDiscard reports whether somebody has done that to a device whose file
-// could do it.
+// refusesDiscard reports whether somebody made the device refuse discards that its file
+// supports.
 func (d *Device) refusesDiscard() (bool, error) {
 	limit, err := os.ReadFile(d.queue("discard_max_bytes"))
 	if err != nil || string(limit) != "0\n" {
@@ -281,7 +280,8 @@ func (d *Device) queue(name string) string {
 	return fmt.Sprintf("/sys/block/loop%d/queue/%s", d.index, name)
 }
 
-// Remove removes a free device, which takes 44 ms. One that is in use stays.
+// Remove removes a free device, which takes 44 ms. A device that is in use stays, without
+// an error.
 //
 // "LOOP_CTL_REMOVE: Remove the loop device whose device number is specified as a
 // long integer in the third ioctl(2) argument" loop(4)
@@ -296,7 +296,7 @@ func Remove(index int) error {
 	return nil
 }
 
-// configure attaches the file with all properties at once.
+// configure attaches the file with all its properties in one call.
 //
 // "LOOP_CONFIGURE (since Linux 5.8): Setup and configure all loop device
 // parameters in a single step" loop(4)
@@ -328,8 +328,8 @@ func (o Options) flags() uint32 {
 	return flags
 }
 
-// verify looks at what LOOP_CONFIGURE made of the wishes: it ignores those that
-// do not fit the file, and succeeds.
+// verify checks the properties of an attachment: LOOP_CONFIGURE succeeds even where it
+// ignores a property that does not fit the file.
 func (d *Device) verify(backing *os.File, o Options) error {
 	status, err := d.status()
 	if err != nil {
@@ -344,17 +344,17 @@ func (d *Device) verify(backing *os.File, o Options) error {
 	case err != nil:
 		return fmt.Errorf("BLKSSZGET %s: %w", d.Path(), err)
 	case size != BlockSize:
-		return fmt.Errorf("attach %s: %s has blocks of %d bytes, not %d", backing.Name(), d.Path(), size, BlockSize)
+		return fmt.Errorf("attach %s: %s has blocks of %d bytes, want %d", backing.Name(), d.Path(), size, BlockSize)
 	case status.Flags&unix.LO_FLAGS_DIRECT_IO == 0:
 		return fmt.Errorf("%w: %s%s; make the pool with blocks of %d bytes", ErrNotDirect, backing.Name(), alignment(backing), BlockSize)
 	case status.Flags&unix.LO_FLAGS_READ_ONLY != 0 && !o.ReadOnly:
-		return fmt.Errorf("attach %s: the device became read-only, as the file is not open for writing", backing.Name())
+		return fmt.Errorf("attach %s: the device is read-only, because the file is not open for writing", backing.Name())
 	}
 	return nil
 }
 
-// alignment is what direct I/O on the file needs, for the message: statx(2),
-// stx_dio_offset_align, since Linux 6.1.
+// alignment describes the alignment that direct I/O on the file needs, for a message:
+// stx_dio_offset_align in statx(2), since Linux 6.1.
 func alignment(f *os.File) string {
 	var st unix.Statx_t
 	err := sys.On(f, func(fd int) error { return unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_DIOALIGN, &st) })

@@ -17,24 +17,24 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
 )
 
-// BlockSize is the logical block size of every device attached here. A smaller
-// one makes the kernel refuse direct I/O on a reflinked xfs file.
+// BlockSize is the logical block size of every device that is attached here. With smaller
+// blocks the kernel refuses direct I/O on a reflinked xfs file.
 const BlockSize = 4096
 
 // ErrNotAttached means that the loop device has no backing file.
 var ErrNotAttached = errors.New("the loop device is not attached")
 
-// Device is an open and attached loop device. While it is open its index means
-// the same attachment, unless somebody detaches it by force.
+// Device is an open and attached loop device. While it is open, its index stands for the
+// same attachment, unless somebody detaches it by force.
 type Device struct {
 	index int
 	file  *os.File
 }
 
-// Open opens a device that is attached already, else [ErrNotAttached].
+// Open opens a device that is attached. A free one returns [ErrNotAttached].
 //
-// It is open for reading only: that is enough for all ioctls here, and udev
-// examines every device again that somebody closes after writing.
+// The device is open for reading only. That is enough for all ioctls here, and udev
+// examines a device again whenever somebody closes it who could write to it.
 func Open(index int) (*Device, error) {
 	d, err := openNode(index, unix.O_RDONLY)
 	if err != nil {
@@ -47,8 +47,8 @@ func Open(index int) (*Device, error) {
 	return d, nil
 }
 
-// openNode opens a device, attached or not. One that is just being detached
-// gives ENXIO.
+// openNode opens a device, attached or not. A device that is being detached at this
+// moment returns ENXIO.
 func openNode(index, mode int) (*Device, error) {
 	path := pathOf(index)
 	f, err := sys.Open(path, func() (int, error) { return unix.Open(path, mode|unix.O_CLOEXEC, 0) })
@@ -64,9 +64,9 @@ func openNode(index, mode int) (*Device, error) {
 	return &Device{index: index, file: f}, nil
 }
 
-// OpenBacked opens a device whose backing file is this one, or returns
-// [ErrNotAttached]. It is proven to be the one after it was opened: before, it
-// could have become another file's.
+// OpenBacked opens a device that has the file, or returns [ErrNotAttached]. It compares
+// the inode after it has opened the device, since before that the device could have become
+// another file's.
 func OpenBacked(backing *os.File) (*Device, error) {
 	indices, err := Find(backing)
 	if err != nil {
@@ -85,21 +85,24 @@ func OpenBacked(backing *os.File) (*Device, error) {
 		}
 		d.Close()
 	}
-	return nil, fmt.Errorf("%w: no device has %s", ErrNotAttached, backing.Name())
+	return nil, fmt.Errorf("%w: no loop device has %s", ErrNotAttached, backing.Name())
 }
 
+// Path is the path of the device's node: /dev/loop7.
 func (d *Device) Path() string { return pathOf(d.index) }
-func (d *Device) Index() int   { return d.index }
+
+// Index is the number in the device's path.
+func (d *Device) Index() int { return d.index }
 
 // File is the open device. It belongs to d.
 func (d *Device) File() *os.File { return d.file }
 
-// Close ends the attachment of an autoclear device that nobody else holds, and
-// leaves any other attached.
+// Close detaches an autoclear device that nobody else holds. Any other device stays
+// attached.
 func (d *Device) Close() error { return d.file.Close() }
 
 // Detach detaches the backing file and closes d. If others hold the device, the
-// kernel does it when the last of them lets go.
+// kernel detaches the file when the last of them lets go.
 //
 // "LOOP_CLR_FD: Disassociate the loop device from any file descriptor." loop(4)
 func (d *Device) Detach() error {
@@ -116,7 +119,8 @@ func (d *Device) Detach() error {
 	return errors.Join(err, d.Close())
 }
 
-// Backs reports whether f is the file behind the device.
+// Backs reports whether f is the file behind the device: whether it is the same inode.
+// This is the proof of whose device it is.
 func (d *Device) Backs(f *os.File) (bool, error) {
 	want, err := inodeOf(f)
 	if err != nil {
@@ -135,9 +139,9 @@ func (d *Device) ReadOnly() (bool, error) {
 	return err == nil && status.Flags&unix.LO_FLAGS_READ_ONLY != 0, err
 }
 
-// Keep makes sure that the device stays attached when its last user goes. It is for
-// one that [Device.Detach] has left to its other users: the kernel makes it
-// autoclear, and it would vanish with them.
+// Keep makes sure that the device stays attached when its last user goes. It takes back a
+// [Device.Detach] for which the kernel waits for other users: until then the device is
+// autoclear, and would be detached when they are gone.
 func (d *Device) Keep() error {
 	status, err := d.status()
 	if err != nil || status.Flags&unix.LO_FLAGS_AUTOCLEAR == 0 {
@@ -151,15 +155,15 @@ func (d *Device) Keep() error {
 	return nil
 }
 
-// Info is what a device knows of its attachment.
+// Info describes an attachment.
 type Info struct {
-	Name      string // what [Options].Name was, cut at [MaxName] bytes
+	Name      string // see [Device.Name]
 	AutoClear bool
-	// Of the backing file, as stat(2) has them.
+	// The backing file's, as in stat(2): the proof of which file it is.
 	Device, Inode uint64
 }
 
-// Info asks the device.
+// Info asks the device for its attachment.
 func (d *Device) Info() (Info, error) {
 	status, err := d.status()
 	if err != nil {
@@ -172,7 +176,8 @@ func (d *Device) Info() (Info, error) {
 	}, nil
 }
 
-// Name is what [Options].Name was, cut at [MaxName] bytes.
+// Name returns [Options].Name, cut at [MaxName] bytes. It is for people to read: whoever
+// attached the device chose it, so it proves nothing. See [Device.Backs].
 func (d *Device) Name() (string, error) {
 	info, err := d.Info()
 	return info.Name, err
@@ -194,13 +199,17 @@ func (d *Device) UpdateSize() error {
 	return nil
 }
 
-// Sync writes what is dirty in the device's own page cache, where somebody used
-// it without a filesystem.
+// Sync writes out the device's own page cache, in which somebody who uses the device
+// without a filesystem leaves dirty data.
+//
+// "fsync() transfers ("flushes") all modified in-core data of (i.e., modified buffer
+// cache pages for) the file referred to by the file descriptor fd to the disk device"
+// fsync(2)
 func (d *Device) Sync() error { return sys.Effect("fsync", d.file, unix.Fsync) }
 
-// inode as LOOP_GET_STATUS64 has it. The kernel takes it with the same getattr
-// as fstat(2): on btrfs st_dev is the subvolume's own, not what /proc/self/mountinfo
-// or the superblock have.
+// inode identifies a file as LOOP_GET_STATUS64 does. The kernel uses the same getattr
+// as for fstat(2): on btrfs st_dev is the subvolume's own, and differs from that in
+// /proc/self/mountinfo and in the superblock.
 type inode struct{ dev, ino uint64 }
 
 func inodeOf(f *os.File) (inode, error) {
@@ -211,7 +220,7 @@ func inodeOf(f *os.File) (inode, error) {
 	return inode{uint64(st.Dev), st.Ino}, nil
 }
 
-// status is [ErrNotAttached] on a free device.
+// status returns the attachment, or [ErrNotAttached] for a free device.
 //
 // "LOOP_GET_STATUS64: Get the status of the loop device." loop(4)
 func (d *Device) status() (*unix.LoopInfo64, error) {
@@ -229,7 +238,7 @@ func (d *Device) status() (*unix.LoopInfo64, error) {
 	return info, nil
 }
 
-// Attached returns the indices of all devices that have a file, whosever.
+// Attached returns the indices of all attached devices, whoever attached them.
 func Attached() ([]int, error) {
 	nodes, err := existing()
 	if err != nil {
@@ -238,9 +247,9 @@ func Attached() ([]int, error) {
 	return slices.DeleteFunc(nodes, func(i int) bool { return !attached(i) }), nil
 }
 
-// Find returns the indices of all devices whose backing file is this one,
-// whatever it is called now. Devices come and go meanwhile: the answer holds
-// for what the caller keeps others from changing.
+// Find returns the indices of all devices that have the file. It compares inodes, so
+// the file's name does not matter. Devices may come and go meanwhile: the answer stays true
+// only if the caller keeps others from attaching and detaching the file.
 func Find(backing *os.File) ([]int, error) {
 	nodes, err := Attached()
 	if err != nil {
@@ -250,11 +259,12 @@ func Find(backing *os.File) ([]int, error) {
 	for _, i := range nodes {
 		ok, err := backs(i, backing)
 		if errors.Is(err, ErrNotAttached) {
-			continue // or just being detached, which nothing is that somebody has open
+			// It is free, or being detached, which cannot happen while somebody has it open.
+			continue
 		}
 		if err != nil && attached(i) {
-			// Not to know is not to have found: a second attachment of one
-			// file is two filesystems on one disk.
+			// This device may have the file. If Find left it out, the caller would attach the
+			// file a second time, which makes two filesystems on one disk.
 			return nil, err
 		}
 		if ok {
@@ -273,7 +283,7 @@ func backs(index int, f *os.File) (bool, error) {
 	return d.Backs(f)
 }
 
-// existing are all loop devices that the kernel has, in no order.
+// existing returns all loop devices that the kernel has, in no particular order.
 func existing() ([]int, error) {
 	dir, err := os.Open("/sys/block")
 	if err != nil {
@@ -293,7 +303,7 @@ func existing() ([]int, error) {
 	return nodes, nil
 }
 
-// attached looks at sysfs, which disturbs nobody: an open of the device could.
+// attached looks at sysfs, which disturbs nobody, while opening the device could.
 func attached(index int) bool {
 	return unix.Access("/sys/block/loop"+strconv.Itoa(index)+"/loop", unix.F_OK) == nil
 }
@@ -307,7 +317,7 @@ func NodeIndex(f *os.File) (int, bool) {
 	if err := sys.On(f, func(fd int) error { return unix.Fstat(fd, &st) }); err != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
 		return 0, false
 	}
-	// The minor number is not the index where the module has max_part set.
+	// The minor number differs from the index if the module has max_part set.
 	rdev := uint64(st.Rdev)
 	link, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(rdev), unix.Minor(rdev)))
 	if err != nil {
@@ -316,8 +326,8 @@ func NodeIndex(f *os.File) (int, bool) {
 	return IndexOf("/dev/" + filepath.Base(link))
 }
 
-// Direct reports whether a device does direct I/O, as it did when it was attached
-// here: the kernel drops it, without a word, when the file no longer allows it.
+// Direct reports whether a device still does direct I/O, as it did when it was attached
+// here. The kernel silently drops it when the file no longer allows it.
 func Direct(index int) (bool, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/sys/block/loop%d/loop/dio", index))
 	if errors.Is(err, os.ErrNotExist) {
@@ -326,9 +336,9 @@ func Direct(index int) (bool, error) {
 	return strings.TrimSpace(string(b)) == "1", err
 }
 
-// BackingFile is where the kernel says that a device's file is: the name it had
-// when it was attached, and " (deleted)" behind it when that is gone. For people,
-// and where the file itself is gone.
+// BackingFile returns the path of a device's file as the kernel shows it: the path from
+// the time of the attachment, with " (deleted)" behind it if that is gone. It is for people
+// to read and proves nothing: another file may have the path by now. See [Find].
 func BackingFile(index int) (string, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/sys/block/loop%d/loop/backing_file", index))
 	if errors.Is(err, os.ErrNotExist) {
@@ -337,10 +347,10 @@ func BackingFile(index int) (string, error) {
 	return strings.TrimSuffix(string(b), "\n"), err
 }
 
-// IndexOf is the number in a loop device's path: 7 of /dev/loop7. A partition
-// is not a loop device.
-func IndexOf(path string) (int, bool) {
+// IndexOf returns the number in a loop device's path: 7 for /dev/loop7. ok is false for
+// any other path, such as that of a partition.
+func IndexOf(path string) (index int, ok bool) {
 	digits, ok := strings.CutPrefix(path, "/dev/loop")
-	i, err := strconv.Atoi(digits)
-	return i, ok && err == nil && i >= 0 && strconv.Itoa(i) == digits
+	index, err := strconv.Atoi(digits)
+	return index, ok && err == nil && index >= 0 && strconv.Itoa(index) == digits
 }

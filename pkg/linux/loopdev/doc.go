@@ -4,20 +4,20 @@
 // Package loopdev attaches files to loop devices: blocks of 4096 bytes, direct
 // I/O, nothing else.
 //
-// Direct I/O is a tenfold difference, and the kernel drops it without a word
-// where it does not fit the file. So [Allocator.Attach] looks afterwards, and
-// fails with [ErrNotDirect].
+// Direct I/O is ten times faster, and the kernel silently drops it where it does not fit
+// the file. So [Allocator.Attach] checks it afterwards, and fails with [ErrNotDirect].
 //
-// A device is told by its backing inode, [Find] and [Device.Backs], never by
-// the file's name: the kernel keeps the name from the time of the attachment,
-// which for an O_TMPFILE stays "(deleted)" for ever, and cuts it at 63 bytes.
+// Only the inode behind a device proves whose device it is: [Find], [OpenBacked] and
+// [Device.Backs] compare it. No name is a proof. [Device.Name] is whatever somebody
+// chose at the attachment, cut at 63 bytes. [BackingFile] is the path from that
+// time, which for an O_TMPFILE stays "(deleted)" for ever. Both are for people to read.
 //
-// Caveats: an autoclear device detaches when the last descriptor, mount or
-// holder of it goes, so an open [Device], or a running Find, delays that; look
-// at /sys/block/loopN/loop before relying on it. Any process may attach to any
-// free device at any time. Devices are used again and not removed, as
-// LOOP_CTL_REMOVE takes 44 ms, but for those that refuse discards, which nothing
-// can make allow them again.
+// Caveats: an autoclear device detaches when its last descriptor, mount or holder goes.
+// An open [Device], or a Find that is running, delays that, so look at
+// /sys/block/loopN/loop before relying on it. Any process may attach a file to any
+// free device at any time. Devices are reused and not removed, since LOOP_CTL_REMOVE
+// takes 44 ms. The exception are devices that refuse discards, since they can never be
+// made to accept them again.
 //
 // In a container /dev must be the host's devtmpfs, or new devices do not appear.
 //

@@ -25,7 +25,7 @@ func TestIndexOf(t *testing.T) {
 	} {
 		i, ok := IndexOf(path)
 		if ok != (want >= 0) || ok && i != want {
-			t.Errorf("%q: %d, %v", path, i, ok)
+			t.Errorf("IndexOf(%q) is %d, %v; want %d", path, i, ok, want)
 		}
 	}
 }
@@ -45,10 +45,10 @@ func TestTakeNamesADeviceOnce(t *testing.T) {
 	}
 	slices.Sort(got)
 	if want := []int{1, 2, 3}; !slices.Equal(got, want) {
-		t.Errorf("%v, not %v", got, want)
+		t.Errorf("the devices are %v, want %v", got, want)
 	}
 	a.done(2)
 	if a.trying[2] || !a.trying[1] || !a.trying[3] || a.handed != 5 {
-		t.Errorf("%+v", &a)
+		t.Errorf("after done(2) the allocator is %+v", &a)
 	}
 }

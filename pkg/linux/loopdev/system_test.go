@@ -23,7 +23,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
 )
 
-// image makes a file to attach. Its name goes with the pool.
+// image makes a file to attach. Its name vanishes with the pool.
 func image(t testing.TB, path string) *os.File {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
@@ -72,7 +72,7 @@ func TestAttach(t *testing.T) {
 			if _, err := template.WriteAt(bytes.Repeat([]byte{1}, 1<<20), 0); err != nil {
 				t.Fatal(err)
 			}
-			// A reflinked file is the one whose direct I/O is special on xfs.
+			// The file is reflinked: xfs has rules of its own for direct I/O on such files.
 			f := image(t, filepath.Join(dir, "clone"))
 			if err := reflink.Clone(f, template); err != nil {
 				t.Fatal(err)
@@ -86,7 +86,7 @@ func TestAttach(t *testing.T) {
 				"ro":                       "0",
 			} {
 				if got := sysfs(t, d, name); got != want {
-					t.Errorf("%s is %s, not %s", name, got, want)
+					t.Errorf("%s is %s, want %s", name, got, want)
 				}
 			}
 			status, err := d.status()
@@ -94,7 +94,7 @@ func TestAttach(t *testing.T) {
 				t.Fatal(err)
 			}
 			if got, want := unix.ByteSliceToString(status.File_name[:]), strings.Repeat("n", 63); got != want {
-				t.Errorf("lo_file_name is %q", got)
+				t.Errorf("lo_file_name is %q, want %q", got, want)
 			}
 			if _, err := d.File().WriteAt(bytes.Repeat([]byte{2}, 8192), 4096); err != nil {
 				t.Fatal(err)
@@ -109,12 +109,13 @@ func TestAttach(t *testing.T) {
 			if err := d.Detach(); err != nil {
 				t.Fatal(err)
 			}
-			testenv.Eventually(t, "detach", func() bool { return !attached(d.Index()) })
+			testenv.Eventually(t, "the device to be detached", func() bool { return !attached(d.Index()) })
 		})
 	}
 }
 
-// With blocks of 16 KiB a write to a shared extent is 16 KiB or more.
+// TestAttachRefusesBufferedIO uses blocks of 16 KiB: a write to a shared extent then takes
+// 16 KiB or more, so direct I/O in blocks of 4 KiB is not possible.
 func TestAttachRefusesBufferedIO(t *testing.T) {
 	dir := testenv.Mount(t, 512<<20, "mkfs.xfs", "-q", "-b", "size=16384", "-s", "size=4096", "-m", "reflink=1")
 	template := image(t, filepath.Join(dir, "template"))
@@ -131,7 +132,7 @@ func TestAttachRefusesBufferedIO(t *testing.T) {
 	}
 	t.Log(err)
 	if found, err := Find(f); len(found) > 0 || err != nil {
-		t.Errorf("it stayed attached: %v, %v", found, err)
+		t.Errorf("the file stayed attached to %v: %v", found, err)
 	}
 }
 
@@ -146,7 +147,7 @@ func TestAttachReadOnlyAndReuse(t *testing.T) {
 	if err := d.Detach(); err != nil {
 		t.Fatal(err)
 	}
-	// The device that was read-only is the only one it may take.
+	// This allocator knows only the device that was read-only.
 	b := Allocator{nodes: 1000, free: []int{d.Index()}}
 	d2 := attach(t, &b, f, Options{})
 	if got := sysfs(t, d2, "ro"); got != "0" || d2.Index() != d.Index() {
@@ -177,14 +178,14 @@ func TestAutoClear(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !attached(other.Index()) {
-		t.Fatal("detached while open")
+		t.Fatal("the device was detached while it was open")
 	}
 	if err := other.Close(); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, "autoclear", func() bool { return !attached(other.Index()) })
+	testenv.Eventually(t, "the autoclear device to be detached", func() bool { return !attached(other.Index()) })
 	if _, err := Open(other.Index()); !errors.Is(err, ErrNotAttached) {
-		t.Errorf("Open: %v", err)
+		t.Errorf("Open after autoclear: %v", err)
 	}
 }
 
@@ -204,14 +205,14 @@ func TestCloseLeavesItAttached(t *testing.T) {
 	if err := again.Detach(); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, "detach", func() bool { return !attached(d.Index()) })
+	testenv.Eventually(t, "the device to be detached", func() bool { return !attached(d.Index()) })
 }
 
 func TestFind(t *testing.T) {
 	for name, pool := range pools {
 		t.Run(name, func(t *testing.T) {
 			dir := pool(t)
-			if name == "btrfs" { // a subvolume has an st_dev of its own
+			if name == "btrfs" { // a subvolume has its own st_dev
 				dir = filepath.Join(dir, "subvolume")
 				testenv.Run(t, "btrfs", "-q", "subvolume", "create", dir)
 			}
@@ -234,7 +235,7 @@ func TestFind(t *testing.T) {
 				slices.Sort(got)
 				slices.Sort(want)
 				if err != nil || !slices.Equal(got, want) {
-					t.Errorf("%s: %v, not %v (%v)", when, got, want, err)
+					t.Errorf("%s: found %v, want %v: %v", when, got, want, err)
 				}
 			}
 			check("unnamed", d.Index())
@@ -243,7 +244,7 @@ func TestFind(t *testing.T) {
 				t.Fatal(err)
 			}
 			if name := sysfs(t, d, "loop/backing_file"); !strings.HasSuffix(name, "(deleted)") {
-				t.Errorf("backing_file was not what this package says it is: %s", name)
+				t.Errorf("backing_file is %q, without the (deleted) that the package comment says", name)
 			}
 			check("linked", d.Index())
 			if err := os.Rename(path, path+"2"); err != nil {
@@ -256,10 +257,10 @@ func TestFind(t *testing.T) {
 			}
 			defer byName.Close()
 			if ok, err := d.Backs(byName); !ok || err != nil {
-				t.Errorf("Backs through its name: %v, %v", ok, err)
+				t.Errorf("Backs of the file, opened by its new name: %v, %v", ok, err)
 			}
 			if ok, err := d.Backs(other); ok || err != nil {
-				t.Errorf("Backs another: %v, %v", ok, err)
+				t.Errorf("Backs of another file: %v, %v", ok, err)
 			}
 			if err := os.Remove(path + "2"); err != nil {
 				t.Fatal(err)
@@ -270,13 +271,14 @@ func TestFind(t *testing.T) {
 			if err := errors.Join(second.Detach(), d.Close()); err != nil {
 				t.Fatal(err)
 			}
-			testenv.Eventually(t, "detach", func() bool { return !attached(second.Index()) && !attached(d.Index()) })
+			testenv.Eventually(t, "the device to be detached", func() bool { return !attached(second.Index()) && !attached(d.Index()) })
 			check("detached")
 		})
 	}
 }
 
-// Others take what we have in mind.
+// TestAttachPassesOverTakenDevices: other processes attach to devices that were free at
+// the last look.
 func TestAttachPassesOverTakenDevices(t *testing.T) {
 	dir := testenv.XFS.Pool(t)
 	f := image(t, filepath.Join(dir, "f"))
@@ -285,13 +287,13 @@ func TestAttachPassesOverTakenDevices(t *testing.T) {
 	a := Allocator{nodes: 1000, free: append(slices.Repeat([]int{d.Index()}, tries), removed)}
 	mine := attach(t, &a, f, Options{})
 	if mine.Index() == d.Index() {
-		t.Fatal("one device attached twice")
+		t.Fatal("a device was attached that another process has")
 	}
 	if len(a.trying) != 0 {
-		t.Errorf("not given back: %v", a.trying)
+		t.Errorf("after Attach these devices are still marked as tried: %v", a.trying)
 	}
 	if err := d.configure(f, Options{}); !errors.Is(err, errTaken) {
-		t.Errorf("LOOP_CONFIGURE of a taken device: %v", err)
+		t.Errorf("LOOP_CONFIGURE of a device that is taken: %v", err)
 	}
 }
 
@@ -312,7 +314,7 @@ func TestAttachConcurrently(t *testing.T) {
 				continue
 			}
 			if ok, err := d.Backs(files[i]); !ok || err != nil || seen[d.Index()] {
-				t.Errorf("%s: %v, %v", d.Path(), ok, err)
+				t.Errorf("%s has its file: %v, and was given out before: %v; %v", d.Path(), ok, seen[d.Index()], err)
 			}
 			seen[d.Index()] = true
 		}
@@ -322,8 +324,8 @@ func TestAttachConcurrently(t *testing.T) {
 	}
 }
 
-// Many come and go while many stay: the number of devices must not grow with
-// time, since nobody removes them.
+// TestDevicesAreUsedAgain attaches and detaches while many devices stay attached. The
+// number of devices must not grow with time, since nobody removes them.
 func TestDevicesAreUsedAgain(t *testing.T) {
 	dir := testenv.XFS.Pool(t)
 	files := images(t, dir)
@@ -351,14 +353,14 @@ func TestDevicesAreUsedAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("%d devices, then %d", len(before), len(after))
-	// A quarter is the bound; the rest is for other tests that run now.
+	// A quarter is the bound of the allocator. 16 more are for other tests that run now.
 	if limit := len(before)*5/4 + 16; len(after) > limit {
-		t.Errorf("%d devices grew to %d, more than %d", len(before), len(after), limit)
+		t.Errorf("%d devices became %d, want at most %d", len(before), len(after), limit)
 	}
 }
 
-// TestGivenDevicesAreNotFree: a pod that detaches its device must not get the next
-// volume that is attached to it.
+// TestGivenDevicesAreNotFree: a pod can detach the file of its device. The device must not
+// get the next volume then, which the pod could use.
 func TestGivenDevicesAreNotFree(t *testing.T) {
 	dir := testenv.XFS.Pool(t)
 	d := attach(t, new(Allocator), image(t, filepath.Join(dir, "image")), Options{})
@@ -393,12 +395,12 @@ func TestGivenDevicesAreNotFree(t *testing.T) {
 		return slices.Contains(a.free, d.Index())
 	}
 	if isFree() {
-		t.Errorf("%s would be used again, while %s is its node", d.Path(), at)
+		t.Errorf("%s counts as free while its node is mounted at %s", d.Path(), at)
 	}
 	testenv.Run(t, "umount", at)
 	mounted = false
 	if !isFree() && !attached(d.Index()) { // another process may have taken it
-		t.Errorf("%s is never used again", d.Path())
+		t.Errorf("%s does not count as free after its node was unmounted", d.Path())
 	}
 }
 
@@ -439,8 +441,8 @@ func detachAll(all []*Device) error {
 	return errors.Join(errs...)
 }
 
-// BenchmarkAttach attaches 64 files at 8-way concurrency: with an Allocator, and
-// with LOOP_CTL_GET_FREE and a retry on EBUSY as losetup(8) has it.
+// BenchmarkAttach attaches 64 files from 8 goroutines: with an Allocator, and with
+// LOOP_CTL_GET_FREE and a retry on EBUSY, as losetup(8) does it.
 func BenchmarkAttach(b *testing.B) {
 	files := images(b, testenv.XFS.Pool(b))
 	var a Allocator
@@ -506,7 +508,7 @@ func benchmark(b *testing.B, files []*os.File, one func(*os.File, Options) (*Dev
 	}
 }
 
-// BenchmarkFind looks for one file among 64 attached ones.
+// BenchmarkFind looks for one of 64 attached files.
 func BenchmarkFind(b *testing.B) {
 	files := images(b, testenv.XFS.Pool(b))
 	all, err := attachAll(files, new(Allocator).Attach)
@@ -521,7 +523,7 @@ func BenchmarkFind(b *testing.B) {
 	}
 }
 
-// TestFindBesideOthers looks for devices while others come and go.
+// TestFindBesideOthers looks for a device while other devices come and go.
 func TestFindBesideOthers(t *testing.T) {
 	dir := testenv.XFS.Pool(t)
 	create := func(name string) *os.File {
@@ -572,7 +574,7 @@ func TestFindBesideOthers(t *testing.T) {
 		wg.Go(func() {
 			for range 100 {
 				if found, err := Find(mine); err != nil || len(found) != 1 || found[0] != d.Index() {
-					t.Errorf("found %v, not %d: %v", found, d.Index(), err)
+					t.Errorf("found %v, want %d: %v", found, d.Index(), err)
 					return
 				}
 			}
@@ -581,8 +583,8 @@ func TestFindBesideOthers(t *testing.T) {
 	wg.Wait()
 }
 
-// TestNoDiscard: the kernel never lets a device discard again that once refused,
-// so that nobody else must get it.
+// TestNoDiscard: a device that once refused discards never accepts them again, so it must
+// not be used for another file.
 func TestNoDiscard(t *testing.T) {
 	dir := testenv.XFS.Pool(t)
 	path := filepath.Join(dir, "file")
@@ -595,7 +597,7 @@ func TestNoDiscard(t *testing.T) {
 	}
 	defer f.Close()
 	if _, ok := NodeIndex(f); ok {
-		t.Error("a regular file is a node")
+		t.Error("NodeIndex takes a regular file for a node")
 	}
 	for range 2 {
 		d, err := new(Allocator).Attach(f, Options{NoDiscard: true, Name: "of-the-test"})
@@ -603,22 +605,22 @@ func TestNoDiscard(t *testing.T) {
 			t.Fatal(err)
 		}
 		if refuses, err := d.refusesDiscard(); err != nil || !refuses {
-			t.Errorf("discards are not refused: %v", err)
+			t.Errorf("the device does not refuse discards: %v", err)
 		}
 		if out, err := exec.Command("blkdiscard", "--force", d.Path()).CombinedOutput(); err == nil || !strings.Contains(string(out), "not supported") {
 			t.Errorf("blkdiscard: %v %s", err, out)
 		}
 		if name, err := d.Name(); err != nil || name != "of-the-test" {
-			t.Errorf("name %q: %v", name, err)
+			t.Errorf("the name is %q: %v", name, err)
 		}
 		if file, err := BackingFile(d.Index()); err != nil || file != path {
-			t.Errorf("backing file %q: %v", file, err)
+			t.Errorf("the backing file is %q, want %q: %v", file, path, err)
 		}
 		if direct, err := Direct(d.Index()); err != nil || !direct {
-			t.Errorf("direct %v: %v", direct, err)
+			t.Errorf("direct I/O: %v, %v", direct, err)
 		}
 		if index, ok := NodeIndex(d.File()); !ok || index != d.Index() {
-			t.Errorf("its node is of %d: %v", index, ok)
+			t.Errorf("NodeIndex of %s: %d, %v", d.Path(), index, ok)
 		}
 		if err := Remove(d.Index()); err != nil {
 			t.Errorf("removing a device in use: %v", err)
@@ -626,7 +628,7 @@ func TestNoDiscard(t *testing.T) {
 		if err := d.Detach(); err != nil {
 			t.Error(err)
 		}
-		// The next to attach meets what was left, and passes over it.
+		// The device still refuses discards: the next attachment must not use it.
 		again, err := attachIfFree(d.Index(), f, Options{})
 		if !errors.Is(err, errTaken) {
 			t.Errorf("a device that refuses discards was used again: %v", err)

@@ -19,7 +19,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 )
 
-// device attaches an image; its path is a Source.
+// device attaches an image to a loop device.
 func device(t testing.TB, mkfs ...string) *loopdev.Device {
 	t.Helper()
 	size := int64(16 << 20)
@@ -43,10 +43,10 @@ func mkfs(fs string) []string {
 	if fs == "xfs" {
 		return []string{"mkfs.xfs", "-q", "-s", "size=4096"}
 	}
-	return []string{"mkfs.ext4", "-q", "-b", "4096"} // small ones get 1 KiB, less than the device has
+	return []string{"mkfs.ext4", "-q", "-b", "4096"} // small ones get blocks of 1 KiB, less than the device has
 }
 
-// target makes a place to mount on, and unmounts whatever the test leaves there.
+// target makes a file or directory to mount on, and unmounts what the test leaves there.
 func target(t testing.TB, file bool) *os.File {
 	t.Helper()
 	dir, err := os.Open(t.TempDir())
@@ -95,7 +95,7 @@ func TestNewAttachUnmount(t *testing.T) {
 			if m, err := At(at.Name()); m != nil || err != nil {
 				t.Fatalf("mounted before Attach: %+v, %v", m, err)
 			}
-			// Detached, it can be written to already.
+			// A detached mount can already be written to.
 			file := create(t, d.File(), "file")
 			file.Close()
 
@@ -110,13 +110,13 @@ func TestNewAttachUnmount(t *testing.T) {
 				t.Fatalf("At: %+v, %v", m, err)
 			}
 			if m.FSType != fs || m.Source != dev.Path() || m.Options != "rw,nosuid,nodev,noexec,noatime" {
-				t.Errorf("%+v", m)
+				t.Errorf("the mount is %+v, want %s on %s with %+v", m, fs, dev.Path(), attr)
 			}
 			if ok, err := IsMountPoint(d.File()); !ok || err != nil {
 				t.Errorf("IsMountPoint of the mount: %v, %v", ok, err)
 			}
 			if ok, err := IsMountPoint(at); ok || err != nil {
-				t.Errorf("IsMountPoint of what is below it: %v, %v", ok, err)
+				t.Errorf("IsMountPoint of the directory below it: %v, %v", ok, err)
 			}
 			err = unmount(at.Name())
 			if !errors.Is(err, unix.EBUSY) || !strings.Contains(err.Error(), "fuser") {
@@ -126,7 +126,7 @@ func TestNewAttachUnmount(t *testing.T) {
 				t.Fatal(err)
 			}
 			if m, err := At(at.Name()); m == nil || err != nil {
-				t.Errorf("Close unmounted what is attached: %+v, %v", m, err)
+				t.Errorf("after Close of an attached mount: %+v, %v", m, err)
 			}
 			if err := unmount(at.Name()); err != nil {
 				t.Fatal(err)
@@ -147,7 +147,8 @@ func create(t testing.TB, dir *os.File, name string) *os.File {
 	return os.NewFile(uintptr(fd), name)
 }
 
-// The loop device goes when the mount goes, and nothing else holds either.
+// TestCloseBeforeAttachUnmounts: Close ends a mount that was not attached, and with it
+// the loop device.
 func TestCloseBeforeAttachUnmounts(t *testing.T) {
 	dev := device(t, mkfs("ext4")...)
 	d, err := New(Config{FSType: "ext4", Source: dev.Path()})
@@ -167,7 +168,7 @@ func TestCloseBeforeAttachUnmounts(t *testing.T) {
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, "unmount and autoclear", func() bool { return !attached() })
+	testenv.Eventually(t, "the mount and its loop device to go", func() bool { return !attached() })
 }
 
 func TestReadOnlySuperblock(t *testing.T) {
@@ -182,7 +183,8 @@ func TestReadOnlySuperblock(t *testing.T) {
 	}
 }
 
-// XFS refuses a UUID twice, unless told.
+// TestFlagOption mounts with an option that has no value: nouuid, without which xfs refuses
+// to mount the same UUID twice.
 func TestFlagOption(t *testing.T) {
 	dev := device(t, mkfs("xfs")...)
 	d, err := New(Config{FSType: "xfs", Source: dev.Path(), Data: []string{"nouuid"}})
@@ -208,10 +210,10 @@ func TestNewFails(t *testing.T) {
 			d, err := New(c.Config)
 			if err == nil {
 				d.Close()
-				t.Fatal("it mounted")
+				t.Fatal("the mount succeeded")
 			}
 			if text := err.Error(); !strings.Contains(text, c.says) || !strings.Contains(text, c.Source) {
-				t.Error(text)
+				t.Errorf("the error lacks %q or %q: %s", c.says, c.Source, text)
 			}
 			t.Log(err)
 		})
@@ -251,16 +253,16 @@ func TestCloneOfFileOntoFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, err := os.ReadFile(at.Name()); string(got) != "source" {
-		t.Errorf("%q, %v", got, err)
+		t.Errorf("the target has %q: %v", got, err)
 	}
 	if _, err := os.OpenFile(at.Name(), os.O_RDWR, 0); !errors.Is(err, unix.EROFS) {
-		t.Errorf("open for writing: %v", err)
+		t.Errorf("opening the read-only mount for writing: %v", err)
 	}
 	m, err := At(at.Name())
 	if err != nil || m == nil || !strings.HasSuffix(m.Root, "/source") || !strings.HasPrefix(m.Options, "ro,") {
 		t.Errorf("At: %+v, %v", m, err)
 	}
-	// The source keeps its own mount.
+	// The source is not read-only through its own mount.
 	if f, err := os.OpenFile(filepath.Join(dir.Name(), "source"), os.O_RDWR, 0); err != nil {
 		t.Error(err)
 	} else {
@@ -279,11 +281,12 @@ func TestCloneOfFileOntoFile(t *testing.T) {
 		t.Error(err)
 	}
 	if got, err := os.ReadFile(at.Name()); string(got) != "below" {
-		t.Errorf("%q, %v", got, err)
+		t.Errorf("after the unmount the target has %q: %v", got, err)
 	}
 }
 
-// A block volume is a bind mount of its device's node, which is never opened.
+// TestCloneOfDeviceNode does what a block volume needs: it binds a device's node without
+// opening the device.
 func TestCloneOfDeviceNode(t *testing.T) {
 	dev := device(t)
 	node, err := os.OpenFile(dev.Path(), unix.O_PATH, 0)
@@ -302,7 +305,7 @@ func TestCloneOfDeviceNode(t *testing.T) {
 	}
 	info, err := os.Stat(at.Name())
 	if err != nil || info.Mode()&os.ModeDevice == 0 {
-		t.Errorf("%v, %v", info, err)
+		t.Errorf("the target is %v, want a device: %v", info, err)
 	}
 }
 
@@ -328,14 +331,14 @@ func TestAtShowsTheTopmost(t *testing.T) {
 	}
 	for _, want := range []string{"second", "first"} {
 		if m, err := At(at.Name()); err != nil || m == nil || m.Source != want {
-			t.Errorf("%+v, %v, not %s", m, err, want)
+			t.Errorf("At: %+v, %v; want %s", m, err, want)
 		}
 		if err := unmount(at.Name()); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if m, err := At(at.Name()); m != nil || err != nil {
-		t.Errorf("%+v, %v", m, err)
+		t.Errorf("At after both were unmounted: %+v, %v", m, err)
 	}
 }
 
@@ -376,11 +379,11 @@ func TestUnmountDoesNotFollowLinks(t *testing.T) {
 		"inside/../" + filepath.Base(at.Name()): os.ErrNotExist,
 	} {
 		if err := UnmountTarget(dir, rel); !errors.Is(err, want) {
-			t.Errorf("%s: %v, not %v", rel, err, want)
+			t.Errorf("%q: got %v, want %v", rel, err, want)
 		}
 	}
 	if m, err := At(at.Name()); m == nil || err != nil {
-		t.Errorf("it was unmounted: %v", err)
+		t.Errorf("the mount is gone: %v", err)
 	}
 }
 
@@ -407,7 +410,7 @@ func TestAttachToRemovedTarget(t *testing.T) {
 	}
 }
 
-// An attached mount appears in the peers of a shared parent by itself.
+// TestAttachPropagates: an attached mount appears in the peers of a shared parent.
 func TestAttachPropagates(t *testing.T) {
 	parent := target(t, false)
 	peer := target(t, false)
@@ -434,18 +437,18 @@ func TestAttachPropagates(t *testing.T) {
 		t.Fatal(err)
 	}
 	if m, err := At(filepath.Join(peer.Name(), "sub")); err != nil || m == nil || m.Source != "propagated" {
-		t.Errorf("%+v, %v", m, err)
+		t.Errorf("the peer has %+v: %v", m, err)
 	}
 	if err := unmount(filepath.Join(parent.Name(), "sub")); err != nil {
 		t.Error(err)
 	}
 	if m, err := At(filepath.Join(peer.Name(), "sub")); m != nil || err != nil {
-		t.Errorf("it stayed with the peer: %+v, %v", m, err)
+		t.Errorf("after the unmount the peer has %+v: %v", m, err)
 	}
 }
 
-// A volume whose pool ran full may have shut down: it must still be found, and
-// unmounted.
+// TestShutDownFilesystem: the filesystem of a volume whose pool ran full may have shut
+// down. It must still be found and unmounted.
 func TestShutDownFilesystem(t *testing.T) {
 	d, err := New(Config{FSType: "xfs", Source: device(t, mkfs("xfs")...).Path()})
 	if err != nil {

@@ -17,11 +17,11 @@ import (
 // ErrUnsupported means that the filesystem cannot share extents.
 var ErrUnsupported = errors.New("the filesystem cannot share extents: use btrfs, or an xfs made with `mkfs.xfs -m reflink=1`")
 
-// Clone makes dst share all of src's extents. dst is open for reading and
-// writing, empty, and on src's filesystem; the contract is not checked, and what
-// dst has beyond src's end would stay. After an error dst is to be thrown away.
+// Clone makes dst share all of src's extents. dst must be open for reading and
+// writing, empty, and on src's filesystem. This is not checked: if dst is longer than
+// src, its end stays. After an error discard dst.
 //
-// A full filesystem is visible as errors.Is(err, syscall.ENOSPC).
+// On a full filesystem the error is [syscall.ENOSPC].
 //
 // "FICLONE: This ioctl operation reflinks the whole file [...] If a file write
 // should occur to a shared region, the filesystem must ensure that the changes
@@ -36,9 +36,9 @@ func Clone(dst, src *os.File) error {
 	return nil
 }
 
-// Try clones one block between two unnamed files in dir, which leaves nothing
-// behind, and returns nil or an error, [ErrUnsupported] if it is for good. A
-// full filesystem is ENOSPC here too.
+// Try clones one block between two unnamed files in dir, and leaves nothing behind. It
+// returns [ErrUnsupported] if the filesystem cannot clone at all, and [syscall.ENOSPC] if
+// it is full.
 func Try(dir *os.File) error {
 	src, err := unnamed(dir)
 	if err != nil {
@@ -50,8 +50,8 @@ func Try(dir *os.File) error {
 		return err
 	}
 	defer dst.Close()
-	// A whole block that is not zero: btrfs keeps less inline in its metadata,
-	// and holes share nothing.
+	// A whole block that is not zero. btrfs stores less than a block inline in its metadata,
+	// and holes have nothing to share.
 	block := make([]byte, 4096)
 	block[0] = 1
 	if _, err := src.Write(block); err != nil {
@@ -59,13 +59,14 @@ func Try(dir *os.File) error {
 	}
 	err = Clone(dst, src)
 	if errors.Is(err, unix.EINVAL) && !errors.Is(err, ErrUnsupported) {
-		// Two new files of one directory leave no other reason.
+		// Between two new files of one directory there is no other reason.
 		return fmt.Errorf("%w: %w", ErrUnsupported, err)
 	}
 	return err
 }
 
-// unnamed is O_TMPFILE in open(2).
+// unnamed opens a new file without a name: O_TMPFILE in open(2). It is not announced as
+// an effect, since nobody else can see the file and Try closes it.
 func unnamed(dir *os.File) (*os.File, error) {
 	f, err := sys.OpenAt(dir.Name()+"/(unnamed)", dir, func(fd int) (int, error) {
 		return unix.Openat(fd, ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
@@ -90,9 +91,9 @@ const (
 	fiemapFlagSync = 1
 )
 
-// Extents returns the number of f's extents, the measure of what a clone of it
-// costs. What is not written yet is written first, as it has no extents. What
-// xfs preallocates behind a growing file counts too.
+// Extents returns the number of f's extents, on which the cost of a clone depends. It
+// writes dirty data out first, since that has no extents yet. Space that xfs preallocated
+// behind a growing file counts too.
 //
 // "If fm_extent_count is zero, then the fm_extents[] array is ignored (no
 // extents will be returned), and the fm_mapped_extents count will hold the
@@ -111,7 +112,8 @@ func Extents(f *os.File) (int, error) {
 	return int(m.mapped), nil
 }
 
-// explain names the errno, as many have the same text, and what to do about it.
+// explain adds the errno's name, since several errnos have the same text, and what to do
+// about it.
 func explain(op string, err error) error {
 	var errno unix.Errno
 	if !errors.As(err, &errno) {
@@ -119,7 +121,7 @@ func explain(op string, err error) error {
 	}
 	name := unix.ErrnoName(errno)
 	if errno == unix.EOPNOTSUPP {
-		name = "EOPNOTSUPP" // as ioctl_ficlone(2) has it; ENOTSUP is the same number
+		name = "EOPNOTSUPP" // the name in ioctl_ficlone(2); ENOTSUP is the same number
 	}
 	err = fmt.Errorf("%s: %s: %w", op, name, err)
 	switch errno {

@@ -20,16 +20,16 @@ func TestClosedFileIsAnErrorNotAnotherFile(t *testing.T) {
 	}
 	f.Close()
 	if err := Clone(f, f); !errors.Is(err, os.ErrClosed) {
-		t.Errorf("Clone: %v", err)
+		t.Errorf("Clone of a closed file: %v", err)
 	}
 	if _, err := Extents(f); !errors.Is(err, os.ErrClosed) {
-		t.Errorf("Extents: %v", err)
+		t.Errorf("Extents of a closed file: %v", err)
 	}
 }
 
 func TestFiemapLayout(t *testing.T) {
 	if size := unsafe.Sizeof(fiemap{}); size != 32 {
-		t.Errorf("struct fiemap has 32 bytes, not %d", size)
+		t.Errorf("the Go struct has %d bytes, struct fiemap has 32", size)
 	}
 }
 
@@ -47,7 +47,7 @@ func TestExplain(t *testing.T) {
 	} {
 		err := explain("FICLONE a to b", c.errno)
 		if !errors.Is(err, c.errno) || errors.Is(err, ErrUnsupported) != c.unsupported || !strings.Contains(err.Error(), c.text) {
-			t.Errorf("%v: %v", c.errno, err)
+			t.Errorf("%v is explained as %v; want %q, unsupported: %v", c.errno, err, c.text, c.unsupported)
 		}
 	}
 }

@@ -53,20 +53,20 @@ func TestClone(t *testing.T) {
 			}
 			got, err := io.ReadAll(dst)
 			if err != nil || !bytes.Equal(got, append(make([]byte, 1<<20), data...)) {
-				t.Fatalf("the clone has %d bytes that differ (%v)", len(got), err)
+				t.Fatalf("the clone, of %d bytes, differs from its source: %v", len(got), err)
 			}
 			if _, err := dst.WriteAt([]byte("X"), 1<<20); err != nil {
 				t.Fatal(err)
 			}
 			one := make([]byte, 1)
 			if _, err := src.ReadAt(one, 1<<20); err != nil || one[0] != 't' {
-				t.Errorf("a write to the clone changed the source: %q (%v)", one, err)
+				t.Errorf("after a write to the clone the source has %q: %v", one, err)
 			}
 			if err := Try(open(t, dir)); err != nil {
 				t.Errorf("Try: %v", err)
 			}
 			if names, _ := os.ReadDir(dir); len(names) != 2 {
-				t.Errorf("Try left something: %v", names)
+				t.Errorf("after Try the directory has %v", names)
 			}
 		})
 	}
@@ -93,7 +93,7 @@ func TestCloneUnsupported(t *testing.T) {
 			}
 			t.Log(err)
 			if info, err := dst.Stat(); err != nil || info.Size() != 0 {
-				t.Errorf("something was copied: %d bytes (%v)", info.Size(), err)
+				t.Errorf("%d bytes were copied: %v", info.Size(), err)
 			}
 			if err := Try(open(t, dir)); !errors.Is(err, ErrUnsupported) {
 				t.Errorf("Try: %v", err)
@@ -123,7 +123,8 @@ func TestCloneBetweenNoCOWAndCOW(t *testing.T) {
 	}
 }
 
-// A full xfs refuses a clone as soon as its mapping needs a block of its own.
+// TestCloneOnFullFilesystem: a full xfs refuses a clone whose mapping needs a block of
+// its own.
 func TestCloneOnFullFilesystem(t *testing.T) {
 	dir := testenv.XFS.Pool(t)
 	src := create(t, filepath.Join(dir, "src"))
@@ -175,7 +176,7 @@ func TestExtents(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := create(t, filepath.Join(pool(t), "f"))
 			if n, err := Extents(f); n != 0 || err != nil {
-				t.Fatalf("empty: %d, %v", n, err)
+				t.Fatalf("an empty file has %d extents: %v", n, err)
 			}
 			if err := f.Truncate(8 << 20); err != nil {
 				t.Fatal(err)
@@ -187,11 +188,11 @@ func TestExtents(t *testing.T) {
 			}
 			// Delayed allocation: without the sync there is nothing to count.
 			if n, err := Extents(f); n != 5 || err != nil {
-				t.Errorf("five blocks far apart: %d, %v", n, err)
+				t.Errorf("a file with five blocks far apart has %d extents: %v", n, err)
 			}
 		})
 	}
 	if _, err := Extents(create(t, filepath.Join(testenv.Tmpfs(t), "f"))); !errors.Is(err, ErrUnsupported) {
-		t.Errorf("tmpfs: %v", err)
+		t.Errorf("Extents on tmpfs: %v", err)
 	}
 }
