@@ -86,7 +86,7 @@ const (
 
 	// ownPatience is how long Own waits for a plugin that was just killed. Its parent
 	// learns of its end before the kernel closes its descriptors, and a program that it
-	// was about to start has copies of them until its execve. Both take milliseconds.
+	// was about to start has copies of them until its execve.
 	ownPatience = 2 * time.Second
 )
 
