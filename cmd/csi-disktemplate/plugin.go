@@ -58,7 +58,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	}
 	defer volumes.Close()
 
-	healthy := watched(poolConditions(p), formatter.Conditions)
+	healthy := watched(p.Conditions, formatter.Conditions)
 	for _, c := range healthy() {
 		klog.ErrorS(nil, "Not ready; volumes whose template is in the pool are served all the same", "condition", c.Code, "reason", c.Message())
 	}
@@ -141,18 +141,6 @@ func joined(parts ...conditionsFunc) conditionsFunc {
 		}
 		return found
 	}
-}
-
-func poolConditions(p *pool.Pool) conditionsFunc {
-	return func() []health.Condition { return condition("PoolUnusable", health.Inaccessible, p.Check()) }
-}
-
-// condition returns the condition that an error reports, or none.
-func condition(code string, s health.Severity, err error) []health.Condition {
-	if err == nil {
-		return nil
-	}
-	return []health.Condition{{Code: code, Severity: s, Text: err.Error()}}
 }
 
 // warm makes the formatter read its files now, tens of MiB of kernel and programs, so that

@@ -15,6 +15,7 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/openat"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
@@ -361,6 +362,14 @@ func (p *Pool) Check() error {
 	}
 	if st.ReadOnly {
 		return fmt.Errorf("%w: %s is mounted read-only; see the kernel log for the reason, then remount it", ErrUnusable, p.root)
+	}
+	return nil
+}
+
+// Conditions reports what [Pool.Check] finds.
+func (p *Pool) Conditions() []health.Condition {
+	if err := p.Check(); err != nil {
+		return []health.Condition{{Code: "PoolUnusable", Severity: health.Inaccessible, Text: err.Error()}}
 	}
 	return nil
 }

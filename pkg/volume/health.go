@@ -177,8 +177,8 @@ func (m *Manager) mountedWithoutImage(id string, paths []string) (string, error)
 
 // PoolHealth tells what is wrong with the pool.
 func (m *Manager) PoolHealth() []health.Condition {
-	if err := m.pool.Check(); err != nil {
-		return []health.Condition{{Code: "PoolUnusable", Severity: health.Inaccessible, Text: err.Error()}}
+	if found := m.pool.Conditions(); found != nil {
+		return found
 	}
 	if err := m.space.Check(); err != nil {
 		return []health.Condition{{Code: "PoolFull", Severity: health.Degraded, Text: err.Error()}}

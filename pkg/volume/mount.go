@@ -11,6 +11,7 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/openat"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
 )
@@ -53,7 +54,7 @@ func (m *Manager) mountDisk(img *image.Image, target *os.File, rel string, acces
 		return err
 	}
 	defer dir.Close()
-	point, err := createIn(dir.File(), image.DiskName)
+	point, err := openat.Create(dir.File(), image.DiskName)
 	if err != nil {
 		return err
 	}
@@ -82,13 +83,4 @@ func (m *Manager) mountDisk(img *image.Image, target *os.File, rel string, acces
 		return errors.Join(err, m.root.Unmount(img, rel))
 	}
 	return nil
-}
-
-// createIn creates an empty file in an open directory.
-func createIn(dir *os.File, name string) (*os.File, error) {
-	fd, err := syscall.Openat(int(dir.Fd()), name, syscall.O_CREAT|syscall.O_EXCL|syscall.O_RDONLY|syscall.O_CLOEXEC, 0o600)
-	if err != nil {
-		return nil, &os.PathError{Op: "openat", Path: name, Err: err}
-	}
-	return os.NewFile(uintptr(fd), name), nil
 }

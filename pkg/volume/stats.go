@@ -5,9 +5,8 @@ package volume
 
 import (
 	"fmt"
-	"os"
-	"syscall"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
@@ -49,17 +48,13 @@ func (m *Manager) filesystemUsage(rel string) (Usage, error) {
 		return Usage{}, err
 	}
 	defer root.Close()
-	var st syscall.Statfs_t
-	if err := syscall.Fstatfs(int(root.Fd()), &st); err != nil {
-		return Usage{}, &os.PathError{Op: "fstatfs", Path: root.Name(), Err: err}
+	st, err := fsctl.StatusOf(root)
+	if err != nil {
+		return Usage{}, err
 	}
 	return Usage{
-		TotalBytes:      int64(st.Blocks) * st.Bsize,
-		UsedBytes:       int64(st.Blocks-st.Bfree) * st.Bsize,
-		AvailableBytes:  int64(st.Bavail) * st.Bsize,
-		TotalInodes:     int64(st.Files),
-		UsedInodes:      int64(st.Files - st.Ffree),
-		AvailableInodes: int64(st.Ffree),
+		TotalBytes: st.Total, UsedBytes: st.Used, AvailableBytes: st.Available,
+		TotalInodes: st.Inodes, UsedInodes: st.Inodes - st.FreeInodes, AvailableInodes: st.FreeInodes,
 	}, nil
 }
 

@@ -59,9 +59,12 @@ type Identity struct {
 type Status struct {
 	Identity
 	Total     int64 // bytes
+	Used      int64 // bytes
 	Available int64 // bytes that unprivileged users may still write
-	BlockSize int64 // bytes
-	ReadOnly  bool  // the mount or the filesystem
+	// Of inodes; 0 for a filesystem without a fixed number of them, as btrfs.
+	Inodes, FreeInodes int64
+	BlockSize          int64 // bytes
+	ReadOnly           bool  // the mount or the filesystem
 }
 
 // StatusAt returns the status of the filesystem that path is on.
@@ -89,7 +92,9 @@ func status(st *unix.Statfs_t) Status {
 	return Status{
 		Identity:  Identity{Type: Type(st.Type), id: st.Fsid},
 		Total:     int64(st.Blocks) * int64(st.Bsize),
+		Used:      int64(st.Blocks-st.Bfree) * int64(st.Bsize),
 		Available: int64(st.Bavail) * int64(st.Bsize),
+		Inodes:    int64(st.Files), FreeInodes: int64(st.Ffree),
 		BlockSize: int64(st.Bsize),
 		ReadOnly:  st.Flags&unix.ST_RDONLY != 0,
 	}

@@ -176,13 +176,6 @@ func (d *Device) Info() (Info, error) {
 	}, nil
 }
 
-// Name returns [Options].Name, cut at [MaxName] bytes. It is for people to read: whoever
-// attached the device chose it, so it proves nothing. See [Device.Backs].
-func (d *Device) Name() (string, error) {
-	info, err := d.Info()
-	return info.Name, err
-}
-
 // UpdateSize makes the device as large as its file is now.
 //
 // "LOOP_SET_CAPACITY: Resize a live loop device. One can change the size of the

@@ -610,8 +610,8 @@ func TestNoDiscard(t *testing.T) {
 		if out, err := exec.Command("blkdiscard", "--force", d.Path()).CombinedOutput(); err == nil || !strings.Contains(string(out), "not supported") {
 			t.Errorf("blkdiscard: %v %s", err, out)
 		}
-		if name, err := d.Name(); err != nil || name != "of-the-test" {
-			t.Errorf("the name is %q: %v", name, err)
+		if info, err := d.Info(); err != nil || info.Name != "of-the-test" {
+			t.Errorf("the name is %q: %v", info.Name, err)
 		}
 		if file, err := BackingFile(d.Index()); err != nil || file != path {
 			t.Errorf("the backing file is %q, want %q: %v", file, path, err)

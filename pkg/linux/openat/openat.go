@@ -37,6 +37,19 @@ func Open(dir *os.File, name string, flags int) (*os.File, error) {
 	return f, nil
 }
 
+// Create makes an empty file that does not exist yet, with mode 0600, and opens it for
+// reading.
+func Create(dir *os.File, name string) (*os.File, error) {
+	path := filepath.Join(dir.Name(), name)
+	f, err := sys.OpenAtEffect("openat", path, dir, func(fd int) (int, error) {
+		return unix.Openat(fd, name, unix.O_CREAT|unix.O_EXCL|unix.O_RDONLY|unix.O_CLOEXEC, 0o600)
+	})
+	if err != nil {
+		return nil, &os.PathError{Op: "openat", Path: path, Err: err}
+	}
+	return f, nil
+}
+
 // Remove makes sure that a file has no name there. A directory is not removed.
 //
 // "The unlinkat() system call operates in exactly the same way as either unlink()

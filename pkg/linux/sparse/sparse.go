@@ -61,6 +61,21 @@ func Reserve(f *os.File, size int64) error {
 	return nil
 }
 
+// Extend makes f larger, by a hole at its end, and never smaller.
+//
+// "If the file previously was shorter, it is extended, and the extended part reads as null
+// bytes" ftruncate(2)
+func Extend(f *os.File, size int64) error {
+	fi, err := f.Stat()
+	if err != nil || fi.Size() >= size {
+		return err
+	}
+	if err := sys.Effect("ftruncate", f, func(fd int) error { return unix.Ftruncate(fd, size) }); err != nil {
+		return fmt.Errorf("ftruncate %s to %d bytes: %w", f.Name(), size, err)
+	}
+	return nil
+}
+
 // Copy writes the data of src to dst, at the same offsets, and leaves the rest of dst as
 // it is. It shares no extents.
 func Copy(ctx context.Context, dst, src *os.File) error {

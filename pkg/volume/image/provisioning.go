@@ -11,7 +11,6 @@ import (
 
 	"k8s.io/klog/v2"
 
-	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
@@ -71,14 +70,7 @@ func (p Provisioning) Resize(f *os.File, bytes int64) error {
 	if p == Thick {
 		return sparse.Reserve(f, bytes)
 	}
-	fi, err := f.Stat()
-	if err != nil || fi.Size() >= bytes {
-		return err
-	}
-	if err := failpoint.Before("ftruncate"); err != nil {
-		return err
-	}
-	return f.Truncate(bytes)
+	return sparse.Extend(f, bytes)
 }
 
 // SharesExtents reports whether a copy of the volume may share its extents.

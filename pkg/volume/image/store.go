@@ -285,11 +285,14 @@ func (s *Store) HasName(device, inode uint64) (bool, error) {
 		return false, err
 	}
 	for _, id := range ids {
-		path := s.pool.Volume(id)
-		var st syscall.Stat_t
-		if err := syscall.Lstat(path, &st); err != nil && err != syscall.ENOENT {
-			return false, &os.PathError{Op: "lstat", Path: path, Err: err}
-		} else if err == nil && st.Ino == inode && st.Dev == device {
+		fi, err := os.Lstat(s.pool.Volume(id))
+		if errors.Is(err, os.ErrNotExist) {
+			continue // deleted meanwhile
+		}
+		if err != nil {
+			return false, err
+		}
+		if st := fi.Sys().(*syscall.Stat_t); st.Ino == inode && st.Dev == device {
 			return true, nil
 		}
 	}

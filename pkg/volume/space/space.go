@@ -181,15 +181,17 @@ func (s *Space) survey(pending []*Demand) (budget, error) {
 			return budget{}, err
 		}
 		for _, name := range names {
-			var st syscall.Stat_t
-			if err := syscall.Lstat(kind.path(name), &st); err == syscall.ENOENT {
+			fi, err := os.Lstat(kind.path(name))
+			if errors.Is(err, os.ErrNotExist) {
 				continue // gone meanwhile
-			} else if err != nil {
-				return budget{}, &os.PathError{Op: "lstat", Path: kind.path(name), Err: err}
 			}
+			if err != nil {
+				return budget{}, err
+			}
+			st := fi.Sys().(*syscall.Stat_t)
 			ours += st.Blocks * 512
 			if !counted[kind.key(name)] {
-				kind.add(name, &st)
+				kind.add(name, st)
 			}
 		}
 	}

@@ -179,13 +179,14 @@ func (s *Sweeper) findLoops() (map[int]poolLoop, error) {
 	if err != nil {
 		return nil, err
 	}
-	var dir syscall.Stat_t
-	if err := syscall.Stat(s.Images.Dir(), &dir); err != nil {
-		return nil, &os.PathError{Op: "stat", Path: s.Images.Dir(), Err: err}
+	dir, err := os.Stat(s.Images.Dir())
+	if err != nil {
+		return nil, err
 	}
+	filesystem := dir.Sys().(*syscall.Stat_t).Dev
 	loops := map[int]poolLoop{}
 	for _, index := range all {
-		l, here, err := s.findLoop(index, dir.Dev)
+		l, here, err := s.findLoop(index, filesystem)
 		if errors.Is(err, loopdev.ErrNotAttached) || errors.Is(err, os.ErrNotExist) { // detached or removed meanwhile
 			continue
 		}
