@@ -77,6 +77,12 @@ func (c Config) validate() error {
 			return fmt.Errorf("%s %q: %w", text.what, text.text, err)
 		}
 	}
+	if c.MaxVolumes < 0 {
+		return fmt.Errorf("at most %d volumes: must not be negative", c.MaxVolumes)
+	}
+	if c.SweepInterval < 0 {
+		return fmt.Errorf("sweep interval %s: must not be negative", c.SweepInterval)
+	}
 	return nil
 }
 

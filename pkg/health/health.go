@@ -30,6 +30,7 @@ const (
 // Condition is one thing that is wrong.
 type Condition struct {
 	Code     string // CamelCase, stable: for machines
+	Object   string // which of several with this code: a program's name; may be empty
 	Severity Severity
 	Text     string    // what is wrong, with which object, and why
 	Remedy   string    // what to do about it; may be empty if Text says it
@@ -53,24 +54,28 @@ func Err(conditions []Condition) error {
 	return errors.Join(errs...)
 }
 
+// holder tells conditions apart over time. Their texts may change.
+type holder struct{ code, object string }
+
 // Watch remembers since when each condition holds. Its zero value is usable.
 type Watch struct {
 	mu    sync.Mutex
-	since map[string]time.Time // by code
+	since map[holder]time.Time
 }
 
-// Stamp fills in Since, given all conditions that hold at the moment now. A code that is
-// missing has ended, and begins anew when it comes back.
+// Stamp fills in Since, given all conditions that hold at the moment now. A condition that
+// is missing has ended, and begins anew when it comes back.
 func (w *Watch) Stamp(conditions []Condition, now time.Time) []Condition {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	since := map[string]time.Time{}
+	since := map[holder]time.Time{}
 	for i, c := range conditions {
-		first, ok := w.since[c.Code]
+		key := holder{c.Code, c.Object}
+		first, ok := w.since[key]
 		if !ok {
 			first = now
 		}
-		since[c.Code], conditions[i].Since = first, first
+		since[key], conditions[i].Since = first, first
 	}
 	w.since = since
 	return conditions

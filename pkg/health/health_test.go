@@ -12,6 +12,7 @@ func TestWatch(t *testing.T) {
 	var w Watch
 	at := func(n int) time.Time { return time.Unix(int64(n), 0) }
 	full, gone := Condition{Code: "PoolFull"}, Condition{Code: "PoolUnusable"}
+	qemu, kernel := Condition{Code: "FormatterUnavailable", Object: "QEMU"}, Condition{Code: "FormatterUnavailable", Object: "kernel"}
 	for n, step := range []struct {
 		hold []Condition
 		want []int
@@ -22,6 +23,9 @@ func TestWatch(t *testing.T) {
 		{[]Condition{gone, full}, []int{1, 3}}, // full had ended
 		{nil, nil},
 		{[]Condition{gone}, []int{5}},
+		{[]Condition{qemu}, []int{6}},
+		{[]Condition{qemu, kernel}, []int{6, 7}},
+		{[]Condition{kernel}, []int{7}}, // one code, and not the same condition
 	} {
 		got := w.Stamp(step.hold, at(n))
 		if len(got) != len(step.want) {

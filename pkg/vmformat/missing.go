@@ -33,44 +33,44 @@ func (p *missingPart) Error() string {
 func (p *missingPart) Unwrap() []error { return []error{ErrUnavailable, p.what} }
 
 // missingParts looks for everything that is needed to format every filesystem, and
-// returns an error for each part that is missing.
-func (f *Formatter) missingParts() []error {
+// returns an error for each part that is missing, by the part's name.
+func (f *Formatter) missingParts() (parts []string, errs []error) {
 	m, err := machineOf(runtime.GOARCH)
 	if err != nil {
-		return []error{err} // nothing else would help
+		return []string{runtime.GOARCH}, []error{err} // nothing else would help
 	}
-	var errs []error
-	note := func(err error) {
+	note := func(part string, err error) {
 		if err != nil {
-			errs = append(errs, err)
+			parts, errs = append(parts, part), append(errs, err)
 		}
 	}
 	_, err = f.accel()
-	note(err)
+	note("accelerator", err)
 	_, err = f.findQEMU(m)
-	note(err)
+	note("QEMU", err)
 	_, err = f.findKernel(m)
-	note(err)
+	note("kernel", err)
 	for _, name := range diskfs.Names() {
 		fs, err := diskfs.Lookup(name)
 		if err != nil {
-			note(err)
+			note(name, err)
 			continue
 		}
 		for _, tool := range []string{fs.Mkfs, fs.Checker} {
 			_, err := findTool(tool, fs.Package)
-			note(err)
+			note(tool, err)
 		}
 	}
-	return errs
+	return parts, errs
 }
 
 // Conditions reports each part that this machine lacks to format every filesystem. They
 // are [health.Degraded]: what was formatted before is still served.
 func (f *Formatter) Conditions() []health.Condition {
 	var found []health.Condition
-	for _, err := range f.missingParts() {
-		c := health.Condition{Code: "FormatterUnavailable", Severity: health.Degraded, Text: err.Error()}
+	parts, errs := f.missingParts()
+	for i, err := range errs {
+		c := health.Condition{Code: "FormatterUnavailable", Object: parts[i], Severity: health.Degraded, Text: err.Error()}
 		if part := (*missingPart)(nil); errors.As(err, &part) {
 			c.Text, c.Remedy = part.what.Error(), part.remedy
 		}

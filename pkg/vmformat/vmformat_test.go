@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -218,13 +219,17 @@ func TestMissingNamesPackage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	missing := errors.Join(f.missingParts()...)
+	parts, errs := f.missingParts()
+	missing := errors.Join(errs...)
 	if !errors.Is(missing, ErrUnavailable) {
 		t.Fatalf("missing: %v, want ErrUnavailable", missing)
 	}
 	t.Log(missing)
 	conditions := f.Conditions()
 	t.Log(health.Err(conditions))
+	if distinct := slices.Compact(slices.Sorted(slices.Values(parts))); len(distinct) != len(parts) {
+		t.Errorf("parts %v have one name", parts)
+	}
 	if len(conditions) != 2+2*len(diskfs.Names()) { // QEMU, the kernel, mkfs and checkers
 		t.Errorf("%d conditions", len(conditions))
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
@@ -52,7 +51,7 @@ func (r ClaimRequest) compare(have image.Record) error {
 	if asked.Size = have.Spec.Size; !fits || !have.Spec.Equal(asked) {
 		limit := "no limit"
 		if r.Limit > 0 {
-			limit = "at most " + size.Format(r.Limit)
+			limit = fmt.Sprintf("at most %d bytes", r.Limit)
 		}
 		diff.add("content", have.Spec.String(), fmt.Sprintf("%s, %s", r.Spec, limit))
 	}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -32,6 +33,7 @@ func (m *Manager) newImage(ctx context.Context, r image.Record) (*image.Image, R
 	if err != nil {
 		return nil, Result{}, err
 	}
+	r.Created = time.Now().UTC()
 	res, err := m.fill(ctx, f, &r)
 	var img *image.Image
 	if err == nil {

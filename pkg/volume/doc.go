@@ -36,8 +36,8 @@
 //	sweep   what crashes and lost calls leave: look, decide, act
 //	errdefs the kinds of error
 //
-// One operation at a time works on a volume or snapshot: every method takes the lock itself,
-// and a second one returns [errdefs.ErrBusy]. Work that may outlive its call (copying,
+// One operation at a time works on a volume or snapshot: every method that makes, changes,
+// moves or removes one takes its lock, and a second one returns [errdefs.ErrBusy]. Work that may outlive its call (copying,
 // growing) also holds the lock of the image ([image.Store.Exclusive]). No lock is wider than
 // one image.
 //

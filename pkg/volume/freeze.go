@@ -147,6 +147,6 @@ func (c copies) checkDetached(img *image.Image) error {
 	if err != nil || len(loops) == 0 {
 		return err
 	}
-	return fmt.Errorf("%w: volume %s is frozen and attached as /dev/loop%d, but not mounted below kubelet's directory: the first sweep after its pod has it again thaws it, or mount the device and run fsfreeze -u",
-		errdefs.ErrState, img.ID(), loops[0])
+	return fmt.Errorf("%w: volume %s is frozen and attached as /dev/loop%d, but not mounted below %s: the first sweep after its pod has it again thaws it, or mount the device and run fsfreeze -u",
+		errdefs.ErrState, img.ID(), loops[0], c.root.Path(""))
 }

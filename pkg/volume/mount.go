@@ -80,7 +80,7 @@ func (m *Manager) mountDisk(img *image.Image, target *os.File, rel string, acces
 	if err := file.Attach(point); err != nil {
 		point.Close() // or it would keep the tmpfs busy
 		dir.Close()
-		return errors.Join(err, m.root.Unmount(img, rel))
+		return errors.Join(err, m.root.UnmountTop(rel))
 	}
 	return nil
 }

@@ -202,7 +202,7 @@ func (m *Manager) Unstage(id, staging string) error {
 	if err != nil {
 		return err
 	}
-	if err := m.root.CheckOnlyAt(img, loops, "unpublish it first", rel); err != nil {
+	if err := m.root.CheckOnlyAt(img, loops, "to unstage it, unpublish it first", rel); err != nil {
 		return err
 	}
 	if img.Mode() != image.ModeBlock {

@@ -52,7 +52,9 @@ func (r *Root) Identify(v Owner, rel string) (Mount, error) {
 	switch v.Mode() {
 	case image.ModeDiskImage:
 		if ours = info.FSType == "tmpfs" && info.Source == DiskSource(v.ID()); ours {
-			m.Complete, err = holdsDisk(v, at)
+			if img, known := v.(*image.Image); known {
+				m.Complete, err = holdsDisk(img, at)
+			}
 		}
 	case image.ModeFilesystem:
 		if index, ok := loopdev.IndexOf(info.Source); ok {
@@ -107,7 +109,7 @@ func Backs(index int, v Owner) (bool, error) {
 }
 
 // holdsDisk reports whether disk.img in a volume's tmpfs is the volume's image.
-func holdsDisk(v Owner, dir *os.File) (bool, error) {
+func holdsDisk(img *image.Image, dir *os.File) (bool, error) {
 	disk, err := mount.OpenTarget(dir, image.DiskName, 0)
 	// A pod can put a link there from a mount namespace that lacks the bind mount.
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, mount.ErrSymlink) {
@@ -117,7 +119,7 @@ func holdsDisk(v Owner, dir *os.File) (bool, error) {
 		return false, err
 	}
 	defer disk.Close()
-	return v.Is(disk)
+	return img.Is(disk)
 }
 
 // Mountpoints are the paths below the root where a volume is mounted, as the mount table
@@ -230,6 +232,11 @@ func (r *Root) Unmount(v Owner, rel string) error {
 			return err
 		}
 	}
+	return r.UnmountTop(rel)
+}
+
+// UnmountTop takes away the topmost mount at a path, whose the caller knows it is.
+func (r *Root) UnmountTop(rel string) error {
 	for deadline := time.Now().Add(SettleTime); ; time.Sleep(SettlePoll) {
 		err := mount.UnmountTarget(r.dir, rel)
 		if !errors.Is(err, syscall.EBUSY) || time.Now().After(deadline) {

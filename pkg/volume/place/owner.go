@@ -5,7 +5,6 @@ package place
 
 import (
 	"errors"
-	"os"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
@@ -19,8 +18,6 @@ type Owner interface {
 	Mode() image.Mode
 	// Owns reports whether an attached loop device is the volume's.
 	Owns(dev *loopdev.Device) (bool, error)
-	// Is reports whether a file is the volume's image.
-	Is(f *os.File) (bool, error)
 }
 
 // Lost is a volume whose image is gone, and its record with it. Only what is still mounted
@@ -79,9 +76,6 @@ func (l Lost) Owns(dev *loopdev.Device) (bool, error) {
 	named, err := l.images.HasName(info.Device, info.Inode)
 	return err == nil && !named, err
 }
-
-// Is reports false: there is no image.
-func (l Lost) Is(*os.File) (bool, error) { return false, nil }
 
 var _, _ Owner = (*image.Image)(nil), Lost{}
 

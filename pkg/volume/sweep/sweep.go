@@ -85,7 +85,7 @@ func (s *Sweeper) Sweep(ctx context.Context, o Options) ([]Action, error) {
 			actions = actions[:i]
 			break
 		}
-		s.carryOut(ctx, &actions[i])
+		s.carryOut(context.WithoutCancel(ctx), &actions[i]) // what has begun is finished
 	}
 	s.reported = report(actions, s.reported)
 	return actions, context.Cause(ctx)
