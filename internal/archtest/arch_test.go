@@ -30,7 +30,7 @@ var rooms = map[string][]string{
 	"pkg/volume/quota/":     {"pkg/volume/image", "pkg/volume/errdefs", "pkg/diskfs", "pkg/pool", "pkg/size"},
 	"pkg/volume/space/":     {"pkg/volume/image", "pkg/volume/errdefs", "pkg/diskfs", "pkg/pool", "pkg/size"},
 	"pkg/volume/place/":     {"pkg/volume/image", "pkg/volume/errdefs", "pkg/linux/"},
-	"pkg/volume/image/":     {"pkg/volume/errdefs", "pkg/diskfs", "pkg/pool", "pkg/linux/"},
+	"pkg/volume/image/":     {"pkg/volume/errdefs", "pkg/diskfs", "pkg/pool", "pkg/linux/", "pkg/size"},
 	"pkg/volume/errdefs/":   {},
 	"pkg/template/":         {"pkg/diskfs", "pkg/pool", "pkg/linux/", "pkg/size"},
 	"pkg/pool/":             {"pkg/linux/", "pkg/health", "pkg/size"},

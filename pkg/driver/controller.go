@@ -63,9 +63,9 @@ func (s *controllerServer) CreateVolume(ctx context.Context, req *csi.CreateVolu
 	v, res, err := s.cfg.Volumes.CreateClaim(ctx, r)
 	s.cfg.Metrics.met(ctx, res)
 	if code(err) == codes.NotFound && req.GetAccessibilityRequirements() != nil {
-		// The scheduler chose this node, not knowing where the source is. This answer,
-		// and no other, has the provisioner ask it to choose again.
-		return nil, fmt.Errorf("%w: volume_content_source: %s is not here (%v), and a copy can only be where its source is: put the pod on that node", errElsewhere, r.Source, err)
+		// The scheduler chose this node without knowing where the source is. Only this
+		// status code makes the provisioner ask the scheduler to choose again.
+		return nil, fmt.Errorf("%w: volume_content_source: %s cannot be copied here (%v): a copy is made on the node of its source; put the pod there", errElsewhere, r.Source, err)
 	}
 	if err != nil {
 		return nil, err
@@ -110,7 +110,7 @@ func (s *controllerServer) ValidateVolumeCapabilities(_ context.Context, req *cs
 		if err == nil {
 			err = volume.Supports(v, u)
 		}
-		if err != nil { // no error of this call: the answer to what was asked
+		if err != nil { // the call does not fail: this is its answer
 			return &csi.ValidateVolumeCapabilitiesResponse{Message: err.Error()}, nil
 		}
 	}
@@ -146,9 +146,9 @@ func (s *controllerServer) ListVolumes(_ context.Context, req *csi.ListVolumesRe
 	return r, nil
 }
 
-// GetCapacity tells what volumes of a class may take. A class that CreateVolume will
-// refuse has capacity, too: without any, the scheduler would hold its pods back, and
-// the claim's events would never say what is wrong with it.
+// GetCapacity returns the space that is left for volumes of a class. A class that
+// CreateVolume will refuse has capacity, too. Without capacity the scheduler would hold back
+// its pods, and the claim's events would never say what is wrong with the class.
 func (s *controllerServer) GetCapacity(ctx context.Context, req *csi.GetCapacityRequest) (*csi.GetCapacityResponse, error) {
 	if t := req.GetAccessibleTopology(); t != nil && !s.cfg.isHere(t) {
 		return &csi.GetCapacityResponse{MaximumVolumeSize: wrapperspb.Int64(0)}, nil
@@ -203,7 +203,7 @@ func (s *controllerServer) ControllerExpandVolume(ctx context.Context, req *csi.
 	note(ctx, "size", now)
 	return &csi.ControllerExpandVolumeResponse{
 		CapacityBytes: now,
-		// A disk image is all there is of its volume.
+		// A disk image has no device and no filesystem of the node that would have to follow.
 		NodeExpansionRequired: mode != image.ModeDiskImage,
 	}, nil
 }
@@ -271,8 +271,8 @@ func (s *controllerServer) ListSnapshots(_ context.Context, req *csi.ListSnapsho
 	return r, nil
 }
 
-// snapshots finds those that a ListSnapshots request asks for. One that is not
-// there is none, and no error.
+// snapshots finds the snapshots that a ListSnapshots request asks for. An unknown id gives
+// an empty list, and no error.
 func (s *controllerServer) snapshots(req *csi.ListSnapshotsRequest, after string) ([]image.SnapshotRecord, string, error) {
 	id := req.GetSnapshotId()
 	if id == "" {
@@ -299,7 +299,7 @@ func (s *controllerServer) ControllerGetVolumeHealth(_ context.Context, req *csi
 	return &csi.ControllerGetVolumeHealthResponse{VolumeHealth: h}, nil
 }
 
-// ControllerListVolumeHealth lists the volumes of which something is wrong.
+// ControllerListVolumeHealth lists the volumes that have something wrong with them.
 func (s *controllerServer) ControllerListVolumeHealth(_ context.Context, req *csi.ControllerListVolumeHealthRequest) (*csi.ControllerListVolumeHealthResponse, error) {
 	after, err := startingAfter(req.GetStartingToken(), req.GetMaxEntries())
 	if err != nil {
@@ -330,7 +330,7 @@ func (s *controllerServer) ControllerListVolumeHealth(_ context.Context, req *cs
 	return r, nil
 }
 
-// volume is what the specification says of a volume.
+// volume describes a volume in CSI's form.
 func (s *controllerServer) volume(v image.Record) *csi.Volume {
 	out := &csi.Volume{
 		VolumeId:           v.ID,
@@ -361,14 +361,14 @@ func (s *controllerServer) snapshot(snap image.SnapshotRecord) *csi.Snapshot {
 	}
 }
 
-// topology is where everything that is made here is.
+// topology is this node, where all that the plugin makes is accessible.
 func (c Config) topology() *csi.Topology {
 	return &csi.Topology{Segments: map[string]string{TopologyKey: c.NodeID}}
 }
 
 func (c Config) isHere(t *csi.Topology) bool { return t.GetSegments()[TopologyKey] == c.NodeID }
 
-// here is errElsewhere unless requirements can be met on this node.
+// here returns errElsewhere if the requirements cannot be met on this node.
 func (c Config) here(r *csi.TopologyRequirement) error {
 	wanted := r.GetRequisite()
 	if len(wanted) == 0 {
@@ -377,10 +377,10 @@ func (c Config) here(r *csi.TopologyRequirement) error {
 	if len(wanted) == 0 || slices.ContainsFunc(wanted, c.isHere) {
 		return nil
 	}
-	return fmt.Errorf("%w: accessibility_requirements: none of the %d topologies has %s=%s, which is where this plugin makes volumes", errElsewhere, len(wanted), TopologyKey, c.NodeID)
+	return fmt.Errorf("%w: accessibility_requirements: none of the %d topologies has %s=%s, and this plugin makes volumes only there", errElsewhere, len(wanted), TopologyKey, c.NodeID)
 }
 
-// tokenPrefix makes a token of an id: what has it not is no token of ours.
+// tokenPrefix makes a token of an id. A token without it is rejected.
 const tokenPrefix = "after:"
 
 func tokenAfter(id string) string {
@@ -390,7 +390,7 @@ func tokenAfter(id string) string {
 	return tokenPrefix + id
 }
 
-// startingAfter reads where a list goes on.
+// startingAfter reads the token of a list: the id behind which the list goes on.
 func startingAfter(token string, maxEntries int32) (id string, err error) {
 	if maxEntries < 0 {
 		return "", invalid("max_entries %d: must not be negative", maxEntries)
@@ -400,7 +400,7 @@ func startingAfter(token string, maxEntries int32) (id string, err error) {
 	}
 	id, ok := strings.CutPrefix(token, tokenPrefix)
 	if !ok || image.CheckID(id) != nil {
-		return "", fmt.Errorf("%w: starting_token %.32q is none that this plugin gave out; start the list anew, without it", errToken, token)
+		return "", fmt.Errorf("%w: starting_token %.32q was not made by this plugin; start the list again without a token", errToken, token)
 	}
 	return id, nil
 }

@@ -18,23 +18,23 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 )
 
-// errToken means that a list cannot go on from there.
+// errToken means that a list cannot go on from the given token.
 var errToken = errors.New("invalid token")
 
-// errElsewhere means that what is asked for is to be on another node.
+// errElsewhere means that the request is for another node.
 var errElsewhere = errors.New("not on this node")
 
-// errUnhealthy means that Probe found something missing.
+// errUnhealthy means that Probe found a condition that keeps the plugin from working.
 var errUnhealthy = errors.New("the plugin cannot do its work")
 
 // code maps an error to the status code that the CSI specification gives it
-// ("Error Scheme"). This is the only place that does.
+// ("Error Scheme"). Nothing else chooses status codes.
 func code(err error) codes.Code {
-	if s, ok := status.FromError(err); ok { // made by gRPC itself, as Unimplemented
+	if s, ok := status.FromError(err); ok { // gRPC itself made it, for example Unimplemented
 		return s.Code()
 	}
 	switch {
-	case errors.Is(err, errdefs.ErrNotFound): // whatever the reason
+	case errors.Is(err, errdefs.ErrNotFound): // first: its cause may be any other kind
 		return codes.NotFound
 	case errors.Is(err, template.ErrBuilding), errors.Is(err, errdefs.ErrUnderWay):
 		if errors.Is(err, context.DeadlineExceeded) {
@@ -61,7 +61,7 @@ func code(err error) codes.Code {
 	return codes.Internal
 }
 
-// inParameter names the parameter of a StorageClass that an error is about.
+// inParameter adds the name of a StorageClass parameter to an error about it.
 func inParameter(name string, err error) error {
 	if err == nil {
 		return nil
@@ -73,7 +73,7 @@ func outOfRange(format string, args ...any) error {
 	return fmt.Errorf("%w: "+format, append([]any{diskfs.ErrOutOfRange}, args...)...)
 }
 
-// toStatus makes err what goes over the wire.
+// toStatus gives an error its status code, for the wire.
 func toStatus(err error) error {
 	if err == nil {
 		return nil

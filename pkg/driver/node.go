@@ -159,8 +159,8 @@ func (s *nodeServer) NodeGetStorageHealth(context.Context, *csi.NodeGetStorageHe
 	return r, nil
 }
 
-// healthOf is what the specification calls the health of a volume. The node and
-// the controller service see the same: they are on the same node.
+// healthOf returns a volume's health in CSI's form, for both the node and the controller
+// service: they are on the same node, and see the same.
 func healthOf(volumes *volume.Manager, id string, paths ...string) (*csi.VolumeHealth, error) {
 	conditions, err := volumes.Health(id, paths...)
 	if err != nil {

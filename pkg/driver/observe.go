@@ -129,7 +129,7 @@ func (m *Metrics) intercept(ctx context.Context, req any, info *grpc.UnaryServer
 	return resp, err
 }
 
-// sanitized prints a request without its secrets. It does the work only if it is printed.
+// sanitized prints a request without its secrets. It does the work only when it is printed.
 type sanitized struct{ req any }
 
 func (s sanitized) String() string {

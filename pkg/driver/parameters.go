@@ -45,8 +45,8 @@ type classParameter struct {
 }
 
 // classParameters has every parameter of a StorageClass. To add one, add its row, its field
-// in class, and what becomes of it in classRequest. A field that is new in
-// [volume.ClaimRequest] must be compared there too; a test finds one that is forgotten.
+// in class, and its use in classRequest. A new field of [volume.ClaimRequest] must also be
+// compared in package volume; a test finds a forgotten one.
 var classParameters = []classParameter{
 	{paramFormat, func(c *class, v string) error {
 		c.format, c.formatGiven = v, true
@@ -91,7 +91,7 @@ func readClass(params map[string]string, block bool) (class, error) {
 	}
 	for _, p := range classParameters {
 		value, given := params[p.name]
-		if !given || block && (p.name == paramFSType || p.name == paramPublishAs) { // of mounted volumes
+		if !given || block && (p.name == paramFSType || p.name == paramPublishAs) { // these are for mounted volumes
 			continue
 		}
 		if err := p.read(&c, value); err != nil {
@@ -120,8 +120,8 @@ func checkName(name string) error {
 	return nil
 }
 
-// claimRequest checks a CreateVolume request and turns it into what package volume
-// understands. It looks at nothing but the request.
+// claimRequest checks a CreateVolume request, and makes the request of package volume from
+// it. It looks at nothing but the request.
 func claimRequest(req *csi.CreateVolumeRequest) (volume.ClaimRequest, error) {
 	if err := checkName(req.GetName()); err != nil {
 		return volume.ClaimRequest{}, err
@@ -146,15 +146,16 @@ func claimRequest(req *csi.CreateVolumeRequest) (volume.ClaimRequest, error) {
 	return r, err
 }
 
-// classRequest reads what capabilities and parameters say of a volume: everything but its
-// name, size and source. Without capabilities, those that fit the parameters are assumed.
+// classRequest reads the part of a request that capabilities and parameters decide:
+// everything but name, size and source. Without capabilities it assumes those that fit the
+// parameters.
 func classRequest(capabilities []*csi.VolumeCapability, params map[string]string) (volume.ClaimRequest, error) {
 	var r volume.ClaimRequest
 	u, err := useOfAll(capabilities)
 	if err != nil {
 		return r, err
 	}
-	if len(capabilities) == 0 { // as the provisioner asks for capacity: only disks have a format
+	if len(capabilities) == 0 { // the provisioner asks for capacity so; only disks have a format
 		u.Block = params[paramFormat] != "" && params[paramPublishAs] == ""
 	}
 	c, err := readClass(params, u.Block)
@@ -164,7 +165,7 @@ func classRequest(capabilities []*csi.VolumeCapability, params map[string]string
 	if v, given := params[paramPublishAs]; u.Block && given {
 		return r, invalid("parameter %s %.64q: does not go with volumeMode Block, which is published as a device; use another StorageClass", paramPublishAs, v)
 	}
-	// The provisioner makes fstype part of the capability; another caller may not.
+	// The provisioner makes fstype part of the capability. Other callers may not.
 	if c.fsType != nil {
 		if u.Filesystem != "" && u.Filesystem != c.fsType.Name {
 			return r, invalid("parameter %s %.64q: the volume capability asks for %q; give one of them", paramFSType, c.fsType.Name, u.Filesystem)
@@ -181,16 +182,15 @@ func classRequest(capabilities []*csi.VolumeCapability, params map[string]string
 	return r, err
 }
 
-// withMode leaves out capabilities without an access mode. Provisioners before those
-// that ask for capacity without any send such in place of what they do not know.
+// withMode leaves out capabilities without an access mode. Older provisioners ask for
+// capacity with such a capability, where newer ones send none.
 func withMode(capabilities []*csi.VolumeCapability) []*csi.VolumeCapability {
 	return slices.DeleteFunc(slices.Clone(capabilities), func(c *csi.VolumeCapability) bool {
 		return c.GetAccessMode().GetMode() == csi.VolumeCapability_AccessMode_UNKNOWN
 	})
 }
 
-// useOfAll reads several capabilities, all of which the volume must have, and
-// returns what they say of the volume.
+// useOfAll reads several capabilities. The volume must have all of them.
 func useOfAll(capabilities []*csi.VolumeCapability) (volume.Use, error) {
 	var all volume.Use
 	for i, c := range capabilities {
@@ -199,7 +199,7 @@ func useOfAll(capabilities []*csi.VolumeCapability) (volume.Use, error) {
 			return u, err
 		}
 		if i > 0 && u.Block != all.Block {
-			return u, invalid("volume_capabilities: have both block and mount: a volume is one or the other")
+			return u, invalid("volume_capabilities: have both block and mount: a volume has one access type")
 		}
 		if all.Filesystem != "" && u.Filesystem != "" && u.Filesystem != all.Filesystem {
 			return u, invalid("volume_capabilities: have the filesystems %q and %q: a volume has one", all.Filesystem, u.Filesystem)
@@ -209,12 +209,12 @@ func useOfAll(capabilities []*csi.VolumeCapability) (volume.Use, error) {
 	return all, nil
 }
 
-// spec decides the content of a volume. fsType is for what gets mounted. A disk may say for
-// itself what it is formatted with, or that it is not.
+// spec decides the content of a volume. fsType decides it for a volume that is mounted. For
+// a disk, the parameter format decides whether it is formatted, and how.
 func (c class) spec(mode image.Mode, fsType string) (diskfs.Spec, error) {
 	var spec diskfs.Spec
 	if mode == image.ModeFilesystem && c.formatGiven {
-		return spec, invalid("parameter %s %.64q: is for disks (volumeMode Block, or %s: %s); the filesystem of a mounted volume is fsType", paramFormat, c.format, paramPublishAs, image.ModeDiskImage)
+		return spec, invalid("parameter %s %.64q: is for disks (volumeMode Block, or %s: %s); for a mounted volume use fsType", paramFormat, c.format, paramPublishAs, image.ModeDiskImage)
 	}
 	if c.format == formatNone || mode == image.ModeBlock && !c.formatGiven {
 		return diskfs.Spec{Filesystem: "raw"}, c.checkUnformatted()
@@ -237,7 +237,8 @@ func (c class) spec(mode image.Mode, fsType string) (diskfs.Spec, error) {
 	return spec, inParameter(paramFormatOptions, fs.CheckOptions(spec.Options))
 }
 
-// checkUnformatted refuses the parameters that only a filesystem can have.
+// checkUnformatted returns [errdefs.ErrInvalid] if a disk without a filesystem was given the
+// parameters of a filesystem.
 func (c class) checkUnformatted() error {
 	name, value := paramLabel, c.label
 	if value == "" {
@@ -246,7 +247,7 @@ func (c class) checkUnformatted() error {
 	if value == "" {
 		return nil
 	}
-	return invalid("parameter %s %.64q: there is nothing to format; add %s: one of %s", name, value, paramFormat, strings.Join(diskfs.Names(), ", "))
+	return invalid("parameter %s %.64q: the disk is not formatted; set parameter %s to one of %s, or leave this one out", name, value, paramFormat, strings.Join(diskfs.Names(), ", "))
 }
 
 // formatOptions reads "key=value,key=value".
@@ -279,7 +280,7 @@ func sizeOf(r *csi.CapacityRange) (volume.Size, error) {
 	return size, nil
 }
 
-// sourceOf reads the snapshot or volume that a claim is to be a copy of.
+// sourceOf reads the snapshot or volume that a claim copies.
 func sourceOf(s *csi.VolumeContentSource) (image.Source, error) {
 	var source image.Source
 	switch s.GetType().(type) {

@@ -18,7 +18,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
-// Keys of an inline volume's context. Those with this prefix are set by kubelet.
+// Keys of an inline volume's context. Kubelet sets those with this prefix.
 const (
 	kubeletPrefix = "csi.storage.k8s.io/"
 	keyEphemeral  = kubeletPrefix + "ephemeral"
@@ -28,8 +28,8 @@ const (
 	keyTokens     = kubeletPrefix + "serviceAccount.tokens"
 )
 
-// Attributes of an inline volume. Whoever may create a pod may write them: they are hostile
-// until checked here.
+// Attributes of an inline volume. Everybody who may create a pod may write them, so they are
+// hostile until they are checked here.
 const (
 	attrSize      = "size"
 	attrLabel     = "label"
@@ -38,11 +38,11 @@ const (
 
 var attributes = []string{attrLabel, attrPublishAs, attrSize}
 
-// defaultFilesystem is used where the pod names none.
+// defaultFilesystem is used if the pod or the StorageClass names none.
 const defaultFilesystem = "ext4"
 
-// inlineRequest checks a NodePublishVolume request for an inline volume, and turns it into
-// what package volume understands. It looks at nothing but the request.
+// inlineRequest checks a NodePublishVolume request for an inline volume, and makes the
+// request of package volume from it. It looks at nothing but the request.
 func inlineRequest(req *csi.NodePublishVolumeRequest) (volume.InlineRequest, error) {
 	var none volume.InlineRequest
 	if err := targetOf(req); err != nil {
@@ -77,7 +77,8 @@ func inlineRequest(req *csi.NodePublishVolumeRequest) (volume.InlineRequest, err
 	return r, r.Validate()
 }
 
-// mountMode reads publishAs, which a field has.
+// mountMode reads the value of publishAs, an attribute or a parameter. field names it in the
+// error.
 func mountMode(field, value string) (image.Mode, error) {
 	mode := image.Mode(value)
 	if !slices.Contains(image.MountModes, mode) {
@@ -86,7 +87,7 @@ func mountMode(field, value string) (image.Mode, error) {
 	return mode, nil
 }
 
-// targetOf checks what every NodePublishVolume request has.
+// targetOf checks the fields that every NodePublishVolume request must have.
 func targetOf(req *csi.NodePublishVolumeRequest) error {
 	if err := checkVolumeID(req.GetVolumeId()); err != nil {
 		return err
@@ -107,8 +108,8 @@ func checkVolumeID(id string) error {
 // trimmed is a path without a slash at its end.
 func trimmed(path string) string { return strings.TrimRight(path, "/") }
 
-// isInline reports whether a request is for an inline volume. Kubelet says so, and lets no
-// pod say it instead.
+// isInline reports whether a request is for an inline volume. Kubelet sets this key, and a
+// pod cannot.
 func isInline(req *csi.NodePublishVolumeRequest) bool {
 	return req.GetVolumeContext()[keyEphemeral] == "true"
 }
@@ -145,13 +146,13 @@ func publishRequest(req *csi.NodePublishVolumeRequest) (volume.PublishRequest, e
 	return r, nil
 }
 
-// podOf is the pod that kubelet says a volume is for.
+// podOf is the pod that a volume is for, as kubelet names it.
 func podOf(req *csi.NodePublishVolumeRequest) image.Pod {
 	ctx := req.GetVolumeContext()
 	return image.Pod{Namespace: ctx[keyPodNS], Name: ctx[keyPodName], UID: ctx[keyPodUID]}
 }
 
-// inlineSpec reads the content that an inline volume is to have.
+// inlineSpec reads the content of an inline volume.
 func inlineSpec(fsType string, ctx map[string]string) (diskfs.Spec, error) {
 	for _, key := range slices.Sorted(maps.Keys(ctx)) {
 		if !strings.HasPrefix(key, kubeletPrefix) && !slices.Contains(attributes, key) {
@@ -174,7 +175,7 @@ func inlineSpec(fsType string, ctx map[string]string) (diskfs.Spec, error) {
 	return spec, nil
 }
 
-// filesystemNamed finds a filesystem that can be asked for.
+// filesystemNamed finds a filesystem that users may ask for. field names it in the error.
 func filesystemNamed(field, name string) (*diskfs.Filesystem, error) {
 	fs, err := diskfs.Lookup(name)
 	if err != nil || !fs.Formatted() {
@@ -217,7 +218,7 @@ func useOf(c *csi.VolumeCapability, of image.Lifecycle) (volume.Use, error) {
 	return u, err
 }
 
-// useIfGiven reads a capability that may be left out; then it is nil.
+// useIfGiven reads a capability. It returns nil if the capability was left out.
 func useIfGiven(c *csi.VolumeCapability) (*volume.Use, error) {
 	if c == nil {
 		return nil, nil

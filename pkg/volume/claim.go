@@ -16,8 +16,8 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/space"
 )
 
-// CreateClaim makes a claim, or finds it made. What it returns survives a power cut.
-// Nothing that it made is left when it fails.
+// CreateClaim makes a claim, or finds it made. A claim that it returned survives a power
+// cut. If it fails, it leaves nothing that it made.
 //
 // Errors are [errdefs.ErrInvalid], [errdefs.ErrExists] for a different volume of that name,
 // [errdefs.ErrNotFound] for a source that does not exist, [errdefs.ErrState],
@@ -39,11 +39,11 @@ func (m *Manager) CreateClaim(ctx context.Context, r ClaimRequest) (image.Record
 		image.Record
 		Result
 	}
-	v, err := outlive(ctx, &m.work, image.VolumeKey(r.ID()), func(ctx context.Context) (made, error) {
+	v, err := outlive(ctx, &m.work, "making volume "+r.ID(), func(ctx context.Context) (made, error) {
 		v, res, err := m.createClaim(ctx, r)
 		return made{v, res}, err
 	})
-	if err == nil { // the work that was joined may have been asked for otherwise
+	if err == nil { // another request may have started the work that this one joined
 		err = r.compare(v.Record)
 	}
 	return v.Record, v.Result, err
@@ -79,8 +79,8 @@ func (m *Manager) createClaim(ctx context.Context, r ClaimRequest) (image.Record
 	return img.Record, res, nil
 }
 
-// existing looks for the claim that a request asks for. A torn one is removed, if nobody
-// uses it, and does not exist any more.
+// existing looks for the claim that a request asks for. It removes a torn one that nobody
+// uses, and reports that there is none.
 func (m *Manager) existing(r ClaimRequest) (have image.Record, exists bool, err error) {
 	img, err := m.images.Open(r.ID())
 	if errors.Is(err, errdefs.ErrNotFound) {
@@ -100,7 +100,7 @@ func (m *Manager) existing(r ClaimRequest) (have image.Record, exists bool, err 
 	if !torn || m.root.CheckUnused(img) != nil {
 		return img.Record, true, nil
 	}
-	klog.InfoS("Making a volume again that a power cut has torn", "volume", r.ID())
+	klog.InfoS("A power cut took the content of a volume; making it again", "volume", r.ID())
 	return have, false, m.images.Remove(r.ID())
 }
 
@@ -115,7 +115,7 @@ func (m *Manager) DeleteClaim(id string) error {
 	defer unlock()
 	img, err := m.images.OpenClaim(id)
 	if errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, errdefs.ErrInvalid) && id != "" {
-		// CSI 1.13, DeleteVolume: a volume that was never made is gone.
+		// CSI 1.13, DeleteVolume: to delete a volume that was never made succeeds.
 		return m.space.CheckNotMaking(image.VolumeKey(id))
 	}
 	if err != nil {
@@ -139,9 +139,9 @@ func (m *Manager) DeleteClaim(id string) error {
 // GetClaim describes a claim.
 func (m *Manager) GetClaim(id string) (image.Record, error) { return m.images.GetClaim(id) }
 
-// ListClaims lists the claims by id, beginning behind the id after, at most limit of them; a
-// limit of 0 means no limit. next is "" at the end, and otherwise the value of after for
-// the next call.
+// ListClaims lists at most limit claims in the order of their ids, beginning with the first
+// id behind after. A limit of 0 means no limit. next is the value of after for the next
+// call, or "" at the end of the list.
 func (m *Manager) ListClaims(after string, limit int) (claims []image.Record, next string, err error) {
 	ids, err := m.pool.Volumes()
 	if err != nil {
@@ -150,8 +150,8 @@ func (m *Manager) ListClaims(after string, limit int) (claims []image.Record, ne
 	return page(ids, after, limit, m.images.GetClaim)
 }
 
-// page reads those of the sorted ids that come after one. An image that cannot be read is
-// logged and left out: it must not hide the others.
+// page reads the images whose ids, which are sorted, come behind after. An image that cannot
+// be read is logged and left out: it must not hide the others.
 func page[T any](ids []string, after string, limit int, read func(id string) (T, error)) (found []T, next string, err error) {
 	i, exact := slices.BinarySearch(ids, after)
 	if exact {
@@ -164,7 +164,7 @@ func page[T any](ids []string, after string, limit int, read func(id string) (T,
 			continue
 		}
 		if err != nil {
-			klog.ErrorS(err, "Leaving an image that cannot be read out of a list", "id", id)
+			klog.ErrorS(err, "An image cannot be read; the list leaves it out", "id", id)
 			continue
 		}
 		if limit > 0 && len(found) == limit {

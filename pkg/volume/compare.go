@@ -12,8 +12,8 @@ import (
 )
 
 // A repeated request is fine, and a different one for the same volume is not (CSI 1.13,
-// "Idempotency"). So each field of a request is compared with the volume's record here; a
-// test changes every field in turn and checks that it is noticed.
+// "Idempotency"). So each field of a request is compared with the volume's record here. A
+// test changes every field in turn and checks that the change is noticed.
 
 // compare returns [errdefs.ErrExists] if the volume that has the request's id differs from
 // what is asked for, and [errdefs.ErrState] if it has another target.
@@ -25,13 +25,13 @@ func (r InlineRequest) compare(have image.Record) error {
 	diff.add("lifecycle", have.Lifecycle, image.Inline)
 	diff.add("publishAs", have.Mode, r.Mode)
 	diff.add("access", have.Access, r.Access)
-	if err := diff.error("volume " + r.ID + "; unpublish it first"); err != nil {
+	if err := diff.error("volume "+r.ID, "unpublish it first"); err != nil {
 		return err
 	}
 	// CSI 1.13, NodePublishVolume, the table of target paths: without the capability to be
 	// published twice this is FAILED_PRECONDITION.
 	if have.Target != r.Target {
-		return fmt.Errorf("%w: volume %s is for %s, asked for %s; an inline volume has one target", errdefs.ErrState, r.ID, have.Target, r.Target)
+		return fmt.Errorf("%w: volume %s has the target %s, and %s is asked for; an inline volume has one target: unpublish it there first", errdefs.ErrState, r.ID, have.Target, r.Target)
 	}
 	return nil
 }
@@ -43,7 +43,7 @@ func (r ClaimRequest) compare(have image.Record) error {
 	diff.add("name", have.Name, r.Name)
 	diff.add("lifecycle", have.Lifecycle, image.Claim)
 	asked := r.Spec
-	if (r.Source != image.Source{}) && (r.DefaultSpec || r.Mode != image.ModeFilesystem) { // the source decided, and may be gone
+	if (r.Source != image.Source{}) && (r.DefaultSpec || r.Mode != image.ModeFilesystem) { // the source decided, and may be deleted by now
 		asked = have.Spec
 		asked.Size = r.Spec.Size
 	}
@@ -58,11 +58,11 @@ func (r ClaimRequest) compare(have image.Record) error {
 	diff.add("mode", have.Mode, r.Mode)
 	diff.add("provisioning", have.Provisioning, r.Provisioning)
 	diff.add("source", have.Source, r.Source)
-	return diff.error("volume " + have.ID + "; use another name")
+	return diff.error("volume "+have.ID, "use another name")
 }
 
-// CompareClass returns [errdefs.ErrExists] if a claim differs from what a request of the
-// same class, of whatever name, size and source, would have made.
+// CompareClass returns [errdefs.ErrExists] if a claim differs from one of the request's
+// class. Name, size and source are not compared.
 func (r ClaimRequest) CompareClass(have image.Record) error {
 	r.Name, r.Spec.Size, r.Limit, r.Source = have.Name, have.Spec.Size, 0, have.Source
 	if r.DefaultSpec {
@@ -77,7 +77,7 @@ func compareSnapshot(have image.SnapshotRecord, name, volumeID string) error {
 	var diff differences
 	diff.add("name", have.Name, name)
 	diff.add("source volume", have.Volume, volumeID)
-	return diff.error("snapshot " + have.ID + "; use another name")
+	return diff.error("snapshot "+have.ID, "use another name")
 }
 
 // differences collects how a volume differs from what was asked for.
@@ -89,9 +89,9 @@ func (d *differences) add(field string, is, asked any) {
 	}
 }
 
-func (d differences) error(what string) error {
+func (d differences) error(what, remedy string) error {
 	if len(d) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%w: %s: %s", errdefs.ErrExists, what, strings.Join(d, ", "))
+	return fmt.Errorf("%w: %s: %s; %s", errdefs.ErrExists, what, strings.Join(d, ", "), remedy)
 }

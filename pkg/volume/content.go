@@ -20,14 +20,14 @@ import (
 
 // Result tells how a request was met.
 type Result struct {
-	Template    string // key; "" if no template was asked for
+	Template    string // key; "" if the volume needed no template
 	TemplateHit bool
 	Existed     bool // the volume existed already
 }
 
-// newImage makes the image of a new volume: first the content that the record asks for,
-// with an identity of its own, then the record. The image has no name yet, and is gone with
-// its descriptor.
+// newImage makes the image of a new volume: first the content that the record asks for, with
+// a filesystem identity of its own, then the record. The image has no name yet, and goes
+// away with its descriptor.
 func (m *Manager) newImage(ctx context.Context, r image.Record) (*image.Image, Result, error) {
 	f, err := m.images.New()
 	if err != nil {
@@ -71,12 +71,13 @@ func (m *Manager) fillFromTemplate(ctx context.Context, f *os.File, fs *diskfs.F
 	if err := r.Provisioning.Fill(ctx, f, t.File, r.Spec.Size); err != nil {
 		return res, fmt.Errorf("from template %s: %w", t.Key, err)
 	}
-	// Before anyone can mount it: a kernel refuses, or confuses, two filesystems with one
-	// UUID. The new blocks are built from the template's, which are in memory.
+	// The image gets its UUID before anyone can mount it: a kernel refuses, or confuses, two
+	// filesystems with one UUID. The new blocks are built from the template's, which are in
+	// memory.
 	return res, fs.NewIdentity(t.File, f, r.UUID)
 }
 
-// fillFromSource gives an empty file what its source holds at this moment.
+// fillFromSource gives an empty file the content that its source has at this moment.
 func (m *Manager) fillFromSource(ctx context.Context, f *os.File, r *image.Record) error {
 	if err := m.copySource(ctx, f, r); err != nil {
 		return fmt.Errorf("from %s: %w", r.Source, err)
@@ -85,7 +86,7 @@ func (m *Manager) fillFromSource(ctx context.Context, f *os.File, r *image.Recor
 		return err
 	}
 	if r.Mode != image.ModeFilesystem {
-		return nil // a disk is copied to the byte: its content is its consumer's affair
+		return nil // a disk is copied to the byte: its consumer decides what is inside
 	}
 	r.UUID = uuid.New()
 	if err := m.copies.newIdentity(f, r.Spec.Filesystem, r.UUID); err != nil {
@@ -115,7 +116,7 @@ func (m *Manager) copySource(ctx context.Context, f *os.File, r *image.Record) e
 		return err
 	}
 	if has := vol.Record.Spec.Size; has > r.Spec.Size {
-		return fmt.Errorf("%w: it was expanded to %s meanwhile; try again", errdefs.ErrUnderWay, size.Format(has))
+		return fmt.Errorf("%w: the source was expanded to %s meanwhile; try again", errdefs.ErrUnderWay, size.Format(has))
 	}
 	return m.copies.copyLive(ctx, vol, f, r.Provisioning, r.Spec.Size)
 }

@@ -30,13 +30,13 @@ type copies struct {
 	freeze  freezeLimits
 }
 
-// copyLive gives dst, an empty file of a volume of so many bytes, the content that a volume
-// has at one moment. dst shares the volume's extents only if both are thin.
+// copyLive fills an empty file, which is to be a volume of the given bytes, with the content
+// that a volume has at one moment. The two share extents only if both are thin.
 func (c copies) copyLive(ctx context.Context, vol *image.Image, dst *os.File, into image.Provisioning, bytes int64) error {
 	if vol.Record.Provisioning.SharesExtents() && into.SharesExtents() {
 		return c.cloneLive(ctx, vol, dst)
 	}
-	// Clone the volume, copy the clone, then drop it. The clone is a stable source. To share
+	// Clone the volume, copy the clone, then drop it. The clone is a stable source. Sharing
 	// extents any longer would cost a thick volume new space at its next write.
 	still, err := c.images.New()
 	if err != nil {
@@ -52,7 +52,7 @@ func (c copies) copyLive(ctx context.Context, vol *image.Image, dst *os.File, in
 	return copySparse(ctx, dst, still)
 }
 
-// copySparse makes an empty file a copy of another, as sparse as that one.
+// copySparse makes an empty file a copy of src, as sparse as src.
 func copySparse(ctx context.Context, dst, src *os.File) error {
 	fi, err := src.Stat()
 	if err != nil {
@@ -64,13 +64,13 @@ func copySparse(ctx context.Context, dst, src *os.File) error {
 	return sparse.Copy(ctx, dst, src)
 }
 
-// cloneLive makes dst, an empty file, the clone of a volume at one moment, while pods may
-// be writing to it. What they had synced before is in it.
+// cloneLive makes an empty file the clone of a volume at one moment. Pods may be writing to
+// the volume. The clone has everything that they had synced before.
 //
-// A mounted filesystem is frozen meanwhile. The clone of a disk holds what the disk would
-// hold after a power cut.
+// A mounted filesystem is frozen meanwhile. The clone of a disk has the content that the disk
+// would have after a power cut.
 func (c copies) cloneLive(ctx context.Context, img *image.Image, dst *os.File) error {
-	// Each copy waits for the one before: the first to thaw would thaw for all.
+	// One copy at a time: with two at once, the first thaw would end the freeze of both.
 	unlock, err := c.images.Exclusive(ctx, img, 2*c.freeze.time)
 	if err != nil {
 		return err
@@ -96,9 +96,8 @@ func (c copies) cloneLive(ctx context.Context, img *image.Image, dst *os.File) e
 	return reflink.Clone(dst, img.File)
 }
 
-// newIdentity gives the filesystem in an unmounted file the UUID id. A filesystem whose
-// journal waits for replay, as that of a frozen xfs always does, is mounted for that, at no
-// path.
+// newIdentity gives the filesystem in an unmounted file the UUID id. If its journal waits
+// for replay, it is mounted first, at no path. After a freeze, xfs always needs that.
 func (c copies) newIdentity(f *os.File, filesystem string, id uuid.UUID) error {
 	fs, err := diskfs.Lookup(filesystem)
 	if err != nil {
@@ -130,7 +129,7 @@ func (c copies) replay(f *os.File, fs *diskfs.Filesystem) error {
 	if err != nil {
 		return err
 	}
-	if err := mnt.Close(); err != nil { // unmounts it, and returns when that is done
+	if err := mnt.Close(); err != nil { // unmounts, and returns once that is done
 		return err
 	}
 	return dev.Sync()

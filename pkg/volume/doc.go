@@ -1,32 +1,33 @@
 // Copyright The csi-disktemplate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package volume is a volume's life on this node: made, staged, published, measured,
-// snapshotted, expanded, gone.
+// Package volume is a volume's life on this node: it is made, staged, published, measured,
+// snapshotted, expanded and deleted.
 //
-// A volume is one image in the pool, its record an attribute of that file: both appear in
-// one linkat, or neither does. No other state is kept. Whether a volume is attached is what
-// the loop devices say, and whether it is published is what the mount table says. After a
-// crash the same call, made again, reads both and goes on from there.
+// A volume is one image in the pool. Its record is an attribute of that file. Both appear in
+// one linkat, or neither does. No other state is kept: the loop devices say whether a volume
+// is attached, and the mount table says whether it is published. After a crash the same
+// call, made again, reads both and goes on from there.
 //
 // A filesystem volume is published as
 //
 //	template ─FICLONE→ unnamed image ─new UUID, record→ linked ─loop device→
 //	detached mount ─move_mount→ target
 //
-// and everything before the link is held by descriptors alone. A diskImage volume is the
-// image itself, bound to the file disk.img in a tmpfs that has room for nothing else, so a
-// pod can neither see the pool nor put a file there. A block volume is the node of a loop
-// device.
+// Descriptors alone hold everything before the link. A diskImage volume is the image itself,
+// bound to the file disk.img in a tmpfs that has room for nothing else. So a pod can neither
+// see the pool nor put a file there. A block volume is the node of a loop device.
 //
-// An inline volume goes this way in one call, and back in another (inline.go). A claim goes
-// it in steps: its image is made, and durable (claim.go); staged, it is attached and mounted
-// once (stage.go); published, that is bound to each target (publish.go). A snapshot is an
-// image too, and so is a clone: a copy by FICLONE (copy.go) of a filesystem that is frozen
-// meanwhile (freeze.go), with an identity of its own before any kernel can see both. No copy
-// depends on its source's name.
+// An inline volume is made and published in one call, and unpublished and deleted in another
+// (inline.go). A claim takes several calls. One makes its image, durably (claim.go). One
+// stages it: attaches it and mounts it once (stage.go). One for each target publishes it:
+// binds that mount to the target (publish.go).
 //
-// What has a secret of its own has a room of its own:
+// A snapshot is an image too, and so is a clone. Both are copies, made by FICLONE (copy.go)
+// while the filesystem is frozen (freeze.go). A copy gets an identity of its own before any
+// kernel can see both, and never depends on its source's name.
+//
+// Each secret has a room of its own:
 //
 //	image   the file: record, integrity, lock, thin and thick
 //	place   kubelet's directory and the mount table: targets, pods, whose a mount is
@@ -41,7 +42,7 @@
 // growing) also holds the lock of the image ([image.Store.Exclusive]). No lock is wider than
 // one image.
 //
-// No process is started here but by [Config].GrowFilesystem.
+// Only [Config].GrowFilesystem starts processes.
 //
 // Sources: CSI 1.13; open(2) O_TMPFILE, ioctl_ficlone(2), loop(4), fsopen(2), move_mount(2),
 // openat2(2), fallocate(2), FIFREEZE in fs/ioctl.c.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/device"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
@@ -14,20 +15,20 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/space"
 )
 
-// A volume is expanded (CSI's word), its image and device are resized, and the filesystem
-// in it grows (growth.go).
+// To expand a volume (CSI's word), the plugin resizes its image and its device, and grows the
+// filesystem in it (growth.go).
 
 // Size is a range of sizes, in bytes.
 type Size struct {
-	Required int64 // at least; 0 is any size
-	Limit    int64 // at most; 0 is no limit
+	Required int64 // at least; 0 means any size
+	Limit    int64 // at most; 0 means no limit
 }
 
-// Expand makes a claim at least as large as is required, durably, and tells its size and
-// mode then. It never makes one smaller.
+// Expand makes a claim at least as large as is required, durably, and returns its size and
+// mode then. It never makes a claim smaller.
 //
-// The image grows, and the promise. A device that is attached and the filesystem on it
-// follow in [Manager.ExpandOnNode], or when the claim is staged the next time.
+// It enlarges the image, and what the pool promises. The attached device and the filesystem
+// on it follow in [Manager.ExpandOnNode], or when the claim is staged the next time.
 //
 // Errors are [errdefs.ErrInvalid] for a use that the claim does not have,
 // [errdefs.ErrNotFound], [diskfs.ErrOutOfRange], [pool.ErrFull], [errdefs.ErrBusy],
@@ -47,15 +48,16 @@ func (m *Manager) Expand(id string, want Size, use *Use) (int64, image.Mode, err
 	return img.Record.Spec.Size, img.Mode(), err
 }
 
-// openExpandable opens a claim that is said to be used so; nil says nothing.
+// openExpandable opens a claim. It returns [errdefs.ErrInvalid] if use is not nil and the
+// claim cannot be used that way.
 func (m *Manager) openExpandable(id string, use *Use) (*image.Image, error) {
 	img, err := m.images.OpenClaim(id)
 	if err != nil || use == nil {
 		return img, err
 	}
-	if err := Supports(img.Record, *use); err != nil {
+	if err := supports(img.Record, *use, errdefs.ErrInvalid); err != nil {
 		img.Close()
-		return nil, fmt.Errorf("%w: %w", errdefs.ErrInvalid, err)
+		return nil, err
 	}
 	return img, nil
 }
@@ -65,12 +67,12 @@ func (m *Manager) expand(img *image.Image, want Size) error {
 	has := spec.Size
 	spec.Size = max(has, diskfs.RoundUp(want.Required))
 	if want.Limit > 0 && has > want.Limit {
-		return fmt.Errorf("%w: capacity_range.limit_bytes %d: volume %s has %d bytes, and volumes do not shrink; copy its content into a smaller one",
-			diskfs.ErrOutOfRange, want.Limit, img.ID(), has)
+		return fmt.Errorf("%w: capacity_range.limit_bytes %d: volume %s has %s, and volumes do not shrink; copy its content into a smaller one",
+			diskfs.ErrOutOfRange, want.Limit, img.ID(), size.Format(has))
 	}
 	if want.Limit > 0 && spec.Size > want.Limit {
-		return fmt.Errorf("%w: capacity_range.limit_bytes %d: volume %s would have %d bytes, as sizes are whole MiB; raise the limit",
-			diskfs.ErrOutOfRange, want.Limit, img.ID(), spec.Size)
+		return fmt.Errorf("%w: capacity_range.limit_bytes %d: volume %s would have %s, since sizes are whole Mi; raise the limit",
+			diskfs.ErrOutOfRange, want.Limit, img.ID(), size.Format(spec.Size))
 	}
 	if spec.Size == has {
 		return nil
@@ -92,11 +94,11 @@ func (m *Manager) expand(img *image.Image, want Size) error {
 }
 
 // ExpandOnNode makes a claim that is in use at a path as large as is required: its image if
-// need be, its device, its filesystem. It returns the claim's size.
+// need be, its device, and its filesystem. It returns the claim's size.
 //
 // Errors are those of [Manager.Expand]. [errdefs.ErrNotFound] also means that the claim is
-// not at that path, and [errdefs.ErrState] that the filesystem cannot grow while it is
-// mounted: it grows when it is staged the next time.
+// not at that path. [errdefs.ErrState] means that the filesystem cannot grow while it is
+// mounted, and grows when it is staged the next time.
 func (m *Manager) ExpandOnNode(id, path string, want Size, use *Use) (int64, error) {
 	unlock, err := m.locks.volume(id)
 	if err != nil {

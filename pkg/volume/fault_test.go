@@ -22,6 +22,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
@@ -86,7 +87,7 @@ func TestDamagedImages(t *testing.T) {
 				n := n.with(t)
 				says := []string{checker[fs]} // who can say more
 				if damage == "truncated" {
-					says = []string{fmt.Sprint(sizes[fs]), "the rest is lost"}
+					says = []string{size.Format(sizes[fs]), "the rest is lost"}
 				}
 				v := n.mustCreate(claim("damaged", fs, sizes[fs]))
 				snap := n.mustSnapshot("snapshot", v.ID)

@@ -23,13 +23,13 @@ import (
 
 // freezeLimits bound how long a pod's writes wait for a copy of its volume.
 type freezeLimits struct {
-	time    time.Duration // after that the filesystem is thawed, whatever happens
-	extents int           // an image with more is not frozen at all
+	time    time.Duration // after this time a timer thaws the filesystem
+	extents int           // an image with more extents is not frozen at all
 }
 
-// defaultFreeze: a pod that cannot write for seconds begins to fail its probes. A clone
-// takes 10 to 24 µs per extent (reflink's doc), so this many stay well within the time. An
-// image has them after months of random writes on a copy-on-write pool.
+// defaultFreeze is short, because a pod that cannot write for seconds begins to fail its
+// probes. A clone takes 10 to 24 µs per extent (reflink's doc), so 100 000 extents stay well
+// within 5 s. An image has that many after months of random writes on a copy-on-write pool.
 var defaultFreeze = freezeLimits{time: 5 * time.Second, extents: 100_000}
 
 // cloneFrozen clones an image while the filesystem in it is frozen.
@@ -39,10 +39,10 @@ func (c copies) cloneFrozen(ctx context.Context, img *image.Image, root, dst *os
 		return err
 	}
 	if extents > c.freeze.extents {
-		return fmt.Errorf("%w: volume %s is in %d extents, more than %d: its pods could not write for seconds; stop them, or defragment %s (xfs_fsr, btrfs filesystem defragment)",
+		return fmt.Errorf("%w: the image of volume %s has %d extents, and more than %d would stop its pods' writes for seconds; stop the pods, or defragment %s (xfs_fsr, btrfs filesystem defragment)",
 			errdefs.ErrState, img.ID(), extents, c.freeze.extents, img.Path())
 	}
-	// What is written here need not be written while everybody waits.
+	// Write dirty data now, so that it need not be written while the pods wait.
 	if err := fsctl.Sync(root); err != nil {
 		return err
 	}
@@ -52,11 +52,11 @@ func (c copies) cloneFrozen(ctx context.Context, img *image.Image, root, dst *os
 	return whileFrozen(img, root, c.freeze.time, func() error { return reflink.Clone(dst, img.File) })
 }
 
-// whileFrozen does something while a volume's filesystem is frozen. It fails if that takes
-// longer than the limit, because the filesystem is thawed by then. The caller holds the
-// image's lock.
+// whileFrozen calls do while a volume's filesystem is frozen. It fails if do takes longer
+// than the limit, because the filesystem is thawed by then. The caller holds the image's
+// lock.
 func whileFrozen(img *image.Image, root *os.File, limit time.Duration, do func() error) (err error) {
-	// A mark that is found under the lock is of a plugin that died, or could not thaw.
+	// This call holds the lock, so a mark is from a plugin that died, or could not thaw.
 	if _, frozen, err := img.Frozen(); err == nil && frozen {
 		if err := thaw(root); err != nil {
 			return err
@@ -68,7 +68,7 @@ func whileFrozen(img *image.Image, root *os.File, limit time.Duration, do func()
 	if err := fsctl.Freeze(root); err != nil {
 		err = errors.Join(err, img.UnmarkFrozen())
 		if errors.Is(err, fsctl.ErrFrozen) {
-			err = fmt.Errorf("%w: volume %s: %w, by somebody else; wait, or thaw it with fsfreeze -u", errdefs.ErrState, img.ID(), err)
+			err = fmt.Errorf("%w: volume %s: %w, and not by this plugin; wait, or thaw it with fsfreeze -u", errdefs.ErrState, img.ID(), err)
 		}
 		return err
 	}
@@ -76,16 +76,16 @@ func whileFrozen(img *image.Image, root *os.File, limit time.Duration, do func()
 	late := time.AfterFunc(limit, func() { fsctl.Thaw(root) })
 	err = do()
 	if !late.Stop() {
-		err = errors.Join(err, fmt.Errorf("%w: cloning volume %s took longer than the %s for which its pods may wait; try again when the disk is less busy", errdefs.ErrState, img.ID(), limit))
+		err = errors.Join(err, fmt.Errorf("%w: cloning volume %s took longer than %s, and its pods must not wait longer; try again when the disk is less busy", errdefs.ErrState, img.ID(), limit))
 	}
 	if e := thaw(root); e != nil {
-		return errors.Join(err, e) // the mark stays: the next copy thaws it, or a sweep
+		return errors.Join(err, e) // the mark stays, so the next copy or a sweep thaws it
 	}
 	klog.V(4).InfoS("Froze a volume", "volume", img.ID(), "duration", time.Since(start))
 	return errors.Join(err, img.UnmarkFrozen())
 }
 
-// thaw does not give up at once: a pod hangs until it succeeds.
+// thaw thaws a filesystem. It tries three times, because pods hang until it succeeds.
 func thaw(root *os.File) error {
 	err := fsctl.Thaw(root)
 	for range 2 {
@@ -97,16 +97,16 @@ func thaw(root *os.File) error {
 	return err
 }
 
-// thawLeft thaws a filesystem that an earlier process froze and did not live to thaw, or
-// returns [sweep.ErrOutdated] if there is none. A filesystem that somebody else froze has
-// no mark, and stays frozen.
+// thawLeft thaws a volume's filesystem if an earlier process froze it and died before it
+// could thaw it. If none did, it returns [sweep.ErrOutdated]. A filesystem that somebody
+// else froze has no mark, and stays frozen.
 func (c copies) thawLeft(ctx context.Context, id string) error {
 	img, err := c.images.Open(id)
 	if err != nil {
 		return err
 	}
 	defer img.Close()
-	// A process that lives holds the lock for as long as the filesystem is frozen.
+	// A living process holds the lock as long as it keeps the filesystem frozen.
 	unlock, err := c.images.Exclusive(ctx, img, place.SettleTime)
 	if errors.Is(err, errdefs.ErrUnderWay) {
 		return sweep.ErrOutdated
@@ -140,8 +140,8 @@ func (c copies) thawLeft(ctx context.Context, id string) error {
 	return img.UnmarkFrozen()
 }
 
-// checkDetached returns [errdefs.ErrState] if an unmounted volume is still attached: a
-// frozen filesystem outlives its last mount, and would be frozen in the next.
+// checkDetached returns [errdefs.ErrState] if an unmounted volume is still attached. A
+// frozen filesystem survives its last unmount, and would still be frozen in the next mount.
 func (c copies) checkDetached(img *image.Image) error {
 	loops, err := loopdev.Find(img.File)
 	if err != nil || len(loops) == 0 {

@@ -25,14 +25,14 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
 )
 
-// growInUse grows the filesystem of a claim that is mounted, if there is anything to grow. A
-// superblock that makes no sense may be the kernel's doing, which is just writing it.
+// growInUse grows the mounted filesystem of a claim, if it is smaller than its volume. It
+// goes on if the superblock cannot be read: the kernel may be writing it just then.
 func (m *Manager) growInUse(img *image.Image, rel string) error {
 	if grown, err := img.Grown(); err == nil && grown {
 		return nil
 	}
 	if err := fsctl.MayGrow(img.Record.Spec.Filesystem); err != nil {
-		return fmt.Errorf("%w: volume %s has %s now, but its filesystem cannot use them yet: %w; it grows when the volume is staged the next time: restart the pod, or run the plugin with that capability",
+		return fmt.Errorf("%w: volume %s has %s now, but its filesystem cannot use all of it yet: %w; the filesystem grows when the volume is staged the next time: restart the pod, or run the plugin with that capability",
 			errdefs.ErrState, img.ID(), size.Format(img.Record.Spec.Size), err)
 	}
 	at, err := m.root.OpenMounted(rel)
@@ -43,7 +43,7 @@ func (m *Manager) growInUse(img *image.Image, rel string) error {
 	if err = growMounted(img, at); !errors.Is(err, syscall.EROFS) {
 		return err
 	}
-	// That mount is read-only. Another one is not.
+	// That mount is read-only, so grow through a writable one.
 	mnt, err := m.mountDetached(img, image.Access{})
 	if err != nil {
 		return err
@@ -63,21 +63,21 @@ func growMounted(img *image.Image, root *os.File) error {
 	return pool.Full(fsctl.Grow(f, img.Record.Spec.Size))
 }
 
-// growUnmounted grows the filesystem of a claim that is not mounted, and returns the image
-// that has it then. A filesystem that somebody still has mounted, as in another mount
-// namespace, stays as it is, and so does one that a full pool has no room to grow.
+// growUnmounted grows the filesystem of a claim that is not mounted, and opens the image
+// that has it then. The filesystem stays as it is if somebody still has it mounted, for
+// example in another mount namespace, or if the pool is too full to grow it.
 //
-// It may take longer than the caller has time: [errdefs.ErrUnderWay].
+// If it takes longer than the caller has time, it returns [errdefs.ErrUnderWay].
 func (m *Manager) growUnmounted(ctx context.Context, img *image.Image) (*image.Image, error) {
 	err := m.root.CheckUnused(img)
 	if err != nil && !errors.Is(err, errdefs.ErrState) {
 		return nil, err
 	}
 	if err != nil || m.grow == nil {
-		klog.InfoS("A filesystem that cannot grow here while it is mounted stays smaller than its volume", "volume", img.ID(), "reason", err)
+		klog.InfoS("A filesystem cannot grow here while it is mounted, and stays smaller than its volume", "volume", img.ID(), "reason", err)
 		return m.images.Open(img.ID())
 	}
-	_, err = outlive(ctx, &m.work, "growth of "+image.VolumeKey(img.ID()), func(ctx context.Context) (struct{}, error) {
+	_, err = outlive(ctx, &m.work, "growing the filesystem of volume "+img.ID(), func(ctx context.Context) (struct{}, error) {
 		return struct{}{}, m.growCopy(ctx, img.ID())
 	})
 	if errors.Is(err, pool.ErrFull) {
@@ -90,9 +90,9 @@ func (m *Manager) growUnmounted(ctx context.Context, img *image.Image) (*image.I
 	return m.images.Open(img.ID())
 }
 
-// growCopy puts a copy of an image with a larger filesystem in the image's place. A tool
-// that is killed half-way leaves a filesystem that nobody could mount, so it never works on
-// the image itself, and an interrupted grow has no effect.
+// growCopy copies an image, grows the filesystem in the copy, and puts the copy in the
+// image's place. So an interrupted grow has no effect. A tool that is killed half-way may
+// leave a filesystem that nobody can mount, and must not work on the image itself.
 func (m *Manager) growCopy(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, growLimit)
 	defer cancel()
@@ -123,7 +123,7 @@ func (m *Manager) growCopy(ctx context.Context, id string) error {
 		return pool.Full(err)
 	}
 	if err := m.growDevice(ctx, larger, fs); err != nil {
-		// The tools say of a full pool what they say of a broken disk.
+		// The tools report the same error for a full pool as for a broken disk.
 		if s, e := m.pool.Space(); e == nil && s.Available < growRoom {
 			return fmt.Errorf("%w: growing the filesystem of volume %s: %w", pool.ErrFull, id, err)
 		}
@@ -133,10 +133,10 @@ func (m *Manager) growCopy(ctx context.Context, id string) error {
 }
 
 const (
-	// growLimit is for tools that hang: on an empty 8 TiB they take half a minute.
+	// growLimit ends tools that hang. On an empty 8 TiB they take half a minute.
 	growLimit = 30 * time.Minute
 
-	// growRoom is less than what e2fsck and resize2fs write.
+	// growRoom is less than e2fsck and resize2fs write: a pool with less is full for them.
 	growRoom = 4 * diskfs.MiB
 )
 

@@ -19,19 +19,19 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
-// Health tells what is wrong with a claim: nothing, if the list is empty. It looks at the
-// image, at its devices, and at where it is mounted.
+// Health returns what is wrong with a claim. It looks at the image, at its devices, and at
+// where it is mounted.
 //
-// A claim whose image is gone returns [errdefs.ErrNotFound], unless something of it is still
-// mounted at one of the paths.
+// A claim whose image is gone returns [errdefs.ErrNotFound], unless it is still mounted at
+// one of the paths.
 func (m *Manager) Health(id string, paths ...string) ([]health.Condition, error) {
 	img, err := m.images.OpenClaim(id)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		if gone, e := m.mountedWithoutImage(id, paths); e != nil || gone != "" {
 			return []health.Condition{{
 				Code: "BackingImageMissing", Severity: health.DataLoss,
-				Text:   fmt.Sprintf("the image of volume %s was deleted while it is mounted at %s", id, gone),
-				Remedy: "copy what is needed from there now, as it is gone with the mount",
+				Text:   fmt.Sprintf("the image of volume %s was deleted, and the volume is still mounted at %s", id, gone),
+				Remedy: "copy the data from there now: it is lost when the volume is unmounted",
 			}}, e
 		}
 	}
@@ -71,8 +71,8 @@ func imageConditions(img *image.Image) ([]health.Condition, error) {
 	if missing > 0 {
 		found = append(found, health.Condition{
 			Code: "ReservationIncomplete", Severity: health.Degraded,
-			Text:   fmt.Sprintf("of the %s of thick volume %s, %s are not reserved at the moment", size.Format(total), img.ID(), size.Format(missing)),
-			Remedy: "they are reserved again within minutes; if this stays, make room in the pool",
+			Text:   fmt.Sprintf("%s of the %s of thick volume %s are not reserved at the moment", size.Format(missing), size.Format(total), img.ID()),
+			Remedy: "the plugin reserves them again within minutes; if this condition stays, make room in the pool",
 		})
 	}
 	return found, nil
@@ -89,9 +89,9 @@ func (m *Manager) deviceConditions(img *image.Image) ([]health.Condition, error)
 			found = append(found, health.Condition{
 				Code: "DirectIOLost", Severity: health.Degraded,
 				Text:   fmt.Sprintf("/dev/loop%d of volume %s does buffered I/O, which is many times slower and takes memory", index, img.ID()),
-				Remedy: fmt.Sprintf("restart the pod; if it stays, see that the pool's filesystem has blocks of %d bytes", loopdev.BlockSize),
+				Remedy: fmt.Sprintf("restart the pod; if this condition stays, check that the pool's filesystem has blocks of %d bytes", loopdev.BlockSize),
 			})
-			break // once for each reason
+			break // report each reason once
 		}
 	}
 	places, err := m.root.MountpointsOf(img, loops)
@@ -111,11 +111,10 @@ func (m *Manager) deviceConditions(img *image.Image) ([]health.Condition, error)
 	return append(found, filesystemConditions(img, root, places[0])...), nil
 }
 
-// filesystemConditions asks the filesystem that is mounted at a path how it is, by its root,
-// open with O_PATH.
+// filesystemConditions looks at a mounted filesystem by its root, which is open with O_PATH.
 func filesystemConditions(img *image.Image, root *os.File, at string) []health.Condition {
-	// A filesystem that has shut down answers a look at its root with EIO, or says so in its
-	// options; statfs(2) goes on to work.
+	// A filesystem that has shut down returns EIO when its root is read, or has the option
+	// shutdown in the mount table. statfs(2) still works.
 	dir, err := mount.Open(root)
 	if err == nil {
 		_, err = dir.Readdirnames(1)
@@ -135,19 +134,19 @@ func filesystemConditions(img *image.Image, root *os.File, at string) []health.C
 	if slices.Contains(options, "ro") || slices.Contains(options, "emergency_ro") {
 		return []health.Condition{{
 			Code: "FilesystemReadOnly", Severity: health.Inaccessible,
-			Text:   fmt.Sprintf("the kernel made the filesystem of volume %s read-only after an error, see its log (dmesg)", img.ID()),
+			Text:   fmt.Sprintf("the kernel made the filesystem of volume %s read-only after an error (see dmesg)", img.ID()),
 			Remedy: remountRemedy,
 		}}
 	}
 	return nil
 }
 
-const remountRemedy = "make room in the pool if it is full, then restart the pod, which mounts it anew"
+const remountRemedy = "make room in the pool if it is full, then restart the pod, which mounts the filesystem anew"
 
 func shutDown(img *image.Image, at string) health.Condition {
 	return health.Condition{
 		Code: "FilesystemShutDown", Severity: health.Inaccessible,
-		Text:   fmt.Sprintf("the kernel shut the filesystem of volume %s at %s down after an error, see its log (dmesg)", img.ID(), at),
+		Text:   fmt.Sprintf("the kernel shut down the filesystem of volume %s at %s after an error (see dmesg)", img.ID(), at),
 		Remedy: remountRemedy,
 	}
 }
@@ -158,7 +157,7 @@ func (m *Manager) mountedWithoutImage(id string, paths []string) (string, error)
 	for _, path := range paths {
 		rel, err := m.root.Rel(path)
 		if err != nil {
-			continue // not one of ours
+			continue // not a path below kubelet's directory
 		}
 		lost, err := m.root.Lost(m.images, id, rel)
 		if err != nil {
@@ -175,7 +174,7 @@ func (m *Manager) mountedWithoutImage(id string, paths []string) (string, error)
 	return "", nil
 }
 
-// PoolHealth tells what is wrong with the pool.
+// PoolHealth returns what is wrong with the pool.
 func (m *Manager) PoolHealth() []health.Condition {
 	if found := m.pool.Conditions(); found != nil {
 		return found
@@ -186,5 +185,6 @@ func (m *Manager) PoolHealth() []health.Condition {
 	return nil
 }
 
-// Available is how large a further claim could be, in bytes, a whole number of MiB.
+// Available is the size of the largest claim that can still be made, in bytes, a whole
+// number of MiB.
 func (m *Manager) Available(p image.Provisioning) (int64, error) { return m.space.Available(p) }

@@ -41,7 +41,7 @@ func (r InlineRequest) Validate() error {
 	return r.Spec.Validate()
 }
 
-// record is what the image will say.
+// record is the record that the volume's image gets.
 func (r InlineRequest) record() image.Record {
 	return image.Record{ID: r.ID, Spec: r.Spec, Mode: r.Mode, Target: r.Target, Access: r.Access, Pod: r.Pod}
 }
@@ -55,9 +55,9 @@ func ModeList(modes []image.Mode) string {
 	return strings.Join(words, ", ")
 }
 
-// PublishInline makes an inline volume and mounts it at its target, or finds it there and
-// the same. Nothing that it made is left when it fails; an image that an earlier publish
-// made stays for the next.
+// PublishInline makes an inline volume and mounts it at its target, or finds the same volume
+// there. If it fails, it leaves nothing that it made. An image that an earlier publish made
+// stays for the next one.
 //
 // Errors are [errdefs.ErrInvalid], [errdefs.ErrExists], [errdefs.ErrState],
 // [errdefs.ErrBusy], [diskfs.ErrOutOfRange] and [errdefs.ErrLimit] for a volume that
@@ -76,7 +76,7 @@ func (m *Manager) PublishInline(ctx context.Context, r InlineRequest) (res Resul
 		return res, err
 	}
 	defer unlock()
-	// Judged before anything is made, as making it may take a VM.
+	// Look at the target before making anything, since that may take a VM.
 	at, err := m.root.Inspect(rel, r.Mode)
 	if err != nil {
 		return res, err
@@ -97,13 +97,13 @@ func (m *Manager) PublishInline(ctx context.Context, r InlineRequest) (res Resul
 				return res, err
 			}
 		}
-		// A publish that died half-way left its image: go on from there.
+		// An earlier publish died half-way and left its image: go on from there.
 	case errors.Is(err, errdefs.ErrNotFound):
 		if err := m.quota.CheckSize(r.Spec.Size); err != nil {
 			return res, err
 		}
 		if at.Mounted {
-			return res, fmt.Errorf("%w: target path %q is a mount point of something else; unpublish or unmount that first", errdefs.ErrExists, r.Target)
+			return res, fmt.Errorf("%w: something else is mounted at target path %q; unpublish or unmount it first", errdefs.ErrExists, r.Target)
 		}
 		if img, res, err = m.makeInline(ctx, r); err != nil {
 			return res, err
@@ -131,7 +131,7 @@ func (m *Manager) PublishInline(ctx context.Context, r InlineRequest) (res Resul
 	return res, mnt.Attach(target)
 }
 
-// makeInline makes the image of an inline volume, within what the node allows.
+// makeInline makes the image of an inline volume, if the limits and the pool's space allow.
 func (m *Manager) makeInline(ctx context.Context, r InlineRequest) (*image.Image, Result, error) {
 	release, err := m.quota.Reserve(r.ID, r.Pod.Namespace, r.Spec.Size)
 	if err != nil {
@@ -153,7 +153,7 @@ func (m *Manager) makeInline(ctx context.Context, r InlineRequest) (*image.Image
 	return img, res, nil
 }
 
-// removeInline takes the name of an inline volume's image away.
+// removeInline removes the name of an inline volume's image.
 func (m *Manager) removeInline(id string) error {
 	if err := m.images.Remove(id); err != nil {
 		return err
@@ -162,9 +162,9 @@ func (m *Manager) removeInline(id string) error {
 	return nil
 }
 
-// resume opens the image that an earlier publish of the same volume left. An image that
-// does not exist or is torn returns [errdefs.ErrNotFound]. A volume that differs from what
-// is asked for returns what [InlineRequest.compare] says.
+// resume opens the image that an earlier publish of the same volume left. If there is none,
+// or it is torn, resume returns [errdefs.ErrNotFound]. If the volume differs from what is
+// asked for, it returns the error of [InlineRequest.compare].
 func (m *Manager) resume(r InlineRequest, at place.Spot) (_ *image.Image, err error) {
 	img, err := m.images.Open(r.ID)
 	if err != nil {
@@ -188,11 +188,11 @@ func (m *Manager) resume(r InlineRequest, at place.Spot) (_ *image.Image, err er
 	if !torn {
 		return img, nil
 	}
-	klog.InfoS("Making a volume again that a power cut has torn", "volume", r.ID)
+	klog.InfoS("A power cut took the content of a volume; making it again", "volume", r.ID)
 	if err := m.removeInline(r.ID); err != nil {
 		return nil, err
 	}
-	return nil, fmt.Errorf("%w: %s", errdefs.ErrNotFound, r.ID)
+	return nil, fmt.Errorf("%w: volume %s", errdefs.ErrNotFound, r.ID)
 }
 
 // Unpublish takes a volume away from its target, and deletes it if it is inline. A volume
@@ -221,7 +221,7 @@ func (m *Manager) Unpublish(id, target string) error {
 	defer img.Close()
 	inline := img.Record.Lifecycle == image.Inline
 	if inline && img.Record.Target != target {
-		return nil // it is not published there, and stays where it is
+		return nil // the volume is at another target, and stays there
 	}
 	index, err := m.root.Clear(img, rel)
 	if err != nil {
@@ -235,7 +235,7 @@ func (m *Manager) Unpublish(id, target string) error {
 	return m.removeInline(id)
 }
 
-// unpublishLost unmounts what is left at a target of a volume without an image.
+// unpublishLost clears the target of a volume without an image.
 func (m *Manager) unpublishLost(id, rel string) error {
 	lost, err := m.root.Lost(m.images, id, rel)
 	if err != nil {

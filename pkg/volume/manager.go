@@ -30,11 +30,11 @@ type Config struct {
 	// TargetRoot is the directory below which volumes are staged and published: kubelet's.
 	// Nothing outside of it is ever touched. Required.
 	TargetRoot string
-	// GrowFilesystem makes the filesystem on a block device, which is not mounted, as large
-	// as the device. It is for filesystems that cannot grow while they are mounted; nil
-	// leaves those as they are.
+	// GrowFilesystem makes the unmounted filesystem on a block device as large as the device.
+	// It is for filesystems that cannot grow while they are mounted. With nil those stay as
+	// they are.
 	GrowFilesystem func(ctx context.Context, fs *diskfs.Filesystem, device string) error
-	// Headroom is what new volumes leave free of the pool; the zero value is nothing.
+	// Headroom is the space of the pool that new volumes leave free; the zero value is none.
 	Headroom size.Share
 	// Overcommit is how many times its own size the pool promises to thin claims; 0 is 1.
 	Overcommit float64
@@ -42,8 +42,8 @@ type Config struct {
 	Limits quota.Limits
 }
 
-// Manager has the volumes of a pool. Its methods may be called at the same time; one
-// operation at a time works on a volume or snapshot, and another one on the same returns
+// Manager has the volumes of a pool. Its methods may be called at the same time. One
+// operation at a time works on a volume or snapshot, and a second one returns
 // [errdefs.ErrBusy].
 type Manager struct {
 	pool      *pool.Pool
@@ -60,8 +60,8 @@ type Manager struct {
 	work      background
 }
 
-// NewManager returns a Manager. [Manager.Sweep] is for what an earlier process of the same
-// pool may have left undone.
+// NewManager returns a Manager. It leaves alone what an earlier process of the same pool did
+// not finish: that is for [Manager.Sweep].
 func NewManager(c Config) (*Manager, error) {
 	root, err := place.Open(c.TargetRoot)
 	if err != nil {
@@ -85,8 +85,8 @@ func NewManager(c Config) (*Manager, error) {
 	return m, nil
 }
 
-// Close ends the work under way, of which nothing stays, and closes what the Manager holds
-// open. Volumes stay as they are.
+// Close ends the work under way, which leaves nothing behind, and closes what the Manager
+// has open. Volumes stay as they are.
 func (m *Manager) Close() error {
 	m.work.cancel()
 	m.work.wait.Wait()
@@ -107,8 +107,8 @@ type background struct {
 	wait   sync.WaitGroup
 }
 
-// outlive does work that may take longer than its caller has time, once for all callers
-// that ask for it by the same key meanwhile.
+// outlive does work that may take longer than its caller has time. Callers that ask for the
+// same key meanwhile share one run of it. The key also names the work in the error.
 func outlive[T any](ctx context.Context, b *background, key string, do func(context.Context) (T, error)) (T, error) {
 	b.wait.Add(1)
 	done := b.group.DoChan(key, func() (any, error) { return do(b.ctx) })
@@ -122,16 +122,15 @@ func outlive[T any](ctx context.Context, b *background, key string, do func(cont
 		return r.Val.(T), r.Err
 	case <-ctx.Done():
 		var none T
-		return none, fmt.Errorf("%w: %s: %w; try again, it goes on meanwhile", errdefs.ErrUnderWay, key, context.Cause(ctx))
+		return none, fmt.Errorf("%w: %s: %w; the work goes on: try again", errdefs.ErrUnderWay, key, context.Cause(ctx))
 	}
 }
 
-// locks let one operation at a time work on a volume or a snapshot. Operations on different
-// ones do not wait for each other. Nobody waits: a lock that is taken returns
-// [errdefs.ErrBusy].
+// locks let one operation at a time work on a volume or a snapshot. Nobody waits for a lock:
+// one that is taken returns [errdefs.ErrBusy].
 //
-// A lock ends with its call. Work that outlives the call is kept apart by the image's own
-// lock ([image.Store.Exclusive]).
+// A lock ends with its call. Work that outlives its call holds the image's own lock too
+// ([image.Store.Exclusive]).
 type locks struct {
 	mu   sync.Mutex
 	held map[string]bool // by kind and id
@@ -169,14 +168,14 @@ func (u *undo) add(step func() error) {
 	}
 }
 
-// on runs the steps if there is an error, and adds to it what went wrong in doing so.
+// on runs the steps if there is an error, and adds to the error what went wrong in them.
 func (u undo) on(err *error) {
 	if *err == nil {
 		return
 	}
 	for i := len(u) - 1; i >= 0; i-- {
 		if e := u[i](); e != nil {
-			*err = fmt.Errorf("%w (and cleaning up after it: %w)", *err, e)
+			*err = fmt.Errorf("%w (and then the cleanup failed: %w)", *err, e)
 		}
 	}
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
 )
 
-// mountDetached attaches an image and mounts the filesystem in it, at no path yet. The mount
-// holds the loop device, and nothing else does.
+// mountDetached attaches an image and mounts the filesystem in it, at no path yet. Only the
+// mount holds the loop device.
 func (m *Manager) mountDetached(img *image.Image, access image.Access) (*mount.Detached, error) {
 	fs, err := diskfs.Lookup(img.Record.Spec.Filesystem)
 	if err != nil {
@@ -36,11 +36,10 @@ func (m *Manager) mountDetached(img *image.Image, access image.Access) (*mount.D
 }
 
 // mountDisk binds an image to disk.img in a tmpfs at the target. The tmpfs has room for the
-// two inodes it needs and for no data, so a pod can put nothing beside the disk. The image
-// itself is an ordinary file in the pod's hands: only the pool's space keeps a pod from
-// growing it.
+// two inodes it needs and for no data, so a pod can put nothing beside the disk. For the pod
+// the image is an ordinary file, which it may make larger until the pool is full.
 func (m *Manager) mountDisk(img *image.Image, target *os.File, rel string, access image.Access) error {
-	if err := m.pool.Check(); err != nil { // or the image's path may be another's
+	if err := m.pool.Check(); err != nil { // in another pool the path would name another image
 		return err
 	}
 	attr := mount.Attr{NoSUID: true, NoDev: true, NoExec: true, ReadOnly: access.ReadOnly}
@@ -59,8 +58,8 @@ func (m *Manager) mountDisk(img *image.Image, target *os.File, rel string, acces
 		return err
 	}
 	defer point.Close()
-	// By its name: the kernel does not mount a file that was opened unnamed, even once it has
-	// a name (move_mount says ENOENT on 6.18).
+	// Open the image again, by its name: the kernel does not mount a file that was opened
+	// unnamed, even once it has a name (move_mount returns ENOENT on 6.18).
 	named, err := os.OpenFile(m.pool.Volume(img.ID()), os.O_RDONLY|syscall.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
@@ -78,7 +77,7 @@ func (m *Manager) mountDisk(img *image.Image, target *os.File, rel string, acces
 		return err
 	}
 	if err := file.Attach(point); err != nil {
-		point.Close() // or it would keep the tmpfs busy
+		point.Close() // while it is open, the tmpfs is busy
 		dir.Close()
 		return errors.Join(err, m.root.UnmountTop(rel))
 	}

@@ -19,8 +19,8 @@ type PublishRequest struct {
 	ID      string
 	Staging string // where it is staged, or will be
 	Target  string // absolute path below the kubelet's directory; its parent exists
-	Use            // as it is staged
-	// TargetReadOnly forbids writing at this target, whatever others may.
+	Use            // the same as for staging
+	// TargetReadOnly forbids writing at this target. Other targets may be writable.
 	TargetReadOnly bool
 }
 
@@ -32,11 +32,12 @@ func (r PublishRequest) access() image.Access {
 }
 
 // PublishClaim mounts a claim at a target, or finds it there. It stages the claim first if
-// it is not staged, as after a reboot that the container orchestrator has not noticed.
+// it is not staged, for example after a reboot that the container orchestrator has not
+// noticed.
 //
 // Errors are those of [Manager.Stage]. [errdefs.ErrExists] also means that the claim is
-// there with another access, and [errdefs.ErrState] that it is at another target and may
-// have one only.
+// there with other mount options. [errdefs.ErrState] also means that the claim may have one
+// target only, and has another.
 func (m *Manager) PublishClaim(ctx context.Context, r PublishRequest) (err error) {
 	rel, err := m.root.Rel(r.Target)
 	if err != nil {
@@ -68,8 +69,8 @@ func (m *Manager) PublishClaim(ctx context.Context, r PublishRequest) (err error
 			return err
 		}
 	}
-	// After a mount that is there was found to be right: kubelet binds it elsewhere as well,
-	// for subPath and for block devices.
+	// This check comes after the one whether the claim is at this target already: kubelet
+	// binds that mount elsewhere as well, for subPath and for block devices.
 	if r.SingleTarget {
 		if err := m.checkSingleTarget(img, rel, r.Staging); err != nil {
 			return err
@@ -101,20 +102,20 @@ func (m *Manager) checkSingleTarget(img *image.Image, rel, staging string) error
 			return err
 		}
 	}
-	return m.root.CheckOnlyAt(img, loops, "with this access mode it has one target at a time: unpublish it there first", rel, stagingRel)
+	return m.root.CheckOnlyAt(img, loops, "its access mode allows one target at a time: unpublish it there first", rel, stagingRel)
 }
 
-// compareAccess returns [errdefs.ErrExists] if a target allows something else than is asked
-// for.
+// compareAccess returns [errdefs.ErrExists] if a target has other mount options than the
+// request asks for.
 func compareAccess(img *image.Image, is image.Access, r PublishRequest) error {
 	asked := r.access()
-	if img.Mode() != image.ModeFilesystem { // the rest is fixed
+	if img.Mode() != image.ModeFilesystem { // the other options are fixed
 		is, asked = image.Access{ReadOnly: is.ReadOnly}, image.Access{ReadOnly: asked.ReadOnly}
 	}
 	if is == asked {
 		return nil
 	}
-	return fmt.Errorf("%w: volume %s is published at %q as %s, asked for %s; unpublish it first", errdefs.ErrExists, img.ID(), r.Target, is, asked)
+	return fmt.Errorf("%w: volume %s is published at %q with the mount options %s, and %s are asked for; unpublish it first", errdefs.ErrExists, img.ID(), r.Target, is, asked)
 }
 
 // bind mounts a staged claim on its target.

@@ -18,15 +18,15 @@ import (
 // ClaimRequest asks for a claim.
 type ClaimRequest struct {
 	Name string // unique; the id is made of it
-	// Spec is the content. Its Size, in bytes, may be 0: then it is the source's, or the
-	// filesystem's default.
+	// Spec is the content. Its Size, in bytes, may be 0. Then the size is the source's, or
+	// the filesystem's default.
 	Spec         diskfs.Spec
-	Limit        int64 // bytes the volume may have at most; 0 is no limit
+	Limit        int64 // most bytes that the volume may have; 0 means no limit
 	Mode         image.Mode
 	Provisioning image.Provisioning
 	Source       image.Source
-	// DefaultSpec tells that of Spec nothing but the size was asked for, so that a source
-	// may decide the rest.
+	// DefaultSpec means that only the size of Spec was asked for, and that a source may
+	// decide the rest.
 	DefaultSpec bool
 }
 
@@ -39,9 +39,9 @@ func (r ClaimRequest) ID() string { return idOf("vol-", r.Name) }
 // SnapshotID is the id of the snapshot with the given name.
 func SnapshotID(name string) string { return idOf("snap-", name) }
 
-// idOf makes an id of the name that a container orchestrator suggests: the name itself where
-// it can be one, so that people find their volumes, and otherwise a digest of it. The record
-// has the name, so that two names with one digest would be noticed.
+// idOf makes an id of the name that a container orchestrator suggests. It is the name itself
+// if that is a valid id, so that people find their volumes, and a digest of it otherwise.
+// Two names with one digest would be noticed, because the record has the name.
 func idOf(prefix, name string) string {
 	if image.CheckID(name) == nil && len(name) <= maxNameAsID {
 		return name
@@ -58,8 +58,8 @@ type origin struct {
 	allocated    int64 // bytes; only of a source that does not share its extents
 }
 
-// complete decides what a request leaves open, checks it against its source and the limits,
-// and tells what the source is.
+// complete decides what a request leaves open, checks the request by its source and the
+// limits, and returns what the source is.
 func (m *Manager) complete(r *ClaimRequest) (from origin, err error) {
 	if (r.Source != image.Source{}) {
 		if from, err = m.origin(r.Source); err != nil {
@@ -72,11 +72,11 @@ func (m *Manager) complete(r *ClaimRequest) (from origin, err error) {
 	return from, r.decideSize()
 }
 
-// origin tells what a source is.
+// origin looks at a source.
 func (m *Manager) origin(s image.Source) (origin, error) {
 	if s.Snapshot != "" {
 		if err := image.CheckID(s.Snapshot); err != nil {
-			return origin{}, fmt.Errorf("%w: snapshot_id: %w", errdefs.ErrNotFound, err)
+			return origin{}, fmt.Errorf("%w: there is no snapshot %.32q on this node", errdefs.ErrNotFound, s.Snapshot)
 		}
 		snap, err := m.images.OpenSnapshot(s.Snapshot)
 		if err != nil {
@@ -87,7 +87,7 @@ func (m *Manager) origin(s image.Source) (origin, error) {
 	}
 	vol, err := m.images.OpenClaim(s.Volume)
 	if errors.Is(err, errdefs.ErrInvalid) {
-		err = fmt.Errorf("%w: volume_id: %w", errdefs.ErrNotFound, err)
+		err = fmt.Errorf("%w: there is no volume %.32q on this node", errdefs.ErrNotFound, s.Volume)
 	}
 	if err != nil {
 		return origin{}, err
@@ -100,23 +100,24 @@ func (m *Manager) origin(s image.Source) (origin, error) {
 	return o, err
 }
 
-// follow makes a request what its source allows: the content is the source's, and the size
-// at least that.
+// follow gives a request the content of its source, and at least the source's size. A
+// request that asks for anything else returns [errdefs.ErrInvalid] or
+// [diskfs.ErrOutOfRange].
 func (r *ClaimRequest) follow(from origin) error {
 	if (r.Mode == image.ModeFilesystem) != (from.mode == image.ModeFilesystem) {
-		return fmt.Errorf("%w: volume_content_source: %s has mode %s, and %s is asked for: a filesystem can be copied only to a filesystem, and a disk only to a disk",
+		return fmt.Errorf("%w: volume_content_source: %s has mode %s, and mode %s is asked for: a filesystem can be copied only to a filesystem, and a disk only to a disk",
 			errdefs.ErrInvalid, r.Source, from.mode, r.Mode)
 	}
 	if r.Spec.Size > 0 && r.Spec.Size < from.spec.Size {
-		return fmt.Errorf("%w: capacity_range.required_bytes: %s is asked for, %s has %s: ask for at least that",
-			diskfs.ErrOutOfRange, size.Format(r.Spec.Size), r.Source, size.Format(from.spec.Size))
+		return fmt.Errorf("%w: capacity_range.required_bytes: %s is less than the %s of %s; ask for at least that",
+			diskfs.ErrOutOfRange, size.Format(r.Spec.Size), size.Format(from.spec.Size), r.Source)
 	}
 	bytes := max(r.Spec.Size, from.spec.Size)
 	asked := r.Spec
 	asked.Size = from.spec.Size
-	// Nobody here knows what a disk's consumer has put there.
+	// The plugin does not know what its consumer has put on a disk, so it does not compare.
 	if from.mode == image.ModeFilesystem && !r.DefaultSpec && !asked.Equal(from.spec) {
-		return fmt.Errorf("%w: volume_content_source: %s is %s, the parameters ask for %s: a copy has the filesystem, label and format options of its source; use a class that has the same",
+		return fmt.Errorf("%w: volume_content_source: %s is %s, and %s is asked for: a copy has the filesystem, label and format options of its source; use a StorageClass with the same",
 			errdefs.ErrInvalid, r.Source, from.spec, asked)
 	}
 	r.Spec = from.spec
@@ -137,8 +138,8 @@ func (r *ClaimRequest) decideSize() error {
 		}
 	}
 	if r.Limit > 0 && r.Spec.Size > r.Limit {
-		return fmt.Errorf("%w: capacity_range.limit_bytes %d: the volume would have %d bytes (sizes are whole MiB; %s takes at least %s); raise the limit",
-			diskfs.ErrOutOfRange, r.Limit, r.Spec.Size, fs.Name, size.Format(fs.MinSize))
+		return fmt.Errorf("%w: capacity_range.limit_bytes %d: the volume would have %s (sizes are whole Mi, and %s takes at least %s); raise the limit",
+			diskfs.ErrOutOfRange, r.Limit, size.Format(r.Spec.Size), fs.Name, size.Format(fs.MinSize))
 	}
 	if err := r.Spec.Validate(); errors.Is(err, diskfs.ErrOutOfRange) {
 		return fmt.Errorf("capacity_range: %w", err)

@@ -18,19 +18,20 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/space"
 )
 
-// CreateSnapshot keeps the content that a claim has at this moment, or finds that kept. What
-// it returns survives a power cut, and the end of the claim.
+// CreateSnapshot makes a snapshot of a claim, or finds it made. A snapshot that it returned
+// survives a power cut, and the end of the claim.
 //
 // The filesystem in a snapshot has an identity of its own and an empty journal, so that it,
 // and every copy of it, can be mounted beside the claim.
 //
 // A snapshot of a thin claim shares its extents, so the claim's next write to each takes new
-// space. A snapshot of a thick claim is a copy, which takes longer, because a thick claim
-// must not depend on what is left of the pool.
+// space. A thick claim must not need new space, so its snapshot is a copy, which takes
+// longer.
 //
-// Errors are [errdefs.ErrNotFound] for the claim, [errdefs.ErrExists] for a snapshot of that
-// name of another claim, [errdefs.ErrState], [errdefs.ErrBusy], [errdefs.ErrUnderWay] when
-// ctx ends before a copy does, [pool.ErrFull], or the kernel's.
+// Errors are [errdefs.ErrNotFound] for a claim that does not exist, [errdefs.ErrExists] for
+// a snapshot of another claim with the same name, [errdefs.ErrState], [errdefs.ErrBusy],
+// [errdefs.ErrUnderWay] when ctx ends before the copy is made, [pool.ErrFull], or the
+// kernel's.
 func (m *Manager) CreateSnapshot(ctx context.Context, name, volumeID string) (image.SnapshotRecord, error) {
 	id := SnapshotID(name)
 	unlock, err := m.locks.snapshot(id)
@@ -38,10 +39,10 @@ func (m *Manager) CreateSnapshot(ctx context.Context, name, volumeID string) (im
 		return image.SnapshotRecord{}, err
 	}
 	defer unlock()
-	s, err := outlive(ctx, &m.work, image.SnapshotKey(id), func(ctx context.Context) (image.SnapshotRecord, error) {
+	s, err := outlive(ctx, &m.work, "making snapshot "+id, func(ctx context.Context) (image.SnapshotRecord, error) {
 		return m.createSnapshot(ctx, name, volumeID)
 	})
-	if err == nil { // the work that was joined may have been asked for otherwise
+	if err == nil { // another request may have started the work that this one joined
 		err = compareSnapshot(s, name, volumeID)
 	}
 	return s, err
@@ -61,7 +62,7 @@ func (m *Manager) createSnapshot(ctx context.Context, name, volumeID string) (im
 	if err := vol.CheckLength(); err != nil {
 		return none, err
 	}
-	// The snapshot may come to have all of this for its own, once the claim has overwritten it.
+	// Once the claim has overwritten everything, the snapshot has all of this to itself.
 	allocated, err := vol.Allocated()
 	if err != nil {
 		return none, err
@@ -90,8 +91,8 @@ func (m *Manager) createSnapshot(ctx context.Context, name, volumeID string) (im
 	return snap.Record, nil
 }
 
-// existingSnapshot looks for the snapshot that a request asks for. One that a power cut has
-// taken the content of is removed, and does not exist any more.
+// existingSnapshot looks for the snapshot that a request asks for. If a power cut has taken
+// its content, it removes the snapshot, and reports that there is none.
 func (m *Manager) existingSnapshot(name, volumeID string) (have image.SnapshotRecord, exists bool, err error) {
 	id := SnapshotID(name)
 	snap, err := m.images.OpenSnapshot(id)
@@ -109,7 +110,7 @@ func (m *Manager) existingSnapshot(name, volumeID string) (have image.SnapshotRe
 	if err != nil || fi.Size() > 0 {
 		return snap.Record, err == nil, err
 	}
-	return have, false, m.images.RemoveSnapshot(id) // nobody had been told of it
+	return have, false, m.images.RemoveSnapshot(id) // no call has returned it yet
 }
 
 // fillSnapshot gives an empty file a claim's content, an identity and its record.
@@ -133,14 +134,14 @@ func (m *Manager) DeleteSnapshot(id string) error {
 		if id == "" {
 			return err
 		}
-		return nil // CSI 1.13, DeleteSnapshot: a snapshot that was never made is gone
+		return nil // CSI 1.13, DeleteSnapshot: to delete a snapshot that was never made succeeds
 	}
 	unlock, err := m.locks.snapshot(id)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	snap, err := m.images.OpenSnapshot(id) // nothing but ours is removed
+	snap, err := m.images.OpenSnapshot(id) // only a file with a snapshot's record is removed
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return m.space.CheckNotMaking(image.SnapshotKey(id))
 	}
@@ -167,8 +168,8 @@ func (m *Manager) GetSnapshot(id string) (image.SnapshotRecord, error) {
 	return s.Record, nil
 }
 
-// ListSnapshots lists the snapshots, of one volume if volumeID is not empty, in the way of
-// [Manager.ListClaims].
+// ListSnapshots lists snapshots as [Manager.ListClaims] lists claims. If volumeID is not
+// empty, it lists those of this volume only.
 func (m *Manager) ListSnapshots(volumeID, after string, limit int) ([]image.SnapshotRecord, string, error) {
 	ids, err := m.pool.Snapshots()
 	if err != nil {
@@ -177,7 +178,7 @@ func (m *Manager) ListSnapshots(volumeID, after string, limit int) ([]image.Snap
 	return page(ids, after, limit, func(id string) (image.SnapshotRecord, error) {
 		s, err := m.GetSnapshot(id)
 		if err == nil && volumeID != "" && s.Volume != volumeID {
-			err = fmt.Errorf("%w: it is of another volume", errdefs.ErrNotFound)
+			err = fmt.Errorf("%w: snapshot %s is of another volume", errdefs.ErrNotFound, id)
 		}
 		return s, err
 	})

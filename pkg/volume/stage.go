@@ -23,30 +23,33 @@ import (
 //	block       attached, and stays so          a bind mount of the device node
 //	diskImage   (nothing to do)                 its image bound into a tmpfs
 //
-// All of it is read from the loop devices and the mount table, so that every call finds out
-// where an earlier one stopped.
+// Each call reads this from the loop devices and the mount table, and so finds out where an
+// earlier call stopped.
 
 // Use is how a claim is to be used: a volume capability.
 type Use struct {
 	Block      bool
-	Filesystem string // "" is any
+	Filesystem string // "" means any
 	image.Access
 	// SingleTarget allows one target path at a time.
 	SingleTarget bool
 }
 
-// Supports returns [errdefs.ErrState] if a claim cannot be used so.
-func Supports(have image.Record, u Use) error {
+// Supports returns [errdefs.ErrState] if a claim cannot be used as u says.
+func Supports(have image.Record, u Use) error { return supports(have, u, errdefs.ErrState) }
+
+// supports is [Supports] with another kind of error.
+func supports(have image.Record, u Use, kind error) error {
 	if u.Block != (have.Mode == image.ModeBlock) {
 		asked := "mount"
 		if u.Block {
 			asked = "block"
 		}
-		return fmt.Errorf("%w: volume_capability.access_type %s: volume %s was made as %s; use the volumeMode that its claim had", errdefs.ErrState, asked, have.ID, have.Mode)
+		return fmt.Errorf("%w: volume_capability.access_type %s: volume %s was made as %s; use the volumeMode that its claim had", kind, asked, have.ID, have.Mode)
 	}
-	// The content of a disk image is not mounted here, whatever fsType it got.
+	// The content of a disk image is not mounted here, so its fsType does not matter.
 	if have.Mode == image.ModeFilesystem && u.Filesystem != "" && u.Filesystem != have.Spec.Filesystem {
-		return fmt.Errorf("%w: volume_capability.mount.fs_type %q: volume %s has %s", errdefs.ErrState, u.Filesystem, have.ID, have.Spec.Filesystem)
+		return fmt.Errorf("%w: volume_capability.mount.fs_type %q: volume %s has %s; ask for that, or for none", kind, u.Filesystem, have.ID, have.Spec.Filesystem)
 	}
 	return nil
 }
@@ -59,7 +62,7 @@ type StageRequest struct {
 }
 
 // Stage attaches a claim and mounts its filesystem at the staging path, or finds that done.
-// A filesystem that is smaller than its volume grows.
+// It grows a filesystem that is smaller than its volume.
 //
 // Errors are [errdefs.ErrInvalid], [errdefs.ErrNotFound], [errdefs.ErrExists] for another
 // mount at the path, [errdefs.ErrState], [errdefs.ErrBusy], [pool.ErrFull], or the
@@ -78,7 +81,8 @@ func (m *Manager) Stage(ctx context.Context, r StageRequest) error {
 	return m.stage(ctx, img, r.Staging, r.Access)
 }
 
-// openUsable opens a claim that is whole and can be used so.
+// openUsable opens a claim. It returns [errdefs.ErrState] if the image is too short, or if
+// the claim cannot be used as u says.
 func (m *Manager) openUsable(id string, u Use) (*image.Image, error) {
 	img, err := m.images.OpenClaim(id)
 	if err != nil {
@@ -98,7 +102,7 @@ func (m *Manager) stage(ctx context.Context, img *image.Image, staging string, a
 	}
 	at, err := m.root.Inspect(rel, image.ModeFilesystem)
 	if err == nil && !at.Exists {
-		err = fmt.Errorf("%w: it must be a directory", errdefs.ErrInvalid)
+		err = fmt.Errorf("%w: the directory does not exist", errdefs.ErrInvalid)
 	}
 	if err != nil {
 		return fmt.Errorf("staging_target_path %q: %w", staging, err)
@@ -120,7 +124,7 @@ func (m *Manager) stage(ctx context.Context, img *image.Image, staging string, a
 	}
 	there, err := m.mountedAt(img, rel)
 	if err == nil && there.Access != access {
-		err = fmt.Errorf("%w: volume %s is staged at %q as %s, asked for %s; unstage it first", errdefs.ErrExists, img.ID(), staging, there.Access, access)
+		err = fmt.Errorf("%w: volume %s is staged at %q with the mount options %s, and %s are asked for; unstage it first", errdefs.ErrExists, img.ID(), staging, there.Access, access)
 	}
 	return err
 }
@@ -175,8 +179,9 @@ func (m *Manager) stageFilesystem(ctx context.Context, img *image.Image, rel str
 	return mnt.Attach(target)
 }
 
-// Unstage takes a claim away from this node. One that is not staged is fine. One that is
-// still published returns [errdefs.ErrState], and so does another mount at the path.
+// Unstage unmounts a claim from its staging path and detaches it. A claim that is not staged
+// is fine. One that is still published returns [errdefs.ErrState], and so does another mount
+// at the path.
 func (m *Manager) Unstage(id, staging string) error {
 	if err := image.CheckID(id); err != nil {
 		return err
@@ -218,7 +223,7 @@ func (m *Manager) Unstage(id, staging string) error {
 	return img.UnmarkStaged()
 }
 
-// unstageLost takes away what is left of a volume that has no image any more.
+// unstageLost unmounts and detaches what is left of a volume without an image.
 func (m *Manager) unstageLost(id, rel string) error {
 	lost, err := m.root.Lost(m.images, id, rel)
 	if err != nil {

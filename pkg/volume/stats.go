@@ -10,13 +10,13 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
-// Usage is what a published volume has and uses.
+// Usage is the space and the inodes of a published volume.
 type Usage struct {
 	TotalBytes, UsedBytes, AvailableBytes    int64
-	TotalInodes, UsedInodes, AvailableInodes int64 // 0 for a disk: they are its consumer's affair
+	TotalInodes, UsedInodes, AvailableInodes int64 // 0 for a disk: only its consumer knows them
 }
 
-// Stats measures a volume where it is staged or published. A volume that is not there
+// Stats measures a volume where it is staged or published. A volume that is not at that path
 // returns [errdefs.ErrNotFound].
 func (m *Manager) Stats(id, path string) (Usage, error) {
 	if err := image.CheckID(id); err != nil {
@@ -58,13 +58,13 @@ func (m *Manager) filesystemUsage(rel string) (Usage, error) {
 	}, nil
 }
 
-// diskUsage measures the image file: what a VM sees of it is not ours to read.
+// diskUsage measures the image file. The plugin does not read what a VM has put inside.
 func diskUsage(img *image.Image) (Usage, error) {
 	used, err := img.Allocated()
 	if err != nil {
 		return Usage{}, err
 	}
-	// The size it was made with: a pod may have grown the file.
+	// Use the size in the record: a pod may have enlarged the file.
 	total := img.Record.Spec.Size
 	return Usage{TotalBytes: total, UsedBytes: used, AvailableBytes: max(0, total-used)}, nil
 }

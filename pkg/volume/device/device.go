@@ -1,12 +1,13 @@
 // Copyright The csi-disktemplate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package device is the life of volumes' loop devices: attach, keep, resize, detach, let go.
+// Package device manages the loop devices of volumes: it attaches, keeps, resizes, detaches
+// and retires them.
 //
-// A filesystem's device clears itself with its last user, so that the mount is the only
-// thing that holds it. The device of a block volume stays attached until it is unstaged,
-// since a bind mount of a device node is no user of the device. Whose a device is, the inode
-// behind it tells.
+// A filesystem's device detaches itself when its last user closes it, so only the mount
+// holds it. The device of a block volume stays attached until the volume is unstaged, since
+// a bind mount of a device node does not keep the device open. The inode behind a device
+// tells whose it is.
 //
 // Sources: loop(4); drivers/block/loop.c for LO_FLAGS_AUTOCLEAR and discards.
 package device
@@ -34,10 +35,10 @@ type Devices struct {
 // New returns the Devices of a pool.
 func New(p *pool.Pool) *Devices { return &Devices{pool: p} }
 
-// Mountable returns the loop device of an image for its filesystem to be mounted from: the
-// one it has, or a new one that clears itself with its last user.
+// Mountable returns a loop device from which the image's filesystem can be mounted: the one
+// that the image has, or a new one that detaches itself when its last user closes it.
 func (d *Devices) Mountable(img *image.Image) (*loopdev.Device, error) {
-	if !img.Fresh { // a fresh image has none, and is spared the search
+	if !img.Fresh { // a fresh image has none, so do not search
 		dev, err := loopdev.OpenBacked(img.File)
 		if !errors.Is(err, loopdev.ErrNotAttached) {
 			return dev, err
@@ -51,16 +52,16 @@ func (d *Devices) Private(img *image.Image) (*loopdev.Device, error) {
 	return d.attach(img, loopdev.Options{AutoClear: true})
 }
 
-// Nameless attaches a file that is no volume yet, until the device is closed.
+// Nameless attaches a file that is not a volume yet, until the device is closed.
 func (d *Devices) Nameless(f *os.File, purpose string) (*loopdev.Device, error) {
 	return d.loops.Attach(f, loopdev.Options{AutoClear: true, Name: purpose})
 }
 
-// Block returns the loop device of a block volume, attaching it if need be. It stays
-// attached when it is closed.
+// Block returns the loop device of a block volume, and attaches the volume if need be. The
+// device stays attached when it is closed.
 //
-// A reader beside a writer has a device of its own. What it has read once it may read again
-// from its own page cache, as it was then.
+// A reader beside a writer has a device of its own, and so a page cache of its own. It may
+// not see changes of data that it has read once.
 func (d *Devices) Block(img *image.Image, readOnly bool) (*loopdev.Device, error) {
 	loops, err := loopdev.Find(img.File)
 	if err != nil {
@@ -76,8 +77,9 @@ func (d *Devices) Block(img *image.Image, readOnly bool) (*loopdev.Device, error
 		}
 		is, err := dev.ReadOnly()
 		if err == nil && is == readOnly {
-			// An unstage may have left the device to somebody who has it open; it would
-			// vanish under its pod with that user. And the image may have grown since.
+			// Somebody may have had the device open at an earlier unstage. The kernel would
+			// then detach it when they close it, under the next pod: Keep prevents that. The
+			// image may also have grown since.
 			if err = errors.Join(dev.Keep(), dev.UpdateSize()); err == nil {
 				return dev, nil
 			}
@@ -128,7 +130,7 @@ func UpdateSize(img *image.Image) error {
 	return nil
 }
 
-// Detach detaches those of the loop devices that are the volume's.
+// Detach detaches those of the given loop devices that are the volume's.
 func Detach(v place.Owner, loops []int) error {
 	for _, index := range loops {
 		if err := detach(v, index); err != nil {
@@ -160,9 +162,9 @@ func detach(v place.Owner, index int) error {
 	return nil
 }
 
-// LetGo is for the device of a volume that was unmounted or detached; -1 is none. It logs
-// if something else still holds the volume, as a mount namespace does that has a copy of
-// the mount. The volume's space is freed when that ends.
+// LetGo is called with the device of a volume that was unmounted or detached; -1 means none.
+// It logs if something else still holds the device, for example a copy of the mount in
+// another mount namespace. The volume's space is freed when that ends.
 func LetGo(v place.Owner, index int) {
 	if index < 0 {
 		return
@@ -177,7 +179,7 @@ func LetGo(v place.Owner, index int) {
 		held, err = place.Backs(index, v)
 	}
 	if err == nil && held {
-		klog.InfoS("An unmounted volume is still held, as by a copy of its mount in another mount namespace; its space is freed when that ends",
+		klog.InfoS("Something still holds an unmounted volume, for example a copy of its mount in another mount namespace; its space is freed when that ends",
 			"volume", v.ID(), "loopDevice", index)
 		return
 	}
@@ -185,6 +187,6 @@ func LetGo(v place.Owner, index int) {
 		err = provisioning.Retire(index)
 	}
 	if err != nil {
-		klog.ErrorS(err, "Cannot let a loop device go", "volume", v.ID(), "loopDevice", index)
+		klog.ErrorS(err, "A loop device of an unmounted volume cannot be checked or removed", "volume", v.ID(), "loopDevice", index)
 	}
 }

@@ -12,9 +12,8 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 )
 
-// Access is what a mount of a volume allows. The zero value is the usual one: writable,
-// and no set-user-ID program and no device node in it takes effect, since a pod's data may
-// hold anything.
+// Access is what a mount of a volume allows. The zero value is the usual one: writable, and
+// without effect for set-user-ID programs and device nodes, since a pod may write any data.
 type Access struct {
 	ReadOnly bool `json:"readOnly,omitempty"`
 	NoATime  bool `json:"noATime,omitempty"`
@@ -26,15 +25,14 @@ type Access struct {
 // mountFlag is a mount option, in every form in which the plugin meets it.
 type mountFlag struct {
 	on, off string // the option and its opposite, as mount(8) spells them
-	inline  string // those of the two that an inline volume may have, separated by a space
+	inline  string // which of the two an inline volume may have, separated by a space
 	field   func(*Access) *bool
 	attr    func(*mount.Attr) *bool
 	negated bool // the attribute is set where the field is not
 }
 
-// mountFlags has one row for each field of [Access]; a test checks that. Whoever may
-// create a pod gives the flags of its inline volumes, an administrator those of a
-// StorageClass.
+// mountFlags has one row for each field of [Access]; a test checks that. The author of a pod
+// chooses the flags of its inline volumes, an administrator those of a StorageClass.
 var mountFlags = []mountFlag{
 	{"ro", "rw", "ro rw", func(a *Access) *bool { return &a.ReadOnly }, func(m *mount.Attr) *bool { return &m.ReadOnly }, false},
 	{"suid", "nosuid", "nosuid", func(a *Access) *bool { return &a.SUID }, func(m *mount.Attr) *bool { return &m.NoSUID }, true},
@@ -56,8 +54,8 @@ func MountFlags(of Lifecycle) []string {
 	return words
 }
 
-// ParseMountFlags reads mount options as mount(8) has them: of two that contradict each
-// other the last counts. One that a volume may not have returns [errdefs.ErrInvalid].
+// ParseMountFlags reads mount options as mount(8) does: if two contradict each other, the
+// last one counts. An option that the volume may not have returns [errdefs.ErrInvalid].
 func ParseMountFlags(given []string, of Lifecycle) (Access, error) {
 	var a Access
 	allowed := MountFlags(of)
@@ -83,7 +81,7 @@ func (a Access) Attr() mount.Attr {
 	return attr
 }
 
-// String lists the options as mount(8) has them.
+// String lists the options as mount(8) does.
 func (a Access) String() string {
 	var words []string
 	for _, f := range mountFlags {

@@ -10,10 +10,11 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 )
 
-// Image is a volume's open file and what it says of itself.
+// Image is a volume's open file and its record.
 type Image struct {
 	File   *os.File
 	Record Record
@@ -29,11 +30,11 @@ func (img *Image) Mode() Mode { return img.Record.Mode }
 // Path is where the image is in the pool.
 func (img *Image) Path() string { return img.File.Name() }
 
-// Close closes the file. An image without a name is gone with it.
+// Close closes the file. An image without a name ends with that.
 func (img *Image) Close() error { return img.File.Close() }
 
-// Owns reports whether a loop device is the volume's: whether the image is the file behind
-// it, by its inode. The name of a device proves nothing.
+// Owns reports whether the image is the file behind a loop device, by its inode. The name of
+// a device proves nothing.
 func (img *Image) Owns(dev *loopdev.Device) (bool, error) { return dev.Backs(img.File) }
 
 // Is reports whether a file is the image.
@@ -50,13 +51,14 @@ func (img *Image) Is(f *os.File) (bool, error) {
 // included.
 func (img *Image) Allocated() (int64, error) { return Allocated(img.File) }
 
-// CheckLength returns [errdefs.ErrState] if the image is shorter than its record says.
-// A disk.img may have any length: its pod may cut it, as by copying another image over it.
+// CheckLength returns [errdefs.ErrState] if the image is shorter than its record says. A
+// disk.img may have any length: its pod may shorten it, for example by copying another image
+// over it.
 func (img *Image) CheckLength() error {
 	return checkLength(img.File, img.Mode(), img.Record.Spec.Size, "volume "+img.ID(), "restore it from a snapshot, or delete it")
 }
 
-// Grown reports whether the filesystem in the image covers all of it, as far as it can.
+// Grown reports whether the filesystem in the image is as large as it can be there.
 func (img *Image) Grown() (bool, error) {
 	fs, err := diskfs.Lookup(img.Record.Spec.Filesystem)
 	if err != nil {
@@ -69,8 +71,8 @@ func (img *Image) Grown() (bool, error) {
 	return err == nil && !sb.Short(img.Record.Spec.Size), err
 }
 
-// Torn reports whether a power cut has taken part of an image that had its name, but that
-// no caller had been told of yet. Such an image has its record, and lacks its content.
+// Torn reports whether a power cut has taken content of an image that had its name, but that
+// no call had returned yet. Such an image has its record, and lacks its content.
 func (img *Image) Torn() (bool, error) {
 	dev, err := loopdev.OpenBacked(img.File)
 	if err == nil { // attaching has synced it
@@ -85,8 +87,8 @@ func (img *Image) Torn() (bool, error) {
 	}
 	r := img.Record
 	if r.Lifecycle == Claim || r.Mode == ModeDiskImage {
-		// It was synced before it had its name, so only all of it can be missing: see
-		// tmpfile.Publish. Anything else that looks odd is its user's doing.
+		// The image was synced before it got its name, so it has either all of its content
+		// or none: see tmpfile.Publish. Its user may have done anything else to it.
 		return fi.Size() == 0, nil
 	}
 	if fi.Size() != r.Spec.Size {
@@ -103,7 +105,7 @@ func (img *Image) Torn() (bool, error) {
 	return err == nil && sb.UUID != r.UUID, err
 }
 
-// Snapshot is a snapshot's open file and what it says of itself.
+// Snapshot is a snapshot's open file and its record.
 type Snapshot struct {
 	File   *os.File
 	Record SnapshotRecord
@@ -123,7 +125,7 @@ func checkLength(f *os.File, mode Mode, want int64, what, remedy string) error {
 		return err
 	}
 	if fi.Size() < want {
-		return fmt.Errorf("%w: %s: its image has %d bytes, it should have %d: the rest is lost; %s", errdefs.ErrState, what, fi.Size(), want, remedy)
+		return fmt.Errorf("%w: %s: its image has only %s of its %s: the rest is lost; %s", errdefs.ErrState, what, size.Format(fi.Size()), size.Format(want), remedy)
 	}
 	return nil
 }

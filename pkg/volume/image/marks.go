@@ -10,33 +10,33 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 )
 
-// An image carries up to two marks besides its record, each an attribute of its own: that
-// this plugin froze the filesystem in it, and where a block volume is staged.
+// An image may have two marks besides its record, each in an attribute of its own. One says
+// that this plugin froze its filesystem. The other says where a block volume is staged.
 
 // MarkFrozen notes that this plugin is about to freeze the volume's filesystem.
 func (img *Image) MarkFrozen() error {
 	return pool.SetRecord(img.File, pool.FrozenAttr, time.Now().UTC())
 }
 
-// UnmarkFrozen takes the mark away. A missing mark is fine.
+// UnmarkFrozen removes the mark. A missing mark is fine.
 func (img *Image) UnmarkFrozen() error { return pool.RemoveRecord(img.File, pool.FrozenAttr) }
 
-// Frozen tells since when the image has the mark; frozen is false if it has none.
+// Frozen returns since when the image has the mark. frozen is false if it has none.
 func (img *Image) Frozen() (since time.Time, frozen bool, err error) {
 	frozen, err = img.mark(pool.FrozenAttr, &since)
 	return since, frozen, err
 }
 
-// MarkStaged notes the staging path of a block volume. Nothing is mounted there, and an
-// attached device does not tell who wants it.
+// MarkStaged notes the staging path of a block volume. Without the mark nobody could tell
+// where the volume is staged: nothing is mounted there, and its device does not say.
 func (img *Image) MarkStaged(path string) error {
 	return pool.SetRecord(img.File, pool.StagedAttr, path)
 }
 
-// UnmarkStaged takes the mark away. A missing mark is fine.
+// UnmarkStaged removes the mark. A missing mark is fine.
 func (img *Image) UnmarkStaged() error { return pool.RemoveRecord(img.File, pool.StagedAttr) }
 
-// Staged is the path where a block volume is staged; staged is false if none is noted.
+// Staged is the path where a block volume is staged. staged is false if the mark is missing.
 func (img *Image) Staged() (path string, staged bool, err error) {
 	staged, err = img.mark(pool.StagedAttr, &path)
 	return path, staged, err

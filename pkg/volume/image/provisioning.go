@@ -16,13 +16,13 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
 )
 
-// Provisioning tells how a volume gets its space. Everything that differs between thin and
+// Provisioning says how a volume gets its space. Everything that differs between thin and
 // thick volumes is in this file.
 //
 // A thin volume shares extents with its template or source, and takes space when it is
-// written to. A thick one has all of its space from the start, as a copy of its own, and
-// keeps it: its device refuses discards, and copies of it share nothing with it, because
-// its next write to a shared extent would need new space.
+// written to. A thick volume has all of its space from the start, in extents of its own, and
+// keeps it. Its device refuses discards. Copies of it share no extents with it, because its
+// next write to a shared extent would need new space.
 type Provisioning bool
 
 // The kinds of provisioning. On disk thick is the boolean "thick" of a [Record].
@@ -38,8 +38,8 @@ func (p Provisioning) String() string {
 	return "thin"
 }
 
-// ParseProvisioning reads "thin" or "thick"; the empty text is thin. The error for any other
-// text begins with it.
+// ParseProvisioning reads "thin" or "thick". An empty text means thin. The error begins with
+// the quoted text, so that the caller can put the name of its field before it.
 func ParseProvisioning(s string) (Provisioning, error) {
 	for _, p := range []Provisioning{Thin, Thick} {
 		if s == p.String() {
@@ -52,8 +52,8 @@ func ParseProvisioning(s string) (Provisioning, error) {
 	return Thin, fmt.Errorf("%.64q: must be one of %s, %s", s, Thin, Thick)
 }
 
-// Fill gives an empty file of a volume of so many bytes the content of src: its extents,
-// shared, or a copy in reserved space.
+// Fill gives an empty file, which is to be a volume of the given bytes, the content of src.
+// A thin volume shares the extents of src. A thick one reserves its space and copies src.
 func (p Provisioning) Fill(ctx context.Context, dst, src *os.File, bytes int64) error {
 	if p == Thin {
 		return reflink.Clone(dst, src)
@@ -64,8 +64,8 @@ func (p Provisioning) Fill(ctx context.Context, dst, src *os.File, bytes int64) 
 	return sparse.Copy(ctx, dst, src)
 }
 
-// Resize makes a volume's file larger, and never smaller. The space that a thick one lacks
-// is reserved.
+// Resize makes a volume's file larger, and never smaller. For a thick volume it reserves the
+// missing space.
 func (p Provisioning) Resize(f *os.File, bytes int64) error {
 	if p == Thick {
 		return sparse.Reserve(f, bytes)
@@ -79,11 +79,11 @@ func (p Provisioning) SharesExtents() bool { return p == Thin }
 // NeedsFreeSpace reports whether writing to the volume takes new space of the pool.
 func (p Provisioning) NeedsFreeSpace() bool { return p == Thin }
 
-// TakesTime reports whether making the volume copies data, which may take longer than the
+// TakesTime reports whether making the volume copies data. That may take longer than the
 // caller has time.
 func (p Provisioning) TakesTime() bool { return p == Thick }
 
-// Promise is what a volume of so many bytes wants of the pool: a promise that may be
+// Promise is what a volume of the given bytes needs from the pool: a promise that may be
 // overcommitted (thin), one that may not (firm), and space at once (now), all in bytes.
 func (p Provisioning) Promise(bytes int64) (thin, firm, now int64) {
 	if p == Thick {
@@ -92,9 +92,10 @@ func (p Provisioning) Promise(bytes int64) (thin, firm, now int64) {
 	return bytes, 0, 0
 }
 
-// CopyCost is what a copy of the volume takes of the pool at once, in bytes, given what the
-// volume has allocated: nothing where extents are shared. Otherwise it is what the volume
-// may overwrite meanwhile, and the copy itself unless that has reserved space already.
+// CopyCost is the space that copying the volume takes at once, in bytes, given what the
+// volume has allocated. A copy that shares extents takes nothing. Any other takes what the
+// volume may overwrite meanwhile, and space for the copy itself, which a thick copy has
+// reserved already.
 func (p Provisioning) CopyCost(allocated int64, into Provisioning) int64 {
 	switch {
 	case p == Thin:
@@ -105,15 +106,15 @@ func (p Provisioning) CopyCost(allocated int64, into Provisioning) int64 {
 	return 2 * allocated
 }
 
-// Device adds to the options of the volume's loop device. A discard would punch holes into
-// the space of a thick volume.
+// Device adds what the volume needs to the options of its loop device. A thick volume's
+// device refuses discards, which would punch holes into its space.
 func (p Provisioning) Device(o loopdev.Options) loopdev.Options {
 	o.NoDiscard = p == Thick
 	return o
 }
 
-// Retire is for a loop device that the volume no longer uses. One that refuses discards is
-// of no use to other volumes, and is removed.
+// Retire is called for a loop device that the volume no longer uses. It removes a device
+// that refuses discards, because other volumes cannot use it.
 func (p Provisioning) Retire(device int) error {
 	if p == Thin {
 		return nil
@@ -124,8 +125,8 @@ func (p Provisioning) Retire(device int) error {
 // RetiresDevices reports whether [Provisioning.Retire] does anything.
 func (p Provisioning) RetiresDevices() bool { return p == Thick }
 
-// Unreserved is how much of a volume's promised space its file lacks, in bytes. It is 0
-// for a thin volume.
+// Unreserved is the part of a thick volume's space that its file lacks, in bytes. For a thin
+// volume it is 0.
 func (p Provisioning) Unreserved(f *os.File, bytes int64) (int64, error) {
 	if p == Thin {
 		return 0, nil
@@ -134,21 +135,21 @@ func (p Provisioning) Unreserved(f *os.File, bytes int64) (int64, error) {
 	return max(0, bytes-taken), err
 }
 
-// Refill reserves again what a thick volume has lost of its space: the kernel writes zeros
-// to a loop device by punching holes, as ext4 has it do. A full pool is no reason not to
-// use the volume, so failure is logged only. Kubelet asks for a volume's figures every
-// minute, and that calls this.
+// Refill reserves again the space that a thick volume has lost: the kernel writes zeros to a
+// loop device by punching holes, and ext4 makes it do so. A failure is only logged, because
+// the volume can be used on a full pool too. Kubelet asks for a volume's figures every
+// minute, and each time the plugin calls this.
 func (img *Image) Refill() {
 	r := img.Record
 	if missing, err := r.Provisioning.Unreserved(img.File, r.Spec.Size); err != nil || missing == 0 {
 		return
 	}
 	if err := sparse.Reserve(img.File, r.Spec.Size); err != nil {
-		klog.ErrorS(err, "Cannot reserve again the space that a thick volume has lost", "volume", r.ID)
+		klog.ErrorS(err, "A thick volume has lost space that cannot be reserved again", "volume", r.ID)
 	}
 }
 
-// Allocated is the space that a file takes of the pool, in bytes, shared extents included.
+// Allocated is the space that a file takes in the pool, in bytes, shared extents included.
 func Allocated(f *os.File) (int64, error) {
 	fi, err := f.Stat()
 	if err != nil {

@@ -31,12 +31,12 @@ var MountModes = []Mode{ModeFilesystem, ModeDiskImage}
 // looks for this name.
 const DiskName = "disk.img"
 
-// Lifecycle tells what ends a volume.
+// Lifecycle says which call ends a volume.
 type Lifecycle string
 
-// The lifecycles. On disk they have the words of CSIDriver's volumeLifecycleModes.
+// The lifecycles. On disk a claim has the word of CSIDriver's volumeLifecycleModes.
 const (
-	Inline Lifecycle = ""           // made by its publish, gone with its unpublish
+	Inline Lifecycle = ""           // lives from its publish to its unpublish
 	Claim  Lifecycle = "persistent" // lives from CreateVolume to DeleteVolume
 )
 
@@ -54,7 +54,7 @@ type Pod struct {
 	UID       string `json:"uid,omitempty"`
 }
 
-// Source is the snapshot or volume whose content a claim starts with. The zero value is
+// Source is the snapshot or volume whose content a claim starts with. The zero value means
 // none.
 type Source struct {
 	Snapshot string `json:"snapshot,omitempty"` // id; or
@@ -72,11 +72,12 @@ func (s Source) String() string {
 }
 
 // recordVersion is the version of [Record] and [SnapshotRecord] that this plugin writes.
-// Version 1 had inline volumes only, and is read as such.
+// Version 1 had inline volumes only.
 const recordVersion = 2
 
-// Record is what a volume's image says of itself, in trusted.disktemplate. It repeats what
-// the request said, so that a repeated request can be told from a different one.
+// Record describes a volume, in the attribute trusted.disktemplate of its image. It has
+// everything that the request asked for, so that a repeated request can be told from a
+// different one.
 type Record struct {
 	Version   int         `json:"version"`
 	ID        string      `json:"id"`
@@ -98,12 +99,12 @@ type Record struct {
 	Pod Pod `json:"pod,omitzero"`
 }
 
-// SnapshotRecord is what a snapshot's image says of itself, in the same attribute.
+// SnapshotRecord describes a snapshot, in the same attribute of its image.
 type SnapshotRecord struct {
 	Version int         `json:"version"`
 	ID      string      `json:"id"`
 	Name    string      `json:"name"`   // the name in the CreateSnapshot request
-	Volume  string      `json:"volume"` // id of its source, which may be gone
+	Volume  string      `json:"volume"` // id of its source, which may be deleted by now
 	Spec    diskfs.Spec `json:"spec"`
 	Mode    Mode        `json:"mode"`
 	UUID    uuid.UUID   `json:"uuid,omitzero"`
@@ -114,7 +115,7 @@ func checkRecord(path, wantID, id string, version int) error {
 	if version >= 1 && version <= recordVersion && id == wantID {
 		return nil
 	}
-	return fmt.Errorf("%w: %s: its record is of version %d and has the id %q; this plugin writes version %d: upgrade the plugin or move the file away",
+	return fmt.Errorf("%w: %s: its record has version %d and id %q, and this plugin reads versions 1 to %d; upgrade the plugin or move the file away",
 		errdefs.ErrState, path, version, id, recordVersion)
 }
 
@@ -123,16 +124,17 @@ const maxID = 128
 
 var idPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 
-// CheckID returns [errdefs.ErrInvalid] for an id that cannot name a volume. The id becomes
-// a file name, so only characters that need no escaping there are allowed.
+// CheckID returns [errdefs.ErrInvalid] for a text that cannot be the id of a volume or
+// snapshot. The id becomes a file name, so it may have only characters that need no escaping
+// there.
 func CheckID(id string) error {
 	switch {
 	case id == "":
-		return fmt.Errorf("%w: volume id: must not be empty", errdefs.ErrInvalid)
+		return fmt.Errorf("%w: id: must not be empty", errdefs.ErrInvalid)
 	case len(id) > maxID:
-		return fmt.Errorf("%w: volume id %.32q…: has %d bytes, at most %d are allowed", errdefs.ErrInvalid, id, len(id), maxID)
+		return fmt.Errorf("%w: id %.32q…: has %d bytes, at most %d are allowed", errdefs.ErrInvalid, id, len(id), maxID)
 	case !idPattern.MatchString(id):
-		return fmt.Errorf("%w: volume id %q: must start with a letter or digit and continue with letters, digits, '.', '_' or '-'", errdefs.ErrInvalid, id)
+		return fmt.Errorf("%w: id %q: must start with a letter or digit and continue with letters, digits, '.', '_' or '-'", errdefs.ErrInvalid, id)
 	}
 	return nil
 }

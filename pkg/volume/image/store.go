@@ -98,7 +98,7 @@ func openFile(kind, id string, open func(id string) (*os.File, error), record an
 	return f, nil
 }
 
-// New opens an empty unnamed file that can become a volume. It is gone with its descriptor.
+// New opens an empty unnamed file that can become a volume. It ends with its descriptor.
 func (s *Store) New() (*os.File, error) { return s.pool.NewVolume() }
 
 // NewSnapshot opens an empty unnamed file that can become a snapshot.
@@ -113,8 +113,8 @@ func (s *Store) Describe(f *os.File, r Record) (*Image, error) {
 // Link gives the image of an inline volume its name. From here on the volume exists.
 func (s *Store) Link(img *Image) error {
 	if img.Mode() == ModeDiskImage {
-		// An image with a name must be whole even after a power cut. Attaching a loop
-		// device syncs the others, before anything is mounted.
+		// An image with a name must be whole even after a power cut. The other modes need no
+		// sync here: attaching the loop device syncs the image before anything is mounted.
 		if err := tmpfile.Sync(img.File); err != nil {
 			return pool.Full(err)
 		}
@@ -122,8 +122,8 @@ func (s *Store) Link(img *Image) error {
 	return pool.Full(tmpfile.Link(img.File, s.pool.Volume(img.ID())))
 }
 
-// Publish gives the image of a claim its name, durably. From here on the volume exists.
-// Nothing is left if it fails.
+// Publish gives the image of a claim its name, durably. From here on the volume exists. If
+// it fails, it leaves nothing.
 func (s *Store) Publish(img *Image) error {
 	return publish(img.File, s.pool.Volume(img.ID()), func() error { return s.Remove(img.ID()) })
 }
@@ -134,8 +134,8 @@ func (s *Store) DescribeSnapshot(f *os.File, r SnapshotRecord) (*Snapshot, error
 	return &Snapshot{File: f, Record: r}, pool.SetRecord(f, pool.VolumeAttr, r)
 }
 
-// PublishSnapshot gives a new snapshot its name, durably. From here on it exists. Nothing
-// is left if it fails.
+// PublishSnapshot gives a new snapshot its name, durably. From here on the snapshot exists.
+// If it fails, it leaves nothing.
 func (s *Store) PublishSnapshot(snap *Snapshot) error {
 	id := snap.Record.ID
 	return publish(snap.File, s.pool.Snapshot(id), func() error { return s.RemoveSnapshot(id) })
@@ -143,16 +143,16 @@ func (s *Store) PublishSnapshot(snap *Snapshot) error {
 
 func publish(f *os.File, path string, remove func() error) error {
 	err := tmpfile.Publish(f, path)
-	if err != nil && !errors.Is(err, os.ErrExist) { // a file that exists is another's
+	if err != nil && !errors.Is(err, os.ErrExist) { // a file that exists is not the new one
 		err = errors.Join(err, remove())
 	}
 	return pool.Full(err)
 }
 
-// Remove takes the name of a volume's image away. An image that does not exist is fine.
+// Remove removes the name of a volume's image. An image that does not exist is fine.
 func (s *Store) Remove(id string) error { return s.pool.RemoveVolume(id) }
 
-// RemoveDurably takes a name away so that a power cut does not bring it back.
+// RemoveDurably removes the name so that a power cut does not bring it back.
 func (s *Store) RemoveDurably(id string) error {
 	if err := s.Remove(id); err != nil {
 		return err
@@ -169,11 +169,11 @@ func (s *Store) RemoveSnapshot(id string) error {
 	return tmpfile.SyncDir(filepath.Dir(path))
 }
 
-// Resize makes the image of a volume larger, durably, and its record say so.
+// Resize makes the image of a volume larger, durably, and updates its record.
 func (s *Store) Resize(img *Image, bytes int64) error {
 	larger := img.Record
 	larger.Version, larger.Spec.Size = recordVersion, bytes
-	// The image first: a record must not promise what is not there.
+	// Resize the file first: a record must not promise space that is not there.
 	if err := larger.Provisioning.Resize(img.File, bytes); err != nil {
 		return pool.Full(err)
 	}
@@ -187,8 +187,8 @@ func (s *Store) Resize(img *Image, bytes int64) error {
 	return nil
 }
 
-// Replace puts a file with the same record in the place of the image, durably. The caller
-// holds the image's lock.
+// Replace gives a file the image's record and puts it in the image's place, durably. The
+// caller holds the image's lock.
 func (s *Store) Replace(img *Image, with *os.File) error {
 	if err := pool.SetRecord(with, pool.VolumeAttr, img.Record); err != nil {
 		return err
@@ -196,9 +196,9 @@ func (s *Store) Replace(img *Image, with *os.File) error {
 	return pool.Full(tmpfile.Replace(with, s.pool.Volume(img.ID())))
 }
 
-// RemoveReplacement removes the file that a process wanted to put in the place of a
-// volume's image when it died. [os.ErrNotExist] means that there is none, and
-// [errdefs.ErrUnderWay] that somebody is about to put it there.
+// RemoveReplacement removes a file that was to replace a volume's image when its process
+// died. If there is none, it returns [os.ErrNotExist]. If a living process is about to
+// replace the image, it returns [errdefs.ErrUnderWay].
 func (s *Store) RemoveReplacement(ctx context.Context, id string) error {
 	img, err := s.Open(id)
 	if err == nil {
@@ -229,15 +229,14 @@ func (s *Store) RemoveReplacement(ctx context.Context, id string) error {
 	return tmpfile.Remove(path)
 }
 
-// lockPatience is how long a caller waits for an image's lock where the one that has it
-// should be done by then: clones take milliseconds.
+// lockPatience is how long to wait for an image's lock. Clones hold it for milliseconds.
 const lockPatience = time.Second
 
-// Exclusive keeps others from changing or copying an image as a whole: whoever clones,
-// expands, grows or deletes one holds its lock. A lock that is not free in time, or an
-// image that changed since it was opened, returns [errdefs.ErrUnderWay].
+// Exclusive locks an image against others that clone, expand, grow or delete it. If the lock
+// is not free in time, or the image has changed since it was opened, it returns
+// [errdefs.ErrUnderWay].
 //
-// A disk.img is not locked, because its pod could hold the lock for ever.
+// A disk.img is not locked, because its pod could keep the lock for ever.
 func (s *Store) Exclusive(ctx context.Context, img *Image, patience time.Duration) (unlock func() error, err error) {
 	if img.Mode() == ModeDiskImage {
 		return func() error { return nil }, nil
@@ -246,7 +245,7 @@ func (s *Store) Exclusive(ctx context.Context, img *Image, patience time.Duratio
 	defer cancel()
 	unlock, err = pool.LockImage(ctx, img.File)
 	if errors.Is(err, pool.ErrLocked) {
-		return nil, fmt.Errorf("%w: another operation on the image of volume %s (%v); try again", errdefs.ErrUnderWay, img.ID(), err)
+		return nil, fmt.Errorf("%w: another operation works on the image of volume %s (%v); try again", errdefs.ErrUnderWay, img.ID(), err)
 	}
 	if err != nil {
 		return nil, err
@@ -265,9 +264,10 @@ func (s *Store) Exclusive(ctx context.Context, img *Image, patience time.Duratio
 	return unlock, nil
 }
 
-// WasVolume reports whether the file behind a loop device was made as a volume of the pool,
-// by the path that the kernel keeps: a file that had no name when it was attached, or lost
-// it since, is "deleted" there. It may have a name by now: see [Store.HasName].
+// WasVolume reports whether the file behind a loop device was made as a volume of the pool.
+// It reads this from the path that the kernel keeps. The path ends in "(deleted)" if the
+// file had no name when it was attached, or has lost it since. The file may have a name by
+// now: see [Store.HasName].
 func (s *Store) WasVolume(dev *loopdev.Device) (bool, error) {
 	path, err := loopdev.BackingFile(dev.Index())
 	if err != nil {
@@ -277,8 +277,8 @@ func (s *Store) WasVolume(dev *loopdev.Device) (bool, error) {
 	return deleted && filepath.Dir(path) == s.Dir(), nil
 }
 
-// HasName reports whether the file with a device and inode number, as stat(2) has them, is
-// a volume of the pool.
+// HasName reports whether a volume of the pool is the file with this device and inode number
+// (stat(2)).
 func (s *Store) HasName(device, inode uint64) (bool, error) {
 	ids, err := s.pool.Volumes()
 	if err != nil {

@@ -12,41 +12,42 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
-// Locate returns the path below the root where a volume is staged or published, given the
-// whole path. A volume that is not there returns [errdefs.ErrNotFound].
+// Locate returns, relative to the root, the path where a volume is staged or published. If
+// the volume is not at that path, it returns [errdefs.ErrNotFound].
 func (r *Root) Locate(img *image.Image, path string) (string, error) {
 	rel, err := r.Rel(path)
 	if err != nil {
-		return "", fmt.Errorf("%w: %w", errdefs.ErrNotFound, err)
+		return "", fmt.Errorf("%w: volume %s is not at %q (%w)", errdefs.ErrNotFound, img.ID(), path, err)
 	}
 	at, err := r.Inspect(rel, img.Mode())
 	if img.Mode() == image.ModeBlock && errors.Is(err, errdefs.ErrInvalid) {
-		// The staging path of a block volume is an empty directory, and kubelet may name it.
+		// Kubelet may ask with the staging path, which is an empty directory for a block
+		// volume.
 		return rel, r.checkAttached(img, rel)
 	}
 	if err != nil && !errors.Is(err, errdefs.ErrInvalid) {
 		return "", err
 	}
 	if err != nil {
-		return "", fmt.Errorf("%w: %w", r.notAt(img, rel), err)
+		return "", fmt.Errorf("%w (%w)", r.notAt(img, rel), err)
 	}
 	if !at.Mounted {
 		return "", r.notAt(img, rel)
 	}
 	if _, err := r.Identify(img, rel); errors.Is(err, ErrForeign) {
-		return "", fmt.Errorf("%w: %w", errdefs.ErrNotFound, err)
+		return "", fmt.Errorf("%w (%w)", r.notAt(img, rel), err)
 	} else if err != nil {
 		return "", err
 	}
 	return rel, nil
 }
 
-// checkAttached returns [errdefs.ErrNotFound] unless the path is a directory, as a staging
-// path is, and the volume is attached.
+// checkAttached returns [errdefs.ErrNotFound] unless the path is a directory, as every
+// staging path is, and the volume is attached.
 func (r *Root) checkAttached(img *image.Image, rel string) error {
 	dir, err := r.OpenDir(rel)
 	if isPathError(err) {
-		return fmt.Errorf("%w: %w", r.notAt(img, rel), err)
+		return fmt.Errorf("%w (%w)", r.notAt(img, rel), err)
 	}
 	if err != nil {
 		return err

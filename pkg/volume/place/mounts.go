@@ -28,12 +28,12 @@ func DiskSource(id string) string { return "csi-disktemplate:" + id }
 // Mount is a mount that was proven to be a volume's.
 type Mount struct {
 	Device   int  // loop index; -1 for a disk image
-	Complete bool // nothing is missing of it
+	Complete bool // false if a publish stopped half-way, or somebody took part of it away
 	Access   image.Access
 }
 
-// Identify proves that the mount at a target is the volume's, or returns [ErrForeign]. A
-// target that is not mounted any more returns [errdefs.ErrState].
+// Identify proves that the mount at a target is the volume's, or returns [ErrForeign]. If
+// the target was unmounted meanwhile, it returns [errdefs.ErrState].
 func (r *Root) Identify(v Owner, rel string) (Mount, error) {
 	at, err := mount.OpenTarget(r.dir, rel, 0)
 	if err != nil {
@@ -67,13 +67,13 @@ func (r *Root) Identify(v Owner, rel string) (Mount, error) {
 	if err != nil || ours {
 		return m, err
 	}
-	return Mount{}, fmt.Errorf("%w: target path %q is a mount of %s (%s), not of volume %s; see with findmnt whose it is and unmount that first",
-		ErrForeign, at.Name(), info.Source, info.FSType, v.ID())
+	return Mount{}, fmt.Errorf("%w: %s (%s) is mounted at target path %q, and not volume %s; find out with findmnt whose mount that is, and unmount it first",
+		ErrForeign, info.Source, info.FSType, at.Name(), v.ID())
 }
 
-// identifyNode tells whether a mounted device node is a block volume's. The node of a loop
-// device that has no file any more is nobody's. It is taken for the volume's own,
-// incomplete, because nothing is lost by unmounting it.
+// identifyNode reports whether a mounted device node is a block volume's. The node of a loop
+// device without a file belongs to nobody. It is taken for the volume's, incomplete, because
+// unmounting it loses nothing.
 func identifyNode(v Owner, node *os.File) (Mount, bool, error) {
 	index, ok := loopdev.NodeIndex(node)
 	if !ok {
@@ -111,7 +111,7 @@ func Backs(index int, v Owner) (bool, error) {
 // holdsDisk reports whether disk.img in a volume's tmpfs is the volume's image.
 func holdsDisk(img *image.Image, dir *os.File) (bool, error) {
 	disk, err := mount.OpenTarget(dir, image.DiskName, 0)
-	// A pod can put a link there from a mount namespace that lacks the bind mount.
+	// From a mount namespace without the bind mount, a pod can put a link there.
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, mount.ErrSymlink) {
 		return false, nil
 	}
@@ -163,7 +163,7 @@ func (r *Root) MountpointsOf(v Owner, loops []int) ([]string, error) {
 	return at, nil
 }
 
-// OpenMountpoint opens the root of what is mounted at one of a volume's mountpoints.
+// OpenMountpoint opens the root of the mount at one of a volume's mountpoints.
 func (r *Root) OpenMountpoint(at string) (*os.File, error) {
 	rel, err := filepath.Rel(r.resolved, at)
 	if err != nil {
@@ -172,9 +172,9 @@ func (r *Root) OpenMountpoint(at string) (*os.File, error) {
 	return r.OpenMounted(rel)
 }
 
-// OpenFilesystem opens the root of a volume's filesystem for reading, where it is mounted.
-// It returns nil if it is not mounted, or has none. A mount of something else above it
-// returns [errdefs.ErrState].
+// OpenFilesystem opens the root of a volume's mounted filesystem for reading. It returns nil
+// if the volume is not mounted, or has no filesystem. If something else is mounted above it,
+// OpenFilesystem returns [errdefs.ErrState].
 func (r *Root) OpenFilesystem(img *image.Image) (*os.File, error) {
 	if img.Mode() != image.ModeFilesystem {
 		return nil, nil
@@ -201,7 +201,8 @@ func (r *Root) OpenFilesystem(img *image.Image) (*os.File, error) {
 }
 
 // CheckOnlyAt returns [errdefs.ErrState] if a volume with these loop devices is mounted
-// below the root at another path than the given ones. what says what to do about it.
+// below the root at another path than the given ones. The error ends with what, the advice
+// to the user.
 func (r *Root) CheckOnlyAt(v Owner, loops []int, what string, rels ...string) error {
 	places, err := r.MountpointsOf(v, loops)
 	if err != nil {
@@ -215,16 +216,16 @@ func (r *Root) CheckOnlyAt(v Owner, loops []int, what string, rels ...string) er
 	return nil
 }
 
-// SettleTime is how long a volume that was just unmounted may look attached or busy: while
-// a process that is being started holds a copy of the mount table. That takes
-// milliseconds, and on a busy machine some hundred.
+// SettleTime is how long a volume that was just unmounted may still look attached or busy.
+// A process that is being started holds a copy of the mount table for some milliseconds, on
+// a busy machine for some hundred.
 const SettleTime = time.Second
 
-// SettlePoll is how often it is looked at meanwhile.
+// SettlePoll is the time between two looks at such a volume.
 const SettlePoll = 5 * time.Millisecond
 
-// Unmount takes one mount of a volume away. A snapshot or a measurement of the plugin may
-// have it open for a moment.
+// Unmount unmounts one mount of a volume. It retries for a moment if the mount is busy: the
+// plugin may have it open for a snapshot or a measurement.
 func (r *Root) Unmount(v Owner, rel string) error {
 	if v.Mode() == image.ModeDiskImage {
 		err := mount.UnmountTarget(r.dir, filepath.Join(rel, image.DiskName))
@@ -246,10 +247,10 @@ func (r *Root) UnmountTop(rel string) error {
 }
 
 // Clear unmounts every mount of a volume at a target, and returns the loop device that it
-// was on, or -1. A target that is not mounted is fine, and so is a path of the wrong file
-// type, which is left alone. A mount that is not the volume's stays, and returns
-// [errdefs.ErrState]. Symbolic links are not followed: behind one the volume may be in use,
-// and that returns [errdefs.ErrState] too.
+// was on, or -1. A target that is not mounted is fine. A path of the wrong file type is left
+// alone, without error. A mount that is not the volume's stays, and returns
+// [errdefs.ErrState]. Symbolic links are not followed: if there is one, and the volume is in
+// use, Clear returns [errdefs.ErrState] too.
 func (r *Root) Clear(v Owner, rel string) (device int, err error) {
 	device = -1
 	for {
@@ -260,7 +261,7 @@ func (r *Root) Clear(v Owner, rel string) (device int, err error) {
 			}
 		}
 		if errors.Is(err, errdefs.ErrInvalid) {
-			return device, nil // nothing of ours
+			return device, nil // no volume can be mounted there
 		}
 		if err != nil || !at.Mounted {
 			return device, err
@@ -297,7 +298,7 @@ func (r *Root) CheckUnused(img *image.Image) error {
 		case len(loops) == 0:
 			return nil
 		case time.Now().After(deadline):
-			return fmt.Errorf("%w: volume %s is attached as /dev/loop%d, though it is not mounted here: it is staged as a block device, or another mount namespace has a copy of its mount; unstage it, or end that process",
+			return fmt.Errorf("%w: volume %s is attached as /dev/loop%d, though it is not mounted here: it is staged as a block device, or a process in another mount namespace has a copy of its mount; unstage it, or end that process",
 				errdefs.ErrState, img.ID(), loops[0])
 		}
 		time.Sleep(SettlePoll)

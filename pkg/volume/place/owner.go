@@ -20,8 +20,8 @@ type Owner interface {
 	Owns(dev *loopdev.Device) (bool, error)
 }
 
-// Lost is a volume whose image is gone, and its record with it. Only what is still mounted
-// or attached tells of it.
+// Lost is a volume whose image is gone, and its record with it. All that is known of it is
+// what is still mounted or attached.
 type Lost struct {
 	id     string
 	mode   image.Mode
@@ -36,7 +36,7 @@ func (r *Root) Lost(images *image.Store, id, rel string) (Lost, error) {
 	lost := NewLost(images, id, image.ModeFilesystem)
 	at, err := mount.OpenTarget(r.dir, rel, 0)
 	if isPathError(err) {
-		return lost, nil // nothing of ours
+		return lost, nil // no volume can be mounted there
 	}
 	if err != nil {
 		return lost, err
@@ -61,10 +61,10 @@ func (l Lost) ID() string { return l.id }
 func (l Lost) Mode() image.Mode { return l.mode }
 
 // Owns reports whether an attached device was the volume's. The inode behind the device
-// proves that its file was a volume of this pool and is none any more. Only then does the
-// device's name tell which volume: a pod that may write to a block volume may also rename
-// its device (LOOP_SET_STATUS64 in drivers/block/loop.c), but it cannot take the name of
-// its own image away. An id that is too long to be whole in the name proves nothing.
+// proves that its file was a volume of this pool and is none any more. Only then the
+// device's name tells which volume it was. A pod that may write to a block volume may also
+// rename its device (LOOP_SET_STATUS64 in drivers/block/loop.c), but it cannot remove the
+// name of its own image. The name proves nothing if the id is too long to fit into it.
 func (l Lost) Owns(dev *loopdev.Device) (bool, error) {
 	info, err := dev.Info()
 	if err != nil || info.Name != l.id || len(info.Name) >= loopdev.MaxName {
@@ -79,5 +79,5 @@ func (l Lost) Owns(dev *loopdev.Device) (bool, error) {
 
 var _, _ Owner = (*image.Image)(nil), Lost{}
 
-// ErrForeign means that what is mounted at a target is not the volume's.
+// ErrForeign means that the mount at a target is not the volume's.
 var ErrForeign = errors.New("not this volume's mount")

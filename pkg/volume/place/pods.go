@@ -15,29 +15,30 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
-// Home is what kubelet's directory tells of a user of a volume.
+// Home says whether a directory that belongs to a user of a volume still exists below
+// kubelet's.
 type Home struct {
-	Path  string // whose existence decides
-	Gone  bool   // proven
-	Doubt string // why nothing can be said; "" if something can
+	Path  string // the directory
+	Gone  bool   // it is proven that there is none
+	Doubt string // why nothing is proven; "" if there is no doubt
 }
 
-// Pod tells whether the pod that a target is for is still there.
+// Pod reports whether the directory of a target's pod is still there.
 func (r *Root) Pod(target string) Home {
 	if err := r.seesPods(); err != nil {
-		return Home{Doubt: fmt.Sprintf("whether its pod is gone cannot be told: %v; set --kubelet-dir to the kubelet's root directory", err)}
+		return Home{Doubt: fmt.Sprintf("the plugin cannot tell whether its pod is gone: %v; set --kubelet-dir to kubelet's root directory", err)}
 	}
 	return r.home(target, podDir)
 }
 
-// Staging tells whether the directory where a volume is staged is still there.
+// Staging reports whether the directory where a volume is staged is still there.
 func (r *Root) Staging(path string) Home {
 	return r.home(path, func(rel string) string { return rel })
 }
 
-// podDir is the part of a target's path that belongs to the pod: kubelet removes a pod's
-// directory when it is done with everything that the pod had, and not before. It is "" for
-// the paths of another container orchestrator, of which nothing is known.
+// podDir is the part of a target's path that is the pod's directory. Kubelet removes that
+// directory when it is done with everything that the pod had, and not before. podDir is ""
+// for the paths of another container orchestrator, because nothing is known about those.
 func podDir(rel string) string {
 	parts := strings.Split(rel, string(filepath.Separator))
 	if len(parts) < 3 || parts[0] != "pods" || parts[1] == "" {
@@ -46,8 +47,8 @@ func podDir(rel string) string {
 	return filepath.Join(parts[0], parts[1])
 }
 
-// seesPods returns an error where all pods would seem to be gone, as before kubelet's disk
-// is mounted. A kubelet that has run always has a pod: the plugin's own.
+// seesPods returns an error if no pod is to be seen, for example because kubelet's disk is
+// not mounted yet. A kubelet that has run always has one pod: the plugin's own.
 func (r *Root) seesPods() error {
 	if same, err := image.SameFile(r.dir, r.resolved); err != nil || !same {
 		return errors.Join(err, fmt.Errorf("%s is not the directory that it was at start", r.path))
@@ -68,15 +69,15 @@ func (r *Root) seesPods() error {
 	return nil
 }
 
-// home tells whether the part of a path that decides is there.
+// home reports whether the part of a path that decides returns is there.
 func (r *Root) home(path string, decides func(rel string) string) Home {
 	rel, err := r.Rel(path)
 	if err != nil {
-		return Home{Path: path, Doubt: fmt.Sprintf("whether it is still wanted cannot be told: %v", err)}
+		return Home{Path: path, Doubt: fmt.Sprintf("the plugin cannot tell whether it is still wanted: %v", err)}
 	}
 	part := decides(rel)
 	if part == "" {
-		return Home{Path: path, Doubt: fmt.Sprintf("whether its pod is gone cannot be told: %s is no path of a kubelet's; unpublish it", path)}
+		return Home{Path: path, Doubt: fmt.Sprintf("the plugin cannot tell whether its pod is gone: %s is not a path that kubelet would use; unpublish it", path)}
 	}
 	h := Home{Path: r.Path(part)}
 	f, err := mount.OpenTarget(r.dir, part, 0)
@@ -86,7 +87,7 @@ func (r *Root) home(path string, decides func(rel string) string) Home {
 	case errors.Is(err, os.ErrNotExist):
 		h.Gone = true
 	default:
-		h.Doubt = fmt.Sprintf("whether it is still wanted cannot be told: %v", err)
+		h.Doubt = fmt.Sprintf("the plugin cannot tell whether it is still wanted: %v", err)
 	}
 	return h
 }

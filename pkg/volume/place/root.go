@@ -19,8 +19,8 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
-// Root is the directory below which volumes are staged and published: kubelet's. Nothing
-// outside of it is ever mounted or unmounted. A path relative to it is called rel here.
+// Root is kubelet's directory, below which volumes are staged and published. Nothing outside
+// of it is ever mounted or unmounted. A path relative to it is called rel here.
 type Root struct {
 	path     string // as the container orchestrator spells it
 	resolved string // as the mount table spells it
@@ -35,7 +35,7 @@ func Open(path string) (*Root, error) {
 	}
 	dir, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("opening the directory below which volumes are published: %w; set --kubelet-dir to the kubelet's root directory", err)
+		return nil, fmt.Errorf("opening kubelet's directory: %w; set --kubelet-dir to kubelet's root directory", err)
 	}
 	resolved, err := filepath.EvalSymlinks(path)
 	if err != nil {
@@ -78,14 +78,14 @@ func (r *Root) AsMounted(target string) string {
 
 func (r *Root) mountpoint(rel string) string { return filepath.Join(r.resolved, rel) }
 
-// Spot is what stands at a target path.
+// Spot is what is at a target path.
 type Spot struct {
 	Exists  bool // a directory, or for a block volume a file
 	Mounted bool // it is the root of a mount
 }
 
-// Inspect tells what stands at a target, which must be a directory or, for a block volume,
-// a file. A path that cannot become such a target returns [errdefs.ErrInvalid].
+// Inspect looks at a target, which must be a directory or, for a block volume, a file. A path
+// that cannot become such a target returns [errdefs.ErrInvalid].
 func (r *Root) Inspect(rel string, mode image.Mode) (Spot, error) {
 	parent, err := mount.OpenTarget(r.dir, filepath.Dir(rel), syscall.O_DIRECTORY)
 	if isPathError(err) {
@@ -104,7 +104,7 @@ func (r *Root) Inspect(rel string, mode image.Mode) (Spot, error) {
 		return Spot{}, nil
 	}
 	if isPathError(err) {
-		return Spot{}, fmt.Errorf("%w: the target path must be a %s, or free for one: %w", errdefs.ErrInvalid, kind, err)
+		return Spot{}, fmt.Errorf("%w: the target path must be a %s, or not exist yet: %w", errdefs.ErrInvalid, kind, err)
 	}
 	if err != nil {
 		return Spot{}, err
@@ -116,7 +116,7 @@ func (r *Root) Inspect(rel string, mode image.Mode) (Spot, error) {
 	}
 	if mode == image.ModeBlock && !mounted {
 		if fi, err := target.Stat(); err != nil || !fi.Mode().IsRegular() {
-			return Spot{}, fmt.Errorf("%w: the target path of a block volume must be a file, or free for one: %s is neither (%w)", errdefs.ErrInvalid, target.Name(), syscall.EISDIR)
+			return Spot{}, fmt.Errorf("%w: the target path of a block volume must be a file, or not exist yet: %s is of another type (%w)", errdefs.ErrInvalid, target.Name(), syscall.EISDIR)
 		}
 	}
 	return Spot{Exists: true, Mounted: mounted}, nil
@@ -125,7 +125,7 @@ func (r *Root) Inspect(rel string, mode image.Mode) (Spot, error) {
 func isMounted(target *os.File) (bool, error) {
 	mounted, err := mount.IsMountPoint(target)
 	if errors.Is(err, syscall.EIO) {
-		// A filesystem that has shut down answers nothing, but the mount table does.
+		// A filesystem that has shut down does not answer, but the mount table does.
 		var info *mountinfo.Info
 		info, err = mount.Of(target)
 		mounted = info != nil
@@ -133,7 +133,7 @@ func isMounted(target *os.File) (bool, error) {
 	return mounted, err
 }
 
-// isPathError reports whether an error is the path's fault and not the machine's.
+// isPathError reports whether an error comes from the path, and not from the machine.
 func isPathError(err error) bool {
 	for _, fault := range []error{os.ErrNotExist, mount.ErrSymlink, mount.ErrEscapes, syscall.ENOTDIR, syscall.ENAMETOOLONG, syscall.EINVAL} {
 		if errors.Is(err, fault) {
@@ -143,9 +143,9 @@ func isPathError(err error) bool {
 	return false
 }
 
-// Make makes the target if it does not exist, and opens it to mount on. What was mounted
-// there since at was inspected returns [errdefs.ErrExists]; a template may have taken its
-// time. undo removes what was made; it is nil if that is nothing.
+// Make makes the target if it does not exist, and opens it to mount on. If something was
+// mounted there since it was inspected, Make returns [errdefs.ErrExists]: building a
+// template may have taken a while. undo removes what was made. It is nil if nothing was.
 func (r *Root) Make(rel string, mode image.Mode, at Spot) (target *os.File, undo func() error, err error) {
 	if mode == image.ModeBlock {
 		target, err = mount.MkfileTarget(r.dir, rel, 0o600)
@@ -160,7 +160,7 @@ func (r *Root) Make(rel string, mode image.Mode, at Spot) (target *os.File, undo
 	}
 	mounted, err := mount.IsMountPoint(target)
 	if err == nil && mounted {
-		err = fmt.Errorf("%w: something was mounted at target path %q meanwhile; unpublish or unmount that first", errdefs.ErrExists, r.Path(rel))
+		err = fmt.Errorf("%w: something else was mounted at target path %q meanwhile; unpublish or unmount it first", errdefs.ErrExists, r.Path(rel))
 	}
 	if err != nil {
 		target.Close()
@@ -177,10 +177,10 @@ func (r *Root) remove(rel string, mode image.Mode) error {
 	return mount.RmdirTarget(r.dir, rel)
 }
 
-// Clean removes a target that is of no more use. One that stays behind does no harm.
+// Clean removes a target that is no longer used. One that stays behind does no harm.
 func (r *Root) Clean(rel string, mode image.Mode) {
 	if err := r.remove(rel, mode); err != nil && !errors.Is(err, os.ErrNotExist) {
-		klog.ErrorS(err, "Leaving a target path behind", "path", r.Path(rel))
+		klog.ErrorS(err, "Cannot remove a target path; it stays behind", "path", r.Path(rel))
 	}
 }
 
@@ -189,8 +189,8 @@ func (r *Root) OpenDir(rel string) (*os.File, error) {
 	return mount.OpenTarget(r.dir, rel, syscall.O_DIRECTORY)
 }
 
-// OpenMounted opens the root of what is mounted at a path. If that was unmounted meanwhile
-// it returns [errdefs.ErrState], and not what lies below.
+// OpenMounted opens the root of the mount at a path. If it was unmounted meanwhile, it
+// returns [errdefs.ErrState], and does not open the directory below.
 func (r *Root) OpenMounted(rel string) (*os.File, error) {
 	root, err := r.OpenDir(rel)
 	if err != nil {

@@ -26,7 +26,7 @@ type DiskMount struct {
 	ID string // the volume's
 }
 
-// ReadTable reads the mount table of this process, below every directory.
+// ReadTable reads the whole mount table of this process.
 func ReadTable() (Table, error) {
 	mounts, err := mountinfo.GetMounts(nil)
 	if err != nil {
@@ -48,7 +48,7 @@ func tabulate(entries []entry) Table {
 	t := Table{ByLoop: map[int][]string{}}
 	for _, e := range entries {
 		device := e.source
-		if e.fsType == "devtmpfs" { // a bind of the node: its root is the node's path there
+		if e.fsType == "devtmpfs" { // a bind of a device node: its root is the node's path in devtmpfs
 			device = "/dev" + e.root
 		}
 		if index, ok := loopdev.IndexOf(device); ok {

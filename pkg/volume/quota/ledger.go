@@ -1,11 +1,11 @@
 // Copyright The csi-disktemplate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package quota bounds the inline volumes of a node, and knows which there are.
+// Package quota limits the inline volumes of a node, and counts them.
 //
-// Whoever may create a pod may ask for any inline volume, and no quota of Kubernetes counts
-// them. Claims are not counted here, because ResourceQuota counts them. A volume that exists
-// already stays, and may be published again, whatever the limits are by then.
+// Everybody who may create a pod may ask for any inline volume, and no quota of Kubernetes
+// counts those. Claims are not counted here, because ResourceQuota counts them. A volume
+// that exists already stays, and may be published again, whatever the limits are by then.
 //
 // The counts are kept in memory, because a publish has no time to read all records. The
 // images stay the truth: they are read at the start, and again by each sweep.
@@ -24,10 +24,10 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
-// Ledger has the inline volumes of a node.
+// Ledger counts the inline volumes of a node.
 //
-// A volume is entered before its image is made, so that two at once do not both take the
-// last place, and it leaves after its image has gone.
+// A volume is entered before its image is made, so that two publishes at once cannot both
+// take the last place. It leaves after its image has gone.
 type Ledger struct {
 	pool   *pool.Pool
 	images *image.Store
@@ -43,7 +43,7 @@ type entry struct {
 	pending   bool // its image has no name yet
 }
 
-// New returns the Ledger of a pool, counted.
+// New counts the volumes of a pool and returns its Ledger.
 func New(p *pool.Pool, images *image.Store, limits Limits) (*Ledger, error) {
 	l := &Ledger{pool: p, images: images, limits: limits, volumes: map[string]entry{}}
 	return l, l.Recount()
@@ -53,7 +53,7 @@ func New(p *pool.Pool, images *image.Store, limits Limits) (*Ledger, error) {
 func (l *Ledger) CheckSize(bytes int64) error { return l.limits.CheckSize(bytes) }
 
 // Reserve enters a volume, or returns [errdefs.ErrLimit]. A volume that is entered already
-// is not counted twice. release takes it back, unless it was settled meanwhile.
+// is not counted twice. release removes the volume again, unless it was settled meanwhile.
 func (l *Ledger) Reserve(id, namespace string, bytes int64) (release func(), err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -80,7 +80,8 @@ func (l *Ledger) Reserve(id, namespace string, bytes int64) (release func(), err
 	}, nil
 }
 
-// Settle is for a volume whose image has its name: it stays until it is forgotten.
+// Settle is called once the volume's image has its name. The volume then stays until it is
+// forgotten.
 func (l *Ledger) Settle(id string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -89,8 +90,7 @@ func (l *Ledger) Settle(id string) {
 	l.volumes[id] = e
 }
 
-// Forget is for a volume whose image has lost its name. A claim is not known here, and
-// need not be.
+// Forget is called once the volume's image has lost its name. For a claim it does nothing.
 func (l *Ledger) Forget(id string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -103,8 +103,8 @@ func (l *Ledger) ids() []string {
 	return slices.Collect(maps.Keys(l.volumes))
 }
 
-// Recount brings the ledger in line with the pool: an administrator may have put an image
-// there, or taken one away.
+// Recount makes the ledger agree with the pool: an administrator may have added or removed
+// an image.
 func (l *Ledger) Recount() error {
 	ids, err := l.pool.Volumes()
 	if err != nil {
@@ -130,7 +130,7 @@ func (l *Ledger) recount(id string) {
 		if errors.Is(err, errdefs.ErrNotFound) {
 			delete(l.volumes, id)
 		} else {
-			klog.ErrorS(err, "Not counting again a volume that cannot be read", "volume", id)
+			klog.ErrorS(err, "A volume cannot be read; its old count stays", "volume", id)
 		}
 		return
 	}

@@ -27,7 +27,7 @@ func TestLimits(t *testing.T) {
 		"one volume too many":        {Limits{Volumes: 5}, usage{2, 2}, usage{5, 5}, 1, []string{"--max-inline-volumes 5", "has 5 inline", "2 of them", `"shop"`, "delete pods"}},
 		"far too many":               {Limits{Volumes: 5}, usage{2, 2}, usage{50, 50}, 1, []string{"--max-inline-volumes 5", "has 50 inline"}},
 		"the namespace's last":       {Limits{VolumesPerNamespace: 3}, usage{2, 2}, usage{50, 50}, 1, nil},
-		"one too many of it":         {Limits{VolumesPerNamespace: 3}, usage{3, 3}, usage{50, 50}, 1, []string{"--max-inline-volumes-per-namespace 3", `"shop" has 3 inline`, "delete pods of it"}},
+		"one too many of it":         {Limits{VolumesPerNamespace: 3}, usage{3, 3}, usage{50, 50}, 1, []string{"--max-inline-volumes-per-namespace 3", `"shop" has 3 inline`, "delete pods with inline volumes in this namespace"}},
 		"the last byte":              {Limits{Bytes: 10 * u}, usage{1, 2}, usage{1, 7}, 3, nil},
 		"one byte too many":          {Limits{Bytes: 10*u - 1}, usage{1, 2}, usage{1, 7}, 3, []string{"--max-inline-bytes", "7Mi", "2Mi", `"shop"`, "3Mi more", "ask for less"}},
 		"the namespace's last byte":  {Limits{BytesPerNamespace: 10 * u}, usage{1, 7}, usage{9, 70}, 3, nil},

@@ -12,8 +12,8 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 )
 
-// Limits bound the inline volumes of a node. In each field 0 means no limit. Volumes and
-// bytes are those of this node; bytes are sizes, however much of them is written.
+// Limits are for the inline volumes of this node. In each field 0 means no limit. A volume
+// counts with its whole size, however much of it is written.
 type Limits struct {
 	Size                int64 // bytes of one volume
 	Volumes             int
@@ -27,38 +27,38 @@ func (l Limits) CheckSize(bytes int64) error {
 	if l.Size == 0 || bytes <= l.Size {
 		return nil
 	}
-	return fmt.Errorf("%w: volume attribute size: %s: an inline volume may have %s at most (--max-inline-size); ask for less, use a claim, or have the flag raised",
+	return fmt.Errorf("%w: volume attribute size %s: an inline volume may have at most %s (--max-inline-size); ask for less, use a claim, or have the flag raised",
 		diskfs.ErrOutOfRange, size.Format(bytes), size.Format(l.Size))
 }
 
-// usage is what inline volumes there are.
+// usage counts inline volumes.
 type usage struct {
 	volumes int
 	bytes   int64
 }
 
-// with adds a volume. The sum stops at the largest int64, because two thousand of the
-// largest volumes would overflow it and seem to be none.
+// with adds a volume. The sum of bytes stops at the largest int64: two thousand of the
+// largest volumes would overflow it, and seem to be none.
 func (u usage) with(bytes int64) usage {
 	return usage{u.volumes + 1, min(u.bytes, math.MaxInt64-bytes) + bytes}
 }
 
-// refuse returns [errdefs.ErrLimit] for a volume that is one too many for its namespace or
-// the node, given what they have without it.
+// refuse returns [errdefs.ErrLimit] if one more volume is too much for its namespace or the
+// node, given what they have without it.
 func (l Limits) refuse(namespace string, bytes int64, ofNamespace, ofNode usage) error {
 	beyond := func(limit, sum int64) bool { return limit > 0 && sum > limit }
 	switch ns, node := ofNamespace.with(bytes), ofNode.with(bytes); {
 	case beyond(int64(l.VolumesPerNamespace), int64(ns.volumes)):
-		return fmt.Errorf("%w: --max-inline-volumes-per-namespace %d: namespace %q has %d inline volumes on this node; delete pods of it that have some, or have the flag raised",
+		return fmt.Errorf("%w: --max-inline-volumes-per-namespace %d: namespace %q has %d inline volumes on this node; delete pods with inline volumes in this namespace, or have the flag raised",
 			errdefs.ErrLimit, l.VolumesPerNamespace, namespace, ofNamespace.volumes)
 	case beyond(l.BytesPerNamespace, ns.bytes):
-		return fmt.Errorf("%w: --max-inline-bytes-per-namespace %s: namespace %q has %s in inline volumes on this node and asks for %s more; ask for less, delete pods of it that have some, or have the flag raised",
+		return fmt.Errorf("%w: --max-inline-bytes-per-namespace %s: namespace %q has %s in inline volumes on this node and asks for %s more; ask for less, delete pods with inline volumes in this namespace, or have the flag raised",
 			errdefs.ErrLimit, size.Format(l.BytesPerNamespace), namespace, size.Format(ofNamespace.bytes), size.Format(bytes))
 	case beyond(int64(l.Volumes), int64(node.volumes)):
-		return fmt.Errorf("%w: --max-inline-volumes %d: this node has %d inline volumes, %d of them of namespace %q; delete pods that have some, or have the flag raised",
+		return fmt.Errorf("%w: --max-inline-volumes %d: this node has %d inline volumes, %d of them of namespace %q; delete pods with inline volumes, or have the flag raised",
 			errdefs.ErrLimit, l.Volumes, ofNode.volumes, ofNamespace.volumes, namespace)
 	case beyond(l.Bytes, node.bytes):
-		return fmt.Errorf("%w: --max-inline-bytes %s: this node has %s in inline volumes, %s of it of namespace %q, which asks for %s more; ask for less, delete pods that have some, or have the flag raised",
+		return fmt.Errorf("%w: --max-inline-bytes %s: this node has %s in inline volumes, %s of it of namespace %q, which asks for %s more; ask for less, delete pods with inline volumes, or have the flag raised",
 			errdefs.ErrLimit, size.Format(l.Bytes), size.Format(ofNode.bytes), size.Format(ofNamespace.bytes), namespace, size.Format(bytes))
 	}
 	return nil

@@ -11,7 +11,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
-// Demand is what something new wants of the pool, in bytes.
+// Demand is the space that a new volume or snapshot needs in the pool, in bytes.
 type Demand struct {
 	Key  string // of the image that is being made; "" for one that exists and grows
 	Thin int64  // promised, and subject to overcommit
@@ -19,7 +19,7 @@ type Demand struct {
 	Now  int64  // taken at once
 }
 
-// Claim is the demand of a claim of so many bytes, or of one that grows by them.
+// Claim is the demand of a new claim of the given bytes, or of one that grows by them.
 func Claim(key string, bytes int64, p image.Provisioning) Demand {
 	d := Demand{Key: key}
 	d.Thin, d.Firm, d.Now = p.Promise(bytes)
@@ -60,11 +60,11 @@ func (b budget) refuse(d Demand) error {
 		if d.Thin > 0 {
 			left = int64(float64(left) * b.overcommit)
 		}
-		return fmt.Errorf("%w: %s asked for, %s can be promised: %s; delete claims or snapshots, run `csi-disktemplate clean-all` to drop cached templates, enlarge the pool, or raise --overcommit",
+		return fmt.Errorf("%w: %s is asked for, and %s can be promised: %s; delete claims or snapshots, run `csi-disktemplate clean-all` to drop cached templates, enlarge the pool, or raise --overcommit",
 			pool.ErrFull, size.Format(d.Firm+d.Thin), size.Format(left), b)
 	}
 	if d.Now > b.free() {
-		return fmt.Errorf("%w: %s needed at once: %s; delete volumes, run `csi-disktemplate clean-all` to drop cached templates, or enlarge the pool",
+		return fmt.Errorf("%w: %s is needed at once: %s; delete volumes, run `csi-disktemplate clean-all` to drop cached templates, or enlarge the pool",
 			pool.ErrFull, size.Format(d.Now), b)
 	}
 	return nil

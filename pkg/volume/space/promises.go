@@ -14,15 +14,16 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
-// promise is what a budget wants to know of a volume's record.
+// promise is the part of a volume's record that a budget needs.
 type promise struct {
-	claim        bool // otherwise an inline volume, or no volume of ours
+	claim        bool // false for an inline volume, or a file without a record
 	provisioning image.Provisioning
 	bytes        int64
 }
 
-// promises remembers what the records said. To read one takes 13 µs, to see that it has not
-// changed 2. The status change time tells: every change of an attribute moves it.
+// promises remembers what the records said. Reading a record takes 13 µs, and finding out
+// that it has not changed takes 2 µs. Every change of an attribute moves the status change
+// time.
 type promises struct {
 	before, now map[string]remembered // by volume id
 }
@@ -42,28 +43,28 @@ func (p promises) of(id string, st *syscall.Stat_t, read func(id string) (image.
 		case err == nil:
 			r.promise = promise{claim: true, provisioning: record.Provisioning, bytes: record.Spec.Size}
 		case !errors.Is(err, errdefs.ErrNotFound):
-			klog.ErrorS(err, "Counting a volume by the space it takes, as its record cannot be read", "volume", id)
+			klog.ErrorS(err, "A volume's record cannot be read; it counts with the space that it takes", "volume", id)
 		}
 	}
-	// A change in the same tick of the kernel's clock would go unseen.
+	// A second change in the same tick of the kernel's clock would not be noticed.
 	if time.Since(time.Unix(st.Ctim.Unix())) > clockTick {
 		p.now[id] = r
 	}
 	return r.promise
 }
 
-// clockTick is more than the kernel's coarse clock, which stamps files, ever lags: 10 ms
-// with CONFIG_HZ=100.
+// clockTick is longer than a tick of the kernel's coarse clock, which stamps files: 10 ms with
+// CONFIG_HZ=100.
 const clockTick = 50 * time.Millisecond
 
-// recall returns what an earlier survey has seen.
+// recall returns the promises that the last survey has seen.
 func (s *Space) recall() promises {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return promises{before: s.promises, now: make(map[string]remembered, len(s.promises))}
 }
 
-// remember keeps what a survey has seen, and forgets what exists no more.
+// remember keeps the promises that a survey has seen, and forgets deleted volumes.
 func (s *Space) remember(p promises) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

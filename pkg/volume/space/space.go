@@ -1,23 +1,23 @@
 // Copyright The csi-disktemplate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package space is what the pool promises to whom, and what it can still take on.
+// Package space counts what the pool has promised, and what it can still promise.
 //
-// From most to least:
+// The promises, from most to least:
 //
-//   - thick claims have their space;
-//   - thin claims are promised theirs: the pool takes on no more of them than it could
-//     fill, Overcommit times over. With an overcommit of 1 every claim could be written from
-//     end to end, with all snapshots kept;
-//   - inline volumes are promised nothing, and take what is free. They end with their pods,
+//   - Thick claims have their space.
+//   - Thin claims are promised theirs. The pool promises them no more than Overcommit times
+//     its own size. With an overcommit of 1 every claim could be written from end to end,
+//     with all snapshots kept.
+//   - Inline volumes are promised nothing, and take what is free. They end with their pods,
 //     and that makes room.
 //
-// All of them leave the headroom free when they are made. It is for the writes of those
+// All of them leave the headroom free when they are made. It is for the writes of volumes
 // that exist already, and for the pool's own metadata.
 //
-// There is no ledger: the sum is taken from the images each time it is asked for. Only what
-// is being made at the moment is kept in memory, so that two requests are not promised the
-// same space. Both may be refused where either alone would fit.
+// There is no ledger: the sum is taken from the images each time it is asked for. Only
+// demands of volumes that are being made are kept in memory, so that two requests are not
+// promised the same space. Both may be refused where either alone would fit.
 //
 // Source: statfs(2), and st_blocks in stat(2), which counts shared extents once per file.
 package space
@@ -41,7 +41,7 @@ import (
 
 // Config is what a pool may promise.
 type Config struct {
-	// Headroom is what new volumes leave free of the pool; the zero value is nothing.
+	// Headroom is the space of the pool that new volumes leave free; the zero value is none.
 	Headroom size.Share
 	// Overcommit is how many times its own size the pool promises to thin claims; 0 is 1.
 	Overcommit float64
@@ -54,8 +54,8 @@ type Space struct {
 	cfg    Config
 
 	mu       sync.Mutex
-	pending  map[*Demand]bool      // of what is being made
-	promises map[string]remembered // by volume id; replaced as a whole, and never written to
+	pending  map[*Demand]bool      // demands of volumes and snapshots that are being made
+	promises map[string]remembered // by volume id; replaced as a whole, never changed
 }
 
 // New returns the Space of a pool.
@@ -64,9 +64,9 @@ func New(p *pool.Pool, images *image.Store, c Config) *Space {
 	return &Space{pool: p, images: images, cfg: c, pending: map[*Demand]bool{}}
 }
 
-// Admit checks a demand against what the pool can promise, and counts it until release is
-// called, since what is being made has no image yet that could be counted. The error is
-// [pool.ErrFull], with the figures.
+// Admit returns [pool.ErrFull], with the figures, if the pool cannot promise a demand.
+// Otherwise it counts the demand until release is called: a volume that is being made has no
+// image yet that could be counted.
 func (s *Space) Admit(d Demand) (release func(), err error) {
 	s.mu.Lock()
 	others := slices.Collect(maps.Keys(s.pending))
@@ -101,7 +101,7 @@ func (s *Space) Check() error {
 		return err
 	}
 	if headroom := s.cfg.Headroom.Of(has.Total); has.Available < headroom {
-		return fmt.Errorf("%w: of %s, %s are free, and new volumes leave %s of headroom; delete volumes, run `csi-disktemplate clean-all` to drop cached templates, or enlarge it",
+		return fmt.Errorf("%w: of %s, %s are free, and new volumes leave %s of headroom; delete volumes, run `csi-disktemplate clean-all` to drop cached templates, or enlarge the pool",
 			pool.ErrFull, size.Format(has.Total), size.Format(has.Available), size.Format(headroom))
 	}
 	return nil
@@ -120,20 +120,21 @@ func (s *Space) retrySynced(ask func() error) error {
 	return ask()
 }
 
-// CheckNotMaking returns [errdefs.ErrUnderWay] while the image of a key is being made,
-// though it has no name yet.
+// CheckNotMaking returns [errdefs.ErrUnderWay] while the image with this key is being made.
+// Such an image has no name yet, so it cannot be found in the pool.
 func (s *Space) CheckNotMaking(key string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for d := range s.pending {
 		if d.Key == key {
-			return fmt.Errorf("%w: %s is being made, and can be deleted when that is done; try again", errdefs.ErrUnderWay, key)
+			return fmt.Errorf("%w: %s is being made, and can be deleted after that; try again", errdefs.ErrUnderWay, key)
 		}
 	}
 	return nil
 }
 
-// Available is how large a further claim could be, in bytes, a whole number of MiB.
+// Available is the size of the largest claim that can still be made, in bytes, a whole
+// number of MiB.
 func (s *Space) Available(p image.Provisioning) (int64, error) {
 	s.mu.Lock()
 	pending := slices.Collect(maps.Keys(s.pending))
@@ -145,9 +146,9 @@ func (s *Space) Available(p image.Provisioning) (int64, error) {
 	return b.largest(p) / diskfs.MiB * diskfs.MiB, nil
 }
 
-// survey adds up what there is, and what is being made.
+// survey adds up all images of the pool, and the demands of those that are being made.
 func (s *Space) survey(pending []*Demand) (budget, error) {
-	if err := s.pool.Check(); err != nil { // what is counted is found by its path
+	if err := s.pool.Check(); err != nil { // images are found by their paths
 		return budget{}, err
 	}
 	has, err := s.pool.Space()

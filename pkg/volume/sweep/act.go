@@ -15,7 +15,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
 )
 
-// carryOut does what an action says, if that still holds while nobody else can change it.
+// carryOut does what an action says, if the action still fits once the volume is locked.
 func (s *Sweeper) carryOut(ctx context.Context, a *Action) {
 	if a.Verb == Leave {
 		return
@@ -44,11 +44,11 @@ func (s *Sweeper) carryOut(ctx context.Context, a *Action) {
 	}
 }
 
-// locked does something while no other operation works on the volume.
+// locked calls do while no other operation works on the volume.
 func (s *Sweeper) locked(id string, do func() error) error {
 	unlock, err := s.Lock(id)
 	if err != nil {
-		return ErrOutdated // the next sweep sees what came of it
+		return ErrOutdated // another operation is changing it; the next sweep looks again
 	}
 	defer unlock()
 	return do()
@@ -100,8 +100,8 @@ func (s *Sweeper) carryOutVolume(ctx context.Context, verb Verb, id string) erro
 	return img.UnmarkStaged()
 }
 
-// removeReplacement removes a file that was to take a volume's place. A process that is
-// about to put it there holds the volume's lock.
+// removeReplacement removes a file that was to replace a volume's image. A process that is
+// about to replace the image holds the image's lock.
 func (s *Sweeper) removeReplacement(ctx context.Context, id string) error {
 	err := s.Images.RemoveReplacement(ctx, id)
 	if errors.Is(err, errdefs.ErrUnderWay) || errors.Is(err, os.ErrNotExist) {
@@ -110,7 +110,7 @@ func (s *Sweeper) removeReplacement(ctx context.Context, id string) error {
 	return err
 }
 
-// detachLost detaches a device whose volume was deleted, if it still is that.
+// detachLost detaches a device whose volume was deleted, if the device has not changed.
 func (s *Sweeper) detachLost(l foundLoop) error {
 	loops, err := s.findLoops()
 	if err != nil {

@@ -17,8 +17,9 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
 )
 
-// find looks at the node: at devices first, and at volumes after them. A device that was
-// seen before its volume was deleted is looked at again before anything happens to it.
+// find looks at the node. It looks at devices before volumes, so it may see a device whose
+// volume is deleted in between. Each device is looked at again before anything happens to
+// it.
 func (s *Sweeper) find(first bool) (finds, error) {
 	var f finds
 	loops, err := s.findLoops()
@@ -56,7 +57,7 @@ func (s *Sweeper) find(first bool) (finds, error) {
 
 func (s *Sweeper) templatesDir() string { return filepath.Dir(s.Pool.Template("x")) }
 
-// findVolumes looks at all volumes, and takes their devices out of loops.
+// findVolumes looks at all volumes, and removes their devices from loops.
 func (s *Sweeper) findVolumes(f *finds, loops map[int]poolLoop, table place.Table) error {
 	ids, err := s.Pool.Volumes()
 	if err != nil {
@@ -115,7 +116,7 @@ func (s *Sweeper) findVolume(id string, loops map[int]poolLoop, table place.Tabl
 	return v, err
 }
 
-// findSnapshots looks for files among the snapshots that are none of ours.
+// findSnapshots looks for files among the snapshots that have no record of a snapshot.
 func (s *Sweeper) findSnapshots(f *finds) error {
 	ids, err := s.Pool.Snapshots()
 	if err != nil {
@@ -141,7 +142,7 @@ func (s *Sweeper) findLost(f *finds, loops map[int]poolLoop, table place.Table) 
 		}
 		if named, err := s.Images.HasName(l.device, l.inode); err != nil {
 			return err
-		} else if named { // of a volume that cannot be read
+		} else if named { // the device of a volume that cannot be read
 			continue
 		}
 		l.mounted = table.ByLoop[index]
@@ -150,7 +151,7 @@ func (s *Sweeper) findLost(f *finds, loops map[int]poolLoop, table place.Table) 
 	return nil
 }
 
-// findMounts looks for disk images of this pool's volumes at places they are not for.
+// findMounts looks for mounted disk images that are not at the target of their volume.
 func (s *Sweeper) findMounts(f *finds, table place.Table) {
 	targets := map[string]string{}
 	for _, v := range f.volumes {
@@ -172,7 +173,7 @@ type poolLoop struct {
 }
 
 // findLoops lists the loop devices whose file is on the pool's filesystem, by index. The
-// inode decides, and not the file's path: the kernel cannot tell the path where the plugin
+// inode decides, and not the file's path: the kernel does not know the path if the plugin
 // that attached the device had another mount namespace.
 func (s *Sweeper) findLoops() (map[int]poolLoop, error) {
 	all, err := loopdev.Attached()
@@ -200,8 +201,8 @@ func (s *Sweeper) findLoops() (map[int]poolLoop, error) {
 	return loops, nil
 }
 
-// findLoop looks at one device. A device whose file is on another filesystem than the
-// pool's is not looked at any further: what is wrong with it is not our business.
+// findLoop looks at one device. If its file is on another filesystem than the pool's, it
+// looks no further, since it must not fail because of somebody else's device.
 func (s *Sweeper) findLoop(index int, filesystem uint64) (l poolLoop, here bool, err error) {
 	dev, err := loopdev.Open(index)
 	if err != nil {

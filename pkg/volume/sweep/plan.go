@@ -11,10 +11,10 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
 )
 
-// This file decides, and touches nothing: it turns what was seen on the node into what to
-// do about it, each action with its reason. No decision depends on a clock.
+// This file decides, and touches nothing: it makes a plan from what was seen on the node,
+// and gives each action its reason. No decision depends on a clock.
 
-// Verb is what is done about a find.
+// Verb is what to do about a find.
 type Verb string
 
 // The verbs.
@@ -32,14 +32,14 @@ type Action struct {
 	Object string `json:"object"` // for people: what it is
 	Path   string `json:"path"`   // where it is
 	Reason string `json:"reason"`
-	// Result tells what came of the action: Done, Skipped because the find was no longer
-	// so, or the error. It is "" for an action that was only planned.
+	// Result is Done, Skipped because the node had changed, or the error. It is "" for an
+	// action that was only planned.
 	Result string `json:"result,omitempty"`
 
 	find any // one of the finds below
 }
 
-// Results of an [Action]. Any other is an error's text.
+// Results of an [Action]. Any other result is the text of an error.
 const (
 	Done    = "done"
 	Skipped = "skipped: it is no longer so"
@@ -62,36 +62,36 @@ type finds struct {
 type foundVolume struct {
 	image.Record
 	path   string
-	frozen bool       // its plugin has frozen it
+	frozen bool       // it has the mark that a plugin froze it
 	loops  []int      // its devices
 	places []string   // where it is mounted, anywhere
-	pod    place.Home // of inline volumes
-	staged place.Home // of block volumes; no path if they do not say where
+	pod    place.Home // for inline volumes
+	staged place.Home // for block volumes; without a path if the image has no mark
 }
 
-// foundReplacement is a file that was to take the place of a volume's image.
+// foundReplacement is a file that was to replace a volume's image.
 type foundReplacement struct{ id, path string }
 
-// foundLoop is a loop device whose file is on the pool's filesystem, and is no volume of
+// foundLoop is a loop device whose file is on the pool's filesystem, and is not a volume of
 // the pool.
 type foundLoop struct {
 	index     int
-	file      string // as the kernel has it
-	name      string // lo_file_name: of ours, the volume's id
+	file      string // path that the kernel keeps
+	name      string // lo_file_name: the volume's id, if ours is true
 	ours      bool   // its file was one of the pool's volumes, and has no name any more
 	autoClear bool
 	mounted   []string // where it, or its node, is mounted
 }
 
-// foundMount is a mount below kubelet's directory that names a volume of this pool, though
-// the volume is not for that place.
+// foundMount is a mount that names a volume of this pool, though it is not at the volume's
+// target.
 type foundMount struct {
 	at     string
 	id     string
 	target string // the volume's
 }
 
-// strange is a file in the pool that makes no sense to this plugin.
+// strange is a file in the pool that this plugin cannot make sense of.
 type strange struct {
 	object, path, why string
 }
@@ -106,7 +106,7 @@ func (f finds) plan() []Action {
 	}
 	for _, p := range f.processes {
 		add(p, Kill, fmt.Sprintf("process %d", p.PID), p.File,
-			"it works on a template for a plugin that is dead: nobody waits for it")
+			"it works on a template for a plugin that is dead, and nobody waits for it")
 	}
 	for _, v := range f.volumes {
 		if v.frozen {
@@ -116,7 +116,7 @@ func (f finds) plan() []Action {
 		add(v, verb, "volume "+v.ID, v.path, reason)
 	}
 	for _, r := range f.replacements {
-		add(r, Delete, "replacement of volume "+r.id, r.path, "a process died before it could put it in the place of the volume, which is whole without it")
+		add(r, Delete, "replacement of volume "+r.id, r.path, "a process died before it could replace the volume's image with it, and the image is whole")
 	}
 	for _, l := range f.loops {
 		verb, reason := l.judge()
@@ -124,7 +124,7 @@ func (f finds) plan() []Action {
 	}
 	for _, m := range f.mounts {
 		add(m, Leave, "mount of volume "+m.id, m.at,
-			fmt.Sprintf("the volume is for %s; see with findmnt whose mount it is", m.target))
+			fmt.Sprintf("the volume's target is %s; find out with findmnt whose mount this is", m.target))
 	}
 	for _, s := range f.strange {
 		add(s, Leave, s.object, s.path, s.why)
@@ -143,9 +143,9 @@ func (v foundVolume) judge() (Verb, string) {
 	case !v.pod.Gone:
 		return "", "" // kubelet publishes it again, or unpublishes it
 	case len(v.places) > 0:
-		return Leave, fmt.Sprintf("%s is gone, but it is mounted at %s: unmount that, and the next sweep deletes it", v.podName(), v.places[0])
+		return Leave, fmt.Sprintf("%s is gone, but the volume is mounted at %s: unmount it, and the next sweep deletes it", v.podName(), v.places[0])
 	case len(v.loops) > 0:
-		return Leave, fmt.Sprintf("%s is gone, but something holds /dev/loop%d, as a copy of its mount in another mount namespace does: the first sweep after that holder is gone deletes it", v.podName(), v.loops[0])
+		return Leave, fmt.Sprintf("%s is gone, but something holds /dev/loop%d, for example a copy of its mount in another mount namespace: the first sweep after that holder is gone deletes the volume", v.podName(), v.loops[0])
 	}
 	return Delete, fmt.Sprintf("%s is gone: there is no %s, so kubelet will never unpublish it", v.podName(), v.pod.Path)
 }
@@ -169,17 +169,17 @@ func (v foundVolume) judgeStaging() (Verb, string) {
 	if !v.staged.Gone {
 		return "", ""
 	}
-	return Detach, fmt.Sprintf("it is attached as /dev/loop%d, but published nowhere, and the directory where it was staged is gone: %s", v.loops[0], v.staged.Path)
+	return Detach, fmt.Sprintf("it is attached as /dev/loop%d, but published nowhere, and the directory where it was staged, %s, is gone", v.loops[0], v.staged.Path)
 }
 
-// judge decides on a loop device whose file is no volume of the pool.
+// judge decides on a loop device whose file is not a volume of the pool.
 func (l foundLoop) judge() (Verb, string) {
 	switch {
 	case !l.ours:
 		return "", "" // somebody else's file on the same filesystem, such as another pool's
 	case len(l.mounted) > 0:
-		return Leave, fmt.Sprintf("the image of volume %s was deleted while it is mounted at %s: copy what is needed from there", l.name, l.mounted[0])
-	case l.autoClear: // an image that is just being made or copied looks the same
+		return Leave, fmt.Sprintf("the image of volume %s was deleted, and the volume is still mounted at %s: copy the data from there, then unmount it", l.name, l.mounted[0])
+	case l.autoClear: // the device of an image that is just being made or copied looks the same
 		return "", ""
 	}
 	return Detach, fmt.Sprintf("the image of volume %s was deleted, and nothing has the device mounted", l.name)

@@ -1,15 +1,15 @@
 // Copyright The csi-disktemplate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package sweep takes away what crashes, reboots and lost calls have left on the node.
+// Package sweep removes what crashes, reboots and lost calls have left on the node.
 //
 // It first looks (look.go), then decides (plan.go, pure), then acts (act.go). Before each
-// action it locks the volume, looks again and decides again. Only what is provably of this
-// pool, and provably of no more use to anybody, is taken away. Everything else that looks
-// odd is left and reported.
+// action it locks the volume, looks again and decides again. It removes a thing only with
+// the proof that it is this pool's and that nobody uses it any more. It leaves and reports
+// everything else that looks odd.
 //
-// A pool has one plugin, which holds a lock as long as it lives ([pool.Pool.Own]). So what
-// is half-made and not its own is dead, and no pid is asked.
+// A pool has one plugin, which holds a lock as long as it lives ([pool.Pool.Own]). So
+// everything half-made that is not this plugin's own is dead. A pid proves nothing.
 package sweep
 
 import (
@@ -39,13 +39,14 @@ type Config struct {
 	Thaw func(ctx context.Context, id string) error
 }
 
-// ErrOutdated means that the find that an action was planned for is no longer so.
+// ErrOutdated means that an action no longer fits, because the node has changed since it was
+// planned.
 var ErrOutdated = errors.New("it is no longer so")
 
 // Sweeper sweeps a pool. One sweep runs at a time.
 type Sweeper struct {
 	Config
-	reported map[string]bool // of what the last sweep left
+	reported map[string]bool // what the last sweep left and reported
 }
 
 // New returns a Sweeper.
@@ -54,17 +55,18 @@ func New(c Config) *Sweeper { return &Sweeper{Config: c} }
 // Options say how to sweep.
 type Options struct {
 	// DryRun makes the plan and changes nothing. It is allowed beside a running plugin.
-	// Anything else is for the owner of the pool, see [pool.Pool.Own].
+	// Any other sweep is for the owner of the pool only: see [pool.Pool.Own].
 	DryRun bool
-	// First tells that this process has not begun to work yet, so that everything half-made
-	// is another's, and dead.
+	// First means that this process has not begun to work yet. So everything half-made is
+	// another process's, and dead.
 	First bool
 }
 
-// Sweep returns the plan, with what came of each action. An error without actions means
-// that no sweep happened. An error with actions means that ctx ended after them.
+// Sweep sweeps, and returns the plan with the result of each action. An error without
+// actions means that no sweep happened. An error with actions means that ctx ended after
+// them.
 func (s *Sweeper) Sweep(ctx context.Context, o Options) ([]Action, error) {
-	// In another pool than the one that was opened every conclusion would be wrong.
+	// If the path leads to another pool by now, every conclusion would be wrong.
 	err := s.Pool.Check()
 	if err == nil {
 		err = s.Quota.Recount()
@@ -91,8 +93,8 @@ func (s *Sweeper) Sweep(ctx context.Context, o Options) ([]Action, error) {
 	return actions, context.Cause(ctx)
 }
 
-// report logs every action. Of what was left it logs only what is new since the sweep
-// before.
+// report logs every action. It logs what was left only if the sweep before did not leave
+// it too.
 func report(actions []Action, before map[string]bool) map[string]bool {
 	left := map[string]bool{}
 	for _, a := range actions {
