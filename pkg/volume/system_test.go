@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/csi-disktemplate/csi-disktemplate/internal/harness/harnesstest"
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/growfs"
@@ -398,39 +399,16 @@ func TestDiskImage(t *testing.T) {
 
 func TestBadTargets(t *testing.T) {
 	n := newNode(t, testenv.XFS, 1<<30)
-	base := filepath.Join(n.kubelet, "pods")
-	outside := testenv.Dir(t)
-	if err := errors.Join(
-		os.MkdirAll(filepath.Join(base, "real"), 0o755),
-		os.WriteFile(filepath.Join(base, "file"), nil, 0o644),
-		os.Symlink(outside, filepath.Join(base, "link")),
-		os.Symlink("real", filepath.Join(base, "inner")),
-	); err != nil {
-		t.Fatal(err)
-	}
-	for name, target := range map[string]string{
-		"a file":                filepath.Join(base, "file"),
-		"a symlink":             filepath.Join(base, "inner"),
-		"a symlink outside":     filepath.Join(base, "link"),
-		"below a symlink":       filepath.Join(base, "link", "mount"),
-		"below a file":          filepath.Join(base, "file", "mount"),
-		"outside":               filepath.Join(outside, "mount"),
-		"outside by dots":       n.kubelet + "/../" + filepath.Base(outside) + "/mount",
-		"relative":              "pods/real/mount",
-		"the kubelet directory": n.kubelet,
-		"with NUL":              filepath.Join(base, "real") + "/a\x00b",
-		"without a parent":      filepath.Join(base, "missing", "mount"),
-	} {
+	for name, target := range harnesstest.BadTargets(t, n.kubelet) {
 		r := n.request("bad", "ext4", 64<<20)
-		r.Target = target
-		if _, err := n.PublishInline(t.Context(), r); !errors.Is(err, errdefs.ErrInvalid) {
+		r.Target = target.Path
+		_, err := n.PublishInline(t.Context(), r)
+		if t.Logf("%s: %v", name, err); !errors.Is(err, errdefs.ErrInvalid) {
 			t.Errorf("%s: %v", name, err)
-		} else {
-			t.Logf("%s: %v", name, err)
 		}
-	}
-	if entries, err := os.ReadDir(outside); err != nil || len(entries) != 0 {
-		t.Errorf("something was made outside: %v %v", entries, err)
+		if err := n.Unpublish(r.ID, r.Target); (err == nil) != target.Below {
+			t.Errorf("%s: unpublish: %v", name, err)
+		}
 	}
 }
 
