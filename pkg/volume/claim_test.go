@@ -90,7 +90,7 @@ func (n *node) mustSnapshot(name, volume string) image.SnapshotRecord {
 func (n *node) staging(id string) string {
 	n.t.Helper()
 	dir := filepath.Join(n.kubelet, "plugins", id, "globalmount")
-	// A filesystem that has shut down does not even say that it is there.
+	// The root of a filesystem that has shut down cannot even be looked at.
 	if err := os.MkdirAll(dir, 0o750); err != nil && !errors.Is(err, os.ErrExist) {
 		n.t.Fatal(err)
 	}
@@ -142,7 +142,7 @@ func (n *node) mustUnpublishClaim(v image.Record, pod string) {
 	}
 }
 
-// mustEnd takes a claim away from all pods and from the node, and deletes it.
+// mustEnd unpublishes a claim from all pods, unstages it, and deletes it.
 func (n *node) mustEnd(v image.Record, pods ...string) {
 	n.t.Helper()
 	for _, pod := range pods {
@@ -167,7 +167,7 @@ func (n *node) loops(id string) []int {
 	return loops
 }
 
-// open opens what a pod sees of a volume, for direct I/O.
+// openDisk opens the disk that a pod sees, for direct I/O.
 func openDisk(t testing.TB, target string, mode image.Mode, flags int) *os.File {
 	t.Helper()
 	path := target
@@ -198,7 +198,7 @@ var forms = map[string]ClaimRequest{
 	"thick block":     {Spec: diskfs.Spec{Filesystem: "raw", Size: 64 * mib}, Mode: image.ModeBlock, Provisioning: image.Thick},
 }
 
-// TestClaimLife takes claims of every form through their life, each call twice.
+// TestClaimLife takes claims of every form through their life, and makes each call twice.
 func TestClaimLife(t *testing.T) {
 	for _, kind := range testenv.PoolKinds {
 		t.Run(kind.Name, func(t *testing.T) {
@@ -242,12 +242,12 @@ func (n *node) claimLife(r ClaimRequest) {
 	writer := reader
 	writer.TargetReadOnly = false
 	if err := n.PublishClaim(t.Context(), writer); !errors.Is(err, errdefs.ErrExists) {
-		t.Errorf("published read-only and asked for writable: %v", err)
+		t.Errorf("publishing writable what is published read-only: %v", err)
 	}
 	single := n.publishRequest(v, "second")
 	single.SingleTarget = true
 	if err := n.PublishClaim(t.Context(), single); !errors.Is(err, errdefs.ErrState) || !strings.Contains(err.Error(), n.kubelet) {
-		t.Errorf("a second target for one who may have one: %v", err)
+		t.Errorf("a second target, where one is allowed: %v", err)
 	}
 	n.writeAndReadElsewhere(v, first, reader.Target)
 
@@ -259,17 +259,17 @@ func (n *node) claimLife(r ClaimRequest) {
 		t.Errorf("health %v: %v", h, err)
 	}
 	if err := n.Unstage(v.ID, n.staging(v.ID)); v.Mode != image.ModeDiskImage && !errors.Is(err, errdefs.ErrState) {
-		t.Errorf("unstaging what is published: %v", err)
+		t.Errorf("unstaging a published claim: %v", err)
 	}
 	if err := n.DeleteClaim(v.ID); !errors.Is(err, errdefs.ErrState) {
-		t.Errorf("deleting what is published: %v", err)
+		t.Errorf("deleting a published claim: %v", err)
 	}
 	for range 2 {
 		n.mustUnpublishClaim(v, "first")
 		n.mustUnpublishClaim(v, "reader")
 	}
 	if err := n.DeleteClaim(v.ID); v.Mode != image.ModeDiskImage && !errors.Is(err, errdefs.ErrState) {
-		t.Errorf("deleting what is staged: %v", err)
+		t.Errorf("deleting a staged claim: %v", err)
 	}
 	if v.Mode != image.ModeDiskImage {
 		n.mustUnstage(v.ID)
@@ -286,8 +286,8 @@ func (n *node) claimLife(r ClaimRequest) {
 	}
 }
 
-// writeAndReadElsewhere writes at one target and reads at another, which must not
-// write.
+// writeAndReadElsewhere writes at one target and reads at another, which must refuse
+// writes.
 func (n *node) writeAndReadElsewhere(v image.Record, writable, readable string) {
 	t := n.t
 	want := bytes.Repeat([]byte("0123456789abcdef"), 4096/16)
@@ -310,7 +310,7 @@ func (n *node) writeAndReadElsewhere(v image.Record, writable, readable string) 
 		t.Errorf("read %.16q: %v", got, err)
 	}
 	w, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err == nil { // a block device may open, and refuse the write
+	if err == nil { // a block device may be opened, and refuse the write
 		if _, err = w.WriteAt(want, 0); err == nil {
 			err = w.Sync()
 		}
@@ -376,14 +376,14 @@ func TestClaimConflicts(t *testing.T) {
 	if err := n.Stage(t.Context(), StageRequest{ID: "inline", Staging: n.staging("inline")}); !errors.Is(err, errdefs.ErrNotFound) {
 		t.Errorf("staging an inline volume: %v", err)
 	}
-	n.mustDelete("inline") // is no claim, and so nothing to delete
+	n.mustDelete("inline") // it is not a claim, so there is nothing to delete
 	if err := n.Unpublish("inline", inline.Target); err != nil {
 		t.Error(err)
 	}
 	n.mustDelete("taken")
 }
 
-// TestNames: any name makes an id that can be a file's.
+// TestNames checks that any name gets an id that can be a file's name.
 func TestNames(t *testing.T) {
 	n := newNode(t, testenv.XFS, gib)
 	for _, name := range []string{"pvc-1", "../up", "with / and \t", "名前", strings.Repeat("n", 128), strings.Repeat("é", 64)} {
@@ -465,7 +465,7 @@ func TestLists(t *testing.T) {
 			}
 		}
 	}
-	// The entry at which a page ended goes away.
+	// The entry at which a page ended is deleted.
 	_, next := volumes("", 3)
 	n.mustDelete("v-2")
 	if rest, _ := volumes(next, 0); !slices.Equal(rest, want[3:]) {
@@ -487,8 +487,8 @@ func TestLists(t *testing.T) {
 	}
 }
 
-// TestReboot takes all mounts and loop devices away, as a reboot does, and has
-// kubelet publish without staging first.
+// TestReboot removes all mounts and loop devices, as a reboot does, and publishes without
+// staging first, as kubelet may.
 func TestReboot(t *testing.T) {
 	n := newNode(t, testenv.XFS, 4*gib)
 	for form, r := range forms {
@@ -518,7 +518,7 @@ func TestReboot(t *testing.T) {
 	}
 }
 
-// reboot leaves what a reboot leaves: files and directories.
+// reboot removes everything but files and directories, as a reboot does.
 func (n *node) reboot(v image.Record, target string) {
 	n.t.Helper()
 	if v.Mode == image.ModeDiskImage {
@@ -533,7 +533,8 @@ func (n *node) reboot(v image.Record, target string) {
 	}
 }
 
-// TestBlockStaysBlock: whatever goes wrong, no pod gets a file for a device.
+// TestBlockStaysBlock checks that no pod gets a file instead of a device, whatever goes
+// wrong.
 func TestBlockStaysBlock(t *testing.T) {
 	n := newNode(t, testenv.XFS, gib)
 	v := n.mustCreate(disk("block", 8*mib))
@@ -541,18 +542,18 @@ func TestBlockStaysBlock(t *testing.T) {
 	target := n.mustPublishClaim(v, "pod")
 	index := n.loops(v.ID)[0]
 
-	// Kubelet attaches a loop device of its own to the published device, and takes
-	// it away again.
+	// Kubelet attaches a loop device of its own to the published device, and detaches it
+	// again.
 	second := strings.TrimSpace(testenv.Run(t, "losetup", "--find", "--show", target))
 	n.mustPublishClaim(v, "pod")
 	testenv.Run(t, "losetup", "-d", second)
 	if got := n.loops(v.ID); len(got) != 1 || got[0] != index {
-		t.Errorf("was on %d, now on %v", index, got)
+		t.Errorf("the volume was on loop %d, and is on %v now", index, got)
 	}
-	// Nobody has the device open: it stays all the same.
+	// The device stays, though nobody has it open.
 	testenv.Run(t, "blockdev", "--getsize64", target)
 
-	// Detached by force: the node at the target is nobody's, then.
+	// The device is detached by force, so the node at the target belongs to nobody.
 	testenv.Run(t, "losetup", "-d", fmt.Sprintf("/dev/loop%d", index))
 	n.mustPublishClaim(v, "pod")
 	if size := strings.TrimSpace(testenv.Run(t, "blockdev", "--getsize64", target)); size != fmt.Sprint(8*mib) {
@@ -560,7 +561,7 @@ func TestBlockStaysBlock(t *testing.T) {
 	}
 	n.mustUnpublishClaim(v, "pod")
 
-	// A file with content is somebody's.
+	// A file with content belongs to somebody.
 	r := n.publishRequest(v, "pod")
 	if err := os.WriteFile(r.Target, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
@@ -584,7 +585,7 @@ func TestBlockStaysBlock(t *testing.T) {
 	if err := os.Remove(r.Target); err != nil {
 		t.Error(err)
 	}
-	// What fails late leaves nothing at the target.
+	// A publish that fails late leaves nothing at the target.
 	parent := filepath.Dir(r.Target)
 	testenv.Run(t, "mount", "-t", "tmpfs", "-o", "ro", "test", parent)
 	if err := n.PublishClaim(t.Context(), r); !errors.Is(err, syscall.EROFS) {
@@ -595,8 +596,8 @@ func TestBlockStaysBlock(t *testing.T) {
 	n.mustDelete(v.ID)
 }
 
-// TestBlockHeldOpen has somebody who has the device open when it is unstaged: the
-// kernel then detaches it when that one closes it, and not under the next pod.
+// TestBlockHeldOpen keeps the device open while it is unstaged. The kernel would detach it
+// when it is closed, which must not happen under the next pod.
 func TestBlockHeldOpen(t *testing.T) {
 	n := newNode(t, testenv.XFS, gib)
 	v := n.mustCreate(disk("block", 8*mib))
@@ -619,9 +620,9 @@ func TestBlockHeldOpen(t *testing.T) {
 	n.mustEnd(v, "pod")
 }
 
-// TestRenamedDevice has a pod that gives its block volume's device the name of a volume whose
-// image is gone, as it may: LOOP_SET_STATUS64 asks for no capability of somebody who may
-// write to the device. The inode behind the device tells whose it is.
+// TestRenamedDevice gives the device of a block volume the name of a volume whose image is
+// gone. A pod may do so: LOOP_SET_STATUS64 needs no capability, only write access to the
+// device. The inode behind the device tells whose it is.
 func TestRenamedDevice(t *testing.T) {
 	n := newNode(t, testenv.XFS, gib)
 	v := n.mustCreate(disk("block", 8*mib))
@@ -649,7 +650,7 @@ func TestRenamedDevice(t *testing.T) {
 	}
 	n.mustSweep(sweep.Options{})
 	if got := n.loops(v.ID); len(got) != 1 {
-		t.Errorf("the device was taken for a volume's that is gone: %v", got)
+		t.Errorf("the device was taken for the other volume's: %v", got)
 	}
 	if _, err := os.ReadFile(target); err != nil {
 		t.Error(err)
@@ -657,8 +658,8 @@ func TestRenamedDevice(t *testing.T) {
 	n.mustEnd(v, "pod")
 }
 
-// TestSingleTargetAgain publishes where it is published, as kubelet does when it was
-// restarted, after it has bound the volume elsewhere for itself: a device for its
+// TestSingleTargetAgain publishes a volume again at its target, as kubelet does after a
+// restart. By then kubelet has bound the volume elsewhere as well: a device for its
 // container, a directory for subPath.
 func TestSingleTargetAgain(t *testing.T) {
 	n := newNode(t, testenv.XFS, gib)
@@ -691,8 +692,7 @@ func TestSingleTargetAgain(t *testing.T) {
 	}
 }
 
-// TestLockedByPod has a pod that locks its disk.img, as QEMU may: copies do not wait
-// for it.
+// TestLockedByPod locks a disk.img, as QEMU in a pod may. Copies do not wait for that lock.
 func TestLockedByPod(t *testing.T) {
 	n := newNode(t, testenv.XFS, gib)
 	v := n.mustCreate(ClaimRequest{Name: "image", Spec: diskfs.Spec{Filesystem: "raw", Size: 8 * mib}, Mode: image.ModeDiskImage})
@@ -714,7 +714,8 @@ func TestLockedByPod(t *testing.T) {
 	}
 }
 
-// TestNameTakenMeanwhile: what fails because another was faster leaves that alone.
+// TestNameTakenMeanwhile checks that a create that fails because another one was faster
+// leaves the other's volume alone.
 func TestNameTakenMeanwhile(t *testing.T) {
 	n := newNode(t, testenv.XFS, 4*gib)
 	source := disk("source", 256*mib)
@@ -728,18 +729,18 @@ func TestNameTakenMeanwhile(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
 	defer cancel()
 	if _, _, err := n.CreateClaim(ctx, slow); !errors.Is(err, errdefs.ErrUnderWay) {
-		t.Fatalf("the slow one: %v", err)
+		t.Fatalf("the slow create: %v", err)
 	}
 	fast := n.mustCreate(disk("taken", 8*mib))
 	n.work.wait.Wait()
 	if got, err := n.GetClaim("taken"); err != nil || !got.Created.Equal(fast.Created) {
-		t.Errorf("the fast one is gone: %v", err)
+		t.Errorf("the volume of the fast create is gone: %v", err)
 	}
 	n.mustEnd(from, "pod")
 	n.mustDelete("taken")
 }
 
-// TestStagedElsewhere: a mount at the staging path that is not the volume's is
+// TestStagedElsewhere checks that a mount at the staging path that is not the volume's is
 // left alone.
 func TestStagedElsewhere(t *testing.T) {
 	n := newNode(t, testenv.XFS, gib)
@@ -772,22 +773,22 @@ func TestStagedElsewhere(t *testing.T) {
 		}
 		t.Logf("%s: %v", name, err)
 	}
-	// Read-only for all, as a capability may have it.
+	// A capability may be read-only for all pods.
 	r.Access.ReadOnly = true
 	if err := n.Stage(t.Context(), r); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(at, "file"), nil, 0o600); !errors.Is(err, syscall.EROFS) {
-		t.Errorf("writing to what is staged read-only: %v", err)
+		t.Errorf("writing to a volume that is staged read-only: %v", err)
 	}
 	r.Access.ReadOnly = false
 	if err := n.Stage(t.Context(), r); !errors.Is(err, errdefs.ErrExists) {
-		t.Errorf("staged read-only and asked for writable: %v", err)
+		t.Errorf("staging writable what is staged read-only: %v", err)
 	}
 	n.mustEnd(v)
 }
 
-// TestMountFlags looks for the access that was asked for at the target.
+// TestMountFlags checks the mount options of the target.
 func TestMountFlags(t *testing.T) {
 	n := newNode(t, testenv.XFS, gib)
 	v := n.mustCreate(claim("flags", "ext4", 64*mib))
@@ -811,7 +812,8 @@ func TestMountFlags(t *testing.T) {
 	n.mustDelete(v.ID)
 }
 
-// TestTornClaim has what a power cut may leave of a claim that nobody was told of.
+// TestTornClaim has the image that a power cut may leave of a claim that no call has
+// returned yet.
 func TestTornClaim(t *testing.T) {
 	n := newNode(t, testenv.XFS, gib)
 	r := claim("torn", "ext4", 64*mib)
@@ -832,8 +834,8 @@ func TestTornClaim(t *testing.T) {
 	n.mustEnd(again)
 }
 
-// TestRepeatedCreate: whatever a pod does to its volume, asking for it again never
-// makes it anew.
+// TestRepeatedCreate checks that a repeated CreateVolume never makes the volume anew,
+// whatever its pod has done to it.
 func TestRepeatedCreate(t *testing.T) {
 	n := newNode(t, testenv.XFS, gib)
 	for name, r := range map[string]ClaimRequest{
@@ -847,7 +849,7 @@ func TestRepeatedCreate(t *testing.T) {
 			if err := writeSynced(filepath.Join(at, numbered(0)), content(0)); err != nil {
 				t.Error(err)
 			}
-		case image.ModeBlock: // all zero, as if nothing were there
+		case image.ModeBlock: // all zeros look like an empty volume
 			if err := os.WriteFile(at, make([]byte, 8*mib), 0); err != nil {
 				t.Error(err)
 			}
@@ -858,7 +860,7 @@ func TestRepeatedCreate(t *testing.T) {
 		}
 		n.mustUnpublishClaim(v, "pod")
 		n.mustUnstage(v.ID)
-		if v.Mode == image.ModeFilesystem { // by an administrator
+		if v.Mode == image.ModeFilesystem { // an administrator may do this
 			testenv.Run(t, "tune2fs", "-U", "random", n.pool.Volume(v.ID))
 		}
 		want := readAll(t, n.pool.Volume(v.ID))
@@ -871,7 +873,7 @@ func TestRepeatedCreate(t *testing.T) {
 			t.Errorf("%s: the snapshot was made again", name)
 		}
 		if !bytes.Equal(readAll(t, n.pool.Volume(v.ID)), want) {
-			t.Errorf("%s: it holds something else now", name)
+			t.Errorf("%s: its content has changed", name)
 		}
 		n.mustPublishClaim(v, "pod")
 		n.mustEnd(v, "pod")
@@ -881,7 +883,7 @@ func TestRepeatedCreate(t *testing.T) {
 	}
 }
 
-// readAll is for the contents of devices.
+// readAll reads a device or a file to its end.
 func readAll(t testing.TB, path string) []byte {
 	t.Helper()
 	f, err := os.Open(path)
@@ -896,8 +898,8 @@ func readAll(t testing.TB, path string) []byte {
 	return b
 }
 
-// BenchmarkClaim makes a claim durable, and then ready for its first pod. Beside a
-// thousand others the difference is what it takes to add up what is promised.
+// BenchmarkClaim makes a claim durably, and publishes it to its first pod. With a thousand
+// other claims it takes longer: their promises are added up.
 func BenchmarkClaim(b *testing.B) {
 	for _, kind := range testenv.PoolKinds {
 		for _, others := range []int{0, 1000} {

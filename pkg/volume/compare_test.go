@@ -12,9 +12,9 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
-// TestEveryFieldIsCompared changes each field of a request in turn: the volume that the
-// request made must then be a different one. A field that is not compared would be a hole
-// in idempotency that no other test sees.
+// TestEveryFieldIsCompared changes each field of a request in turn. The volume that the
+// request made must then count as different. A field that is not compared would be a hole in
+// idempotency that no other test finds.
 func TestEveryFieldIsCompared(t *testing.T) {
 	inline := InlineRequest{
 		ID: "v", Target: "/k/pods/u/v", Spec: diskfs.Spec{Filesystem: "ext4", Size: diskfs.MiB}, Mode: image.ModeFilesystem,
@@ -31,8 +31,8 @@ func TestEveryFieldIsCompared(t *testing.T) {
 	}, func(r ClaimRequest) error { return r.compare(made) })
 }
 
-// changes calls compare with each field of a request changed, also within structs, except
-// for those that are excused.
+// changes calls compare with each field of a request changed, also within structs. The
+// excused fields are left out.
 func changes[T any](t *testing.T, request T, excused map[string]string, compare func(T) error) {
 	t.Helper()
 	if err := compare(request); err != nil {
@@ -68,7 +68,7 @@ func changes[T any](t *testing.T, request T, excused map[string]string, compare 
 			at.Set(reflect.ValueOf(other).Convert(at.Type()))
 			return compare(*whole) != nil
 		}) {
-			t.Errorf("%T%s: %v is taken for %v", *whole, path, others, before)
+			t.Errorf("%T%s: compare does not tell %v from %v", *whole, path, others, before)
 		}
 		at.Set(before)
 	}

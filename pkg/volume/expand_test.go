@@ -24,8 +24,8 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
-// TestExpand grows filesystems of 1 GiB to 2 and 20 GiB while they are mounted, or,
-// where that is not permitted, says so and grows them when they are staged again.
+// TestExpand grows filesystems of 1 GiB to 2 and 20 GiB while they are mounted. Where that is
+// not permitted, the error says so, and they grow when they are staged again.
 func TestExpand(t *testing.T) { everywhere(t, 80*gib, (*node).expandFilesystem) }
 
 func (n *node) expandFilesystem(fs string) {
@@ -70,7 +70,8 @@ func (n *node) expandFilesystem(fs string) {
 	n.mustDelete(v.ID)
 }
 
-// TestExpandUnstaged grows what is not in use, and has it grow when it is staged.
+// TestExpandUnstaged expands volumes that are not in use. Their filesystems grow when they
+// are staged.
 func TestExpandUnstaged(t *testing.T) {
 	n := newNode(t, testenv.XFS, 8*gib)
 	for _, fs := range diskfs.Names() {
@@ -91,8 +92,8 @@ func TestExpandUnstaged(t *testing.T) {
 	}
 }
 
-// TestGrowingIsKilled: what is left of growing a filesystem that was not mounted is
-// what was there before.
+// TestGrowingIsKilled kills the tools that grow an unmounted filesystem. The image must be
+// as it was before.
 func TestGrowingIsKilled(t *testing.T) {
 	n := newNode(t, testenv.XFS, 40*gib)
 	v := n.mustCreate(claim("killed", "ext4", 64*mib))
@@ -107,10 +108,10 @@ func TestGrowingIsKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range 40 { // at any time; it takes some 60 ms
+	for i := range 40 { // growing takes some 60 ms: kill it at any time in between
 		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*2*time.Millisecond)
 		if err := n.growCopy(ctx, v.ID); err == nil {
-			t.Logf("it was done within %d ms", 2*i)
+			t.Logf("it had grown within %d ms", 2*i)
 			cancel()
 			break
 		}
@@ -123,13 +124,13 @@ func TestGrowingIsKilled(t *testing.T) {
 	at := n.mustStage(v)
 	mustHold(t, "killed", at, 1)
 	if u, err := n.Stats(v.ID, at); err != nil || u.TotalBytes < 25*gib {
-		t.Errorf("it has %d bytes: %v", u.TotalBytes, err)
+		t.Errorf("the filesystem has %d bytes: %v", u.TotalBytes, err)
 	}
 	n.mustEnd(v)
 }
 
-// TestGrowingIsAlone: an image that a process is growing a copy of is neither deleted
-// nor expanded.
+// TestGrowingIsAlone checks that an image is neither deleted nor expanded while a process
+// grows a copy of it.
 func TestGrowingIsAlone(t *testing.T) {
 	n := newNode(t, testenv.XFS, gib)
 	v := n.mustCreate(claim("grows", "ext4", 64*mib))
@@ -155,7 +156,7 @@ func TestGrowingIsAlone(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := n.images.Exclusive(t.Context(), img, time.Second); !errors.Is(err, errdefs.ErrUnderWay) {
-		t.Errorf("what was opened before it was expanded: %v", err)
+		t.Errorf("locking an image that was opened before it was expanded: %v", err)
 	}
 	img.Close()
 	n.mustDelete(v.ID)
@@ -189,7 +190,7 @@ func TestExpandDisks(t *testing.T) {
 				if b := readAll(t, f.Name()); len(b) != 64*mib || !bytes.Equal(b[8*mib-4:8*mib], []byte("kept")) {
 					t.Errorf("%s: the pod sees %d bytes", name, len(b))
 				}
-				if v.Mode == image.ModeBlock { // as kubelet may name it
+				if v.Mode == image.ModeBlock { // kubelet may ask with the staging path
 					if _, err := n.ExpandOnNode(v.ID, n.staging(v.ID), Size{}, nil); err != nil {
 						t.Error(err)
 					}
@@ -248,11 +249,11 @@ func TestExpandRefused(t *testing.T) {
 	n.mustEnd(other, "pod")
 }
 
-// expansions are those that are timed, in GiB.
+// expansions are the sizes that the benchmarks expand to, in GiB.
 var expansions = []struct{ from, to int64 }{{1, 2}, {2, 20}}
 
-// BenchmarkExpand grows a mounted filesystem. Where ext4 may not grow while it is
-// mounted, what is timed is the staging that grows it.
+// BenchmarkExpand grows a mounted filesystem. Where ext4 may not grow while it is mounted,
+// it measures the staging that grows it.
 func BenchmarkExpand(b *testing.B) {
 	for _, kind := range testenv.PoolKinds {
 		for _, fs := range diskfs.Names() {

@@ -28,7 +28,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
-// harm changes a range of a file, as a disk may, or somebody by hand.
+// harm changes a range of a file, as a failing disk or a careless administrator may.
 func harm(t testing.TB, path string, off int64, change func(b []byte)) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -49,7 +49,7 @@ func harm(t testing.TB, path string, off int64, change func(b []byte)) {
 	}
 }
 
-// refused holds the message of a refusal against what must be in it.
+// refused checks the kind of an error, and the words that its message must contain.
 func refused(t testing.TB, what string, err error, want error, words ...string) {
 	t.Helper()
 	t.Logf("%s: %v", what, err)
@@ -64,11 +64,11 @@ func refused(t testing.TB, what string, err error, want error, words ...string) 
 	}
 }
 
-// superblock is where each filesystem has its own.
+// superblock is the offset of each filesystem's superblock.
 var superblock = map[string]int64{"ext4": 0, "xfs": 0, "btrfs": 64 << 10}
 
-// TestDamagedImages has images that a disk has damaged: whatever is made or mounted of
-// them is refused, with what to do, and nothing else suffers.
+// TestDamagedImages damages images, as a disk may. Mounting and copying them is refused, with
+// a message that says what to do. Other volumes are not affected.
 func TestDamagedImages(t *testing.T) {
 	n := newNode(t, testenv.XFS, 4*gib)
 	sizes := map[string]int64{"ext4": 64 * mib, "xfs": 300 * mib, "btrfs": 128 * mib}
@@ -85,7 +85,7 @@ func TestDamagedImages(t *testing.T) {
 		} {
 			t.Run(fs+"/"+damage, func(t *testing.T) {
 				n := n.with(t)
-				says := []string{checker[fs]} // who can say more
+				says := []string{checker[fs]} // the tool that can say more
 				if damage == "truncated" {
 					says = []string{size.Format(sizes[fs]), "the rest is lost"}
 				}
@@ -110,7 +110,7 @@ func TestDamagedImages(t *testing.T) {
 				}
 			})
 		}
-		// Behind a good superblock it is the kernel that finds out.
+		// Behind a good superblock only the kernel notices damage.
 		t.Run(fs+"/deeper", func(t *testing.T) {
 			n := n.with(t)
 			v := n.mustCreate(claim("deeper", fs, sizes[fs]))
@@ -139,7 +139,7 @@ func TestDamagedImages(t *testing.T) {
 		})
 	}
 	if h, err := n.Health(healthy.ID); err != nil || len(h) > 0 {
-		t.Errorf("beside them: %v %v", h, err)
+		t.Errorf("the healthy volume: %v %v", h, err)
 	}
 	n.mustEnd(healthy, "pod")
 }
@@ -175,9 +175,9 @@ func mustTruncate(t testing.TB, path string, size int64) {
 	}
 }
 
-// TestDisksAreNeverMounted: what a pod has written block by block is crafted, maybe. No
-// way leads from there to a mount by this node's kernel, nor from a pod to the record
-// that says so.
+// TestDisksAreNeverMounted checks that this node's kernel never mounts a disk, since a pod
+// may have crafted each of its blocks. It also checks that a pod cannot change the record,
+// which says that it is a disk.
 func TestDisksAreNeverMounted(t *testing.T) {
 	n := newNode(t, testenv.XFS, 2*gib)
 	for _, r := range []ClaimRequest{
@@ -199,7 +199,7 @@ func TestDisksAreNeverMounted(t *testing.T) {
 			err := n.Stage(t.Context(), stage)
 			if v.Mode == image.ModeBlock {
 				refused(t, "staging it as a filesystem", err, errdefs.ErrState, "access_type mount", "made as block")
-			} else if err != nil { // its directory holds disk.img
+			} else if err != nil { // a diskImage volume, whose target has the file disk.img
 				t.Error(err)
 			}
 			again := r
@@ -238,9 +238,9 @@ func mountedBelow(t testing.TB, dir string) []*mountinfo.Info {
 	return mounts
 }
 
-// TestForeignRecords has images that this plugin cannot make sense of: of a newer one,
-// of somebody else, or with a damaged record. They are neither used nor touched, and
-// all calls about others go on.
+// TestForeignRecords has images that this plugin cannot make sense of: those of a newer
+// plugin, those of somebody else, and those with a damaged record. They are neither used nor
+// changed, and all calls about other images still work.
 func TestForeignRecords(t *testing.T) {
 	n := newNode(t, testenv.XFS, 2*gib)
 	ours := n.mustCreate(claim("ours", "ext4", 64*mib))
@@ -248,7 +248,7 @@ func TestForeignRecords(t *testing.T) {
 	foreign, inline := n.mustCreate(claim("foreign", "ext4", 64*mib)), n.request("inline", "ext4", 64*mib)
 	snap := n.mustSnapshot("snapshot", foreign.ID)
 	n.mustPublish(inline)
-	n.mustUnpublish(inline) // its template is there
+	n.mustUnpublish(inline) // its template stays
 	img, _, err := n.newImage(t.Context(), inline.record())
 	if err == nil {
 		err = errors.Join(n.images.Link(img), img.Close())
@@ -310,7 +310,7 @@ func TestForeignRecords(t *testing.T) {
 					t.Errorf("%s: its record is %q now", path, got)
 				}
 				if !bytes.Equal(readAll(t, path), images[path]) {
-					t.Errorf("%s holds something else now", path)
+					t.Errorf("%s: its content has changed", path)
 				}
 			}
 			if claims, _, err := n.ListClaims("", 0); err != nil || len(claims) != 1 || claims[0].ID != ours.ID {
@@ -324,7 +324,7 @@ func TestForeignRecords(t *testing.T) {
 			}
 			again, err := NewManager(Config{Pool: n.pool, Templates: n.templates, TargetRoot: n.kubelet})
 			if err != nil {
-				t.Fatalf("a plugin that starts beside them: %v", err)
+				t.Fatalf("a plugin that starts with them in its pool: %v", err)
 			}
 			again.Close()
 			other := n.mustCreate(from("other", ours, image.Source{Snapshot: kept.ID}))
@@ -358,7 +358,7 @@ func getRecord(t testing.TB, path string) string {
 	return string(b[:size])
 }
 
-// setRecord sets a record, or with "" takes it away.
+// setRecord sets a record, or removes it if record is "".
 func setRecord(t testing.TB, path, record string) {
 	t.Helper()
 	err := syscall.Setxattr(path, string(pool.VolumeAttr), []byte(record), 0)
@@ -370,9 +370,9 @@ func setRecord(t testing.TB, path, record string) {
 	}
 }
 
-// TestTemplateReplaced puts something else in the place of a template that this process
-// has verified before. It is found out and built anew; a directory with something in it
-// is left to its owner. The volumes made of it before do not notice.
+// TestTemplateReplaced replaces a template that this process has verified before. The plugin
+// notices, and builds it anew. A directory that is not empty is left to its owner. Older
+// volumes from that template are not affected.
 func TestTemplateReplaced(t *testing.T) {
 	n := newNode(t, testenv.XFS, 2*gib)
 	before := n.request("before", "ext4", 64*mib)
@@ -394,7 +394,7 @@ func TestTemplateReplaced(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := n.with(t)
-			n.mustPublish(other) // so that there is another
+			n.mustPublish(other) // makes another template
 			n.mustUnpublish(other)
 			if err := replace(); err != nil {
 				t.Fatal(err)
@@ -427,8 +427,8 @@ func TestTemplateReplaced(t *testing.T) {
 	n.mustUnpublish(before)
 }
 
-// TestClockSetBack has records and files from the future, and from long ago, as after
-// the node's clock was set: nothing is decided by them.
+// TestClockSetBack has records and files from the future, and from long ago, as after the
+// node's clock was set. No decision depends on their times.
 func TestClockSetBack(t *testing.T) {
 	n := newNode(t, testenv.XFS, 2*gib)
 	for name, when := range map[string]time.Time{"future": time.Now().AddDate(20, 0, 0), "past": time.Unix(1, 0)} {
@@ -458,15 +458,15 @@ func TestClockSetBack(t *testing.T) {
 			}
 			_, res, err := n.CreateClaim(t.Context(), claim("claim", "ext4", 64*mib))
 			if err != nil || !res.Existed {
-				t.Errorf("the claim, asked for again: %+v %v", res, err)
+				t.Errorf("creating the claim again: %+v %v", res, err)
 			}
 			if again := n.mustSnapshot("snapshot", v.ID); again.UUID != snap.UUID || !again.Created.Equal(when) {
-				t.Errorf("the snapshot, asked for again, is %+v", again)
+				t.Errorf("creating the snapshot again: %+v", again)
 			}
 			if claims, _, err := n.ListClaims("", 0); err != nil || len(claims) != 1 {
 				t.Errorf("claims %v: %v", claims, err)
 			}
-			// What a claim was promised is read from its record, however old that is.
+			// A claim's promise is read from its record, however old the record is.
 			_, _, err = n.CreateClaim(t.Context(), disk("huge", 1<<40))
 			refused(t, "more than the pool has", err, pool.ErrFull, "promised are 64Mi to thin claims")
 			if h, err := n.Health(v.ID, at); err != nil || len(h) > 0 {
@@ -499,7 +499,7 @@ func TestClockSetBack(t *testing.T) {
 	})
 }
 
-// redate gives a file, and the record on it, other times.
+// redate gives a file and its record another time.
 func redate(t testing.TB, path string, attr pool.Attr, when time.Time) {
 	t.Helper()
 	f, err := os.Open(path)
@@ -525,14 +525,14 @@ func redate(t testing.TB, path string, attr pool.Attr, when time.Time) {
 	}
 }
 
-// TestNewDisksAreEmpty makes disks where others with data were deleted.
+// TestNewDisksAreEmpty makes disks in space that deleted disks have written to.
 func TestNewDisksAreEmpty(t *testing.T) {
 	for _, kind := range testenv.PoolKinds {
 		n := newNode(t, kind, 400*mib)
 		for _, thick := range []bool{false, true} {
 			r := disk("disk", 64*mib)
 			r.Provisioning = image.Provisioning(thick)
-			for range 4 { // together as much as the pool: space is used again
+			for range 4 { // together they are as large as the pool, so space is used again
 				v := n.mustCreate(r)
 				at := n.mustPublishClaim(v, "pod")
 				if b := readAll(t, at); len(bytes.Trim(b, "\x00")) > 0 || len(b) != 64*mib {

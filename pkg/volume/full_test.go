@@ -27,11 +27,10 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
-// lessThanMiB is what an error says of a pool with no space to speak of.
+// lessThanMiB matches an error that says that less than 1 MiB of the pool is free.
 var lessThanMiB = regexp.MustCompile(`, [0-9.]+(Ki| bytes) are free`)
 
-// writeUntilFull writes synced files until one cannot be. It returns how many are
-// safe.
+// writeUntilFull writes and syncs files until one fails. It returns how many are safe.
 func writeUntilFull(target string, from int) (synced int, err error) {
 	for i := from; i < from+100000; i++ {
 		if err := writeSynced(filepath.Join(target, numbered(i)), content(i)); err != nil {
@@ -41,9 +40,9 @@ func writeUntilFull(target string, from int) (synced int, err error) {
 	return from + 100000, nil
 }
 
-// TestFullThinPool fills a pool on which more was promised than there is: new
-// volumes are refused, thin ones cannot write but keep what they had synced, and
-// thick ones notice nothing.
+// TestFullThinPool fills a pool that has promised more than it has. New volumes are refused.
+// Thin ones cannot write, but keep everything that they had synced. Thick ones are not
+// affected.
 func TestFullThinPool(t *testing.T) {
 	for _, kind := range testenv.PoolKinds {
 		t.Run(kind.Name, func(t *testing.T) {
@@ -84,13 +83,13 @@ func TestFullThinPool(t *testing.T) {
 			}
 			for _, thick := range []bool{false, true} {
 				if left, err := n.Available(image.Provisioning(thick)); err != nil || left != 0 {
-					t.Errorf("thick %v: %d bytes are said to be available: %v", thick, left, err)
+					t.Errorf("thick %v: Available returns %d bytes: %v", thick, left, err)
 				}
 			}
 			if h := n.PoolHealth(); len(h) != 1 || h[0].Code != "PoolFull" {
 				t.Errorf("health of the pool: %v", h)
 			}
-			// Thin ones go on until they have used what they have.
+			// Thin volumes can write until they have used all the space that they took before.
 			for _, v := range thin {
 				safe, err := writeUntilFull(n.target(v.ID+"-pod"), synced[v.ID])
 				t.Logf("%s: %d files are safe, then: %v", v.ID, safe, err)
@@ -134,7 +133,8 @@ func TestFullThinPool(t *testing.T) {
 	}
 }
 
-// thickGoesOn writes thick volumes from end to end, twice: over what was there, too.
+// thickGoesOn writes thick volumes from end to end, twice, so that the second round
+// overwrites data.
 func (n *node) thickGoesOn(fsAt, diskAt string) {
 	n.t.Helper()
 	for round := range byte(2) {
@@ -160,8 +160,8 @@ func (n *node) thickGoesOn(fsAt, diskAt string) {
 	}
 }
 
-// conditionsOf looks at what is said of volumes on a full pool, and of those whose
-// filesystem has given up.
+// conditionsOf checks the conditions of volumes on a full pool. The kernel may have shut
+// down some of their filesystems.
 func (n *node) conditionsOf(volumes []image.Record) {
 	n.t.Helper()
 	for _, v := range volumes {
@@ -180,7 +180,7 @@ func (n *node) conditionsOf(volumes []image.Record) {
 	}
 }
 
-// TestPromises holds what is said to be available against what can be had.
+// TestPromises checks that claims can be made up to the available space, and not beyond.
 func TestPromises(t *testing.T) {
 	for _, kind := range testenv.PoolKinds {
 		t.Run(kind.Name, func(t *testing.T) {
@@ -193,7 +193,7 @@ func TestPromises(t *testing.T) {
 				r := disk("too-large", left+64*mib)
 				r.Provisioning = image.Provisioning(thick)
 				if _, _, err := n.CreateClaim(t.Context(), r); !errors.Is(err, pool.ErrFull) {
-					t.Errorf("thick %v: more than there is: %v", thick, err)
+					t.Errorf("thick %v: a claim larger than the available space: %v", thick, err)
 				}
 				r = disk("fits", left)
 				r.Provisioning = image.Provisioning(thick)
@@ -206,7 +206,7 @@ func TestPromises(t *testing.T) {
 				}
 				n.mustDelete(v.ID)
 			}
-			// Many at once are not promised more than one after the other.
+			// Many claims at once are promised no more than one after the other.
 			var wg sync.WaitGroup
 			var mu sync.Mutex
 			var made []string
@@ -233,7 +233,7 @@ func TestPromises(t *testing.T) {
 	}
 }
 
-// TestThickSnapshot: a thick volume keeps its own space whatever is copied of it.
+// TestThickSnapshot checks that a thick volume keeps its own space when it is copied.
 func TestThickSnapshot(t *testing.T) {
 	for _, kind := range testenv.PoolKinds {
 		t.Run(kind.Name, func(t *testing.T) {
@@ -249,7 +249,7 @@ func TestThickSnapshot(t *testing.T) {
 			copied := n.mustCreate(r)
 			copiedAt := n.mustPublishClaim(copied, "pod")
 			thin := n.mustCreate(ClaimRequest{Name: "thin", Spec: r.Spec, Mode: r.Mode, Source: image.Source{Volume: v.ID}})
-			// Discards would give space back.
+			// The device refuses discards, which would give space back.
 			if out := n.trim(at); !strings.Contains(out, "not supported") {
 				t.Errorf("fstrim: %s", out)
 			}
@@ -261,7 +261,7 @@ func TestThickSnapshot(t *testing.T) {
 				}
 				_, err = f.WriteAt(bytes.Repeat([]byte{'2'}, 150*mib), 0)
 				if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-					t.Errorf("writing over what was snapshotted, in %s: %v", where, err)
+					t.Errorf("overwriting snapshotted data in %s: %v", where, err)
 				}
 			}
 			if err := os.Remove(filepath.Join(n.pool.Root(), "filler")); err != nil {
@@ -277,7 +277,7 @@ func TestThickSnapshot(t *testing.T) {
 				n.mustEnd(v, "pod")
 				for _, i := range loops {
 					if _, err := os.Stat(fmt.Sprintf("/dev/loop%d", i)); !errors.Is(err, os.ErrNotExist) {
-						t.Errorf("/dev/loop%d, which refuses discards, is left for others: %v", i, err)
+						t.Errorf("/dev/loop%d refuses discards, and was left for other volumes: %v", i, err)
 					}
 				}
 			}
@@ -288,8 +288,8 @@ func TestThickSnapshot(t *testing.T) {
 	}
 }
 
-// TestImpatient ends the caller's time while a thick volume is copied: the work goes
-// on, and is done once.
+// TestImpatient ends the caller's time while a thick volume is copied. The work goes on, and
+// is done once.
 func TestImpatient(t *testing.T) {
 	n := newNode(t, testenv.XFS, 4*gib)
 	r := disk("large", gib)
@@ -309,7 +309,7 @@ func TestImpatient(t *testing.T) {
 			cancel()
 		}
 		if tries < 2 {
-			t.Errorf("%s: it was no test of patience", what)
+			t.Errorf("%s: the first try succeeded, so this tested nothing", what)
 		}
 	}
 	hasty("snapshot", func(ctx context.Context) error {
@@ -321,7 +321,7 @@ func TestImpatient(t *testing.T) {
 		_, _, err := n.CreateClaim(ctx, r)
 		return err
 	})
-	// A manager that ends takes what is under way with it.
+	// Work under way ends with its Manager, and leaves nothing.
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	r.Name = "never"
@@ -329,7 +329,7 @@ func TestImpatient(t *testing.T) {
 		t.Errorf("another copy: %v", err)
 	}
 	if err := n.DeleteClaim("never"); !errors.Is(err, errdefs.ErrUnderWay) {
-		t.Errorf("deleting what is being made: %v", err)
+		t.Errorf("deleting a claim that is being made: %v", err)
 	}
 	n.work.cancel()
 	n.work.wait.Wait()

@@ -18,7 +18,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
-// FuzzNames: whatever a name says, a file of ours stays in the pool's directory.
+// FuzzNames checks that no name makes an id whose file would leave the pool's directory.
 func FuzzNames(f *testing.F) {
 	for _, s := range []string{
 		"", ".", "..", "pvc-1", "a/b", "a\x00b", "-x", ".hidden", "a\n", "ä", "/dev/loop7", "/dev/loop07", "/dev/loop+7",
@@ -56,8 +56,8 @@ func ids(t *testing.T, name string) {
 	}
 }
 
-// FuzzCopies reads records as they may stand in a pool, and asks for what they say: a volume
-// is the same as itself, and copies stay within the limits.
+// FuzzCopies reads records as they may be in a pool, and asks for the same volume again, and
+// for copies. A volume must not differ from itself, and copies must stay within the limits.
 func FuzzCopies(f *testing.F) {
 	for _, s := range []string{
 		"", "null", "{}", `[]`, `{"version":2,"id":"v"}`, `{"version":0,"id":"v"}`, `{"version":3,"id":"v"}`, `{"version":2,"id":"../v"}`, `{"version":1e99,"id":"v"}`,
@@ -107,10 +107,10 @@ func sameAsItself(t *testing.T, r image.Record) {
 	}
 }
 
-// copyOf asks for a copy, larger or not.
+// copyOf asks for a copy within a range of sizes.
 func copyOf(t *testing.T, from diskfs.Spec, mode image.Mode, required, limit int64) {
 	t.Helper()
-	// As a request can have them: see sizeOf in package driver.
+	// Only sizes that a request can have: see sizeOf in package driver.
 	if required < 0 || limit < 0 || limit > 0 && limit < required {
 		return
 	}

@@ -21,8 +21,8 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
-// TestHealth makes each condition happen, reads what is said of it, and takes the
-// volume away all the same.
+// TestHealth makes each condition happen and reads it. The volume can be unpublished and
+// deleted all the same.
 func TestHealth(t *testing.T) {
 	n := newNode(t, testenv.XFS, 4*gib)
 	ext4, xfs, block := claim("", "ext4", 64*mib), claim("", "xfs", 300*mib), disk("", 8*mib)
@@ -60,7 +60,7 @@ func TestHealth(t *testing.T) {
 			harm: func(v image.Record, _ string) error { return os.Remove(n.pool.Volume(v.ID)) }},
 		"an image that is too short": {request: block, reason: "BackingImageTruncated", severity: health.DataLoss,
 			harm: func(v image.Record, _ string) error { return os.Truncate(n.pool.Volume(v.ID), mib) }},
-		// Its own affair.
+		// A pod may shorten its disk.img, and that is no condition.
 		"a small disk image": {request: diskImage,
 			harm: func(_ image.Record, at string) error { return os.Truncate(filepath.Join(at, image.DiskName), mib) }},
 		"holes in thick space": {request: thick, reason: "ReservationIncomplete", severity: health.Degraded,
@@ -92,7 +92,7 @@ func TestHealth(t *testing.T) {
 				t.Error(err)
 			case c.reason == "" && len(h) == 0:
 			case len(h) != 1 || h[0].Code != c.reason || h[0].Severity != c.severity || !strings.Contains(h[0].Message(), v.ID):
-				t.Errorf("is said to be %v", h)
+				t.Errorf("the conditions are %v", h)
 			}
 			if c.reason == "ReservationIncomplete" {
 				if _, err := n.Stats(v.ID, at); err != nil {

@@ -195,7 +195,7 @@ func (m *Manager) resume(r InlineRequest, at place.Spot) (_ *image.Image, err er
 	return nil, fmt.Errorf("%w: volume %s", errdefs.ErrNotFound, r.ID)
 }
 
-// Unpublish takes a volume away from its target, and deletes it if it is inline. A volume
+// Unpublish unmounts a volume from its target, and deletes it if it is inline. A volume
 // that is not there is fine, because the call may be a repetition. A mount at the target
 // that is not the volume's stays, and returns [errdefs.ErrState].
 func (m *Manager) Unpublish(id, target string) error {

@@ -22,7 +22,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/quota"
 )
 
-// again is the node with another process's Manager.
+// again is the same node with the Manager of another process.
 func (n *node) again(limits quota.Limits) *node {
 	n.t.Helper()
 	m, err := NewManager(Config{Pool: n.pool, Templates: n.templates, TargetRoot: n.kubelet, Limits: limits})
@@ -33,14 +33,14 @@ func (n *node) again(limits quota.Limits) *node {
 	return &node{m, n.t, n.kubelet}
 }
 
-// of is a request for a small volume of a namespace's pod.
+// of is a request for a small volume for a pod of a namespace.
 func (n *node) of(namespace, id string) InlineRequest {
 	r := n.request(id, "ext4", 64*mib)
 	r.Pod.Namespace = namespace
 	return r
 }
 
-// mustRefuse publishes what must fail, and must leave nothing of it.
+// mustRefuse publishes a volume, which must fail and leave nothing.
 func (n *node) mustRefuse(r InlineRequest, want error, says ...string) {
 	n.t.Helper()
 	_, err := n.PublishInline(n.t.Context(), r)
@@ -67,7 +67,7 @@ func TestInlineLimits(t *testing.T) {
 			n := newNodeWith(t, kind, gib, Config{Limits: limits})
 			n.mustRefuse(n.request("large", "ext4", 101*mib), diskfs.ErrOutOfRange, "size", "101Mi", "100Mi", "--max-inline-size")
 			if locks, err := filepath.Glob(filepath.Join(n.pool.Root(), "locks", "ext4-*")); err != nil || len(locks) > 0 {
-				t.Errorf("a template was thought of: %v %v", locks, err)
+				t.Errorf("a template was locked for a volume that is too large: %v %v", locks, err)
 			}
 			a, b, c := n.of("shop", "a"), n.of("shop", "b"), n.of("shop", "c")
 			n.mustPublish(a)
@@ -76,14 +76,14 @@ func TestInlineLimits(t *testing.T) {
 			d, e := n.of("bank", "d"), n.of("bank", "e")
 			n.mustPublish(d)
 			n.mustRefuse(e, errdefs.ErrLimit, "--max-inline-volumes 3", "has 3", "1 of them", `"bank"`)
-			v := n.mustCreate(claim("claim", "ext4", 128*mib)) // is no inline volume
+			v := n.mustCreate(claim("claim", "ext4", 128*mib)) // claims are not counted
 			n.mustPublish(a)
 			n.mustUnpublish(b)
 			n.mustPublish(c)
 			n.mustRefuse(b, errdefs.ErrLimit, "--max-inline-volumes-per-namespace")
 			n.mustUnpublish(c)
 
-			// What fails before it has a name, or after, gives its place back.
+			// A volume that fails, before or after it has its name, is counted no longer.
 			templates := n.templates
 			gone := errors.New("mkfs is gone")
 			n.templates = template.NewStore(template.Config{Pool: n.pool, Fingerprint: func(diskfs.Spec) (string, error) { return "", gone }})
@@ -99,7 +99,7 @@ func TestInlineLimits(t *testing.T) {
 			n.mustPublish(b)
 			n.mustRefuse(c, errdefs.ErrLimit)
 
-			// Another process knows what there is, and lets what is there be.
+			// Another process counts the volumes that exist, and leaves them alone.
 			limits := limits
 			limits.Volumes, limits.Size = 1, mib
 			later := n.again(limits)
@@ -121,7 +121,7 @@ func TestInlineLimits(t *testing.T) {
 	}
 }
 
-// TestRecount changes the pool behind the ledger's back.
+// TestRecount changes the pool without telling the ledger.
 func TestRecount(t *testing.T) {
 	n := newNodeWith(t, testenv.XFS, gib, Config{Limits: quota.Limits{BytesPerNamespace: 100 * mib}})
 	recount := func() {
@@ -150,7 +150,7 @@ func TestRecount(t *testing.T) {
 	}
 	n.mustRefuse(next, errdefs.ErrLimit)
 	recount()
-	// What is being made has no name yet, and keeps its place.
+	// A volume that is being made has no name yet, and still counts.
 	release, err := n.quota.Reserve("half-made", "shop", 64*mib)
 	if err != nil {
 		t.Fatal(err)
@@ -167,7 +167,7 @@ func TestRecount(t *testing.T) {
 	}
 }
 
-// TestLimitsAtOnce has many more volumes published at once than may be, while the pool
+// TestLimitsAtOnce publishes many more volumes at once than the limit allows, while the pool
 // is counted again and again.
 func TestLimitsAtOnce(t *testing.T) {
 	const most = 5
@@ -180,7 +180,7 @@ func TestLimitsAtOnce(t *testing.T) {
 		for _, kind := range testenv.PoolKinds {
 			t.Run(kind.Name+"/"+name, func(t *testing.T) {
 				n := newNodeWith(t, kind, gib, Config{Limits: limits})
-				for round := range 2 { // the second finds no place taken
+				for round := range 2 { // in the second round all volumes of the first are gone
 					var mu sync.Mutex
 					var made []InlineRequest
 					var all sync.WaitGroup

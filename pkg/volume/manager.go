@@ -85,8 +85,8 @@ func NewManager(c Config) (*Manager, error) {
 	return m, nil
 }
 
-// Close ends the work under way, which leaves nothing behind, and closes what the Manager
-// has open. Volumes stay as they are.
+// Close ends the work under way, which leaves nothing behind, and closes kubelet's directory.
+// Volumes stay as they are.
 func (m *Manager) Close() error {
 	m.work.cancel()
 	m.work.wait.Wait()

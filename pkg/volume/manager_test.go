@@ -13,7 +13,8 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 )
 
-// TestLocks: one operation at a time on a volume, and others do not wait for it.
+// TestLocks checks that one operation at a time works on a volume, and that operations on
+// others do not wait for it.
 func TestLocks(t *testing.T) {
 	var busy locks
 	done, err := busy.volume("a")
@@ -39,7 +40,7 @@ func TestLocks(t *testing.T) {
 	}
 	done()
 	if len(busy.held) != 0 {
-		t.Errorf("remembers %v", busy.held)
+		t.Errorf("still locked: %v", busy.held)
 	}
 
 	var inside, begun atomic.Int32
@@ -60,6 +61,6 @@ func TestLocks(t *testing.T) {
 	}
 	wg.Wait()
 	if begun.Load() == 0 {
-		t.Error("none began")
+		t.Error("no operation began")
 	}
 }

@@ -21,9 +21,9 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
-// outside is a directory that is not kubelet's, with a mount of a volume in it, named
-// as the volume's own: whoever got there by its path would find nothing wrong. end
-// unmounts it, and fails if somebody has done so before.
+// outside makes a directory outside of kubelet's, with a mount of the volume in it that has
+// the same name as its target. Code that followed a link there would find nothing wrong. end
+// unmounts it, and fails if it was unmounted before.
 func (n *node) outside(target string) (dir string, end func()) {
 	n.t.Helper()
 	dir = testenv.Dir(n.t)
@@ -45,14 +45,14 @@ func (n *node) outside(target string) (dir string, end func()) {
 		}
 		ended = true
 		if out, err := testenv.Try("umount", "--recursive", at); err != nil {
-			n.t.Errorf("what was mounted outside: %v\n%s", err, out)
+			n.t.Errorf("the mount outside of kubelet's directory: %v\n%s", err, out)
 		}
 	}
 	n.t.Cleanup(end)
 	return dir, end
 }
 
-// swap puts a link in the place of a directory, and returns how to put it back.
+// swap replaces a directory by a link. back undoes it.
 func (n *node) swap(dir, outside string) (back func()) {
 	n.t.Helper()
 	away := dir + ".away"
@@ -67,9 +67,9 @@ func (n *node) swap(dir, outside string) (back func()) {
 	}
 }
 
-// TestSwappedForALink has a directory on the way to a volume replaced by a link between
-// two calls. Every call refuses, says why, and touches nothing behind the link. When
-// the directory is back, everything goes on.
+// TestSwappedForALink replaces a directory on the way to a volume by a link, between two
+// calls. Every call refuses, says why, and touches nothing behind the link. When the
+// directory is back, everything works again.
 func TestSwappedForALink(t *testing.T) {
 	n := newNode(t, testenv.XFS, 2*gib)
 	const link = "symbolic link"
@@ -117,7 +117,7 @@ func TestSwappedForALink(t *testing.T) {
 			n.mustUnpublishClaim(v, "pod")
 			end()
 
-			outside, end = n.outside(stage.Staging) // of a disk, an empty directory
+			outside, end = n.outside(stage.Staging) // for a disk this is an empty directory
 			back = n.swap(filepath.Dir(stage.Staging), outside)
 			refused(t, "stage", n.Stage(t.Context(), stage), errdefs.ErrInvalid, link)
 			refused(t, "publish from there", n.PublishClaim(t.Context(), request), errdefs.ErrInvalid, link)
@@ -132,7 +132,7 @@ func TestSwappedForALink(t *testing.T) {
 			}
 			back()
 			if got, err := n.GetClaim(v.ID); err != nil || got.Spec.Size != r.Spec.Size {
-				t.Errorf("it has %d bytes now: %v", got.Spec.Size, err)
+				t.Errorf("the volume has %d bytes now: %v", got.Spec.Size, err)
 			}
 			end()
 			n.mustEnd(v)
@@ -140,9 +140,9 @@ func TestSwappedForALink(t *testing.T) {
 	}
 }
 
-// TestSwappedMeanwhile exchanges such a directory and such a link all the time, while
-// a volume is published and unpublished: what is proven to be the volume's mount is
-// what is unmounted, and no other.
+// TestSwappedMeanwhile exchanges a directory and a link all the time, while a volume is
+// published and unpublished. Only the mount that is proven to be the volume's may be
+// unmounted.
 func TestSwappedMeanwhile(t *testing.T) {
 	n := newNode(t, testenv.XFS, gib)
 	v := n.mustCreate(claim("swapped", "ext4", 64*mib))
@@ -184,7 +184,7 @@ func TestSwappedMeanwhile(t *testing.T) {
 	wg.Wait()
 	t.Logf("%d times published, %d times refused", published, refused)
 	if published < 30 || refused < 30 {
-		t.Error("it was hardly exchanged")
+		t.Error("the exchange hardly ever hit a call")
 	}
 	end()
 	n.mustEnd(v, "pod")

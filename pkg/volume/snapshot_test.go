@@ -27,15 +27,16 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
-// load writes to a volume like a busy pod, until stop is called: file after file,
-// each synced and counted, and between them much that is not.
+// load writes to a volume like a busy pod, until stop is called. It syncs and counts one file
+// after the other, and between them writes much that it does not sync.
 func load(t testing.TB, target string) (synced func() int, stop func()) {
 	var count atomic.Int64
 	var done atomic.Bool
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for i := 0; !done.Load() && i < 20000; i++ {
-			// In a ring, so that the volume does not fill up, but for what is counted.
+			// The files that are not counted are overwritten in a ring, so that they do not
+			// fill the volume.
 			name := filepath.Join(target, fmt.Sprintf("ring-%d", i%16))
 			if err := os.WriteFile(name, bytes.Repeat([]byte{byte(i)}, 64<<10), 0o600); err != nil {
 				t.Errorf("load: %v", err)
@@ -71,12 +72,12 @@ func writeSynced(path string, b []byte) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// mustHold holds a mounted volume against the files that were synced.
+// mustHold checks that a mounted volume has the files that were synced.
 func mustHold(t testing.TB, what, target string, files int) {
 	t.Helper()
 	for i := range files {
 		if b, err := os.ReadFile(filepath.Join(target, numbered(i))); err != nil || !bytes.Equal(b, content(i)) {
-			t.Errorf("%s: file %d of %d has %d bytes, other content: %v", what, i, files, len(b), err)
+			t.Errorf("%s: file %d of %d has %d bytes with the wrong content: %v", what, i, files, len(b), err)
 			return
 		}
 	}
@@ -86,9 +87,9 @@ func from(name string, v image.Record, s image.Source) ClaimRequest {
 	return ClaimRequest{Name: name, Spec: v.Spec, Mode: v.Mode, Source: s}
 }
 
-// TestSnapshots takes a snapshot of a filesystem under load, makes volumes of it
-// and of each other, and has all of them mounted at once. Then it takes parent,
-// snapshot and template away, in every order.
+// TestSnapshots takes a snapshot of a filesystem under load, makes volumes from it and from
+// each other, and mounts all of them at once. Then it deletes parent, snapshot and template,
+// in every order.
 func TestSnapshots(t *testing.T) { everywhere(t, 12*gib, (*node).snapshots) }
 
 func (n *node) snapshots(fs string) {
@@ -103,7 +104,7 @@ func (n *node) snapshots(fs string) {
 	snap := n.mustSnapshot("snapshot-"+fs, parent.ID)
 	t.Logf("a snapshot under load took %s", time.Since(start).Round(time.Microsecond))
 	if again := n.mustSnapshot("snapshot-"+fs, parent.ID); again.UUID != snap.UUID {
-		t.Error("asked for again it was made again")
+		t.Error("a repeated call made the snapshot again")
 	}
 	restored := n.mustCreate(from("restored-"+fs, parent, image.Source{Snapshot: snap.ID}))
 	restoredAt := n.mustPublishClaim(restored, "pod")
@@ -122,7 +123,7 @@ func (n *node) snapshots(fs string) {
 		mustHold(t, v.ID, at, v.files)
 		uuid := findmnt(t, "UUID", at)
 		if uuids[uuid] != "" || uuid != v.UUID.String() {
-			t.Errorf("%s has the UUID %s, its record says %s, and so has %s", v.ID, uuid, v.UUID, uuids[uuid])
+			t.Errorf("%s has the UUID %s, its record has %s, and %q has the same", v.ID, uuid, v.UUID, uuids[uuid])
 		}
 		uuids[uuid] = v.ID
 	}
@@ -142,20 +143,20 @@ func (n *node) snapshots(fs string) {
 	n.mustDelete(restored.ID, clone.ID, live.ID)
 }
 
-// everyOrder deletes a volume, its snapshot and its template in each of the six
-// orders, and looks whether copies feel it. All of it is there again afterwards,
-// but for the volume and the snapshot.
+// everyOrder deletes a volume, its snapshot and its template in each of the six orders, and
+// checks that copies are not affected. Afterwards the template is there again, and the
+// volume and the snapshot are deleted.
 func (n *node) everyOrder(parent image.Record, snap image.SnapshotRecord, files int) {
 	t := n.t
 	template := n.pool.Template(parent.Template)
-	// A directory inherits from its parent that, on btrfs, it is not copy-on-write.
+	// On btrfs a directory inherits from its parent that its files are not copy-on-write.
 	dir := n.pool.Template("saved-by-the-test")
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
 	saved := filepath.Join(dir, "template")
-	// Copies with extents of their own references: what is deleted is gone for good.
+	// Keep copies, and not links, so that the deleted inodes are gone for good.
 	keep := func(src, dst string) { testenv.Run(t, "cp", "--reflink=always", "--preserve=all", src, dst) }
 	keep(template, saved)
 	keep(n.pool.Volume(parent.ID), saved+"-volume")
@@ -200,7 +201,7 @@ func (n *node) everyOrder(parent image.Record, snap image.SnapshotRecord, files 
 	}
 }
 
-// TestSnapshotsOfDisks: block volumes and disk images are copied to the last byte,
+// TestSnapshotsOfDisks checks that block volumes and disk images are copied to the last byte,
 // attached or not.
 func TestSnapshotsOfDisks(t *testing.T) {
 	for _, kind := range testenv.PoolKinds {
@@ -245,8 +246,8 @@ func TestSnapshotsOfDisks(t *testing.T) {
 	}
 }
 
-// TestRestoreLarger makes larger volumes of a snapshot: the filesystem grows when
-// it is mounted first.
+// TestRestoreLarger makes larger volumes from a snapshot. The filesystem grows when it is
+// mounted for the first time.
 func TestRestoreLarger(t *testing.T) {
 	n := newNode(t, testenv.XFS, 12*gib)
 	for _, fs := range diskfs.Names() {
@@ -263,10 +264,10 @@ func TestRestoreLarger(t *testing.T) {
 			at := n.mustPublishClaim(large, "pod")
 			mustHold(t, "restored", at, 1)
 			if u, err := n.Stats(large.ID, at); err != nil || u.TotalBytes < 17*gib/10 {
-				t.Errorf("it has %d bytes: %v", u.TotalBytes, err)
+				t.Errorf("the filesystem has %d bytes: %v", u.TotalBytes, err)
 			}
 			n.mustEnd(large, "pod")
-			// Read-only for all: it grows all the same.
+			// It grows even if it is staged read-only.
 			r.Name = "large-read-only-" + fs
 			large = n.mustCreate(r)
 			ro := n.publishRequest(large, "pod")
@@ -276,12 +277,12 @@ func TestRestoreLarger(t *testing.T) {
 			}
 			mustHold(t, "restored read-only", ro.Target, 1)
 			if u, err := n.Stats(large.ID, ro.Target); err != nil || u.TotalBytes < 17*gib/10 {
-				t.Errorf("read-only it has %d bytes: %v", u.TotalBytes, err)
+				t.Errorf("staged read-only, the filesystem has %d bytes: %v", u.TotalBytes, err)
 			}
 			if err := os.WriteFile(filepath.Join(ro.Target, "x"), nil, 0o600); !errors.Is(err, syscall.EROFS) {
 				t.Errorf("writing to it: %v", err)
 			}
-			if fsctl.MayGrow(fs) == nil { // and through a read-only target
+			if fsctl.MayGrow(fs) == nil { // it also grows through a read-only target
 				if now, err := n.ExpandOnNode(large.ID, ro.Target, Size{Required: 3 * gib}, nil); err != nil || now != 3*gib {
 					t.Errorf("growing it read-only: %d bytes: %v", now, err)
 				}
@@ -295,7 +296,7 @@ func TestRestoreLarger(t *testing.T) {
 	}
 }
 
-// TestBadSources asks for copies that cannot be.
+// TestBadSources asks for copies that cannot be made.
 func TestBadSources(t *testing.T) {
 	n := newNode(t, testenv.XFS, 4*gib)
 	v := n.mustCreate(claim("source", "ext4", 64*mib))
@@ -343,8 +344,8 @@ func TestBadSources(t *testing.T) {
 	}
 }
 
-// TestFreezeIsBounded: by time, whatever the clone does, and beforehand by what the
-// clone would take.
+// TestFreezeIsBounded checks both limits of a freeze: its time, whatever the clone does, and
+// the number of extents, before the freeze.
 func TestFreezeIsBounded(t *testing.T) {
 	n := newNode(t, testenv.XFS, gib)
 	v := n.mustCreate(claim("slow", "ext4", 64*mib))
@@ -359,7 +360,7 @@ func TestFreezeIsBounded(t *testing.T) {
 	}
 	defer img.Close()
 	err = whileFrozen(img, root, 100*time.Millisecond, func() error {
-		// Waits until it is thawed.
+		// This write waits until the filesystem is thawed.
 		return writeSynced(filepath.Join(root.Name(), "file"), nil)
 	})
 	t.Log(err)
@@ -382,7 +383,8 @@ func TestFreezeIsBounded(t *testing.T) {
 	n.mustEnd(v)
 }
 
-// TestSnapshotsAtOnce: several at a time of one volume, which freeze it in turn.
+// TestSnapshotsAtOnce takes several snapshots of one volume at once. They freeze it one after
+// the other.
 func TestSnapshotsAtOnce(t *testing.T) {
 	n := newNode(t, testenv.Btrfs, 8*gib)
 	v := n.mustCreate(claim("busy", "xfs", 300*mib))

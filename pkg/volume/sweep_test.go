@@ -27,7 +27,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/sweep"
 )
 
-// mustSweep sweeps, and holds what was done against "verb object" words.
+// mustSweep sweeps, and checks the actions. Each is given as "verb object".
 func (n *node) mustSweep(s sweep.Options, want ...string) []sweep.Action {
 	n.t.Helper()
 	actions, err := n.Sweep(n.t.Context(), s)
@@ -58,7 +58,8 @@ func (n *node) endPod(id string) {
 	}
 }
 
-// TestSweepInline: an inline volume goes when its pod is gone for good, and not before.
+// TestSweepInline checks that an inline volume is deleted once its pod is gone for good, and
+// not before.
 func TestSweepInline(t *testing.T) {
 	for _, kind := range testenv.PoolKinds {
 		t.Run(kind.Name, func(t *testing.T) {
@@ -68,22 +69,22 @@ func TestSweepInline(t *testing.T) {
 				r.Mode = mode
 				n.mustPublish(r)
 				n.mustSweep(sweep.Options{First: true})
-				// A reboot: nothing is mounted, and the pod will come back.
+				// After a reboot nothing is mounted, and the pod will come back.
 				testenv.Run(t, "umount", "--recursive", r.Target)
 				testenv.NoLoopsBelow(t, n.pool.Root())
 				n.mustSweep(sweep.Options{First: true})
 				if res := n.mustPublish(r); !res.Existed {
-					t.Error("a sweep took the volume of a pod that came back")
+					t.Error("a sweep deleted the volume of a pod that came back")
 				}
-				// The pod is deleted while nobody listens, and kubelet forgets it.
+				// The pod is deleted while no plugin runs, and kubelet forgets it.
 				testenv.Run(t, "umount", "--recursive", r.Target)
 				testenv.NoLoopsBelow(t, n.pool.Root())
 				n.endPod(r.ID)
 				n.mustSweep(sweep.Options{DryRun: true}, "delete volume "+r.ID)
 				if _, err := os.Stat(n.pool.Volume(r.ID)); err != nil {
-					t.Errorf("planned only, and gone: %v", err)
+					t.Errorf("a dry run deleted it: %v", err)
 				}
-				// Another operation works on it.
+				// A sweep skips a volume that another operation works on.
 				unlock, err := n.locks.volume(r.ID)
 				if err != nil {
 					t.Fatal(err)
@@ -100,7 +101,8 @@ func TestSweepInline(t *testing.T) {
 	}
 }
 
-// TestSweepWaits: a volume stays as long as anything has it, and goes afterwards.
+// TestSweepWaits checks that a volume stays as long as something uses it, and is deleted
+// afterwards.
 func TestSweepWaits(t *testing.T) {
 	n := newNode(t, testenv.XFS, gib)
 	r := n.request("waits", "ext4", 64*mib)
@@ -121,8 +123,8 @@ func TestSweepWaits(t *testing.T) {
 	n.mustSweep(sweep.Options{}, "delete volume waits")
 }
 
-// TestSweepBlock: the device of a block volume goes when it was unstaged without a
-// word, and the volume stays.
+// TestSweepBlock checks that a block volume's device is detached if its staging directory
+// vanished without a NodeUnstageVolume call. The volume stays.
 func TestSweepBlock(t *testing.T) {
 	for _, kind := range testenv.PoolKinds {
 		t.Run(kind.Name, func(t *testing.T) {
@@ -155,7 +157,8 @@ func TestSweepBlock(t *testing.T) {
 	}
 }
 
-// TestSweepThaws what a plugin froze that died; what somebody else froze stays frozen.
+// TestSweepThaws checks that a sweep thaws a filesystem that a dead plugin froze, and leaves
+// one alone that somebody else froze.
 func TestSweepThaws(t *testing.T) {
 	n := newNode(t, testenv.XFS, gib)
 	v := n.mustCreate(claim("frozen", "ext4", 64*mib))
@@ -176,11 +179,11 @@ func TestSweepThaws(t *testing.T) {
 	_, err = n.CreateSnapshot(t.Context(), "of-frozen", v.ID)
 	t.Log(err)
 	if !errors.Is(err, errdefs.ErrState) || !errors.Is(err, fsctl.ErrFrozen) {
-		t.Errorf("a snapshot of what somebody else froze: %v", err)
+		t.Errorf("a snapshot of a volume that somebody else froze: %v", err)
 	}
 	n.mustSweep(sweep.Options{First: true})
 	if err := fsctl.Freeze(root); !errors.Is(err, fsctl.ErrFrozen) {
-		t.Errorf("somebody else's freeze was ended: %v", err)
+		t.Errorf("the sweep ended somebody else's freeze: %v", err)
 	}
 	if err := pool.SetRecord(img.File, pool.FrozenAttr, time.Now()); err != nil {
 		t.Fatal(err)
@@ -195,7 +198,8 @@ func TestSweepThaws(t *testing.T) {
 	n.mustEnd(v)
 }
 
-// TestSweepReplacement: what was to take a volume's place goes, unless it is about to.
+// TestSweepReplacement checks that a file that was to replace a volume's image is deleted,
+// unless a living process is about to replace it.
 func TestSweepReplacement(t *testing.T) {
 	n := newNode(t, testenv.XFS, gib)
 	v := n.mustCreate(claim("grows", "ext4", 64*mib))
@@ -213,7 +217,7 @@ func TestSweepReplacement(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer img.Close()
-	// One without a record is somebody else's.
+	// A replacement without a record is somebody else's.
 	if a, err := n.Sweep(t.Context(), sweep.Options{}); err != nil || len(a) != 1 || !a[0].Failed() || !strings.Contains(a[0].Result, "not one of ours") {
 		t.Errorf("%+v %v", a, err)
 	}
@@ -232,13 +236,13 @@ func TestSweepReplacement(t *testing.T) {
 	}
 	n.mustSweep(sweep.Options{}, "delete replacement of volume grows")
 	if _, err := os.Lstat(left); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("left of a process that died: %v", err)
+		t.Errorf("the file of a process that died is still there: %v", err)
 	}
 	n.mustDelete(v.ID)
 }
 
-// TestSweepSparesOthers has what looks like ours and is not, and what is ours and
-// cannot be judged. Nothing of it is touched.
+// TestSweepSparesOthers has things that look like the plugin's and are not, and things of
+// the plugin for which nothing can be proven. A sweep touches none of them.
 func TestSweepSparesOthers(t *testing.T) {
 	n := newNode(t, testenv.XFS, 2*gib)
 	fs := filepath.Dir(n.pool.Root())
@@ -275,7 +279,7 @@ func TestSweepSparesOthers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dev, err := new(loopdev.Allocator).Attach(f, loopdev.Options{Name: "/rescue.img"}) // as losetup has it, a path
+	dev, err := new(loopdev.Allocator).Attach(f, loopdev.Options{Name: "/rescue.img"}) // losetup names a device by a path
 	f.Close()
 	if err != nil {
 		t.Fatal(err)
@@ -283,7 +287,7 @@ func TestSweepSparesOthers(t *testing.T) {
 	deleted := dev.Path()
 	dev.Close()
 	defer testenv.Run(t, "losetup", "--detach", deleted)
-	if err := os.Remove(inPool); err != nil { // a file of the pool's volumes, but no volume
+	if err := os.Remove(inPool); err != nil { // it was in the directory of volumes, but was not a volume
 		t.Fatal(err)
 	}
 	driver := filepath.Join(n.target("driver"), "x")
@@ -293,7 +297,7 @@ func TestSweepSparesOthers(t *testing.T) {
 	testenv.Run(t, "mount", "-t", "tmpfs", "csi-other:images", driver)
 	defer testenv.Run(t, "umount", driver)
 
-	// In the pool there are things that make no sense.
+	// The pool has files that make no sense to the plugin.
 	if err := errors.Join(
 		os.WriteFile(n.pool.Volume("notes.txt"), []byte("mine"), 0o600),
 		os.Mkdir(n.pool.Volume("directory"), 0o700),
@@ -311,7 +315,7 @@ func TestSweepSparesOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	img.Close()
-	// Of an inline volume nobody can tell whose it was.
+	// Nobody can tell whose this inline volume was.
 	r := n.request("elsewhere", "ext4", 64*mib)
 	n.mustPublish(r)
 	testenv.Run(t, "umount", r.Target)
@@ -331,12 +335,12 @@ func TestSweepSparesOthers(t *testing.T) {
 	strange := []string{
 		"leave file notes.txt", "leave file notes.txt", "leave file directory", "leave file newer",
 	}
-	// Where it was attached by another kind of plugin is nothing that can be proven.
+	// If another container orchestrator published the volume, nothing can be proven.
 	for _, target := range []string{"/elsewhere/pods/u/volumes/v/mount", filepath.Join(n.kubelet, "nomad", "alloc", "mount")} {
 		setTarget(target)
 		n.mustSweep(sweep.Options{First: true}, append(strange, "leave volume elsewhere")...)
 	}
-	// Without its pods' directories a kubelet's directory is none.
+	// A directory without the directories of pods is not a kubelet's.
 	setTarget(r.Target)
 	pods := filepath.Join(n.kubelet, "pods")
 	before, err := os.Stat(n.pool.Volume(r.ID))
@@ -344,7 +348,7 @@ func TestSweepSparesOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	empty := testenv.Dir(t)
-	if err := os.Mkdir(filepath.Join(empty, "pods"), 0o700); err != nil { // or one whose disk is not mounted yet
+	if err := os.Mkdir(filepath.Join(empty, "pods"), 0o700); err != nil { // or it is a kubelet's whose disk is not mounted yet
 		t.Fatal(err)
 	}
 	for _, dir := range []string{testenv.Dir(t), empty} {
@@ -384,8 +388,8 @@ func TestSweepSparesOthers(t *testing.T) {
 	}
 }
 
-// TestSweepKillsVM: a VM that formats for nobody is ended, by the plugin that starts
-// next, and no other process that has files of the pool open.
+// TestSweepKillsVM checks that the next plugin that starts kills a VM that formats for a dead
+// one, and kills no other process that has files of the pool open.
 func TestSweepKillsVM(t *testing.T) {
 	n := newNode(t, testenv.XFS, gib)
 	image, err := n.pool.NewTemplate()
@@ -424,7 +428,7 @@ func TestSweepKillsVM(t *testing.T) {
 	if err := os.Remove(n.pool.Template(name)); err != nil { // as trimming does
 		t.Fatal(err)
 	}
-	n.mustSweep(sweep.Options{}) // later, it may be our own
+	n.mustSweep(sweep.Options{}) // later sweeps spare it: it may be this plugin's own VM
 	n.mustSweep(sweep.Options{First: true}, fmt.Sprintf("kill process %d", orphan.Process.Pid))
 	if err := orphan.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
 		t.Errorf("the orphan ended with %v", err)

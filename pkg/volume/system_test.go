@@ -30,21 +30,22 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
-// node is a pool and a kubelet directory, as the plugin has them.
+// node is the node of a test: a Manager with its pool, and kubelet's directory.
 type node struct {
 	*Manager
 	t       testing.TB
 	kubelet string
 }
 
-// newNode makes a pool on a filesystem of its own. The test must leave it as it
-// found it: without volumes, loop devices and mounts.
+// newNode makes a node whose pool is on a filesystem of its own. The test must leave it
+// without volumes, loop devices and mounts.
 func newNode(t testing.TB, kind testenv.Kind, size int64) *node {
 	t.Helper()
 	return newNodeWith(t, kind, size, Config{})
 }
 
-// newNodeWith has a configuration of its own, but for the pool and its like.
+// newNodeWith makes a node with a given configuration. It sets the pool, the templates and
+// kubelet's directory itself.
 func newNodeWith(t testing.TB, kind testenv.Kind, size int64, c Config) *node {
 	t.Helper()
 	p, err := pool.Open(t.Context(), pool.Config{Dir: filepath.Join(kind.Mount(t, size), "pool")})
@@ -71,7 +72,7 @@ func newNodeWith(t testing.TB, kind testenv.Kind, size int64, c Config) *node {
 		t.Fatal(err)
 	}
 	n := &node{Manager: m, t: t, kubelet: kubelet}
-	n.target("plugin") // the plugin is in a pod itself
+	n.target("plugin") // the plugin runs in a pod, too
 	t.Cleanup(func() { testenv.Sweep(t, n.kubelet, n.pool.Root()) })
 	t.Cleanup(func() {
 		m.Close()
@@ -80,15 +81,15 @@ func newNodeWith(t testing.TB, kind testenv.Kind, size int64, c Config) *node {
 	return n
 }
 
-// formatted are the disks that a VM has made for this process: every test has a pool
-// of its own, but need not wait for a VM to make the same once more.
+// formatted are the disks that a VM has made for this process. Every test has a pool of its
+// own, but need not wait for a VM to make the same disk once more.
 var formatted = struct {
 	sync.Mutex
 	disks map[string]formattedDisk
 }{disks: map[string]formattedDisk{}}
 
 type formattedDisk struct {
-	file *os.File // has no name
+	file *os.File // without a name
 	template.Provenance
 }
 
@@ -110,7 +111,7 @@ func formatOnce(ctx context.Context, formatter *vmformat.Formatter, f *os.File, 
 	return d.Provenance, sparse.Copy(ctx, d.file, f)
 }
 
-// mustBeEmpty holds the node against having no volume.
+// mustBeEmpty checks that the node has no images, loop devices and mounts.
 func (n *node) mustBeEmpty() {
 	n.t.Helper()
 	for _, list := range []func() ([]string, error){n.pool.Volumes, n.pool.Snapshots} {
@@ -233,7 +234,7 @@ func (n *node) fourClones(fs string, size int64) {
 		if b, err := os.ReadFile(filepath.Join(r.Target, "file")); err != nil || string(b) != fmt.Sprint(i) {
 			t.Errorf("volume %d has %q: %v", i, b, err)
 		}
-		// The checkers want it unmounted; Unpublish must cope with that.
+		// The checkers need it unmounted, and Unpublish must cope with that.
 		testenv.Umount(t, r.Target)
 		testenv.Fsck(t, fs, n.pool.Volume(r.ID))
 		n.mustUnpublish(r)
@@ -277,7 +278,7 @@ func TestPublishIsIdempotent(t *testing.T) {
 		t.Errorf("a target that has another volume: %v", err)
 	}
 	if err := n.Unpublish("v2", r.Target); !errors.Is(err, errdefs.ErrState) {
-		t.Errorf("unpublishing an unknown volume where another is mounted: %v", err)
+		t.Errorf("unpublishing an unknown volume at the target of another: %v", err)
 	}
 	n.mustUnpublish(r)
 	n.mustUnpublish(r)
@@ -302,7 +303,7 @@ func TestPublishGoesOn(t *testing.T) {
 			if res := n.mustPublish(r); !res.Existed {
 				t.Error("the image was made anew")
 			}
-			if mode == image.ModeDiskImage { // died between its two mounts
+			if mode == image.ModeDiskImage { // the publish died between its two mounts
 				testenv.Run(t, "umount", filepath.Join(r.Target, image.DiskName))
 				n.mustPublish(r)
 				if findmnt(t, "FSTYPE", filepath.Join(r.Target, image.DiskName)) != "xfs" {
@@ -333,7 +334,7 @@ func TestPublishGoesOn(t *testing.T) {
 		n.mustPublish(r)
 		held.Close()
 		if again, err := loopdev.Find(img.File); err != nil || len(again) != 1 || again[0] != indices[0] {
-			t.Errorf("was on loop %v, now on %v: %v", indices, again, err)
+			t.Errorf("the volume was on loop %v, and is on %v now: %v", indices, again, err)
 		}
 		img.Close()
 		n.mustUnpublish(r)
@@ -374,7 +375,7 @@ func TestDiskImage(t *testing.T) {
 				t.Error(err)
 			}
 			f.Close()
-			// Nothing else fits, and the disk cannot be exchanged.
+			// No other file fits beside the disk, and the disk cannot be exchanged.
 			if err := os.WriteFile(filepath.Join(r.Target, "other"), nil, 0o644); !errors.Is(err, syscall.ENOSPC) {
 				t.Errorf("another file: %v", err)
 			}
@@ -412,7 +413,7 @@ func TestBadTargets(t *testing.T) {
 	}
 }
 
-// TestUnpublishLeavesOthersAlone has mounts at the target that are not ours.
+// TestUnpublishLeavesOthersAlone has mounts at the target that are not the volume's.
 func TestUnpublishLeavesOthersAlone(t *testing.T) {
 	n := newNode(t, testenv.XFS, 1<<30)
 	r := n.request("mine", "ext4", 64<<20)
@@ -435,7 +436,7 @@ func TestUnpublishLeavesOthersAlone(t *testing.T) {
 	n.mustUnpublish(r)
 }
 
-// TestUnpublishElsewhere names a target where the volume is not: it stays.
+// TestUnpublishElsewhere unpublishes a volume at a target where it is not. The volume stays.
 func TestUnpublishElsewhere(t *testing.T) {
 	n := newNode(t, testenv.XFS, 1<<30)
 	r := n.request("here", "ext4", 64<<20)
@@ -456,8 +457,8 @@ func TestUnpublishElsewhere(t *testing.T) {
 	n.mustUnpublish(r)
 }
 
-// TestShutDown takes an xfs away from below a pod, as a disk error does: it
-// answers every question with EIO from then on, and must go away all the same.
+// TestShutDown shuts down the xfs of a running pod, as a disk error does. It returns EIO to
+// every call from then on, and must be unmounted all the same.
 func TestShutDown(t *testing.T) {
 	n := newNode(t, testenv.XFS, 1<<30)
 	r := n.request("broken", "xfs", 300<<20)
@@ -475,8 +476,8 @@ func TestShutDown(t *testing.T) {
 	n.mustUnpublish(r)
 }
 
-// TestDiskImageRemoved has a pod that removes its disk.img from a mount
-// namespace that lacks the bind, which takes the host's bind away too.
+// TestDiskImageRemoved removes disk.img from a mount namespace without the bind mount, as a
+// pod may. That removes the host's bind mount too.
 func TestDiskImageRemoved(t *testing.T) {
 	n := newNode(t, testenv.XFS, 1<<30)
 	r := n.request("removed", "ext4", 64<<20)
@@ -495,8 +496,7 @@ func TestDiskImageRemoved(t *testing.T) {
 	n.mustUnpublish(r)
 }
 
-// TestDiskImageGrown shows what a pod can do to its disk.img, and that it does
-// not become more of a volume by that.
+// TestDiskImageGrown enlarges a disk.img, as a pod may. The volume must not count as larger.
 func TestDiskImageGrown(t *testing.T) {
 	n := newNode(t, testenv.XFS, 1<<30)
 	r := n.request("grown", "ext4", 64<<20)
@@ -512,7 +512,7 @@ func TestDiskImageGrown(t *testing.T) {
 	n.mustUnpublish(r)
 }
 
-// TestTorn has images as a power cut may leave them, before they were shown.
+// TestTorn has images as a power cut may leave them before their publish returned.
 func TestTorn(t *testing.T) {
 	n := newNode(t, testenv.Btrfs, 1<<30)
 	for name, tear := range map[string]func(f *os.File, template string) error{
@@ -567,7 +567,7 @@ func TestBusy(t *testing.T) {
 	n.mustUnpublish(r)
 }
 
-// TestFullPool clones and mounts where there is no space.
+// TestFullPool clones and mounts on a pool without space.
 func TestFullPool(t *testing.T) {
 	for _, kind := range testenv.PoolKinds {
 		t.Run(kind.Name, func(t *testing.T) {
@@ -651,8 +651,8 @@ func BenchmarkPublish(b *testing.B) {
 	}
 }
 
-// BenchmarkSpawnedTools does with mkfs and mount(8), on the same pool, what
-// BenchmarkPublish does: a formatted, mounted disk.
+// BenchmarkSpawnedTools makes a formatted, mounted disk like BenchmarkPublish, on the same
+// pool, but with mkfs and mount(8).
 func BenchmarkSpawnedTools(b *testing.B) {
 	for _, kind := range testenv.PoolKinds {
 		for _, name := range diskfs.Names() {

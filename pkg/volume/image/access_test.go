@@ -50,7 +50,7 @@ func TestMountFlags(t *testing.T) {
 			}
 		}
 	}
-	// Whoever may create a pod must not have a set-user-ID program or a device take effect.
+	// The author of a pod must not be able to make set-user-ID programs or devices take effect.
 	for _, word := range []string{"suid", "dev"} {
 		if _, err := ParseMountFlags([]string{word}, Inline); err == nil {
 			t.Errorf("an inline volume may have %s", word)

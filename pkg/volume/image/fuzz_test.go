@@ -14,7 +14,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 )
 
-// FuzzMountFlags: the access of a mount is read correctly from among other options.
+// FuzzMountFlags checks that the access of a mount is read correctly among other options.
 func FuzzMountFlags(f *testing.F) {
 	for i, s := range []string{"", "ro,nosuid", "xnoexec,nodevx,roo,", "rw,relatime", "a\n", "\xff"} {
 		f.Add(s, uint8(i*11))
@@ -26,7 +26,7 @@ func options(t *testing.T, noise string, bits uint8) {
 	t.Helper()
 	for _, option := range strings.Split(noise, ",") {
 		if slices.Contains([]string{"ro", "noatime", "noexec", "nosuid", "nodev"}, option) {
-			return // no noise
+			return // the noise is an option that the test sets itself
 		}
 	}
 	a := Access{ReadOnly: bits&1 != 0, NoATime: bits&2 != 0, NoExec: bits&4 != 0, SUID: bits&8 != 0, Dev: bits&16 != 0}
@@ -37,8 +37,8 @@ func options(t *testing.T, noise string, bits uint8) {
 	}
 }
 
-// FuzzRecord reads records as they may stand in a pool: an accepted record says the same
-// when it is written again.
+// FuzzRecord reads records as they may be in a pool. An accepted record must be the same
+// after it is written and read again.
 func FuzzRecord(f *testing.F) {
 	for _, s := range []string{
 		"", "null", "{}", `[]`, `{"version":2,"id":"v"}`, `{"version":0,"id":"v"}`, `{"version":3,"id":"v"}`, `{"version":2,"id":"../v"}`, `{"version":1e99,"id":"v"}`,

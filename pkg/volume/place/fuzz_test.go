@@ -12,7 +12,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 )
 
-// FuzzTarget: whatever a target path says, it lies below the root or is refused.
+// FuzzTarget checks that every target path lies below the root or is refused.
 func FuzzTarget(f *testing.F) {
 	for _, s := range []string{
 		"", ".", "..", "a/b", "a\x00b", "/var/lib/kubelet", "/var/lib/kubelet/", "/var/lib/kubelet/x", "/var/lib/kubelet/../x", "/var/lib/kubelet/..x",

@@ -32,7 +32,7 @@ func TestPodHome(t *testing.T) {
 	}
 }
 
-// TestTabulate takes from the mount table what names a loop device or a disk image.
+// TestTabulate finds the mounts of loop devices and disk images in a mount table.
 func TestTabulate(t *testing.T) {
 	table := tabulate([]entry{
 		{at: "/a", source: "/dev/loop3", fsType: "ext4", root: "/"},
@@ -63,8 +63,8 @@ func TestTabulate(t *testing.T) {
 	}
 }
 
-// FuzzMountTable: from a mount table, of whoever's mounts, nothing is taken for a volume's
-// that does not name its loop device, or its disk image, letter by letter.
+// FuzzMountTable checks that a mount counts as a volume's only if it names the volume's loop
+// device or disk image, letter by letter, whatever else is mounted.
 func FuzzMountTable(f *testing.F) {
 	f.Add("22 1 7:3 / /k/pods/u/v rw - ext4 /dev/loop3 rw\n23 1 0:5 /loop4 /k/p rw - devtmpfs devtmpfs rw\n24 1 0:30 / /k/t ro - tmpfs csi-disktemplate:img rw\n")
 	f.Add("22 1 7:3 / /a\\040b rw shared:1 - xfs /dev/loop03 rw\n24 1 0:30 / /k ro - tmpfs csi-disktemplate:../x rw\n")

@@ -81,7 +81,7 @@ func TestLimitOfSize(t *testing.T) {
 	}
 }
 
-// TestLedger follows volumes that are reserved, settled, taken back and asked for again.
+// TestLedger reserves volumes, settles them, releases them, and reserves them again.
 func TestLedger(t *testing.T) {
 	l := Ledger{limits: Limits{Volumes: 2}, volumes: map[string]entry{}}
 	reserve := func(id string, ok bool) func() {
@@ -95,7 +95,7 @@ func TestLedger(t *testing.T) {
 	has := func(n int) {
 		t.Helper()
 		if len(l.ids()) != n {
-			t.Errorf("has %v", l.volumes)
+			t.Errorf("the ledger has %v", l.volumes)
 		}
 	}
 	a := reserve("a", true)
@@ -103,15 +103,15 @@ func TestLedger(t *testing.T) {
 	has(0)
 	a = reserve("a", true)
 	l.Settle("a")
-	a() // is there, and stays
+	a() // the volume is settled, so this does nothing
 	has(1)
 	b := reserve("b", true)
 	reserve("c", false)
 	has(2)
-	reserve("a", true) // takes its own place
+	reserve("a", true) // it is entered already, and not counted twice
 	l.Settle("a")
 	b()
-	b() // once
+	b() // a second release does nothing
 	has(1)
 	reserve("c", true)
 	l.Settle("c")

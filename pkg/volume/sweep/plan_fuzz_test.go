@@ -13,7 +13,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
 )
 
-// dice makes decisions of the fuzzer's bytes.
+// dice makes decisions from the fuzzer's bytes.
 type dice []byte
 
 func (d *dice) roll(n int) int {
@@ -39,8 +39,8 @@ func (d *dice) places() []string {
 	return []string{"/k/pods/u/v", "/mnt"}[:d.roll(3)]
 }
 
-// FuzzPlan checks every action of a plan against the rules, written down a second time: a
-// sweep never touches a thing that may be another's, or of use to somebody.
+// FuzzPlan checks every action of a plan by the rules, which are written here a second time.
+// A sweep must never touch a thing that may be somebody else's, or that somebody may use.
 func FuzzPlan(f *testing.F) {
 	for i := range byte(24) {
 		f.Add([]byte{1, 1, 1, 1, i, i >> 1, i >> 2, i >> 3, i, 1, 0, i, 1, i, 0, 1})
@@ -70,7 +70,7 @@ func FuzzPlan(f *testing.F) {
 		}
 		for _, a := range seen.plan() {
 			if a.Object == "" || a.Path == "" || a.Reason == "" {
-				t.Errorf("half an action: %+v", a)
+				t.Errorf("an incomplete action: %+v", a)
 			}
 			v, isVolume := volumes[a.Object]
 			l, isLoop := loops[a.Object]

@@ -13,7 +13,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
 )
 
-// TestPlan has every kind of debris, dead and alive, and what only looks like it.
+// TestPlan has every kind of find: dead ones, ones in use, and ones that only look dead.
 func TestPlan(t *testing.T) {
 	pod := image.Pod{Namespace: "ci", Name: "job-1", UID: "u1"}
 	inline := func(change func(*foundVolume)) finds {
@@ -90,7 +90,7 @@ func TestPlan(t *testing.T) {
 				got = append(got, a.Verb)
 				reasons = append(reasons, a.Reason)
 				if a.Object == "" || a.Path == "" || a.Reason == "" || a.Result != "" {
-					t.Errorf("half an action: %+v", a)
+					t.Errorf("an incomplete action: %+v", a)
 				}
 			}
 			if !slices.Equal(got, c.want) || !strings.Contains(strings.Join(reasons, "\n"), c.says) {
