@@ -22,6 +22,7 @@ import (
 )
 
 // ErrInvalid means that a text is neither a quantity nor, where one is allowed, a percentage.
+// The error does not repeat the text: the caller names it with the field that it is from.
 var ErrInvalid = errors.New("invalid size")
 
 // Units, in bytes.
@@ -47,7 +48,7 @@ func Parse(s string) (int64, error) {
 			return clamp(q), nil
 		}
 	}
-	return 0, fmt.Errorf("%w: %.32q is not a quantity; write a number with a unit, as 512Mi or 10Gi", ErrInvalid, s)
+	return 0, fmt.Errorf("%w: must be a quantity: a number with a unit, as 512Mi or 10Gi", ErrInvalid)
 }
 
 // clamp returns the quantity's value, or the nearest int64. Quantity.Value would return
@@ -104,13 +105,13 @@ func ParseShare(s string) (Share, error) {
 	if number, ok := strings.CutSuffix(s, "%"); ok {
 		p, err := strconv.ParseFloat(number, 64)
 		if err != nil || !(p >= 0 && p < 100) {
-			return Share{}, fmt.Errorf("%w: %.32q: a percentage must be from 0%% to less than 100%%", ErrInvalid, s)
+			return Share{}, fmt.Errorf("%w: a percentage must be from 0%% to less than 100%%", ErrInvalid)
 		}
 		return Share{Percent: p}, nil
 	}
 	bytes, err := Parse(s)
 	if err == nil && bytes < 0 {
-		err = fmt.Errorf("%w: %.32q: must not be negative", ErrInvalid, s)
+		err = fmt.Errorf("%w: must not be negative", ErrInvalid)
 	}
 	return Share{Bytes: bytes}, err
 }

@@ -76,7 +76,7 @@ func TestParseShare(t *testing.T) {
 		}
 	}
 	for _, s := range []string{"", "%", "-1%", "100%", "NaN%", "five%", "-1", "5 %", "lots"} {
-		if _, err := ParseShare(s); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), `"`+s+`"`) {
+		if _, err := ParseShare(s); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%q: %v", s, err)
 		}
 	}
