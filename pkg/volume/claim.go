@@ -66,7 +66,7 @@ func (m *Manager) createClaim(ctx context.Context, r ClaimRequest) (image.Record
 		return image.Record{}, Result{}, err
 	}
 	defer release()
-	img, res, err := m.newImage(ctx, image.Record{
+	img, res, err := m.contents.newImage(ctx, image.Record{
 		ID: id, Lifecycle: image.Claim, Name: r.Name, Spec: r.Spec, Mode: r.Mode, Provisioning: r.Provisioning, Source: r.Source,
 	})
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
@@ -25,19 +26,26 @@ type Result struct {
 	Existed     bool // the volume existed already
 }
 
+// contents makes new images: empty, from a template, or from a snapshot or volume.
+type contents struct {
+	templates *template.Store
+	images    *image.Store
+	copies    *copies
+}
+
 // newImage makes the image of a new volume: first the content that the record asks for, with
 // a filesystem identity of its own, then the record. The image has no name yet, and goes
 // away with its descriptor.
-func (m *Manager) newImage(ctx context.Context, r image.Record) (*image.Image, Result, error) {
-	f, err := m.images.New()
+func (c contents) newImage(ctx context.Context, r image.Record) (*image.Image, Result, error) {
+	f, err := c.images.New()
 	if err != nil {
 		return nil, Result{}, err
 	}
 	r.Created = time.Now().UTC()
-	res, err := m.fill(ctx, f, &r)
+	res, err := c.fill(ctx, f, &r)
 	var img *image.Image
 	if err == nil {
-		img, err = m.images.Describe(f, r)
+		img, err = c.images.Describe(f, r)
 	}
 	if err != nil {
 		f.Close()
@@ -47,21 +55,21 @@ func (m *Manager) newImage(ctx context.Context, r image.Record) (*image.Image, R
 }
 
 // fill gives an empty file the content that a record asks for, and completes the record.
-func (m *Manager) fill(ctx context.Context, f *os.File, r *image.Record) (Result, error) {
+func (c contents) fill(ctx context.Context, f *os.File, r *image.Record) (Result, error) {
 	fs, err := diskfs.Lookup(r.Spec.Filesystem)
 	switch {
 	case err != nil:
 		return Result{}, err
 	case r.Source != image.Source{}:
-		return Result{}, m.fillFromSource(ctx, f, r)
+		return Result{}, c.fillFromSource(ctx, f, r)
 	case !fs.Formatted():
 		return Result{}, r.Provisioning.Resize(f, r.Spec.Size)
 	}
-	return m.fillFromTemplate(ctx, f, fs, r)
+	return c.fillFromTemplate(ctx, f, fs, r)
 }
 
-func (m *Manager) fillFromTemplate(ctx context.Context, f *os.File, fs *diskfs.Filesystem, r *image.Record) (Result, error) {
-	t, err := m.templates.Ensure(ctx, r.Spec)
+func (c contents) fillFromTemplate(ctx context.Context, f *os.File, fs *diskfs.Filesystem, r *image.Record) (Result, error) {
+	t, err := c.templates.Ensure(ctx, r.Spec)
 	if err != nil {
 		return Result{}, err
 	}
@@ -78,8 +86,8 @@ func (m *Manager) fillFromTemplate(ctx context.Context, f *os.File, fs *diskfs.F
 }
 
 // fillFromSource gives an empty file the content that its source has at this moment.
-func (m *Manager) fillFromSource(ctx context.Context, f *os.File, r *image.Record) error {
-	if err := m.copySource(ctx, f, r); err != nil {
+func (c contents) fillFromSource(ctx context.Context, f *os.File, r *image.Record) error {
+	if err := c.copySource(ctx, f, r); err != nil {
 		return fmt.Errorf("from %s: %w", r.Source, err)
 	}
 	if err := r.Provisioning.Resize(f, r.Spec.Size); err != nil {
@@ -89,15 +97,15 @@ func (m *Manager) fillFromSource(ctx context.Context, f *os.File, r *image.Recor
 		return nil // a disk is copied to the byte: its consumer decides what is inside
 	}
 	r.UUID = uuid.New()
-	if err := m.copies.newIdentity(f, r.Spec.Filesystem, r.UUID); err != nil {
+	if err := c.copies.newIdentity(f, r.Spec.Filesystem, r.UUID); err != nil {
 		return fmt.Errorf("from %s: %w", r.Source, err)
 	}
 	return nil
 }
 
-func (m *Manager) copySource(ctx context.Context, f *os.File, r *image.Record) error {
+func (c contents) copySource(ctx context.Context, f *os.File, r *image.Record) error {
 	if r.Source.Snapshot != "" {
-		snap, err := m.images.OpenSnapshot(r.Source.Snapshot)
+		snap, err := c.images.OpenSnapshot(r.Source.Snapshot)
 		if err != nil {
 			return err
 		}
@@ -107,7 +115,7 @@ func (m *Manager) copySource(ctx context.Context, f *os.File, r *image.Record) e
 		}
 		return r.Provisioning.Fill(ctx, f, snap.File, r.Spec.Size)
 	}
-	vol, err := m.images.OpenClaim(r.Source.Volume)
+	vol, err := c.images.OpenClaim(r.Source.Volume)
 	if err != nil {
 		return err
 	}
@@ -118,5 +126,5 @@ func (m *Manager) copySource(ctx context.Context, f *os.File, r *image.Record) e
 	if has := vol.Record.Spec.Size; has > r.Spec.Size {
 		return fmt.Errorf("%w: the source was expanded to %s meanwhile; try again", errdefs.ErrUnderWay, size.Format(has))
 	}
-	return m.copies.copyLive(ctx, vol, f, r.Provisioning, r.Spec.Size)
+	return c.copies.copyLive(ctx, vol, f, r.Provisioning, r.Spec.Size)
 }

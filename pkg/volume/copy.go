@@ -32,7 +32,7 @@ type copies struct {
 
 // copyLive fills an empty file, which is to be a volume of the given bytes, with the content
 // that a volume has at one moment. The two share extents only if both are thin.
-func (c copies) copyLive(ctx context.Context, vol *image.Image, dst *os.File, into image.Provisioning, bytes int64) error {
+func (c *copies) copyLive(ctx context.Context, vol *image.Image, dst *os.File, into image.Provisioning, bytes int64) error {
 	if vol.Record.Provisioning.SharesExtents() && into.SharesExtents() {
 		return c.cloneLive(ctx, vol, dst)
 	}
@@ -69,7 +69,7 @@ func copySparse(ctx context.Context, dst, src *os.File) error {
 //
 // A mounted filesystem is frozen meanwhile. The clone of a disk has the content that the disk
 // would have after a power cut.
-func (c copies) cloneLive(ctx context.Context, img *image.Image, dst *os.File) error {
+func (c *copies) cloneLive(ctx context.Context, img *image.Image, dst *os.File) error {
 	// One copy at a time: with two at once, the first thaw would end the freeze of both.
 	unlock, err := c.images.Exclusive(ctx, img, 2*c.freeze.time)
 	if err != nil {
@@ -98,7 +98,7 @@ func (c copies) cloneLive(ctx context.Context, img *image.Image, dst *os.File) e
 
 // newIdentity gives the filesystem in an unmounted file the UUID id. If its journal waits
 // for replay, it is mounted first, at no path. After a freeze, xfs always needs that.
-func (c copies) newIdentity(f *os.File, filesystem string, id uuid.UUID) error {
+func (c *copies) newIdentity(f *os.File, filesystem string, id uuid.UUID) error {
 	fs, err := diskfs.Lookup(filesystem)
 	if err != nil {
 		return err
@@ -117,7 +117,7 @@ func (c copies) newIdentity(f *os.File, filesystem string, id uuid.UUID) error {
 }
 
 // replay mounts a file's filesystem and unmounts it again.
-func (c copies) replay(f *os.File, fs *diskfs.Filesystem) error {
+func (c *copies) replay(f *os.File, fs *diskfs.Filesystem) error {
 	dev, err := c.devices.Nameless(f, "replay")
 	if err != nil {
 		return err

@@ -127,5 +127,5 @@ func (m *Manager) ExpandOnNode(id, path string, want Size, use *Use) (int64, err
 	if img.Mode() == image.ModeBlock {
 		return has, nil
 	}
-	return has, m.growInUse(img, rel)
+	return has, m.growth.inUse(img, rel)
 }

@@ -110,7 +110,7 @@ func TestGrowingIsKilled(t *testing.T) {
 	}
 	for i := range 40 { // growing takes some 60 ms: kill it at any time in between
 		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*2*time.Millisecond)
-		if err := n.growCopy(ctx, v.ID); err == nil {
+		if err := n.growth.onCopy(ctx, v.ID); err == nil {
 			t.Logf("it had grown within %d ms", 2*i)
 			cancel()
 			break

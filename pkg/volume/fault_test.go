@@ -125,7 +125,7 @@ func TestDamagedImages(t *testing.T) {
 		t.Run(fs+"/inline, not yet mounted", func(t *testing.T) {
 			n := n.with(t)
 			r := n.request("inline", fs, sizes[fs])
-			img, _, err := n.newImage(t.Context(), r.record())
+			img, _, err := n.contents.newImage(t.Context(), r.record())
 			if err == nil {
 				err = errors.Join(n.images.Link(img), img.Close())
 			}
@@ -249,7 +249,7 @@ func TestForeignRecords(t *testing.T) {
 	snap := n.mustSnapshot("snapshot", foreign.ID)
 	n.mustPublish(inline)
 	n.mustUnpublish(inline) // its template stays
-	img, _, err := n.newImage(t.Context(), inline.record())
+	img, _, err := n.contents.newImage(t.Context(), inline.record())
 	if err == nil {
 		err = errors.Join(n.images.Link(img), img.Close())
 	}
@@ -322,7 +322,7 @@ func TestForeignRecords(t *testing.T) {
 			if free, err := n.Available(false); err != nil || free == 0 {
 				t.Errorf("available %d: %v", free, err)
 			}
-			again, err := NewManager(Config{Pool: n.pool, Templates: n.templates, TargetRoot: n.kubelet})
+			again, err := NewManager(Config{Pool: n.pool, Templates: n.contents.templates, TargetRoot: n.kubelet})
 			if err != nil {
 				t.Fatalf("a plugin that starts with them in its pool: %v", err)
 			}

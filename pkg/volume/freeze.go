@@ -33,7 +33,7 @@ type freezeLimits struct {
 var defaultFreeze = freezeLimits{time: 5 * time.Second, extents: 100_000}
 
 // cloneFrozen clones an image while the filesystem in it is frozen.
-func (c copies) cloneFrozen(ctx context.Context, img *image.Image, root, dst *os.File) error {
+func (c *copies) cloneFrozen(ctx context.Context, img *image.Image, root, dst *os.File) error {
 	extents, err := reflink.Extents(img.File)
 	if err != nil {
 		return err
@@ -100,7 +100,7 @@ func thaw(root *os.File) error {
 // thawLeft thaws a volume's filesystem if an earlier process froze it and died before it
 // could thaw it. If none did, it returns [sweep.ErrOutdated]. A filesystem that somebody
 // else froze has no mark, and stays frozen.
-func (c copies) thawLeft(ctx context.Context, id string) error {
+func (c *copies) thawLeft(ctx context.Context, id string) error {
 	img, err := c.images.Open(id)
 	if err != nil {
 		return err
@@ -142,7 +142,7 @@ func (c copies) thawLeft(ctx context.Context, id string) error {
 
 // checkDetached returns [errdefs.ErrState] if an unmounted volume is still attached. A
 // frozen filesystem survives its last unmount, and would still be frozen in the next mount.
-func (c copies) checkDetached(img *image.Image) error {
+func (c *copies) checkDetached(img *image.Image) error {
 	loops, err := loopdev.Find(img.File)
 	if err != nil || len(loops) == 0 {
 		return err

@@ -25,9 +25,17 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
 )
 
-// growInUse grows the mounted filesystem of a claim, if it is smaller than its volume. It
+// growth makes the filesystems in images larger.
+type growth struct {
+	images *image.Store
+	mounts mounter
+	work   *background
+	tool   func(ctx context.Context, fs *diskfs.Filesystem, device string) error // Config.GrowFilesystem
+}
+
+// inUse grows the mounted filesystem of a claim, if it is smaller than its volume. It
 // goes on if the superblock cannot be read: the kernel may be writing it just then.
-func (m *Manager) growInUse(img *image.Image, rel string) error {
+func (g growth) inUse(img *image.Image, rel string) error {
 	if grown, err := img.Grown(); err == nil && grown {
 		return nil
 	}
@@ -35,7 +43,7 @@ func (m *Manager) growInUse(img *image.Image, rel string) error {
 		return fmt.Errorf("%w: volume %s has %s now, but its filesystem cannot use all of it yet: %w; the filesystem grows when the volume is staged the next time: restart the pod, or run the plugin with that capability",
 			errdefs.ErrState, img.ID(), size.Format(img.Record.Spec.Size), err)
 	}
-	at, err := m.root.OpenMounted(rel)
+	at, err := g.mounts.root.OpenMounted(rel)
 	if err != nil {
 		return err
 	}
@@ -44,7 +52,7 @@ func (m *Manager) growInUse(img *image.Image, rel string) error {
 		return err
 	}
 	// That mount is read-only, so grow through a writable one.
-	mnt, err := m.mountDetached(img, image.Access{})
+	mnt, err := g.mounts.detached(img, image.Access{})
 	if err != nil {
 		return err
 	}
@@ -63,22 +71,22 @@ func growMounted(img *image.Image, root *os.File) error {
 	return pool.Full(fsctl.Grow(f, img.Record.Spec.Size))
 }
 
-// growUnmounted grows the filesystem of a claim that is not mounted, and opens the image
+// unmounted grows the filesystem of a claim that is not mounted, and opens the image
 // that has it then. The filesystem stays as it is if somebody still has it mounted, for
 // example in another mount namespace, or if the pool is too full to grow it.
 //
 // If it takes longer than the caller has time, it returns [errdefs.ErrUnderWay].
-func (m *Manager) growUnmounted(ctx context.Context, img *image.Image) (*image.Image, error) {
-	err := m.root.CheckUnused(img)
+func (g growth) unmounted(ctx context.Context, img *image.Image) (*image.Image, error) {
+	err := g.mounts.root.CheckUnused(img)
 	if err != nil && !errors.Is(err, errdefs.ErrState) {
 		return nil, err
 	}
-	if err != nil || m.grow == nil {
+	if err != nil || g.tool == nil {
 		klog.InfoS("A filesystem cannot grow here while it is mounted, and stays smaller than its volume", "volume", img.ID(), "reason", err)
-		return m.images.Open(img.ID())
+		return g.images.Open(img.ID())
 	}
-	_, err = outlive(ctx, &m.work, "growing the filesystem of volume "+img.ID(), func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, m.growCopy(ctx, img.ID())
+	_, err = outlive(ctx, g.work, "growing the filesystem of volume "+img.ID(), func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, g.onCopy(ctx, img.ID())
 	})
 	if errors.Is(err, pool.ErrFull) {
 		klog.ErrorS(err, "A filesystem stays smaller than its volume", "volume", img.ID())
@@ -87,21 +95,21 @@ func (m *Manager) growUnmounted(ctx context.Context, img *image.Image) (*image.I
 	if err != nil {
 		return nil, err
 	}
-	return m.images.Open(img.ID())
+	return g.images.Open(img.ID())
 }
 
-// growCopy copies an image, grows the filesystem in the copy, and puts the copy in the
+// copy copies an image, grows the filesystem in the copy, and puts the copy in the
 // image's place. So an interrupted grow has no effect. A tool that is killed half-way may
 // leave a filesystem that nobody can mount, and must not work on the image itself.
-func (m *Manager) growCopy(ctx context.Context, id string) error {
+func (g growth) onCopy(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, growLimit)
 	defer cancel()
-	img, err := m.images.OpenClaim(id)
+	img, err := g.images.OpenClaim(id)
 	if err != nil {
 		return err
 	}
 	defer img.Close()
-	unlock, err := m.images.Exclusive(ctx, img, place.SettleTime)
+	unlock, err := g.images.Exclusive(ctx, img, place.SettleTime)
 	if err != nil {
 		return err
 	}
@@ -110,7 +118,7 @@ func (m *Manager) growCopy(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	f, err := m.images.New()
+	f, err := g.images.New()
 	if err != nil {
 		return err
 	}
@@ -122,14 +130,14 @@ func (m *Manager) growCopy(ctx context.Context, id string) error {
 	if err := img.Record.Provisioning.Resize(f, img.Record.Spec.Size); err != nil {
 		return pool.Full(err)
 	}
-	if err := m.growDevice(ctx, larger, fs); err != nil {
+	if err := g.onDevice(ctx, larger, fs); err != nil {
 		// The tools report the same error for a full pool as for a broken disk.
-		if s, e := m.pool.Space(); e == nil && s.Available < growRoom {
+		if s, e := g.mounts.pool.Space(); e == nil && s.Available < growRoom {
 			return fmt.Errorf("%w: growing the filesystem of volume %s: %w", pool.ErrFull, id, err)
 		}
 		return fmt.Errorf("%w: volume %s: %w; check %s with %s", errdefs.ErrState, id, err, img.Path(), fs.Checker)
 	}
-	return m.images.Replace(img, f)
+	return g.images.Replace(img, f)
 }
 
 const (
@@ -140,15 +148,15 @@ const (
 	growRoom = 4 * diskfs.MiB
 )
 
-// growDevice runs the filesystem's own tools on an image.
-func (m *Manager) growDevice(ctx context.Context, img *image.Image, fs *diskfs.Filesystem) error {
-	dev, err := m.devices.Private(img)
+// onDevice runs the filesystem's own tools on an image.
+func (g growth) onDevice(ctx context.Context, img *image.Image, fs *diskfs.Filesystem) error {
+	dev, err := g.mounts.devices.Private(img)
 	if err != nil {
 		return err
 	}
 	defer device.LetGo(img, dev.Index())
 	defer dev.Close()
-	if err := m.grow(ctx, fs, dev.Path()); err != nil {
+	if err := g.tool(ctx, fs, dev.Path()); err != nil {
 		return err
 	}
 	return dev.Sync()

@@ -121,9 +121,9 @@ func (m *Manager) PublishInline(ctx context.Context, r InlineRequest) (res Resul
 	}
 	defer target.Close()
 	if r.Mode == image.ModeDiskImage {
-		return res, m.mountDisk(img, target, rel, r.Access)
+		return res, m.mounts.disk(img, target, rel, r.Access)
 	}
-	mnt, err := m.mountDetached(img, r.Access)
+	mnt, err := m.mounts.detached(img, r.Access)
 	if err != nil {
 		return res, err
 	}
@@ -141,7 +141,7 @@ func (m *Manager) makeInline(ctx context.Context, r InlineRequest) (*image.Image
 	if err := m.space.AdmitInline(); err != nil {
 		return nil, Result{}, err
 	}
-	img, res, err := m.newImage(ctx, r.record())
+	img, res, err := m.contents.newImage(ctx, r.record())
 	if err != nil {
 		return nil, res, err
 	}

@@ -25,7 +25,7 @@ import (
 // again is the same node with the Manager of another process.
 func (n *node) again(limits quota.Limits) *node {
 	n.t.Helper()
-	m, err := NewManager(Config{Pool: n.pool, Templates: n.templates, TargetRoot: n.kubelet, Limits: limits})
+	m, err := NewManager(Config{Pool: n.pool, Templates: n.contents.templates, TargetRoot: n.kubelet, Limits: limits})
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -84,14 +84,14 @@ func TestInlineLimits(t *testing.T) {
 			n.mustUnpublish(c)
 
 			// A volume that fails, before or after it has its name, is counted no longer.
-			templates := n.templates
+			templates := n.contents.templates
 			gone := errors.New("mkfs is gone")
-			n.templates = template.NewStore(template.Config{Pool: n.pool, Fingerprint: func(diskfs.Spec) (string, error) { return "", gone }})
+			n.contents.templates = template.NewStore(template.Config{Pool: n.pool, Fingerprint: func(diskfs.Spec) (string, error) { return "", gone }})
 			other := n.of("shop", "other")
 			other.Spec.Size = 65 * mib
 			n.mustRefuse(other, gone)
-			n.templates.Close()
-			n.templates = templates
+			n.contents.templates.Close()
+			n.contents.templates = templates
 			parent := filepath.Dir(b.Target)
 			testenv.Run(t, "mount", "-t", "tmpfs", "-o", "ro", "test", parent)
 			n.mustRefuse(b, syscall.EROFS)
@@ -135,7 +135,7 @@ func TestRecount(t *testing.T) {
 		t.Fatal(err)
 	}
 	r, next := n.of("shop", "by-hand"), n.of("shop", "next")
-	img, _, err := n.newImage(t.Context(), r.record())
+	img, _, err := n.contents.newImage(t.Context(), r.record())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -46,18 +46,19 @@ type Config struct {
 // operation at a time works on a volume or snapshot, and a second one returns
 // [errdefs.ErrBusy].
 type Manager struct {
-	pool      *pool.Pool
-	templates *template.Store
-	images    *image.Store
-	root      *place.Root
-	devices   *device.Devices
-	space     *space.Space
-	quota     *quota.Ledger
-	sweeper   *sweep.Sweeper
-	copies    copies
-	grow      func(ctx context.Context, fs *diskfs.Filesystem, device string) error
-	locks     locks
-	work      background
+	pool     *pool.Pool
+	images   *image.Store
+	root     *place.Root
+	devices  *device.Devices
+	space    *space.Space
+	quota    *quota.Ledger
+	sweeper  *sweep.Sweeper
+	copies   *copies
+	contents contents
+	mounts   mounter
+	growth   growth
+	locks    locks
+	work     background
 }
 
 // NewManager returns a Manager. It leaves alone what an earlier process of the same pool did
@@ -73,14 +74,18 @@ func NewManager(c Config) (*Manager, error) {
 		root.Close()
 		return nil, err
 	}
+	devices := device.New(c.Pool)
+	copies := &copies{images: images, root: root, devices: devices, freeze: defaultFreeze}
+	mounts := mounter{pool: c.Pool, root: root, devices: devices}
 	m := &Manager{
-		pool: c.Pool, templates: c.Templates, grow: c.GrowFilesystem,
-		images: images, root: root, quota: ledger,
-		devices: device.New(c.Pool),
-		space:   space.New(c.Pool, images, space.Config{Headroom: c.Headroom, Overcommit: c.Overcommit}),
+		pool: c.Pool, images: images, root: root, devices: devices, quota: ledger,
+		space:    space.New(c.Pool, images, space.Config{Headroom: c.Headroom, Overcommit: c.Overcommit}),
+		copies:   copies,
+		contents: contents{templates: c.Templates, images: images, copies: copies},
+		mounts:   mounts,
 	}
-	m.copies = copies{images: m.images, root: m.root, devices: m.devices, freeze: defaultFreeze}
-	m.sweeper = sweep.New(sweep.Config{Pool: m.pool, Images: m.images, Root: m.root, Quota: m.quota, Lock: m.locks.volume, Thaw: m.copies.thawLeft})
+	m.growth = growth{images: images, mounts: mounts, work: &m.work, tool: c.GrowFilesystem}
+	m.sweeper = sweep.New(sweep.Config{Pool: c.Pool, Images: images, Root: root, Quota: ledger, Lock: m.locks.volume, Thaw: copies.thawLeft})
 	m.work.ctx, m.work.cancel = context.WithCancel(context.Background())
 	return m, nil
 }

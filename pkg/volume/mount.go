@@ -12,13 +12,22 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/openat"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/device"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
 )
 
-// mountDetached attaches an image and mounts the filesystem in it, at no path yet. Only the
+// mounter mounts images.
+type mounter struct {
+	pool    *pool.Pool
+	root    *place.Root
+	devices *device.Devices
+}
+
+// detached attaches an image and mounts the filesystem in it, at no path yet. Only the
 // mount holds the loop device.
-func (m *Manager) mountDetached(img *image.Image, access image.Access) (*mount.Detached, error) {
+func (m mounter) detached(img *image.Image, access image.Access) (*mount.Detached, error) {
 	fs, err := diskfs.Lookup(img.Record.Spec.Filesystem)
 	if err != nil {
 		return nil, err
@@ -35,10 +44,10 @@ func (m *Manager) mountDetached(img *image.Image, access image.Access) (*mount.D
 	return mnt, nil
 }
 
-// mountDisk binds an image to disk.img in a tmpfs at the target. The tmpfs has room for the
+// disk binds an image to disk.img in a tmpfs at the target. The tmpfs has room for the
 // two inodes it needs and for no data, so a pod can put nothing beside the disk. For the pod
 // the image is an ordinary file, which it may make larger until the pool is full.
-func (m *Manager) mountDisk(img *image.Image, target *os.File, rel string, access image.Access) error {
+func (m mounter) disk(img *image.Image, target *os.File, rel string, access image.Access) error {
 	if err := m.pool.Check(); err != nil { // in another pool the path would name another image
 		return err
 	}

@@ -123,7 +123,7 @@ func (m *Manager) bind(img *image.Image, target *os.File, rel string, r PublishR
 	var what *os.File
 	switch img.Mode() {
 	case image.ModeDiskImage:
-		return m.mountDisk(img, target, rel, r.access())
+		return m.mounts.disk(img, target, rel, r.access())
 	case image.ModeBlock:
 		dev, err := m.devices.Block(img, r.access().ReadOnly)
 		if err != nil {

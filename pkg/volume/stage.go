@@ -151,7 +151,7 @@ func (m *Manager) stageFilesystem(ctx context.Context, img *image.Image, rel str
 		return err
 	}
 	if !grown && fsctl.MayGrow(img.Record.Spec.Filesystem) != nil {
-		larger, err := m.growUnmounted(ctx, img)
+		larger, err := m.growth.unmounted(ctx, img)
 		if err != nil {
 			return err
 		}
@@ -161,7 +161,7 @@ func (m *Manager) stageFilesystem(ctx context.Context, img *image.Image, rel str
 	// A filesystem cannot grow through a read-only mount.
 	writable := access
 	writable.ReadOnly = false
-	mnt, err := m.mountDetached(img, writable)
+	mnt, err := m.mounts.detached(img, writable)
 	if err != nil {
 		return err
 	}

@@ -252,7 +252,7 @@ func TestSweepSparesOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer neighbour.Close()
-	other, err := NewManager(Config{Pool: neighbour, Templates: n.templates, TargetRoot: n.kubelet})
+	other, err := NewManager(Config{Pool: neighbour, Templates: n.contents.templates, TargetRoot: n.kubelet})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -292,7 +292,7 @@ func TestPublishGoesOn(t *testing.T) {
 			n := &node{n.Manager, t, n.kubelet}
 			r := n.request("half-"+strings.ToLower(string(mode)), "ext4", 64<<20)
 			r.Mode = mode
-			img, _, err := n.newImage(t.Context(), r.record())
+			img, _, err := n.contents.newImage(t.Context(), r.record())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -534,7 +534,7 @@ func TestTorn(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			n := &node{n.Manager, t, n.kubelet}
 			r := n.request("torn", "ext4", 64<<20)
-			img, _, err := n.newImage(t.Context(), r.record())
+			img, _, err := n.contents.newImage(t.Context(), r.record())
 			if err != nil {
 				t.Fatal(err)
 			}
