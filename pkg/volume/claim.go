@@ -66,9 +66,7 @@ func (m *Manager) createClaim(ctx context.Context, r ClaimRequest) (image.Record
 		return image.Record{}, Result{}, err
 	}
 	defer release()
-	img, res, err := m.contents.newImage(ctx, image.Record{
-		ID: id, Lifecycle: image.Claim, Name: r.Name, Spec: r.Spec, Mode: r.Mode, Provisioning: r.Provisioning, Source: r.Source,
-	})
+	img, res, err := m.contents.newImage(ctx, r.record())
 	if err != nil {
 		return image.Record{}, res, err
 	}

@@ -25,7 +25,7 @@ func TestEveryFieldIsCompared(t *testing.T) {
 	}, func(r InlineRequest) error { return r.compare(have) })
 
 	claim := ClaimRequest{Name: "v", Spec: diskfs.Spec{Filesystem: "ext4", Size: 4 * diskfs.MiB}, Limit: 8 * diskfs.MiB, Mode: image.ModeFilesystem}
-	made := image.Record{ID: "v", Lifecycle: image.Claim, Name: claim.Name, Spec: claim.Spec, Mode: claim.Mode, Provisioning: claim.Provisioning, Source: claim.Source}
+	made := claim.record()
 	changes(t, claim, map[string]string{
 		"DefaultSpec": "tells what Spec means",
 	}, func(r ClaimRequest) error { return r.compare(made) })

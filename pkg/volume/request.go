@@ -36,6 +36,13 @@ const maxNameAsID = 120
 // ID is the id that the volume has, or will have.
 func (r ClaimRequest) ID() string { return idOf("vol-", r.Name) }
 
+// record is what the claim's image will say.
+func (r ClaimRequest) record() image.Record {
+	return image.Record{
+		ID: r.ID(), Lifecycle: image.Claim, Name: r.Name, Spec: r.Spec, Mode: r.Mode, Provisioning: r.Provisioning, Source: r.Source,
+	}
+}
+
 // SnapshotID is the id of the snapshot with the given name.
 func SnapshotID(name string) string { return idOf("snap-", name) }
 
