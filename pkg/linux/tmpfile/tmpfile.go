@@ -136,11 +136,17 @@ func Sync(f *os.File) error {
 	return nil
 }
 
-// Remove makes sure that no file has the name.
+// Remove makes sure that no file and no empty directory has the name.
 //
-// "unlink() deletes a name from the filesystem." unlink(2)
+// "unlink() deletes a name from the filesystem." unlink(2), and rmdir(2)
 func Remove(path string) error {
-	err := sys.PathEffect("unlink", func() error { return unix.Unlink(path) })
+	err := sys.PathEffect("unlink", func() error {
+		err := unix.Unlink(path)
+		if err == unix.EISDIR {
+			err = unix.Rmdir(path)
+		}
+		return err
+	})
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return &os.PathError{Op: "unlink", Path: path, Err: err}
 	}
