@@ -97,8 +97,12 @@ func (a *Allocator) Attach(backing *os.File, o Options) (*Device, error) {
 			return nil, err
 		}
 		var d *Device
-		if d, err = attachIfFree(index, backing, o); !errors.Is(err, errTaken) {
-			return d, err
+		if d, err = attachIfFree(index, backing, o); err == nil {
+			return d, nil
+		}
+		if !errors.Is(err, errTaken) {
+			// The next try would make one more. Nobody else has it: a device that is in use stays.
+			return nil, errors.Join(err, Remove(index))
 		}
 	}
 	return nil, fmt.Errorf("attach %s: other processes took %d new loop devices in a row: %w", backing.Name(), steals, err)

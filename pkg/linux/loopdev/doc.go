@@ -16,8 +16,8 @@
 // An open [Device], or a Find that is running, delays that, so look at
 // /sys/block/loopN/loop before relying on it. Any process may attach a file to any
 // free device at any time. Devices are reused and not removed, since LOOP_CTL_REMOVE
-// takes 44 ms. The exception are devices that refuse discards, since they can never be
-// made to accept them again.
+// takes 44 ms. The exceptions are devices that refuse discards, since they can never be
+// made to accept them again, and those that a failed attachment has just made.
 //
 // In a container /dev must be the host's devtmpfs, or new devices do not appear.
 //
