@@ -21,6 +21,8 @@ var ErrNotDirect = errors.New("the loop device cannot use direct I/O")
 // Options of an attachment. The zero value is a writable device that stays
 // until it is detached.
 type Options struct {
+	// ReadOnly makes the kernel refuse writes to the device. The file must be open for writing
+	// all the same: state.go says why.
 	ReadOnly bool
 	// AutoClear detaches the device when its last user goes. Do not set it for a device
 	// whose node is bind-mounted: such a mount does not count as a user.
@@ -85,8 +87,12 @@ func (a *Allocator) Attach(backing *os.File, o Options) (*Device, error) {
 			break
 		}
 		d, err := attachIfFree(index, backing, o)
+		if errors.Is(err, errUnfit) {
+			// It is free, and of no use. If it cannot be removed, it is passed over again.
+			_ = Remove(index)
+		}
 		a.done(index)
-		if !errors.Is(err, errTaken) && !errors.Is(err, unix.ENOENT) { // ENOENT: it was removed since
+		if !errors.Is(err, errTaken) && !errors.Is(err, errUnfit) && !errors.Is(err, unix.ENOENT) { // ENOENT: it was removed since
 			return d, err
 		}
 	}
@@ -217,11 +223,7 @@ func attachIfFree(index int, backing *os.File, o Options) (*Device, error) {
 	if attached(index) {
 		return nil, errTaken
 	}
-	mode := unix.O_RDWR
-	if o.ReadOnly {
-		mode = unix.O_RDONLY
-	}
-	d, err := openNode(index, mode)
+	d, err := openNode(index, unix.O_RDWR)
 	if errors.Is(err, ErrNotAttached) { // it is being detached at this moment
 		return nil, fmt.Errorf("%w: %w", errTaken, err)
 	}
@@ -232,56 +234,18 @@ func attachIfFree(index int, backing *os.File, o Options) (*Device, error) {
 		d.Close()
 		return nil, err
 	}
-	if err := d.verify(backing, o); err != nil {
-		return nil, errors.Join(err, d.Detach())
+	err = d.verify(backing)
+	if err == nil {
+		err = d.prepare(o)
 	}
-	if o.NoDiscard {
-		if err := d.refuseDiscard(); err != nil {
-			return nil, errors.Join(err, d.Detach())
-		}
+	if err == nil {
 		return d, nil
 	}
-	if refuses, err := d.refusesDiscard(); err != nil || refuses {
-		if err := errors.Join(err, d.Detach()); err != nil {
-			return nil, err
-		}
-		return nil, errors.Join(errTaken, Remove(index))
+	if stays := d.Detach(); stays != nil {
+		// Its file must not get a second device, so the error is not errUnfit any more.
+		return nil, fmt.Errorf("%v: %w", err, stays)
 	}
-	return d, nil
-}
-
-// A limit of the device makes it refuse discards. The limit outlives the attachment and
-// stays for ever: with a limit of 0 the kernel also drops the granularity, and then accepts
-// no other limit (queue_max_discard_sectors_store in block/blk-sysfs.c on 6.18, measured).
-// So a device that refuses discards is made for a single attachment, and [Remove]d after it.
-
-// refuseDiscard makes an attached device refuse discards.
-//
-// "discard_max_bytes: [RW] [...] can be used to limit the size of discards. A
-// value of 0 disables them" Documentation/ABI/stable/sysfs-block
-func (d *Device) refuseDiscard() error {
-	err := sys.PathEffect("discard_max_bytes", func() error {
-		return os.WriteFile(d.queue("discard_max_bytes"), []byte("0\n"), 0)
-	})
-	if err != nil {
-		return fmt.Errorf("%w; in a container /sys must be writable: mount the node's there", err)
-	}
-	return nil
-}
-
-// refusesDiscard reports whether somebody made the device refuse discards that its file
-// supports.
-func (d *Device) refusesDiscard() (bool, error) {
-	limit, err := os.ReadFile(d.queue("discard_max_bytes"))
-	if err != nil || string(limit) != "0\n" {
-		return false, err
-	}
-	could, err := os.ReadFile(d.queue("discard_max_hw_bytes"))
-	return err == nil && string(could) != "0\n", err
-}
-
-func (d *Device) queue(name string) string {
-	return fmt.Sprintf("/sys/block/loop%d/queue/%s", d.index, name)
+	return nil, err
 }
 
 // Remove removes a free device, which takes 44 ms. A device that is in use stays, without
@@ -323,9 +287,6 @@ func (d *Device) configure(backing *os.File, o Options) error {
 
 func (o Options) flags() uint32 {
 	flags := uint32(unix.LO_FLAGS_DIRECT_IO)
-	if o.ReadOnly {
-		flags |= unix.LO_FLAGS_READ_ONLY
-	}
 	if o.AutoClear {
 		flags |= unix.LO_FLAGS_AUTOCLEAR
 	}
@@ -334,7 +295,7 @@ func (o Options) flags() uint32 {
 
 // verify checks the properties of an attachment: LOOP_CONFIGURE succeeds even where it
 // ignores a property that does not fit the file.
-func (d *Device) verify(backing *os.File, o Options) error {
+func (d *Device) verify(backing *os.File) error {
 	status, err := d.status()
 	if err != nil {
 		return err
@@ -351,7 +312,7 @@ func (d *Device) verify(backing *os.File, o Options) error {
 		return fmt.Errorf("attach %s: %s has blocks of %d bytes, want %d", backing.Name(), d.Path(), size, BlockSize)
 	case status.Flags&unix.LO_FLAGS_DIRECT_IO == 0:
 		return fmt.Errorf("%w: %s%s; make the pool with blocks of %d bytes", ErrNotDirect, backing.Name(), alignment(backing), BlockSize)
-	case status.Flags&unix.LO_FLAGS_READ_ONLY != 0 && !o.ReadOnly:
+	case status.Flags&unix.LO_FLAGS_READ_ONLY != 0:
 		return fmt.Errorf("attach %s: the device is read-only, because the file is not open for writing", backing.Name())
 	}
 	return nil

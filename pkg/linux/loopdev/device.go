@@ -102,7 +102,8 @@ func (d *Device) File() *os.File { return d.file }
 func (d *Device) Close() error { return d.file.Close() }
 
 // Detach detaches the backing file and closes d. If others hold the device, the
-// kernel detaches the file when the last of them lets go.
+// kernel detaches the file when the last of them lets go. Until then a read-only device
+// stays so, and afterwards its bit is left to the next attachment.
 //
 // "LOOP_CLR_FD: Disassociate the loop device from any file descriptor." loop(4)
 func (d *Device) Detach() error {
@@ -115,6 +116,8 @@ func (d *Device) Detach() error {
 		err = fmt.Errorf("%w: LOOP_CLR_FD %s: %w", ErrNotAttached, d.Path(), err)
 	case err != nil:
 		err = fmt.Errorf("LOOP_CLR_FD %s: %w", d.Path(), err)
+	default:
+		err = d.leaveWritable()
 	}
 	return errors.Join(err, d.Close())
 }
@@ -131,12 +134,6 @@ func (d *Device) Backs(f *os.File) (bool, error) {
 		return false, err
 	}
 	return inode{status.Device, status.Inode} == want, nil
-}
-
-// ReadOnly reports whether the device refuses writes.
-func (d *Device) ReadOnly() (bool, error) {
-	status, err := d.status()
-	return err == nil && status.Flags&unix.LO_FLAGS_READ_ONLY != 0, err
 }
 
 // Keep makes sure that the device stays attached when its last user goes. It takes back a

@@ -19,8 +19,12 @@
 // takes 44 ms. The exceptions are devices that refuse discards, since they can never be
 // made to accept them again, and those that a failed attachment has just made.
 //
+// A device keeps its read-only bit, its write cache mode and its limit of discards when it
+// is detached. [Allocator.Attach] sets and checks all three, whoever had the device before:
+// see state.go.
+//
 // In a container /dev must be the host's devtmpfs, or new devices do not appear.
 //
 // Sources: loop(4), include/uapi/linux/loop.h, drivers/block/loop.c,
-// Documentation/ABI/stable/sysfs-block (logical_block_size).
+// Documentation/ABI/stable/sysfs-block (logical_block_size, write_cache, discard_max_bytes).
 package loopdev

@@ -40,8 +40,11 @@ func New(p *pool.Pool) *Devices { return &Devices{pool: p} }
 func (d *Devices) Mountable(img *image.Image) (*loopdev.Device, error) {
 	if !img.Fresh { // a fresh image has none, so do not search
 		dev, err := loopdev.OpenBacked(img.File)
+		if err == nil {
+			return prepared(dev, img, loopdev.Options{})
+		}
 		if !errors.Is(err, loopdev.ErrNotAttached) {
-			return dev, err
+			return nil, err
 		}
 	}
 	return d.attach(img, loopdev.Options{AutoClear: true})
@@ -81,7 +84,7 @@ func (d *Devices) Block(img *image.Image, readOnly bool) (*loopdev.Device, error
 			// then detach it when they close it, under the next pod: Keep prevents that. The
 			// image may also have grown since.
 			if err = errors.Join(dev.Keep(), dev.UpdateSize()); err == nil {
-				return dev, nil
+				return prepared(dev, img, loopdev.Options{ReadOnly: readOnly})
 			}
 		}
 		dev.Close()
@@ -91,6 +94,16 @@ func (d *Devices) Block(img *image.Image, readOnly bool) (*loopdev.Device, error
 	}
 	img.Refill()
 	return d.attach(img, loopdev.Options{ReadOnly: readOnly})
+}
+
+// prepared returns a device that an image has already, in the state that the volume needs, or
+// closes it.
+func prepared(dev *loopdev.Device, img *image.Image, o loopdev.Options) (*loopdev.Device, error) {
+	if err := dev.Prepare(img.Record.Provisioning.Device(o)); err != nil {
+		dev.Close()
+		return nil, fmt.Errorf("volume %s: %w", img.ID(), err)
+	}
+	return dev, nil
 }
 
 func (d *Devices) attach(img *image.Image, o loopdev.Options) (*loopdev.Device, error) {
