@@ -71,10 +71,28 @@ func openLoopback(ctx context.Context, dir string, bytes int64) (string, error) 
 		return "", fmt.Errorf("%w: %s is attached to several loop devices at once (%s); stop what uses all but one and detach them with `losetup -d`",
 			ErrUnusable, image.Name(), nodes(devices))
 	}
+	if len(devices) == 1 {
+		if err := prepare(image); err != nil {
+			return "", err
+		}
+	}
 	if mounted, err := isMountOf(at, devices); err != nil || mounted {
 		return at, err
 	}
 	return at, mountLoopback(image, at)
+}
+
+// prepare gives the device that the image has already the state that a pool needs. One that
+// drops flushes would lose what every volume has synced.
+func prepare(image *os.File) error {
+	dev, err := loopdev.OpenBacked(image)
+	if errors.Is(err, loopdev.ErrNotAttached) { // detached meanwhile: it gets a new one
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(dev.Prepare(loopdev.Options{}), dev.Close())
 }
 
 func nodes(devices []int) string {

@@ -188,6 +188,17 @@ func TestLoopback(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	t.Run("drops flushes", func(t *testing.T) {
+		cache := fmt.Sprintf("/sys/block/loop%d/queue/write_cache", first[0])
+		if err := os.WriteFile(cache, []byte("write through"), 0); err != nil {
+			t.Fatal(err)
+		}
+		loopback(t, dir, 500<<20)
+		if b, err := os.ReadFile(cache); err != nil || string(b) != "write back\n" {
+			t.Errorf("the pool's device is %q: %v", b, err)
+		}
+	})
+
 	t.Run("mounted", func(t *testing.T) {
 		loopback(t, dir, 500<<20)
 		if again := devices(); len(again) != 1 || again[0] != first[0] || testenv.Mounts(t, dir) != 1 {
