@@ -64,9 +64,21 @@ func (o *formatOptions) add(f *pflag.FlagSet) {
 	f.StringVar(&o.label, "label", "", "filesystem label")
 	f.StringToStringVar(&o.options, "option", nil, "another format option of the filesystem as `NAME=VALUE`, as inode-size=512; may be repeated")
 	f.Lookup("option").DefValue = "" // --help would show "[]"
-	addValueP(f, &o.output, "output", "o", "", given("must name the file to make"), "the image to make")
+	addValueP(f, &o.output, "output", "o", "", newFile, "the image to make")
 	addVM(f, &o.vm)
 }
+
+// newFile is the name of a file to make. An image is a sparse file with a name of its own at
+// the end, so there is nothing to write to a pipe.
+var newFile = kind[string]{"string", func(s string) (string, error) {
+	switch s {
+	case "":
+		return s, errors.New("must name the file to make")
+	case "-":
+		return s, errors.New("must name a file: an image cannot be written to standard output; a file of that name is ./-")
+	}
+	return s, nil
+}}
 
 // spec reads the flags that describe the filesystem.
 func (o *formatOptions) spec() (diskfs.Spec, error) {
@@ -126,6 +138,9 @@ func formatInVM(ctx context.Context, w io.Writer, vm vmformat.Config, f *os.File
 	if err != nil {
 		return vmformat.Report{}, err
 	}
+	if _, why, err := formatter.Accelerator(); err == nil && why != nil {
+		fmt.Fprintf(w, "accelerator tcg, which is slower than kvm: %v\n", why)
+	}
 	p := newProgress(w)
 	report, err := formatter.Format(ctx, f, spec, p.enter)
 	p.end(err)
@@ -133,7 +148,7 @@ func formatInVM(ctx context.Context, w io.Writer, vm vmformat.Config, f *os.File
 }
 
 // progress prints the stages of a format, one a line. A terminal also shows the stage that
-// has begun.
+// has begun, if it can take that line back.
 type progress struct {
 	w        io.Writer
 	terminal bool
@@ -143,8 +158,11 @@ type progress struct {
 
 func newProgress(w io.Writer) *progress {
 	f, ok := w.(*os.File)
-	return &progress{w: w, terminal: ok && term.IsTerminal(int(f.Fd()))}
+	return &progress{w: w, terminal: ok && term.IsTerminal(int(f.Fd())) && erases(os.Getenv("TERM"))}
 }
+
+// erases tells whether a terminal of this kind erases a line when it is told to; term(7).
+func erases(kind string) bool { return kind != "" && kind != "dumb" }
 
 func (p *progress) enter(s guest.Stage) {
 	p.leave("ok")

@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,8 +17,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/kvm"
 )
 
 // fails runs the product. It must end with exit code 1 and print the given words.
@@ -238,6 +241,98 @@ func TestFormatNeedsNoRoot(t *testing.T) {
 	testenv.Run(t, "e2fsck", "-fn", image)
 }
 
+// TestFormatWithoutHome formats as a container of a CI system does: as a random user, whose home
+// is missing, or is not to be written to.
+func TestFormatWithoutHome(t *testing.T) {
+	const random = 1000700000
+	dir := testenv.Dir(t)
+	binary := filepath.Join(dir, "csi-disktemplate")
+	testenv.Run(t, "cp", testenv.Binary(t), binary)
+	work, sealed, readonly := filepath.Join(dir, "work"), filepath.Join(dir, "sealed"), testenv.Tmpfs(t)
+	if err := errors.Join(
+		os.Chmod(dir, 0o755), os.Chmod(readonly, 0o777), os.Mkdir(sealed, 0o755), os.Mkdir(work, 0o700), os.Chown(work, random, random),
+		syscall.Mount("", readonly, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""),
+	); err != nil {
+		t.Fatal(err)
+	}
+	for name, env := range map[string][]string{
+		"HOME unset":                   nil,
+		"HOME=/":                       {"HOME=/"},
+		"HOME of somebody else":        {"HOME=" + sealed},
+		"HOME read-only":               {"HOME=" + readonly},
+		"HOME missing":                 {"HOME=/nonexistent/home"},
+		"a cache directory, read-only": {"HOME=" + work, "XDG_CACHE_HOME=" + readonly},
+	} {
+		t.Run(name, func(t *testing.T) {
+			image := filepath.Join(work, "disk.img")
+			defer os.Remove(image)
+			cmd := exec.CommandContext(t.Context(), binary, "format", "--size", "64Mi", "-o", image)
+			cmd.Env = append(env, "PATH=/usr/bin:/bin")
+			cmd.Dir = work
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: random, Gid: random}}
+			code, out := testenv.Finish(t, cmd)
+			if code != 0 {
+				t.Fatalf("exit code %d", code)
+			}
+			if kvm.Usable() != nil && !strings.Contains(out, "accelerator tcg, which is slower than kvm: KVM is not usable: ") {
+				t.Error("does not say why it emulates")
+			}
+			testenv.Run(t, "e2fsck", "-fn", image)
+			if got := names(t, work); !slices.Equal(got, []string{"disk.img"}) {
+				t.Errorf("made %v", got)
+			}
+		})
+	}
+}
+
+// terminal opens a pseudoterminal: pty(7), TIOCSPTLCK and TIOCGPTN in ioctl_tty(2).
+func terminal(t *testing.T) (ours, theirs *os.File) {
+	t.Helper()
+	ours, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ours.Close() })
+	for _, request := range []uintptr{syscall.TIOCSPTLCK, syscall.TIOCGPTN} {
+		var n int32
+		if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, ours.Fd(), request, uintptr(unsafe.Pointer(&n))); errno != 0 {
+			t.Fatal(errno)
+		}
+		if request == syscall.TIOCGPTN {
+			theirs, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|syscall.O_NOCTTY, 0)
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ours, theirs
+}
+
+// TestFormatOnTerminal checks which terminals get control characters.
+func TestFormatOnTerminal(t *testing.T) {
+	for kind, controls := range map[string]bool{"TERM=xterm": true, "TERM=dumb": false, "TERM=": false} {
+		t.Run(kind, func(t *testing.T) {
+			ours, theirs := terminal(t)
+			cmd := exec.CommandContext(t.Context(), testenv.Binary(t), "format", "--accel", "tcg", "--size", "64Mi", "-o", filepath.Join(testenv.Dir(t), "disk.img"))
+			cmd.Env = append(os.Environ(), kind)
+			cmd.Stderr = theirs
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			theirs.Close()
+			out, _ := io.ReadAll(ours) // the end of the last writer is EIO
+			if err := cmd.Wait(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			// The terminal itself makes \r\n of \n.
+			text := strings.ReplaceAll(string(out), "\r\n", "\n")
+			if !strings.Contains(text, "mkfs ") || strings.ContainsAny(text, "\r\x1b") != controls {
+				t.Errorf("control characters %v: %q", !controls, text)
+			}
+		})
+	}
+}
+
 // TestFormatRaw makes a raw image without QEMU and without a kernel: it needs no VM.
 func TestFormatRaw(t *testing.T) {
 	image := filepath.Join(testenv.Dir(t), "disk.img")
@@ -282,6 +377,7 @@ func TestFormatFails(t *testing.T) {
 		"existing directory":   {[]string{"-o", filepath.Join(dir, "dir.img")}, []string{"--output", "dir.img", "exists"}},
 		"missing directory":    {[]string{"-o", filepath.Join(dir, "missing", "new.img")}, []string{"--output", "missing"}},
 		"existing file of raw": {[]string{"--fs", "raw", "-o", filepath.Join(dir, "old.img")}, []string{"--output", "exists"}},
+		"standard output":      {[]string{"-o", "-"}, []string{`--output "-"`, "standard output", "./-"}},
 		"no QEMU":              {[]string{"--qemu", "/nonexistent/qemu"}, []string{"--qemu", "/nonexistent/qemu", "qemu-system-x86"}},
 		"no kernel":            {[]string{"--kernel", "/nonexistent/vmlinuz"}, []string{"--kernel", "/nonexistent/vmlinuz"}},
 		"not a kernel":         {[]string{"--kernel", "/etc/passwd"}, []string{"/etc/passwd", "vmlinuz or vmlinux"}},
@@ -319,6 +415,9 @@ func TestFormatFails(t *testing.T) {
 		t.Logf("%s\n%s", cmd.ProcessState, &out)
 		if cmd.ProcessState.ExitCode() != 1 || !strings.Contains(out.String(), "canceled") {
 			t.Errorf("ended with %s", cmd.ProcessState)
+		}
+		if strings.Contains(out.String(), "last lines") {
+			t.Errorf("shows what the VM printed")
 		}
 		check(t)
 	})

@@ -130,12 +130,12 @@ func TestFailureKernelImages(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			var r *recipe
 			v, f := broken(t, func(rr *recipe) { r = rr }, func(v *vm) { v.timeout = 20 * time.Second })
-			whole, err := os.ReadFile(v.kernel)
+			whole, err := os.ReadFile(v.kernel.path)
 			if err != nil {
 				t.Fatal(err)
 			}
-			v.kernel = filepath.Join(testenv.Dir(t), "kernel")
-			if err := os.WriteFile(v.kernel, c.content(r, whole), 0o444); err != nil {
+			v.kernel.path = filepath.Join(testenv.Dir(t), "kernel")
+			if err := os.WriteFile(v.kernel.path, c.content(r, whole), 0o444); err != nil {
 				t.Fatal(err)
 			}
 			o := mustFail(t, v, f, c.word)

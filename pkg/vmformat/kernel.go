@@ -113,33 +113,55 @@ func (f *Formatter) readKernel(m machine) (kernel, error) {
 	return k, nil
 }
 
-// unpacked returns the path of the kernel that QEMU boots. It is unpacked once and kept in
-// dir, under a name with the digests of both images, so that a damaged one is never used.
-func (k kernel) unpacked(dir string) (string, error) {
+// bootable is a kernel as QEMU boots it: a file of this machine, or the content alone.
+type bootable struct {
+	path    string // "" if it is in no file
+	content []byte // only without a path
+}
+
+// unpacked returns the kernel that QEMU boots. It is unpacked once and kept in dir, under a
+// name with the digests of both images, so that a damaged one is never used.
+//
+// Keeping it only saves time. A container of a CI system often runs as a user who may write
+// nowhere, or on a filesystem that is read-only, full, or has no unnamed files. There, and
+// with dir "", the kernel is unpacked in memory each time.
+func (k kernel) unpacked(dir string) (bootable, error) {
 	if k.form.ready(k.image) {
-		return k.path, nil
+		return bootable{path: k.path}, nil
+	}
+	if dir == "" {
+		code, err := k.unpack()
+		return bootable{content: code}, err
 	}
 	prefix := filepath.Join(dir, "vmlinux-"+k.digest[:16]+"-")
-	kept, _ := os.ReadDir(dir) // if it is unreadable, keep below will say so
+	kept, _ := os.ReadDir(dir) // if it is unreadable, nothing is kept there
 	for _, entry := range kept {
 		name := filepath.Join(dir, entry.Name())
 		if !strings.HasPrefix(name, prefix) {
 			continue
 		}
 		if b, err := os.ReadFile(name); err == nil && name == prefix+shortDigest(b) {
-			return name, nil
+			return bootable{path: name}, nil
 		}
 		os.Remove(name)
 	}
-	code, err := k.form.unpack(k.image)
+	code, err := k.unpack()
 	if err != nil {
-		return "", missing("reinstall it or give another --kernel", "unpacking %s: %w", k.path, err)
+		return bootable{}, err
 	}
 	name := prefix + shortDigest(code)
-	if err := keep(name, code); err != nil {
-		return "", noSpace(fmt.Errorf("keeping the unpacked kernel: %w", err))
+	if keep(name, code) != nil {
+		return bootable{content: code}, nil
 	}
-	return name, nil
+	return bootable{path: name}, nil
+}
+
+func (k kernel) unpack() ([]byte, error) {
+	code, err := k.form.unpack(k.image)
+	if err != nil {
+		return nil, missing("reinstall it or give another --kernel", "unpacking %s: %w", k.path, err)
+	}
+	return code, nil
 }
 
 // keep makes a file with this content. A file of that name is left alone: two formats may

@@ -143,21 +143,49 @@ func TestCachedKernelHeals(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want, err := os.ReadFile(first)
+	want, err := os.ReadFile(first.path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, size := range []int64{0, int64(len(want)) / 2} {
-		if err := os.Truncate(first, size); err != nil {
+		if err := os.Truncate(first.path, size); err != nil {
 			t.Fatal(err)
 		}
 		again, err := k.unpacked(dir)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := os.ReadFile(again); err != nil || !bytes.Equal(got, want) {
+		if got, err := os.ReadFile(again.path); err != nil || !bytes.Equal(got, want) {
 			t.Errorf("a vmlinux cut to %d bytes was not unpacked again: %v", size, err)
 		}
+	}
+}
+
+// TestKernelInMemory unpacks the kernel where it cannot be kept, and boots it as root does, in
+// a cage. The command's TestFormatWithoutHome boots it without one.
+func TestKernelInMemory(t *testing.T) {
+	file := filepath.Join(testenv.Dir(t), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	full := testenv.Ext4.Mount(t, 64<<20)
+	testenv.Fill(t, full)
+	for name, dir := range map[string]string{"a file is in the way": filepath.Join(file, "cache"), "full": full} {
+		t.Run(name, func(t *testing.T) {
+			f := newFormatter(t, func(c *Config) { c.CacheDir = dir })
+			k, err := f.readKernel(amd64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if b, err := k.unpacked(dir); err != nil || b.path != "" || !k.form.ready(b.content) {
+				t.Fatalf("unpacked is at %q, with %d bytes in memory: %v", b.path, len(b.content), err)
+			}
+			image := image(t, testenv.Dir(t))
+			if _, err := f.Format(t.Context(), image, diskfs.Spec{Filesystem: "ext4", Size: 64 << 20}, nil); err != nil {
+				t.Fatal(err)
+			}
+			testenv.Fsck(t, "ext4", image.Name())
+		})
 	}
 }
 

@@ -40,6 +40,7 @@ type outcome struct {
 func (o outcome) judge() error {
 	switch {
 	case o.canceled != nil:
+		o.console = nil // it tells nothing to those who ended it themselves
 		return o.failed("canceled", o.canceled)
 	case errors.Is(o.exit, cage.ErrBuild):
 		return fmt.Errorf("%w: %w", ErrUnavailable, o.exit)

@@ -27,7 +27,7 @@ type vm struct {
 	machine machine
 	accel   accelerator
 	qemu    string // path of QEMU
-	kernel  string // path of the kernel
+	kernel  bootable
 	initrd  []byte
 	nonce   string
 	timeout time.Duration
@@ -69,6 +69,7 @@ const (
 	fdVerdict
 	fdQMP
 	fdInitrd // without a cage only
+	fdKernel // without a cage only, and if the kernel is in no file
 )
 
 // findQEMU returns the path of the machine's QEMU, or of the configured one.
@@ -121,7 +122,10 @@ func (f *Formatter) plan(r *recipe, accel Accel) (*vm, error) {
 func (v *vm) args() []string {
 	kernel, initrd := cagedKernel, cagedInitrd
 	if !v.caged {
-		kernel, initrd = v.kernel, fmt.Sprintf("/proc/self/fd/%d", fdInitrd)
+		kernel, initrd = v.kernel.path, fmt.Sprintf("/proc/self/fd/%d", fdInitrd)
+		if kernel == "" {
+			kernel = fmt.Sprintf("/proc/self/fd/%d", fdKernel)
+		}
 	}
 	args := []string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
@@ -165,7 +169,11 @@ func (v *vm) cageSpec() cage.Spec {
 	// CPU is enough for one processor for the guest and one for all else until the deadline.
 	// The limit ends a QEMU whose plugin hangs.
 	s.Limits = cage.Limits{Memory: qemuAddressSpace, CPU: 2 * v.timeout, Files: qemuFiles}
-	s.Binds[cagedKernel] = v.kernel
+	if v.kernel.path == "" {
+		s.Files[cagedKernel] = v.kernel.content
+	} else {
+		s.Binds[cagedKernel] = v.kernel.path
+	}
 	s.Files[cagedInitrd] = v.initrd
 	s.Devices = append(s.Devices, v.accel.devices...)
 	if !strings.HasPrefix(v.qemu, "/usr/") {
@@ -197,13 +205,15 @@ func (v *vm) run(ctx context.Context, template *os.File, progress func(guest.Sta
 	defer theirs.Close()
 	files := []*os.File{fdTemplate - 3: template, fdVerdict - 3: verdict, fdQMP - 3: theirs}
 	if !v.caged {
-		initrd, err := memfile.New("initrd", v.initrd)
-		if err != nil {
-			o.exit = err
-			return o
+		for _, content := range [][]byte{fdInitrd - fdInitrd: v.initrd, fdKernel - fdInitrd: v.kernel.content} {
+			f, err := memfile.New("boot", content)
+			if err != nil {
+				o.exit = err
+				return o
+			}
+			defer f.Close()
+			files = append(files, f)
 		}
-		defer initrd.Close()
-		files = append(files, initrd)
 	}
 
 	deadline, cancel := context.WithTimeout(ctx, v.timeout)

@@ -49,7 +49,7 @@ type Config struct {
 	Kernel   string        // a vmlinuz or vmlinux; "" takes the newest /boot/vmlinuz-* that has modules
 	Modules  string        // its module directory; "" is /lib/modules/<its version>
 	Init     string        // a binary that calls guest.Main when guest.IsInit; "" is this process's own
-	CacheDir string        // where unpacked kernels are kept; "" is csi-disktemplate below the user's cache directory
+	CacheDir string        // where unpacked kernels are kept, if they can be; "" is csi-disktemplate below the user's cache directory
 	Accel    Accel         // "" is AccelAuto
 	Timeout  time.Duration // wall clock limit of one VM; 0 is DefaultTimeout
 }
@@ -112,11 +112,9 @@ func New(c Config) (*Formatter, error) {
 		c.Init = self
 	}
 	if c.CacheDir == "" {
-		dir, err := os.UserCacheDir()
-		if err != nil {
-			return nil, fmt.Errorf("finding a directory for the unpacked kernel: %w", err)
+		if dir, err := os.UserCacheDir(); err == nil { // a user without HOME has none
+			c.CacheDir = filepath.Join(dir, "csi-disktemplate")
 		}
-		c.CacheDir = filepath.Join(dir, "csi-disktemplate")
 	}
 	f := &Formatter{cfg: c, memos: map[string]*memo{}}
 	f.accel = sync.OnceValues(func() (Accel, error) { return chooseAccel(c.Accel, kvm.Usable) })

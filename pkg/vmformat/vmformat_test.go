@@ -70,6 +70,9 @@ func TestJudge(t *testing.T) {
 					t.Errorf("%q lacks %q", err, w)
 				}
 			}
+			if o.canceled != nil && strings.Contains(err.Error(), "the last line") {
+				t.Errorf("%q shows the console to those who canceled", err)
+			}
 		})
 	}
 }
