@@ -90,7 +90,7 @@ func (o *formatOptions) spec() (diskfs.Spec, error) {
 	if o.size != "" {
 		spec.Size, err = fs.ParseSize(o.size)
 		if errors.Is(err, size.ErrInvalid) {
-			err = errors.New("must be a quantity, as 512Mi or 10Gi")
+			err = errors.New("must be a quantity, as 512Mi or 10Gi" + size.Hint(o.size))
 		}
 		if err != nil {
 			return spec, badFlag("size", o.size, err)

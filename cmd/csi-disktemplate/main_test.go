@@ -62,6 +62,7 @@ var badSpecs = map[string]struct {
 }{
 	"filesystem":        {[]string{"--fs", "ntfs"}, []string{"--fs", `"ntfs"`, "btrfs, ext4, raw, xfs"}},
 	"size in words":     {[]string{"--size", "lots"}, []string{"--size", `"lots"`, "512Mi"}},
+	"size in GB":        {[]string{"--size", "10GB"}, []string{`--size "10GB": must be a quantity, as 512Mi or 10Gi; did you mean 10G (10,000,000,000 bytes) or 10Gi (`}},
 	"size zero":         {[]string{"--size", "0"}, []string{"--size", `"0"`, "9Mi", "8Ti"}},
 	"size negative":     {[]string{"--size", "-1Gi"}, []string{"--size", `"-1Gi"`, "-1Gi", "9Mi", "8Ti"}},
 	"size too small":    {[]string{"--fs", "xfs", "--size", "299Mi"}, []string{"--size", `"299Mi"`, "300Mi", "4294967295Mi"}},
@@ -111,7 +112,7 @@ func TestPoolFlags(t *testing.T) {
 			t.Errorf("%q is %+v, %v", value, o.pool, err)
 		}
 	}
-	for value, says := range map[string]string{"big": "10Gi", "0": "more than 0", "-20Gi": "more than 0", "-1e30": "more than 0", "20GB": "10Gi", "1e999999999": "10Gi"} {
+	for value, says := range map[string]string{"big": "10Gi", "0": "more than 0", "-20Gi": "more than 0", "-1e30": "more than 0", "20GB": "did you mean 20G (20,000,000,000 bytes) or 20Gi", "1e999999999": "10Gi"} {
 		mustSay(t, parse(t, &pluginOptions{}, "--loopback-pool-size", value), "--loopback-pool-size", value, says)
 	}
 }
@@ -173,7 +174,9 @@ func TestRefusedFlags(t *testing.T) {
 		{"max-inline-size", "", "10Gi"},
 		{"max-inline-volumes", "many", "whole number"},
 		{"max-inline-volumes-per-namespace", "-1", "negative"},
-		{"max-inline-bytes", "1TB", "10Gi"},
+		{"max-inline-bytes", "1TB", "did you mean 1T (1,000,000,000,000 bytes) or 1Ti"},
+		{"max-inline-size", "10GiB", "no limit; did you mean 10Gi?"},
+		{"template-cache", "5 GiB", "not negative; did you mean 5Gi?"},
 		{"max-inline-bytes-per-namespace", "-1", "negative"},
 		{"shared-resizer", "maybe", "true or false"},
 	} {

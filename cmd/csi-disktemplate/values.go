@@ -105,16 +105,27 @@ func kindOf[T any](name, must string, read func(string) (T, bool)) kind[T] {
 	}}
 }
 
+// sizeKind is [kindOf] for sizes. The error also names the quantity that may be meant.
+func sizeKind[T any](name, must string, read func(string) (T, bool)) kind[T] {
+	return kind[T]{name, func(text string) (T, error) {
+		v, ok := read(text)
+		if !ok {
+			return v, errors.New(must + size.Hint(text))
+		}
+		return v, nil
+	}}
+}
+
 const mustBeQuantity = "must be a quantity, as 512Mi or 10Gi,"
 
 var (
 	// upperSize is the largest size or sum of sizes that is allowed.
-	upperSize = kindOf("size", mustBeQuantity+" and not negative; 0 means no limit", func(s string) (int64, bool) {
+	upperSize = sizeKind("size", mustBeQuantity+" and not negative; 0 means no limit", func(s string) (int64, bool) {
 		bytes, err := size.Parse(s)
 		return bytes, err == nil && bytes >= 0
 	})
 	// optionalSize is a size of something that is not wanted if the text is empty.
-	optionalSize = kindOf("size", mustBeQuantity+" and more than 0", func(s string) (int64, bool) {
+	optionalSize = sizeKind("size", mustBeQuantity+" and more than 0", func(s string) (int64, bool) {
 		if s == "" {
 			return 0, true
 		}
@@ -122,7 +133,7 @@ var (
 		return bytes, err == nil && bytes > 0
 	})
 	// poolShare is an amount of the pool's space.
-	poolShare = kindOf("share", "must be a quantity, as 10Gi, or a percentage below 100%, as 5%, and not negative", func(s string) (size.Share, bool) {
+	poolShare = sizeKind("share", "must be a quantity, as 10Gi, or a percentage below 100%, as 5%, and not negative", func(s string) (size.Share, bool) {
 		share, err := size.ParseShare(s)
 		return share, err == nil
 	})

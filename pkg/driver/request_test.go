@@ -171,7 +171,7 @@ func TestBadPublishRequest(t *testing.T) {
 		"below every int64":   {req: inline("ext4", "size", "-1e30"), code: outside, says: []string{"size", `"-1e30"`, ext4Min, ext4Max}},
 		"size empty":          {req: inline("ext4", "size", ""), code: bad, says: []string{"size", `""`, "quantity", "512Mi"}},
 		"size in words":       {req: inline("ext4", "size", "lots"), code: bad, says: []string{"size", `"lots"`, "quantity", "512Mi"}},
-		"size with MB":        {req: inline("ext4", "size", "10MB"), code: bad, says: []string{"size", `"10MB"`, "quantity", "512Mi"}},
+		"size with MB":        {req: inline("ext4", "size", "10MB"), code: bad, says: []string{"size", `"10MB"`, "quantity", "512Mi", "did you mean 10M (10,000,000 bytes) or 10Mi"}},
 		"size in hexadecimal": {req: inline("ext4", "size", "0x100000"), code: bad, says: []string{"size", `"0x100000"`, "quantity"}},
 		"size after a space":  {req: inline("ext4", "size", " 1Gi"), code: bad, says: []string{"size", `" 1Gi"`, "quantity"}},
 		"size not a number":   {req: inline("ext4", "size", "NaN"), code: bad, says: []string{"size", `"NaN"`, "quantity"}},

@@ -39,16 +39,65 @@ var quantity = regexp.MustCompile(`^[+-]?[0-9.]{1,512}([numkKMGTPE]i?|[eE][+-]?[
 // Parse reads a Kubernetes quantity as bytes, rounded up to a whole byte. A value beyond
 // the range of int64 becomes the nearest int64. Any other text returns [ErrInvalid].
 func Parse(s string) (int64, error) {
-	if quantity.MatchString(s) {
-		q, err := resource.ParseQuantity(s)
-		if err == nil && s[0] == '-' { // ParseQuantity reads -1e-10 as a positive billionth
-			return min(0, clamp(q)), nil
-		}
-		if err == nil {
-			return clamp(q), nil
-		}
+	if bytes, ok := parse(s); ok {
+		return bytes, nil
 	}
-	return 0, fmt.Errorf("%w: must be a quantity: a number with a unit, as 512Mi or 10Gi", ErrInvalid)
+	return 0, fmt.Errorf("%w: must be a quantity: a number with a unit, as 512Mi or 10Gi%s", ErrInvalid, Hint(s))
+}
+
+func parse(s string) (bytes int64, ok bool) {
+	if !quantity.MatchString(s) {
+		return 0, false
+	}
+	q, err := resource.ParseQuantity(s)
+	if err != nil {
+		return 0, false
+	}
+	if s[0] == '-' { // ParseQuantity reads -1e-10 as a positive billionth
+		return min(0, clamp(q)), true
+	}
+	return clamp(q), true
+}
+
+// typed is a size in one of the other spellings that people use: "10GB", "10 GiB", "512mb".
+// The number is short, since a message repeats it.
+var typed = regexp.MustCompile(`^(?i) *([0-9]{1,12}(?:\.[0-9]{1,12})?) *([kmgtpe]?)(i?)(?:b|bytes?)? *$`)
+
+// Hint is for the end of a message that refuses a text that is no quantity. It names the
+// quantities that may be meant, or is empty: "; did you mean 10Gi?".
+//
+// People write GB for a power of 1000 and for a power of 1024. So it shows both, and nothing
+// is guessed.
+func Hint(s string) string {
+	m := typed.FindStringSubmatch(s)
+	if _, ok := parse(s); ok || m == nil {
+		return ""
+	}
+	number, unit, binary := m[1], strings.ToUpper(m[2]), m[3] != ""
+	switch {
+	case unit == "" && binary:
+		return ""
+	case unit == "":
+		return fmt.Sprintf("; did you mean %s?", number)
+	case binary:
+		return fmt.Sprintf("; did you mean %s%si?", number, unit)
+	}
+	decimal := number + strings.Replace(unit, "K", "k", 1) // Kubernetes writes k, and Ki
+	return fmt.Sprintf("; did you mean %s%s or %s%si%s?", decimal, exactly(decimal), number, unit, exactly(number+unit+"i"))
+}
+
+// exactly spells a quantity out: " (10,000,000,000 bytes)". It is empty for one that is too
+// large for that.
+func exactly(quantity string) string {
+	bytes, ok := parse(quantity)
+	if !ok || bytes == math.MaxInt64 {
+		return ""
+	}
+	digits := strconv.FormatInt(bytes, 10)
+	for at := len(digits) - 3; at > 0; at -= 3 {
+		digits = digits[:at] + "," + digits[at:]
+	}
+	return " (" + digits + " bytes)"
 }
 
 // clamp returns the quantity's value, or the nearest int64. Quantity.Value would return

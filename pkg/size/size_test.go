@@ -27,6 +27,49 @@ func TestParseSize(t *testing.T) {
 	}
 }
 
+// TestHint checks what is said to those who write a size in another way, and that the
+// quantities named are such.
+func TestHint(t *testing.T) {
+	for s, want := range map[string]string{
+		"10GB":    "; did you mean 10G (10,000,000,000 bytes) or 10Gi (10,737,418,240 bytes)?",
+		"10gb":    "; did you mean 10G (10,000,000,000 bytes) or 10Gi (10,737,418,240 bytes)?",
+		"10g":     "; did you mean 10G (10,000,000,000 bytes) or 10Gi (10,737,418,240 bytes)?",
+		"10 GB":   "; did you mean 10G (10,000,000,000 bytes) or 10Gi (10,737,418,240 bytes)?",
+		"1.5TB":   "; did you mean 1.5T (1,500,000,000,000 bytes) or 1.5Ti (1,649,267,441,664 bytes)?",
+		"64K":     "; did you mean 64k (64,000 bytes) or 64Ki (65,536 bytes)?",
+		"9EB":     "; did you mean 9E (9,000,000,000,000,000,000 bytes) or 9Ei?",
+		"10GiB":   "; did you mean 10Gi?",
+		"10 Gi":   "; did you mean 10Gi?",
+		" 10Gi":   "; did you mean 10Gi?",
+		"512mi":   "; did you mean 512Mi?",
+		"64kib":   "; did you mean 64Ki?",
+		"4096B":   "; did you mean 4096?",
+		"4 bytes": "; did you mean 4?",
+		"lots":    "", "": "", "GB": "", "10Gbit": "", "-10GB": "", "10i": "", "1.2.3GB": "", "10GB\n": "", strings.Repeat("9", 600) + "GB": "",
+	} {
+		if got := Hint(s); got != want {
+			t.Errorf("Hint(%.20q) = %q, want %q", s, got, want)
+		}
+		_, err := Parse(s)
+		if err == nil || !strings.HasSuffix(err.Error(), "10Gi"+want) {
+			t.Errorf("Parse(%.20q) returned %v", s, err)
+		}
+		for word := range strings.FieldsFuncSeq(want, func(r rune) bool { return r == ' ' || r == '?' }) {
+			if word[0] < '0' || word[0] > '9' {
+				continue
+			}
+			if _, err := Parse(word); err != nil {
+				t.Errorf("Hint(%q) names %s: %v", s, word, err)
+			}
+		}
+	}
+	for _, s := range []string{"0", "4096", "10G", "10Gi", "1e3"} { // what is refused for its value
+		if got := Hint(s); got != "" {
+			t.Errorf("Hint(%q) = %q", s, got)
+		}
+	}
+}
+
 // TestParseSizeReturns asks for exponents that a pod may write and that
 // resource.ParseQuantity computes with for minutes.
 func TestParseSizeReturns(t *testing.T) {
