@@ -62,7 +62,7 @@ func (o *pluginOptions) addTemplates(f *pflag.FlagSet) {
 	addValue(f, &o.maxVMs, "max-formatting-vms", strconv.Itoa(template.DefaultMaxBuilds), atLeastOne,
 		"how many templates are built at the same time; each takes a processor and about 310 MiB of memory")
 	addValue(f, &o.maxBuildsPerHour, "max-template-builds-per-hour", strconv.Itoa(template.DefaultBuildsPerHour), upperCount[int](),
-		"how many templates may be built within an hour; 0 means no limit")
+		"how many templates may be built in a row, and then per hour, evenly; 0 means no limit")
 	addValue(f, &o.templateCache, "template-cache", "20%", poolShare,
 		"space of the pool that templates may take, a quantity or a percentage; the least recently used are removed first; 0 means no limit")
 }

@@ -40,7 +40,7 @@ func (s *Store) join(ctx context.Context, key string, spec diskfs.Spec) error {
 // one has the key's lock.
 func (s *Store) build(key string, spec diskfs.Spec) error {
 	// The turn comes before the lockfile, so that a refused build leaves nothing behind.
-	turn, err := s.rate.take()
+	turn, err := s.pace.take()
 	if err != nil {
 		if t, err := s.Lookup(key); err == nil { // it was built since the caller looked
 			return t.Close()

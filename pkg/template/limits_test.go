@@ -265,7 +265,7 @@ func TestBuildsPerHour(t *testing.T) {
 			return mkfs(ctx, f, spec)
 		}
 	})
-	s.rate.now = func() time.Time { return now }
+	s.pace.now = func() time.Time { return now }
 	want := func(mib int64, want error) {
 		t.Helper()
 		tmpl, err := s.Ensure(t.Context(), sized(mib))
@@ -323,9 +323,7 @@ func TestBuildsPerHour(t *testing.T) {
 		done <- err
 	}()
 	testenv.Eventually(t, "the turn to be taken", func() bool {
-		s.rate.mu.Lock()
-		defer s.rate.mu.Unlock()
-		return len(s.rate.begun) == 2
+		return s.pace.bucket.TokensAt(now) < 1
 	})
 	want(65, ErrTooMany)
 	// The other process finishes its build.

@@ -13,10 +13,12 @@ import (
 // TestRate takes turns while it moves the clock by hand.
 func TestRate(t *testing.T) {
 	now := time.Now()
-	r := rate{most: 3, now: func() time.Time { return now }}
+	clock := func() time.Time { return now }
+	p := newPace(3)
+	p.now = clock
 	take := func(ok bool, says ...string) *turn {
 		t.Helper()
-		turn, err := r.take()
+		turn, err := p.take()
 		if (err == nil) != ok || err != nil && !errors.Is(err, ErrTooMany) {
 			t.Fatalf("at %s take returned %v, want success: %v", now, err, ok)
 		}
@@ -33,35 +35,73 @@ func TestRate(t *testing.T) {
 		turn.used = true
 		turn.end()
 	}
+	// Three at once, then one each 20 minutes.
 	use()
-	now = now.Add(10 * time.Minute)
 	use()
 	unused := take(true)
-	take(false, "--max-template-builds-per-hour 3", "50m1s")
+	take(false, "--max-template-builds-per-hour 3", "try again in 20m")
 	unused.end()
 	use()
-	now = now.Add(50*time.Minute - 1)
-	take(false, "try again in 1s")
-	now = now.Add(1)
-	use() // the first is an hour ago
-	take(false, "10m1s")
-	now = now.Add(10 * time.Minute)
+	now = now.Add(20*time.Minute - 2*time.Second)
+	take(false, "try again in 2s", "kind")
+	now = now.Add(3 * time.Second) // a refusal names at most a second too many
 	use()
+	take(false, "try again in 19m59s")
+	now = now.Add(20 * time.Minute)
 	use()
-	take(false, "50m1s")
+	take(false)
+
+	// A turn that was given back late counts as if it had never been taken. The bucket was
+	// refilled meanwhile, and holds no more than it did.
 	now = now.Add(24 * time.Hour)
+	unused = take(true)
+	now = now.Add(time.Hour)
+	unused.end()
 	for range 3 {
 		use()
 	}
-	take(false)
-	if len(r.begun) != 3 {
-		t.Errorf("it remembers %v, want 3 turns", r.begun)
+	take(false, "try again in 20m")
+
+	// Builds at every moment that is allowed: in any hour after the first, no more than three.
+	for hour := range 10 {
+		builds := 0
+		for range 3600 {
+			now = now.Add(time.Second)
+			if turn, err := p.take(); err == nil {
+				turn.used = true
+				turn.end()
+				builds++
+			}
+		}
+		if builds < 2 || builds > 3 {
+			t.Errorf("hour %d: %d builds, want 3", hour, builds)
+		}
 	}
-	r = rate{now: r.now}
+
+	p = newPace(0)
+	p.now = clock
 	for range 1000 {
 		use()
 	}
-	if len(r.begun) != 0 {
-		t.Errorf("it remembers %d turns, and has no limit", len(r.begun))
+}
+
+// TestRefusalIsShort checks the wait that the default leads to: seconds, where it was up to an
+// hour.
+func TestRefusalIsShort(t *testing.T) {
+	now := time.Now()
+	p := newPace(DefaultBuildsPerHour)
+	p.now = func() time.Time { return now }
+	for range DefaultBuildsPerHour {
+		if _, err := p.take(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err := p.take()
+	if err == nil || !strings.Contains(err.Error(), "try again in 30s") && !strings.Contains(err.Error(), "try again in 31s") {
+		t.Errorf("%v, want 30 seconds", err)
+	}
+	now = now.Add(31 * time.Second)
+	if _, err := p.take(); err != nil {
+		t.Errorf("after the time that was named: %v", err)
 	}
 }

@@ -31,8 +31,7 @@ var (
 	// ErrChanged means that the formatter's files were replaced during the call. The next
 	// call uses the new ones.
 	ErrChanged = errors.New("the formatter's files changed meanwhile")
-	// ErrTooMany means that so many templates were built within the last hour that this one
-	// has to wait.
+	// ErrTooMany means that so many templates were built lately that this one has to wait.
 	ErrTooMany = errors.New("too many templates were built lately")
 )
 
@@ -45,7 +44,8 @@ const defaultLockTimeout = 600 * time.Second
 const DefaultMaxBuilds = 2
 
 // DefaultBuildsPerHour bounds the load on a node when somebody asks for new kinds of disks
-// again and again: at 1.5 to 5 s a build, 3 to 10 minutes of one processor in an hour.
+// again and again: at 1.5 to 5 s a build, 3 to 10 minutes of one processor in an hour, and twice
+// that in the first hour.
 //
 // Honest use stays far below it. A node builds one template for each kind of disk that its
 // pods have, and again after the plugin's version changes. Kubernetes' storage suite has two
@@ -61,8 +61,8 @@ type Config struct {
 	Format      func(ctx context.Context, f *os.File, spec diskfs.Spec) (Provenance, error)
 	LockTimeout time.Duration // how long a build waits for another process; 0 is 10 minutes
 	MaxBuilds   int           // builds at the same time; 0 is DefaultMaxBuilds
-	// BuildsPerHour is how many builds may begin within any hour; 0 means no limit. A call
-	// that finds a template, or joins a build, does not count.
+	// BuildsPerHour is how many builds may begin in a row, and then per hour, evenly; 0 means
+	// no limit. A call that finds a template, or joins a build, does not count.
 	BuildsPerHour int
 	// Budget, if not nil, is called after each build. It returns how many bytes of the pool
 	// all templates together may take. The least recently used are removed until they fit.
@@ -80,7 +80,7 @@ type Store struct {
 	cancel context.CancelFunc
 	builds singleflight.Group
 	slots  chan struct{} // contains one element for each build under way
-	rate   rate
+	pace   pace
 
 	trimming sync.Mutex // held while trim removes templates
 
@@ -100,7 +100,7 @@ func NewStore(c Config) *Store {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Store{
-		cfg: c, ctx: ctx, cancel: cancel, slots: make(chan struct{}, c.MaxBuilds), rate: rate{most: c.BuildsPerHour, now: time.Now},
+		cfg: c, ctx: ctx, cancel: cancel, slots: make(chan struct{}, c.MaxBuilds), pace: newPace(c.BuildsPerHour),
 		verified: map[identity]Record{}, touched: map[string]time.Time{}, holders: map[string]int{},
 	}
 }
