@@ -85,7 +85,8 @@ func (c contents) fillFromTemplate(ctx context.Context, f *os.File, fs *diskfs.F
 	return res, fs.NewIdentity(t.File, f, r.UUID)
 }
 
-// fillFromSource gives an empty file the content that its source has at this moment.
+// fillFromSource gives an empty file the content that its source has at this moment, within
+// the size that the source's record says. The rest of a larger volume is empty.
 func (c contents) fillFromSource(ctx context.Context, f *os.File, r *image.Record) error {
 	if err := c.copySource(ctx, f, r); err != nil {
 		return fmt.Errorf("from %s: %w", r.Source, err)
@@ -113,7 +114,7 @@ func (c contents) copySource(ctx context.Context, f *os.File, r *image.Record) e
 		if err := snap.CheckLength(); err != nil {
 			return err
 		}
-		return r.Provisioning.Fill(ctx, f, snap.File, r.Spec.Size)
+		return r.Provisioning.Fill(ctx, f, snap.File, snap.Record.Spec.Size)
 	}
 	vol, err := c.images.OpenClaim(r.Source.Volume)
 	if err != nil {
@@ -126,5 +127,5 @@ func (c contents) copySource(ctx context.Context, f *os.File, r *image.Record) e
 	if has := vol.Record.Spec.Size; has > r.Spec.Size {
 		return fmt.Errorf("%w: the source was expanded to %s meanwhile; try again", errdefs.ErrUnderWay, size.Format(has))
 	}
-	return c.copies.copyLive(ctx, vol, f, r.Provisioning, r.Spec.Size)
+	return c.copies.copyLive(ctx, vol, f, r.Provisioning)
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/device"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
@@ -30,9 +31,9 @@ type copies struct {
 	freeze  freezeLimits
 }
 
-// copyLive fills an empty file, which is to be a volume of the given bytes, with the content
-// that a volume has at one moment. The two share extents only if both are thin.
-func (c *copies) copyLive(ctx context.Context, vol *image.Image, dst *os.File, into image.Provisioning, bytes int64) error {
+// copyLive fills an empty file with the content that a volume has at one moment. The file
+// gets the length that the volume's record says. The two share extents only if both are thin.
+func (c *copies) copyLive(ctx context.Context, vol *image.Image, dst *os.File, into image.Provisioning) error {
 	if vol.Record.Provisioning.SharesExtents() && into.SharesExtents() {
 		return c.cloneLive(ctx, vol, dst)
 	}
@@ -47,29 +48,36 @@ func (c *copies) copyLive(ctx context.Context, vol *image.Image, dst *os.File, i
 		return err
 	}
 	if !into.SharesExtents() {
-		return into.Fill(ctx, dst, still, bytes)
+		return into.Fill(ctx, dst, still, vol.Record.Spec.Size)
 	}
-	return copySparse(ctx, dst, still)
+	if err := sparse.SetLength(dst, vol.Record.Spec.Size); err != nil {
+		return err
+	}
+	return sparse.Copy(ctx, dst, still) // as sparse as its source
 }
 
-// copySparse makes an empty file a copy of src, as sparse as src.
-func copySparse(ctx context.Context, dst, src *os.File) error {
-	fi, err := src.Stat()
-	if err != nil {
-		return err
-	}
-	if err := dst.Truncate(fi.Size()); err != nil {
-		return err
-	}
-	return sparse.Copy(ctx, dst, src)
+// copied is the space that a copy of a volume may come to take, in bytes. A disk.img that its
+// pod has enlarged may take more itself.
+func copied(vol *image.Image) (int64, error) {
+	allocated, err := vol.Allocated()
+	return min(allocated, vol.Record.Spec.Size), err
 }
 
 // cloneLive makes an empty file the clone of a volume at one moment. Pods may be writing to
-// the volume. The clone has everything that they had synced before.
+// the volume. The clone has everything that they had synced before, and the length that the
+// volume's record says.
 //
 // A mounted filesystem is frozen meanwhile. The clone of a disk has the content that the disk
 // would have after a power cut.
 func (c *copies) cloneLive(ctx context.Context, img *image.Image, dst *os.File) error {
+	if err := c.cloneWhole(ctx, img, dst); err != nil {
+		return err
+	}
+	return sparse.SetLength(dst, img.Record.Spec.Size)
+}
+
+// cloneWhole is [copies.cloneLive] with the length that the volume's file has.
+func (c *copies) cloneWhole(ctx context.Context, img *image.Image, dst *os.File) error {
 	// One copy at a time: with two at once, the first thaw would end the freeze of both.
 	unlock, err := c.images.Exclusive(ctx, img, 2*c.freeze.time)
 	if err != nil {
@@ -103,7 +111,10 @@ func (c *copies) newIdentity(f *os.File, filesystem string, id uuid.UUID) error 
 	if err != nil {
 		return err
 	}
-	err = fs.NewIdentity(f, f, id)
+	err = checkFits(f, fs)
+	if err == nil {
+		err = fs.NewIdentity(f, f, id)
+	}
 	if errors.Is(err, diskfs.ErrCorrupt) {
 		return fmt.Errorf("%w: %w; check the source with %s", errdefs.ErrState, err, fs.Checker)
 	}
@@ -114,6 +125,20 @@ func (c *copies) newIdentity(f *os.File, filesystem string, id uuid.UUID) error 
 		return fmt.Errorf("%w: the journal cannot be replayed: %w; check the source with %s", errdefs.ErrState, err, fs.Checker)
 	}
 	return fs.NewIdentity(f, f, id)
+}
+
+// checkFits returns [errdefs.ErrState] if a filesystem is larger than the file that it is in.
+func checkFits(f *os.File, fs *diskfs.Filesystem) error {
+	sb, err := fs.Identify(f)
+	if err != nil {
+		return err
+	}
+	fi, err := f.Stat()
+	if err == nil && sb.Size > fi.Size() {
+		err = fmt.Errorf("%w: its filesystem has %s, and the volume has %s: expand it to at least that, and try again; nothing is lost",
+			errdefs.ErrState, size.Format(sb.Size), size.Format(fi.Size()))
+	}
+	return err
 }
 
 // replay mounts a file's filesystem and unmounts it again.

@@ -17,6 +17,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/device"
@@ -125,6 +126,11 @@ func (g growth) onCopy(ctx context.Context, id string) error {
 	defer f.Close()
 	larger := &image.Image{File: f, Record: img.Record, Fresh: true}
 	if err := reflink.Clone(f, img.File); err != nil {
+		return pool.Full(err)
+	}
+	// The tool makes the filesystem as large as the file, and the volume is as large as its
+	// record says.
+	if err := sparse.SetLength(f, img.Record.Spec.Size); err != nil {
 		return pool.Full(err)
 	}
 	if err := img.Record.Provisioning.Resize(f, img.Record.Spec.Size); err != nil {

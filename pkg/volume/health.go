@@ -63,6 +63,11 @@ func imageConditions(img *image.Image) ([]health.Condition, error) {
 	} else if err != nil {
 		return nil, err
 	}
+	resized, err := diskConditions(img)
+	if err != nil {
+		return nil, err
+	}
+	found = append(found, resized...)
 	total := img.Record.Spec.Size
 	missing, err := img.Record.Provisioning.Unreserved(img.File, total)
 	if err != nil {
@@ -76,6 +81,36 @@ func imageConditions(img *image.Image) ([]health.Condition, error) {
 		})
 	}
 	return found, nil
+}
+
+// diskConditions compares the length of a disk.img with its record. A pod can change the one
+// and not the other. Either may be meant, for example when a pod copies another image over it.
+func diskConditions(img *image.Image) ([]health.Condition, error) {
+	if img.Mode() != image.ModeDiskImage {
+		return nil, nil
+	}
+	fi, err := img.File.Stat()
+	if err != nil {
+		return nil, err
+	}
+	has, want := fi.Size(), img.Record.Spec.Size
+	switch {
+	case has > want:
+		return []health.Condition{{
+			Code: "DiskImageGrown", Severity: health.Degraded,
+			Text: fmt.Sprintf("the pod of volume %s made its disk.img %s (%d bytes), larger than the claim's %s: snapshots and clones leave out the end, and it may take space that the pool promised to others",
+				img.ID(), size.Format(has), has, size.Format(want)),
+			Remedy: fmt.Sprintf("in the pod, run truncate -s %d disk.img if nothing is behind that, or expand the claim to at least %d bytes", want, has),
+		}}, nil
+	case has < want:
+		return []health.Condition{{
+			Code: "DiskImageShortened", Severity: health.Degraded,
+			Text: fmt.Sprintf("the pod of volume %s made its disk.img %s (%d bytes), smaller than the claim's %s: in snapshots and clones the missing end reads as zeros",
+				img.ID(), size.Format(has), has, size.Format(want)),
+			Remedy: fmt.Sprintf("if that was not meant, restore a snapshot; else, in the pod, run truncate -s %d disk.img", want),
+		}}, nil
+	}
+	return nil, nil
 }
 
 func (m *Manager) deviceConditions(img *image.Image) ([]health.Condition, error) {

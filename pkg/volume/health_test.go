@@ -60,9 +60,18 @@ func TestHealth(t *testing.T) {
 			harm: func(v image.Record, _ string) error { return os.Remove(n.pool.Volume(v.ID)) }},
 		"an image that is too short": {request: block, reason: "BackingImageTruncated", severity: health.DataLoss,
 			harm: func(v image.Record, _ string) error { return os.Truncate(n.pool.Volume(v.ID), mib) }},
-		// A pod may shorten its disk.img, and that is no condition.
-		"a small disk image": {request: diskImage,
+		"a small disk image": {request: diskImage, reason: "DiskImageShortened", severity: health.Degraded,
 			harm: func(_ image.Record, at string) error { return os.Truncate(filepath.Join(at, image.DiskName), mib) }},
+		"an empty disk image": {request: diskImage, reason: "DiskImageShortened", severity: health.Degraded,
+			harm: func(_ image.Record, at string) error { return os.Truncate(filepath.Join(at, image.DiskName), 0) }},
+		"a large disk image": {request: diskImage, reason: "DiskImageGrown", severity: health.Degraded,
+			harm: func(_ image.Record, at string) error {
+				return os.Truncate(filepath.Join(at, image.DiskName), 50*gib)
+			}},
+		"a disk image with one byte more": {request: diskImage, reason: "DiskImageGrown", severity: health.Degraded,
+			harm: func(_ image.Record, at string) error {
+				return os.Truncate(filepath.Join(at, image.DiskName), 8*mib+1)
+			}},
 		"holes in thick space": {request: thick, reason: "ReservationIncomplete", severity: health.Degraded,
 			harm: func(v image.Record, _ string) error {
 				f, err := os.OpenFile(n.pool.Volume(v.ID), os.O_RDWR, 0)

@@ -62,7 +62,7 @@ type origin struct {
 	spec         diskfs.Spec
 	mode         image.Mode
 	provisioning image.Provisioning
-	allocated    int64 // bytes; only of a source that does not share its extents
+	allocated    int64 // bytes that are copied; only of a source that does not share its extents
 }
 
 // complete decides what a request leaves open, checks the request by its source and the
@@ -102,7 +102,7 @@ func (m *Manager) origin(s image.Source) (origin, error) {
 	defer vol.Close()
 	o := origin{spec: vol.Record.Spec, mode: vol.Mode(), provisioning: vol.Record.Provisioning}
 	if !o.provisioning.SharesExtents() {
-		o.allocated, err = vol.Allocated()
+		o.allocated, err = copied(vol)
 	}
 	return o, err
 }

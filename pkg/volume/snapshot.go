@@ -63,7 +63,7 @@ func (m *Manager) createSnapshot(ctx context.Context, name, volumeID string) (im
 		return none, err
 	}
 	// Once the claim has overwritten everything, the snapshot has all of this to itself.
-	allocated, err := vol.Allocated()
+	allocated, err := copied(vol)
 	if err != nil {
 		return none, err
 	}
@@ -115,7 +115,7 @@ func (m *Manager) existingSnapshot(name, volumeID string) (have image.SnapshotRe
 
 // fillSnapshot gives an empty file a claim's content, an identity and its record.
 func (m *Manager) fillSnapshot(ctx context.Context, f *os.File, vol *image.Image, r image.SnapshotRecord) (*image.Snapshot, error) {
-	if err := m.copies.copyLive(ctx, vol, f, image.Thin, r.Spec.Size); err != nil {
+	if err := m.copies.copyLive(ctx, vol, f, image.Thin); err != nil {
 		return nil, err
 	}
 	if r.Mode == image.ModeFilesystem {

@@ -20,6 +20,7 @@ var ErrNotPermitted = errors.New("growing a mounted filesystem is not permitted 
 
 const (
 	btrfsIocResize     = 0x50009403 // _IOW(BTRFS_IOCTL_MAGIC, 3, struct btrfs_ioctl_vol_args)
+	btrfsIocDevInfo    = 0xd000941e // _IOWR(BTRFS_IOCTL_MAGIC, 30, struct btrfs_ioctl_dev_info_args)
 	xfsIocFSGeometryV1 = 0x80705864 // _IOR('X', 100, struct xfs_fsop_geom_v1)
 	xfsIocFSGrowFSData = 0x4010586e // _IOW('X', 110, struct xfs_growfs_data)
 	ext4IocResizeFS    = 0x40086610 // _IOW('f', 16, __u64)
@@ -45,8 +46,8 @@ func MayGrow(fsType string) error {
 	return nil
 }
 
-// Grow makes f's filesystem as large as its device. The device has size bytes
-// already. A filesystem of that size, or a larger one, stays as it is.
+// Grow makes f's filesystem size bytes large. The device has that size already, or a larger
+// one. A filesystem of that size, or a larger one, stays as it is.
 //
 // Errors: [ErrNotPermitted], [errors.ErrUnsupported] for a filesystem other than
 // btrfs, ext4 and xfs, or the kernel's.
@@ -57,7 +58,7 @@ func Grow(f *os.File, size int64) error {
 	}
 	switch st.Type {
 	case Btrfs:
-		return growBtrfs(f)
+		return growBtrfs(f, size)
 	case Ext4:
 		return growExt4(f, size/st.BlockSize)
 	case XFS:
@@ -66,14 +67,31 @@ func Grow(f *os.File, size int64) error {
 	return fmt.Errorf("growing %s: %w: it is on %s (f_type %#x), only btrfs, ext4 and xfs can grow", f.Name(), errors.ErrUnsupported, st.Type.Name(), int64(st.Type))
 }
 
-// growBtrfs resizes device 1, the only one, to "max", which is the device's own
-// size: btrfs-filesystem(8), resize.
-func growBtrfs(f *os.File) error {
+// btrfsDevice is struct btrfs_ioctl_dev_info_args.
+type btrfsDevice struct {
+	id          uint64
+	_           [16]byte
+	used, total uint64
+	_           [16]byte
+	_           [377]uint64
+	_           [1024]byte
+}
+
+// growBtrfs resizes device 1, the only one: btrfs-filesystem(8), resize. It does not ask for
+// "max", which is the size of the block device.
+func growBtrfs(f *os.File, size int64) error {
+	dev := btrfsDevice{id: 1}
+	if err := ioctlPtr("BTRFS_IOC_DEV_INFO", f, btrfsIocDevInfo, unsafe.Pointer(&dev)); err != nil {
+		return fmt.Errorf("BTRFS_IOC_DEV_INFO %s: %w", f.Name(), err)
+	}
+	if dev.total >= uint64(size) { // a smaller size would shrink it
+		return nil
+	}
 	args := struct {
 		fd   int64
 		name [4088]byte
 	}{}
-	copy(args.name[:], "1:max")
+	copy(args.name[:], fmt.Sprintf("1:%d", size))
 	if err := ioctlPtr("BTRFS_IOC_RESIZE", f, btrfsIocResize, unsafe.Pointer(&args)); err != nil {
 		return fmt.Errorf("BTRFS_IOC_RESIZE %s: %w", f.Name(), err)
 	}

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"math"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -76,14 +77,38 @@ func Extend(f *os.File, size int64) error {
 	return nil
 }
 
+// SetLength makes f exactly size bytes long. It cuts off what is longer, and extends what is
+// shorter by a hole. A file that has this length is left alone.
+//
+// "If the file previously was larger than this size, the extra data is lost." ftruncate(2)
+func SetLength(f *os.File, size int64) error {
+	fi, err := f.Stat()
+	if err != nil || fi.Size() == size {
+		return err
+	}
+	if err := sys.Effect("ftruncate", f, func(fd int) error { return unix.Ftruncate(fd, size) }); err != nil {
+		return fmt.Errorf("ftruncate %s to %d bytes: %w", f.Name(), size, err)
+	}
+	return nil
+}
+
 // Copy writes the data of src to dst, at the same offsets, and leaves the rest of dst as
 // it is. It shares no extents.
 func Copy(ctx context.Context, dst, src *os.File) error {
+	return CopyBegin(ctx, dst, src, math.MaxInt64)
+}
+
+// CopyBegin is [Copy] for the first size bytes of src. It does not read the rest.
+func CopyBegin(ctx context.Context, dst, src *os.File, size int64) error {
 	buf := make([]byte, 1<<20)
 	for e, err := range Data(src) {
 		if err != nil {
 			return err
 		}
+		if e.Start >= size {
+			return nil
+		}
+		e.End = min(e.End, size)
 		for at := e.Start; at < e.End; {
 			if err := context.Cause(ctx); err != nil {
 				return fmt.Errorf("copying %s, at byte %d: %w", src.Name(), at, err)

@@ -52,16 +52,24 @@ func ParseProvisioning(s string) (Provisioning, error) {
 	return Thin, fmt.Errorf("%.64q: must be one of %s, %s", s, Thin, Thick)
 }
 
-// Fill gives an empty file, which is to be a volume of the given bytes, the content of src.
-// A thin volume shares the extents of src. A thick one reserves its space and copies src.
+// Fill makes an empty file exactly so many bytes long, with the content of src. A thin volume
+// shares the extents of src. A thick one reserves its space and copies src.
+//
+// src need not have that length. A pod can change the length of its disk.img, and a plugin
+// that was killed while it expanded a volume leaves an image longer than its record says.
+// What src has behind that length is left out, and what it lacks reads as zeros.
 func (p Provisioning) Fill(ctx context.Context, dst, src *os.File, bytes int64) error {
 	if p == Thin {
-		return reflink.Clone(dst, src)
+		// The whole of src is cloned, and cut here: the pod may change src meanwhile.
+		if err := reflink.Clone(dst, src); err != nil {
+			return err
+		}
+		return sparse.SetLength(dst, bytes)
 	}
 	if err := sparse.Reserve(dst, bytes); err != nil {
 		return err
 	}
-	return sparse.Copy(ctx, dst, src)
+	return sparse.CopyBegin(ctx, dst, src, bytes)
 }
 
 // Resize makes a volume's file larger, and never smaller. For a thick volume it reserves the
