@@ -126,7 +126,7 @@ func TestPatience(t *testing.T) {
 		return len(lines) > 0
 	})
 	t.Logf("%s", lines)
-	if ok, _ := regexp.MatchString(`still being built.* code="(DeadlineExceeded|Aborted)"`, lines[0]); !ok {
+	if ok, _ := regexp.MatchString(`template ext4 64Mi is being built.* code="(DeadlineExceeded|Aborted)"`, lines[0]); !ok {
 		t.Errorf("the plugin says %s", lines)
 	}
 	p.mustHave("none")
@@ -154,8 +154,15 @@ func TestPatience(t *testing.T) {
 	}
 	p.unpublish(r)
 
-	// SIGTERM in the middle of a build.
+	// A caller reads what it waits for before its deadline, and for how long, since one build was seen.
 	r = p.request("drained", "ext4", "size", "65Mi")
+	ctx, cancel = context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	_, err = p.NodePublishVolume(ctx, r)
+	t.Log(err)
+	mustSay(t, err, codes.Aborted, "volume drained: template ext4 65Mi is being built (about ", "Kubernetes will ask again")
+
+	// SIGTERM in the middle of a build.
 	go func() {
 		_, err := p.NodePublishVolume(t.Context(), r)
 		results <- err

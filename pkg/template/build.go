@@ -19,7 +19,6 @@ import (
 
 // join waits for the build of key, starting it if none is under way.
 func (s *Store) join(ctx context.Context, key string, spec diskfs.Spec) error {
-	start := time.Now()
 	done := s.builds.DoChan(key, func() (any, error) {
 		err := s.build(key, spec)
 		if err != nil { // logged here, since the callers may have given up
@@ -27,13 +26,18 @@ func (s *Store) join(ctx context.Context, key string, spec diskfs.Spec) error {
 		}
 		return nil, err
 	})
+	soon, cancel := patient(ctx)
+	defer cancel()
 	select {
 	case r := <-done:
 		return r.Err
-	case <-ctx.Done():
-		return fmt.Errorf("%w after %s: %s (%s), by %s: %w; try again, the build goes on meanwhile",
-			ErrBuilding, time.Since(start).Round(time.Millisecond), key, spec, s.cfg.Pool.LockHolders(key), context.Cause(ctx))
+	case <-soon.Done():
 	}
+	err := error(&waiting{s.waitsFor(key, spec)})
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w (%w)", err, context.Cause(ctx))
+	}
+	return err
 }
 
 // build makes the template of key, unless another process has made it by the time that this
@@ -48,9 +52,11 @@ func (s *Store) build(key string, spec diskfs.Spec) error {
 		return fmt.Errorf("template %s: %w", key, err)
 	}
 	defer turn.end()
-	waiting, cancel := context.WithTimeout(s.ctx, s.cfg.LockTimeout)
+	limit, cancel := context.WithTimeout(s.ctx, s.cfg.LockTimeout)
 	defer cancel()
-	lock, err := s.cfg.Pool.Lock(waiting, key)
+	defer s.queue.leave(key)
+	s.queue.enter(key, locking)
+	lock, err := s.cfg.Pool.Lock(limit, key)
 	if err != nil {
 		return err
 	}
@@ -65,18 +71,21 @@ func (s *Store) build(key string, spec diskfs.Spec) error {
 	case !errors.Is(err, os.ErrNotExist):
 		return err
 	}
+	s.queue.enter(key, queued)
 	select {
 	case s.slots <- struct{}{}:
 		defer func() { <-s.slots }()
-	case <-waiting.Done(): // others must not wait for the lock of a build that only waits
-		return fmt.Errorf("%w: %s waited for %d other builds: %w", ErrBuilding, key, cap(s.slots), context.Cause(waiting))
+	case <-limit.Done(): // others must not wait for the lock of a build that only waits
+		return &waiting{s.waitsFor(key, spec)}
 	}
+	s.queue.enter(key, building)
 	start := time.Now()
 	err = s.create(key, spec, start, turn)
 	if s.cfg.Observe != nil {
 		s.cfg.Observe(spec, time.Since(start), err)
 	}
 	if err == nil {
+		s.queue.note(time.Since(start))
 		s.touch(key)
 		s.trimAfter(key)
 	}

@@ -22,8 +22,8 @@ import (
 )
 
 var (
-	// ErrBuilding means that the caller's time ended before the template was ready. The
-	// build goes on, and the next call joins it.
+	// ErrBuilding means that the caller's time ended, or nearly, before the template was
+	// ready. The build goes on, and the next call joins it.
 	ErrBuilding = errors.New("template is still being built")
 	// ErrNoFormatter means that the machine cannot format, and that the pool has no earlier
 	// template of the wanted content.
@@ -81,6 +81,7 @@ type Store struct {
 	builds singleflight.Group
 	slots  chan struct{} // contains one element for each build under way
 	pace   pace
+	queue  queue
 
 	trimming sync.Mutex // held while trim removes templates
 
@@ -101,6 +102,7 @@ func NewStore(c Config) *Store {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Store{
 		cfg: c, ctx: ctx, cancel: cancel, slots: make(chan struct{}, c.MaxBuilds), pace: newPace(c.BuildsPerHour),
+		queue:    queue{slots: c.MaxBuilds, builds: map[string]*work{}},
 		verified: map[identity]Record{}, touched: map[string]time.Time{}, holders: map[string]int{},
 	}
 }
@@ -121,8 +123,11 @@ func Key(spec diskfs.Spec, fingerprint string) string {
 }
 
 // Ensure returns the template of spec, and builds it if there is none. Errors are those of
-// [diskfs.Spec.Validate], [ErrBuilding] if ctx ends first, [ErrNoFormatter], [ErrTooMany],
-// [pool.ErrFull], [pool.ErrLocked], or those of [Config].Format.
+// [diskfs.Spec.Validate], [ErrBuilding], [ErrNoFormatter], [ErrTooMany], [pool.ErrFull],
+// [pool.ErrLocked], or those of [Config].Format.
+//
+// If the template is not ready two seconds before ctx's deadline, or when half of a time of less
+// than four seconds has passed, Ensure returns [ErrBuilding], which says what it waits for.
 func (s *Store) Ensure(ctx context.Context, spec diskfs.Spec) (*Template, error) {
 	if err := spec.Validate(); err != nil {
 		return nil, err

@@ -251,17 +251,26 @@ func TestBuildOutlivesCaller(t *testing.T) {
 	s := newStore(t, p, func(c *Config) {
 		c.Format = func(ctx context.Context, f *os.File, spec diskfs.Spec) (Provenance, error) {
 			builds.Add(1)
-			<-proceed
+			select {
+			case <-proceed:
+			case <-ctx.Done(): // the test failed
+			}
 			return mkfs(ctx, f, spec)
 		}
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	_, err := s.Ensure(ctx, spec)
-	if !errors.Is(err, ErrBuilding) || !errors.Is(err, context.DeadlineExceeded) {
-		t.Fatalf("%v, want ErrBuilding and DeadlineExceeded", err)
+	const want = "template ext4 64Mi label=t is being built; Kubernetes will ask again"
+	if !errors.Is(err, ErrBuilding) || ctx.Err() != nil || err.Error() != want {
+		t.Fatalf("%v, want %s, ahead of the deadline", err, want)
 	}
-	t.Log(err)
+	// A caller that gives up itself reads nothing. The log has its reason.
+	given, giveUp := context.WithCancelCause(t.Context())
+	giveUp(errors.New("gave up"))
+	if _, err := s.Ensure(given, spec); !errors.Is(err, ErrBuilding) || !strings.Contains(err.Error(), "gave up") {
+		t.Errorf("%v, want ErrBuilding with the caller's reason", err)
+	}
 	close(proceed)
 	testenv.Eventually(t, "the build", func() bool {
 		keys, err := p.Templates()
@@ -270,6 +279,85 @@ func TestBuildOutlivesCaller(t *testing.T) {
 	ensure(t, s, true)
 	if builds.Load() != 1 {
 		t.Errorf("%d builds, want 1", builds.Load())
+	}
+}
+
+// TestWaitsFor has four builds for two slots, and asks what each waits for.
+func TestWaitsFor(t *testing.T) {
+	p := newPool(t, testenv.XFS)
+	proceed := make(chan struct{})
+	var slow atomic.Bool
+	s := newStore(t, p, func(c *Config) {
+		c.Format = func(ctx context.Context, f *os.File, spec diskfs.Spec) (Provenance, error) {
+			if slow.Load() {
+				select {
+				case <-proceed:
+				case <-ctx.Done(): // the test failed
+				}
+			}
+			return mkfs(ctx, f, spec)
+		}
+	})
+	have(t, s, 60) // it takes some ms, and is the mean
+	slow.Store(true)
+	mustWait := func(mib int64, says ...string) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := s.Ensure(ctx, sized(mib))
+		if !errors.Is(err, ErrBuilding) || ctx.Err() != nil {
+			t.Fatalf("%v, want ErrBuilding ahead of the deadline", err)
+		}
+		t.Log(err)
+		for _, w := range append(says, fmt.Sprintf("template ext4 %dMi is ", mib), "; Kubernetes will ask again") {
+			if !strings.Contains(err.Error(), w) {
+				t.Errorf("does not say %q: %v", w, err)
+			}
+		}
+		if strings.Contains(err.Error(), fmt.Sprint(os.Getpid())) || strings.Contains(err.Error(), "deadline") {
+			t.Errorf("names this process, or what the caller knows: %v", err)
+		}
+	}
+	mustWait(61, "is being built") // TestQueue checks what is expected of it
+	mustWait(62, "is being built")
+	mustWait(63, "is queued behind 2 builds (about ")
+	mustWait(64, "is queued behind 3 builds (about ")
+	mustWait(65, "is queued behind 4 builds (about ")
+	mustWait(63, "is queued behind 2 builds (about ") // the retry has the place of the first call
+
+	// Another process holds the lock of the next one. It is the one to name.
+	lockfile := filepath.Join(p.Root(), "locks", keyOf(66)+".lock")
+	other := exec.CommandContext(t.Context(), "flock", lockfile, "sh", "-c", "echo locked; read line")
+	hold, err := other.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := other.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 7)); err != nil {
+		t.Fatal(err)
+	}
+	mustWait(66, "is locked by pid=", "cmd=")
+	if err := errors.Join(hold.Close(), out.Close()); err != nil {
+		t.Error(err)
+	}
+	other.Wait() // sh has no line to read
+
+	close(proceed)
+	for mib := int64(61); mib <= 66; mib++ {
+		tmpl, err := s.Ensure(t.Context(), sized(mib))
+		if err != nil {
+			t.Fatal(err)
+		}
+		tmpl.Close()
+	}
+	if len(s.queue.builds) > 0 {
+		t.Errorf("remembers builds that ended: %v", s.queue.builds)
 	}
 }
 
