@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -116,10 +117,14 @@ func format(ctx context.Context, w io.Writer, vm vmformat.Config, spec diskfs.Sp
 	}
 	var report vmformat.Report
 	if fs.Formatted() {
-		if report, err = formatInVM(ctx, w, vm, f, spec); err != nil {
-			return err
-		}
-	} else if err := f.Truncate(spec.Size); err != nil {
+		report, err = formatInVM(ctx, w, vm, f, spec)
+	} else {
+		err = f.Truncate(spec.Size)
+	}
+	if errors.Is(err, syscall.EFBIG) {
+		return badFlag("size", size.Format(spec.Size), fmt.Errorf("the filesystem of %s holds no file of that size; choose a directory on btrfs or xfs", filepath.Dir(output)))
+	}
+	if err != nil {
 		return err
 	}
 	if err := errors.Join(tmpfile.Link(f, output), tmpfile.SyncDir(filepath.Dir(output))); err != nil {

@@ -371,12 +371,18 @@ func TestFormatFails(t *testing.T) {
 		}
 	}
 	new := filepath.Join(dir, "new.img")
+	small := testenv.Ext4.Mount(t, 64<<20) // its largest file has 16 TiB
+	large, full := filepath.Join(small, "new.img"), testenv.Ext4.Mount(t, 64<<20)
+	testenv.Fill(t, full)
 	cases := map[string]struct{ args, says []string }{
 		"existing file":        {[]string{"-o", filepath.Join(dir, "old.img")}, []string{"--output", "old.img", "exists"}},
 		"dangling link":        {[]string{"-o", filepath.Join(dir, "dangling.img")}, []string{"--output", "dangling.img", "exists"}},
 		"existing directory":   {[]string{"-o", filepath.Join(dir, "dir.img")}, []string{"--output", "dir.img", "exists"}},
 		"missing directory":    {[]string{"-o", filepath.Join(dir, "missing", "new.img")}, []string{"--output", "missing"}},
 		"existing file of raw": {[]string{"--fs", "raw", "-o", filepath.Join(dir, "old.img")}, []string{"--output", "exists"}},
+		"too large a file":     {[]string{"--fs", "xfs", "--size", "4294967295Mi", "-o", large}, []string{`--size "4294967295Mi": the filesystem of `, "btrfs or xfs"}},
+		"too large a raw file": {[]string{"--fs", "raw", "--size", "17Ti", "-o", large}, []string{`--size "17Ti": the filesystem of `, "btrfs or xfs"}},
+		"no space":             {[]string{"--fs", "btrfs", "--size", "1Gi", "--accel", "tcg", "-o", filepath.Join(full, "new.img")}, []string{"no space left for the image", "free space on its filesystem"}},
 		"standard output":      {[]string{"-o", "-"}, []string{`--output "-"`, "standard output", "./-"}},
 		"no QEMU":              {[]string{"--qemu", "/nonexistent/qemu"}, []string{"--qemu", "/nonexistent/qemu", "qemu-system-x86"}},
 		"no kernel":            {[]string{"--kernel", "/nonexistent/vmlinuz"}, []string{"--kernel", "/nonexistent/vmlinuz"}},

@@ -47,7 +47,7 @@ func (o outcome) judge() error {
 	case o.events.ioError != nil:
 		e := o.events.ioError
 		if e.noSpace {
-			return fmt.Errorf("%w: %w: a disk %s of the VM did not fit; free space on the pool or enlarge it, then try again",
+			return fmt.Errorf("%w: %w: a disk %s of the VM did not fit; free space on its filesystem or enlarge that, then try again",
 				ErrFormat, ErrNoSpace, e.operation)
 		}
 		return o.failed(fmt.Sprintf("a disk %s failed: %s; look in the kernel log for errors of the pool's disk", e.operation, e.reason), nil)

@@ -30,7 +30,7 @@ var (
 	// filesystem.
 	ErrFormat = errors.New("formatting failed")
 	// ErrNoSpace accompanies ErrFormat when the filesystem that the file is on was full.
-	ErrNoSpace = errors.New("no space left on the pool")
+	ErrNoSpace = errors.New("no space left for the image")
 )
 
 // Accel chooses how the VM's instructions are run.

@@ -55,7 +55,7 @@ func TestJudge(t *testing.T) {
 		"disk error":           {func(o *outcome) { o.events.ioError = &ioFail{operation: "write", reason: "EIO"} }, []string{"disk write failed", "EIO"}},
 		"monitor":              {func(o *outcome) { o.monitor = io.ErrUnexpectedEOF }, []string{"monitor"}},
 		"canceled":             {func(o *outcome) { o.canceled = context.Canceled }, []string{"canceled"}},
-		"a false OK when full": {func(o *outcome) { o.events.ioError = &ioFail{operation: "write", noSpace: true} }, []string{"free space on the pool"}},
+		"a false OK when full": {func(o *outcome) { o.events.ioError = &ioFail{operation: "write", noSpace: true} }, []string{"no space left for the image", "free space on its filesystem"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := good()
