@@ -98,7 +98,7 @@ func (m *Manager) expand(img *image.Image, want Size) error {
 //
 // Errors are those of [Manager.Expand]. [errdefs.ErrNotFound] also means that the claim is
 // not at that path. [errdefs.ErrState] means that the filesystem cannot grow while it is
-// mounted, and grows when it is staged the next time.
+// mounted, or gave up after an error, and grows when it is staged the next time.
 func (m *Manager) ExpandOnNode(id, path string, want Size, use *Use) (int64, error) {
 	unlock, err := m.locks.volume(id)
 	if err != nil {
@@ -126,6 +126,13 @@ func (m *Manager) ExpandOnNode(id, path string, want Size, use *Use) (int64, err
 	}
 	if img.Mode() == image.ModeBlock {
 		return has, nil
+	}
+	there, err := m.mountedAt(img, rel)
+	if err == nil {
+		err = m.checkAlive(img, rel, there)
+	}
+	if err != nil {
+		return 0, err
 	}
 	return has, m.growth.inUse(img, rel)
 }

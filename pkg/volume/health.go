@@ -7,16 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
-	"strings"
-	"syscall"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
 )
 
 // Health returns what is wrong with a claim. It looks at the image, at its devices, and at
@@ -133,57 +130,51 @@ func (m *Manager) deviceConditions(img *image.Image) ([]health.Condition, error)
 	if err != nil || img.Mode() != image.ModeFilesystem || len(places) == 0 {
 		return found, err
 	}
-	root, err := m.root.OpenMountpoint(places[0])
+	rel, err := m.root.RelMounted(places[0])
+	if err != nil {
+		return nil, err
+	}
+	there, err := m.root.Identify(img, rel)
 	switch {
-	case errors.Is(err, syscall.EIO):
-		return append(found, shutDown(img, places[0])), nil
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, errdefs.ErrState): // unmounted meanwhile
+		return found, nil
+	case errors.Is(err, place.ErrForeign): // something else covers it
 		return found, nil
 	case err != nil:
 		return nil, err
 	}
-	defer root.Close()
-	return append(found, filesystemConditions(img, root, places[0])...), nil
+	gaveUp, err := m.gaveUp(img, rel, there)
+	if errors.Is(err, os.ErrNotExist) { // unmounted meanwhile
+		return found, nil
+	}
+	if err != nil || gaveUp == nil {
+		return found, err
+	}
+	return append(found, *gaveUp), nil
 }
 
-// filesystemConditions looks at a mounted filesystem by its root, which is open with O_PATH.
-func filesystemConditions(img *image.Image, root *os.File, at string) []health.Condition {
-	// A filesystem that has shut down returns EIO when its root is read, or has the option
-	// shutdown in the mount table. statfs(2) still works.
-	dir, err := mount.Open(root)
-	if err == nil {
-		_, err = dir.Readdirnames(1)
-		dir.Close()
+// gaveUp looks at the filesystem of a volume that is mounted at a path. It returns nil if the
+// filesystem does its work, or if the volume is a disk, whose content is its consumer's.
+func (m *Manager) gaveUp(img *image.Image, rel string, there place.Mount) (*health.Condition, error) {
+	if img.Mode() != image.ModeFilesystem {
+		return nil, nil
 	}
-	if errors.Is(err, syscall.EIO) {
-		return []health.Condition{shutDown(img, at)}
+	is, err := m.root.Vitality(there, rel)
+	if err != nil || is == place.Alive {
+		return nil, err
 	}
-	info, err := mount.Of(root)
-	if err != nil || info == nil {
-		return nil
+	c := &health.Condition{
+		Code: "FilesystemReadOnly", Severity: health.Inaccessible,
+		Text:   fmt.Sprintf("the kernel made the filesystem of volume %s read-only after an error (see dmesg)", img.ID()),
+		Remedy: "make room in the pool if it is full, then delete all pods that have the volume: the next one gets the filesystem mounted anew, with everything that was synced",
 	}
-	options := strings.Split(info.VFSOptions, ",")
-	if slices.Contains(options, "shutdown") {
-		return []health.Condition{shutDown(img, at)}
+	if img.Record.Lifecycle == image.Inline {
+		c.Remedy = "make room in the pool if it is full, then delete the pod: the next one gets a new volume"
 	}
-	if slices.Contains(options, "ro") || slices.Contains(options, "emergency_ro") {
-		return []health.Condition{{
-			Code: "FilesystemReadOnly", Severity: health.Inaccessible,
-			Text:   fmt.Sprintf("the kernel made the filesystem of volume %s read-only after an error (see dmesg)", img.ID()),
-			Remedy: remountRemedy,
-		}}
+	if is == place.ShutDown {
+		c.Code, c.Text = "FilesystemShutDown", fmt.Sprintf("the kernel shut down the filesystem of volume %s after an error (see dmesg)", img.ID())
 	}
-	return nil
-}
-
-const remountRemedy = "make room in the pool if it is full, then restart the pod, which mounts the filesystem anew"
-
-func shutDown(img *image.Image, at string) health.Condition {
-	return health.Condition{
-		Code: "FilesystemShutDown", Severity: health.Inaccessible,
-		Text:   fmt.Sprintf("the kernel shut down the filesystem of volume %s at %s after an error (see dmesg)", img.ID(), at),
-		Remedy: remountRemedy,
-	}
+	return c, nil
 }
 
 // mountedWithoutImage returns the first of the paths where a volume without an image is

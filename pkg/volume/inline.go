@@ -90,8 +90,12 @@ func (m *Manager) PublishInline(ctx context.Context, r InlineRequest) (res Resul
 		defer img.Close()
 		res.Existed = true
 		if at.Mounted {
-			if there, err := m.mountedAt(img, rel); err != nil || there.Complete {
+			there, err := m.mountedAt(img, rel)
+			if err != nil {
 				return res, err
+			}
+			if there.Complete {
+				return res, m.checkAlive(img, rel, there)
 			}
 			if err := m.root.Unmount(img, rel); err != nil {
 				return res, err
@@ -123,12 +127,12 @@ func (m *Manager) PublishInline(ctx context.Context, r InlineRequest) (res Resul
 	if r.Mode == image.ModeDiskImage {
 		return res, m.mounts.disk(img, target, rel, r.Access)
 	}
-	mnt, err := m.mounts.detached(img, r.Access)
+	mnt, err := m.detached(img, r.Access)
 	if err != nil {
 		return res, err
 	}
 	defer mnt.Close()
-	return res, mnt.Attach(target)
+	return res, m.attach(img, mnt, target, rel)
 }
 
 // makeInline makes the image of an inline volume, if the limits and the pool's space allow.

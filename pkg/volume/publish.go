@@ -37,7 +37,8 @@ func (r PublishRequest) access() image.Access {
 //
 // Errors are those of [Manager.Stage]. [errdefs.ErrExists] also means that the claim is
 // there with other mount options. [errdefs.ErrState] also means that the claim may have one
-// target only, and has another.
+// target only, and has another, or that its filesystem gave up after an error and a pod
+// still has it.
 func (m *Manager) PublishClaim(ctx context.Context, r PublishRequest) (err error) {
 	rel, err := m.root.Rel(r.Target)
 	if err != nil {
@@ -63,7 +64,10 @@ func (m *Manager) PublishClaim(ctx context.Context, r PublishRequest) (err error
 			return err
 		}
 		if there.Complete {
-			return compareAccess(img, there.Access, r)
+			if err := compareAccess(img, there.Access, r); err != nil {
+				return err
+			}
+			return m.checkAlive(img, rel, there)
 		}
 		if err := m.root.Unmount(img, rel); err != nil {
 			return err

@@ -62,7 +62,8 @@ type StageRequest struct {
 }
 
 // Stage attaches a claim and mounts its filesystem at the staging path, or finds that done.
-// It grows a filesystem that is smaller than its volume.
+// It grows a filesystem that is smaller than its volume. One that gave up after an error is
+// mounted anew, unless a pod still has it: then the error is [errdefs.ErrState].
 //
 // Errors are [errdefs.ErrInvalid], [errdefs.ErrNotFound], [errdefs.ErrExists] for another
 // mount at the path, [errdefs.ErrState], [errdefs.ErrBusy], [pool.ErrFull], or the
@@ -126,7 +127,10 @@ func (m *Manager) stage(ctx context.Context, img *image.Image, staging string, a
 	if err == nil && there.Access != access {
 		err = fmt.Errorf("%w: volume %s is staged at %q with the mount options %s, and %s are asked for; unstage it first", errdefs.ErrExists, img.ID(), staging, there.Access, access)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return m.reviveStaged(ctx, img, rel, there, access)
 }
 
 // stagingRel is the part of a staging path below the kubelet's directory.
@@ -161,7 +165,7 @@ func (m *Manager) stageFilesystem(ctx context.Context, img *image.Image, rel str
 	// A filesystem cannot grow through a read-only mount.
 	writable := access
 	writable.ReadOnly = false
-	mnt, err := m.mounts.detached(img, writable)
+	mnt, err := m.detached(img, writable)
 	if err != nil {
 		return err
 	}
@@ -176,7 +180,7 @@ func (m *Manager) stageFilesystem(ctx context.Context, img *image.Image, rel str
 			return err
 		}
 	}
-	return mnt.Attach(target)
+	return m.attach(img, mnt, target, rel)
 }
 
 // Unstage unmounts a claim from its staging path and detaches it. A claim that is not staged

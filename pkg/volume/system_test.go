@@ -467,11 +467,11 @@ func TestShutDown(t *testing.T) {
 	if _, err := os.ReadDir(r.Target); !errors.Is(err, syscall.EIO) {
 		t.Errorf("reading it: %v", err)
 	}
-	if _, err := n.PublishInline(t.Context(), r); err != nil {
+	if _, err := n.PublishInline(t.Context(), r); !errors.Is(err, errdefs.ErrState) {
 		t.Errorf("publishing it again: %v", err)
 	}
-	if _, err := n.Stats(r.ID, r.Target); errors.Is(err, errdefs.ErrNotFound) {
-		t.Errorf("stats: %v", err)
+	if u, err := n.Stats(r.ID, r.Target); err != nil || u.TotalBytes == 0 {
+		t.Errorf("stats %+v: %v", u, err)
 	}
 	n.mustUnpublish(r)
 }

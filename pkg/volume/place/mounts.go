@@ -30,6 +30,8 @@ type Mount struct {
 	Device   int  // loop index; -1 for a disk image
 	Complete bool // false if a publish stopped half-way, or somebody took part of it away
 	Access   image.Access
+
+	superblock string // options of the filesystem, in proc_pid_mountinfo(5) field 11
 }
 
 // Identify proves that the mount at a target is the volume's, or returns [ErrForeign]. If
@@ -47,7 +49,7 @@ func (r *Root) Identify(v Owner, rel string) (Mount, error) {
 	if info == nil {
 		return Mount{}, fmt.Errorf("%w: target path %q was unmounted meanwhile; try again", errdefs.ErrState, at.Name())
 	}
-	m := Mount{Device: -1, Access: image.AccessOf(info.Options)}
+	m := Mount{Device: -1, Access: image.AccessOf(info.Options), superblock: info.VFSOptions}
 	var ours bool
 	switch v.Mode() {
 	case image.ModeDiskImage:
@@ -165,7 +167,7 @@ func (r *Root) MountpointsOf(v Owner, loops []int) ([]string, error) {
 
 // OpenMountpoint opens the root of the mount at one of a volume's mountpoints.
 func (r *Root) OpenMountpoint(at string) (*os.File, error) {
-	rel, err := filepath.Rel(r.resolved, at)
+	rel, err := r.RelMounted(at)
 	if err != nil {
 		return nil, err
 	}
@@ -174,7 +176,7 @@ func (r *Root) OpenMountpoint(at string) (*os.File, error) {
 
 // OpenFilesystem opens the root of a volume's mounted filesystem for reading. It returns nil
 // if the volume is not mounted, or has no filesystem. If something else is mounted above it,
-// OpenFilesystem returns [errdefs.ErrState].
+// or if the filesystem has shut down, OpenFilesystem returns [errdefs.ErrState].
 func (r *Root) OpenFilesystem(img *image.Image) (*os.File, error) {
 	if img.Mode() != image.ModeFilesystem {
 		return nil, nil
@@ -188,14 +190,21 @@ func (r *Root) OpenFilesystem(img *image.Image) (*os.File, error) {
 		return nil, err
 	}
 	defer at.Close()
-	rel, err := filepath.Rel(r.resolved, places[0])
+	rel, err := r.RelMounted(places[0])
 	if err != nil {
 		return nil, err
 	}
-	if _, err := r.Identify(img, rel); errors.Is(err, ErrForeign) {
+	m, err := r.Identify(img, rel)
+	if errors.Is(err, ErrForeign) {
 		return nil, fmt.Errorf("%w: %w", errdefs.ErrState, err)
-	} else if err != nil {
+	}
+	if err != nil {
 		return nil, err
+	}
+	if is, err := r.Vitality(m, rel); err != nil {
+		return nil, err
+	} else if is == ShutDown {
+		return nil, fmt.Errorf("%w: the kernel shut down the filesystem of volume %s after an error (see dmesg); delete the pods that have the volume, and try again", errdefs.ErrState, img.ID())
 	}
 	return mount.Open(at)
 }

@@ -76,6 +76,9 @@ func (r *Root) AsMounted(target string) string {
 	return r.mountpoint(rel)
 }
 
+// RelMounted is the part below the root of a path that the mount table spells.
+func (r *Root) RelMounted(at string) (string, error) { return filepath.Rel(r.resolved, at) }
+
 func (r *Root) mountpoint(rel string) string { return filepath.Join(r.resolved, rel) }
 
 // Spot is what is at a target path.
@@ -196,7 +199,7 @@ func (r *Root) OpenMounted(rel string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	mounted, err := mount.IsMountPoint(root)
+	mounted, err := isMounted(root)
 	if err == nil && !mounted {
 		err = fmt.Errorf("%w: %q was unmounted meanwhile; try again", errdefs.ErrState, root.Name())
 	}
