@@ -23,6 +23,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
 )
 
 // givesUp are the ways in which a filesystem stops to work. The kernel does the same after an
@@ -357,6 +358,35 @@ func BenchmarkPublishStaged(b *testing.B) {
 				n.mustUnpublishClaim(v, "pod")
 				b.StartTimer()
 			}
+			n.mustEnd(v)
+		})
+	}
+}
+
+// BenchmarkVitality looks at a healthy filesystem, as each publish does.
+func BenchmarkVitality(b *testing.B) {
+	for _, fs := range diskfs.Names() {
+		b.Run(fs, func(b *testing.B) {
+			n := newNode(b, testenv.XFS, 4*gib)
+			v := n.mustCreate(claim("bench", fs, 300*mib))
+			rel, err := n.root.Rel(n.mustStage(v))
+			if err != nil {
+				b.Fatal(err)
+			}
+			img, err := n.images.Open(v.ID)
+			if err != nil {
+				b.Fatal(err)
+			}
+			there, err := n.root.Identify(img, rel)
+			if err != nil {
+				b.Fatal(err)
+			}
+			for b.Loop() {
+				if is, err := n.root.Vitality(there, rel); err != nil || is != place.Alive {
+					b.Fatal(is, err)
+				}
+			}
+			img.Close()
 			n.mustEnd(v)
 		})
 	}
