@@ -205,7 +205,7 @@ func (v *vm) run(ctx context.Context, template *os.File, progress func(guest.Sta
 	defer theirs.Close()
 	files := []*os.File{fdTemplate - 3: template, fdVerdict - 3: verdict, fdQMP - 3: theirs}
 	if !v.caged {
-		for _, content := range [][]byte{fdInitrd - fdInitrd: v.initrd, fdKernel - fdInitrd: v.kernel.content} {
+		for _, content := range [][]byte{v.initrd, v.kernel.content} { // fdInitrd, fdKernel
 			f, err := memfile.New("boot", content)
 			if err != nil {
 				o.exit = err
