@@ -34,7 +34,7 @@ func detach(t *testing.T, device string) {
 // until the test ends: the paths of one that is gone begin at the mount's root.
 func attachElsewhere(t *testing.T, file, over, under string) string {
 	t.Helper()
-	cmd := exec.Command("unshare", "--mount", "sh", "-c", `mount --bind "$1" "$2" && losetup --find --show "$0" && exec cat`, file, over, under)
+	cmd := exec.Command("unshare", "--mount", "sh", "-c", testenv.DropOthers(filepath.Dir(under))+`mount --bind "$1" "$2" && losetup --find --show "$0" && exec cat`, file, over, under)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

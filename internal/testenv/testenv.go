@@ -167,6 +167,38 @@ func Tmpfs(t testing.TB) string {
 	return at
 }
 
+// DropOthers is the beginning of a shell script that runs in a mount namespace of its own and
+// lives on. The namespace has copies of all mounts, which keep the volumes of other tests
+// alive after they were unmounted: their devices stay attached, and deleting them is refused.
+// So it drops all mounts of tests but those below the directories that are kept.
+func DropOthers(keep ...string) string {
+	patterns := "-"
+	for _, dir := range keep {
+		patterns += "|" + dir + "|" + dir + "/*"
+	}
+	return `for at in $(cut -d" " -f5 /proc/self/mountinfo); do case $at in ` + patterns + `) ;; ` + workDir + `/*) umount -l "$at" 2>/dev/null ;; esac; done; `
+}
+
+// DropOthersHere does the same for a thread in a mount namespace of its own.
+func DropOthersHere() error {
+	table, err := os.Open("/proc/thread-self/mountinfo")
+	if err != nil {
+		return err
+	}
+	defer table.Close()
+	mounts, err := mountinfo.GetMountsFromReader(table, mountinfo.PrefixFilter(workDir))
+	if err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		// One that is below another was dropped with it.
+		if err := syscall.Unmount(m.Mountpoint, syscall.MNT_DETACH); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, syscall.ENOENT) {
+			return err
+		}
+	}
+	return nil
+}
+
 // Eventually waits until ok returns true. The kernel acts on a last close at once, but on
 // a node udev may hold any block device open for a moment.
 func Eventually(t testing.TB, what string, ok func() bool) {

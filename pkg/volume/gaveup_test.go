@@ -177,7 +177,7 @@ func TestGaveUpElsewhere(t *testing.T) {
 	n := newNode(t, testenv.XFS, 4*gib)
 	for name, hold := range map[string]func(t *testing.T, at string) (release func()){
 		"another mount namespace": func(t *testing.T, at string) func() {
-			cmd := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", "echo; exec sleep 60")
+			cmd := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", testenv.DropOthers(n.kubelet)+"echo; exec sleep 60")
 			out, err := cmd.StdoutPipe()
 			if err != nil {
 				t.Fatal(err)

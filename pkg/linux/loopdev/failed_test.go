@@ -88,6 +88,9 @@ func withOwnDev(t *testing.T, run func()) {
 			err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
 		}
 		if err == nil {
+			err = testenv.DropOthersHere()
+		}
+		if err == nil {
 			err = unix.Mount("tmpfs", "/dev", "tmpfs", 0, "")
 		}
 		if err == nil {
