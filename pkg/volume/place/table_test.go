@@ -96,7 +96,7 @@ func FuzzMountTable(f *testing.F) {
 		}
 		for _, m := range table.Disks {
 			if image.CheckID(m.ID) != nil || !named(m.At, func(e entry) bool { return e.fsType == "tmpfs" && e.source == DiskSource(m.ID) }) {
-				t.Errorf("%+v is no disk image of ours", m)
+				t.Errorf("%+v is listed as a disk image, but no tmpfs at its path has its id as source", m)
 			}
 		}
 		for _, m := range table.Of(image.Record{ID: "img", Mode: image.ModeFilesystem}, []int{3}) {
