@@ -32,7 +32,7 @@ type pluginOptions struct {
 	overcommit                   float64
 	maxVolumes                   int64
 	sharedResizer                bool
-	sweepInterval                time.Duration
+	sweepInterval, trimInterval  time.Duration
 	limits                       quota.Limits
 	pool                         pool.Config
 	vm                           vmformat.Config
@@ -48,10 +48,13 @@ func (o *pluginOptions) add(f *pflag.FlagSet) {
 	f.StringVar(&o.httpEndpoint, "http-endpoint", "", "address to serve /healthz, /readyz and /metrics on, as :9808 (default: they are not served)")
 	addValue(f, &o.maxVolumes, "max-volumes-per-node", "1024", upperCount[int64](), "how many claims the scheduler may place on this node; 0 means no limit")
 	addValue(f, &o.sweepInterval, "sweep-interval", "10m", interval, "time between two sweeps of what crashes and lost calls left behind; 0 means no sweep, not even at start; see the command gc")
+	addValue(f, &o.trimInterval, "trim-interval", "1m", interval, "time between two looks for space of deleted files, which is then returned to the pool and the node; 0 means never")
 	f.BoolVar(&o.sharedResizer, "shared-resizer", false, "one external-resizer serves all nodes: a volume that is not on this node is left to its own node, without an error")
 	addKubeletDir(f, &o.kubeletDir)
 	o.addTemplates(f)
 	addPool(f, &o.pool)
+	addValue(f, &o.pool.NodeHeadroom, "node-headroom", "20%", poolShare,
+		"space that new volumes leave free on a filesystem that is kubelet's too; kubelet evicts pods below 10% (nodefs) and 15% (imagefs)")
 	addValue(f, &o.headroom, "headroom", "5%", poolShare, "space of the pool that new volumes leave free: a quantity, as 10Gi, or a percentage")
 	addValue(f, &o.overcommit, "overcommit", "1", factor, "how many times its size the pool promises to thin claims; at 1 there is room to fill every claim")
 	addLimits(f, &o.limits)
@@ -74,7 +77,7 @@ func addKubeletDir(f *pflag.FlagSet, dir *string) {
 func addPool(f *pflag.FlagSet, c *pool.Config) {
 	addValue(f, &c.Dir, "pool", "", given("must be a directory on btrfs or xfs"), "directory for templates and volumes, on btrfs or xfs; made if missing")
 	addValue(f, &c.LoopbackSize, "loopback-pool-size", "", optionalSize,
-		"where the filesystem of --pool cannot share extents (ext4): size of an xfs to make there in a sparse file, as 20Gi; an existing file is used as it is")
+		"size of an xfs to make as the pool, in a sparse file in --pool, as 20Gi; one that exists grows, and is never shrunk (default: no such file)")
 }
 
 // addExistingPool is for the commands that work on the plugin's pool and make none.

@@ -125,8 +125,8 @@ func TestFlags(t *testing.T) {
 	}
 	want := quota.Limits{Size: 100 << 30, Volumes: 500}
 	if o.nodeID != "node1" || o.limits != want || o.headroom != (size.Share{Percent: 5}) || o.templateCache != (size.Share{Percent: 20}) || o.overcommit != 1 ||
-		o.sweepInterval != 10*time.Minute || o.maxVMs != 2 || o.maxBuildsPerHour != 120 || o.maxVolumes != 1024 ||
-		o.vm != (vmformat.Config{Accel: vmformat.AccelAuto, Timeout: vmformat.DefaultTimeout}) || o.pool != (pool.Config{Dir: "/pool"}) {
+		o.sweepInterval != 10*time.Minute || o.trimInterval != time.Minute || o.maxVMs != 2 || o.maxBuildsPerHour != 120 || o.maxVolumes != 1024 ||
+		o.vm != (vmformat.Config{Accel: vmformat.AccelAuto, Timeout: vmformat.DefaultTimeout}) || o.pool != (pool.Config{Dir: "/pool", NodeHeadroom: size.Share{Percent: 20}}) {
 		t.Errorf("the defaults are %+v", o)
 	}
 	if err := parse(t, &o, "--headroom", "1Gi", "--template-cache", "0", "--overcommit", "2.5", "--sweep-interval", "0", "--format-timeout", "90s", "--accel", "tcg",

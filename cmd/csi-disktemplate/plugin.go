@@ -33,6 +33,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	if err != nil {
 		return err
 	}
+	o.pool.NodeDir = o.kubeletDir
 	p, err := pool.Open(ctx, o.pool)
 	if err != nil {
 		return err
@@ -78,7 +79,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	}
 	config := driver.Config{
 		Endpoint: o.endpoint, Name: o.driverName, Version: version, NodeID: o.nodeID,
-		Volumes: volumes, MaxVolumes: o.maxVolumes, SharedResizer: o.sharedResizer, SweepInterval: o.sweepInterval,
+		Volumes: volumes, MaxVolumes: o.maxVolumes, SharedResizer: o.sharedResizer, SweepInterval: o.sweepInterval, TrimInterval: o.trimInterval,
 		Health: healthy, Metrics: driver.NewMetrics(registry), Registration: registration,
 	}
 	g.Go(func() error { return driver.Serve(ctx, config) })

@@ -43,7 +43,10 @@ func (n Node) Start(c Command) (*Plugin, error) {
 		return nil, err
 	}
 	defer log.Close()
-	cmd := exec.Command(c.Binary, append([]string{"--endpoint", n.Endpoint(), "--node-id", c.ID, "--pool", n.Pool, "--kubelet-dir", n.Kubelet}, c.Flags...)...)
+	cmd := exec.Command(c.Binary, append([]string{
+		"--endpoint", n.Endpoint(), "--node-id", c.ID, "--pool", n.Pool, "--kubelet-dir", n.Kubelet,
+		"--node-headroom", "0", // no kubelet evicts pods here, and the disk may be nearly full
+	}, c.Flags...)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = append(os.Environ(), c.Env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{

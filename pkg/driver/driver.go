@@ -62,6 +62,9 @@ type Config struct {
 	// SweepInterval is the time between sweeps of what was left behind, after the one
 	// at the start; 0 means no sweeps at all.
 	SweepInterval time.Duration
+	// TrimInterval is the time between looks for space that deleted files have left: see
+	// [volume.Manager.Trim]. 0 means never.
+	TrimInterval time.Duration
 	// Registration tells kubelet about the driver once it serves; nil leaves that to a
 	// node-driver-registrar.
 	Registration *Registration
@@ -80,8 +83,8 @@ func (c Config) validate() error {
 	if c.MaxVolumes < 0 {
 		return fmt.Errorf("at most %d volumes: must not be negative", c.MaxVolumes)
 	}
-	if c.SweepInterval < 0 {
-		return fmt.Errorf("sweep interval %s: must not be negative", c.SweepInterval)
+	if c.SweepInterval < 0 || c.TrimInterval < 0 {
+		return fmt.Errorf("sweep interval %s, trim interval %s: must not be negative", c.SweepInterval, c.TrimInterval)
 	}
 	return nil
 }
@@ -148,26 +151,32 @@ func Serve(ctx context.Context, c Config) error {
 	if c.Registration != nil {
 		g.Go(func() error { return c.Registration.serve(ctx) })
 	}
-	if c.SweepInterval > 0 {
-		g.Go(func() error {
-			c.sweepEvery(ctx)
-			return nil
-		})
-	}
+	g.Go(func() error { return every(ctx, c.SweepInterval, func() { c.sweep(ctx, sweep.Options{}) }) })
+	g.Go(func() error { return every(ctx, c.TrimInterval, func() { c.trim(ctx) }) })
 	return g.Wait()
 }
 
-// sweepEvery sweeps until ctx ends.
-func (c Config) sweepEvery(ctx context.Context) {
-	tick := time.NewTicker(c.SweepInterval)
+// every does something again and again until ctx ends. An interval of 0 means never.
+func every(ctx context.Context, interval time.Duration, do func()) error {
+	if interval == 0 {
+		return nil
+	}
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return
+			return nil
 		case <-tick.C:
-			c.sweep(ctx, sweep.Options{})
+			do()
 		}
+	}
+}
+
+// trim returns the space of deleted files. An error does not stop the plugin from serving.
+func (c Config) trim(ctx context.Context) {
+	if err := c.Volumes.Trim(ctx); err != nil && ctx.Err() == nil {
+		klog.ErrorS(err, "Space of deleted files was not returned; the plugin tries again", "interval", c.TrimInterval)
 	}
 }
 

@@ -14,10 +14,13 @@ import (
 	"strings"
 	"syscall"
 
+	"k8s.io/klog/v2"
+
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/flock"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
@@ -76,10 +79,49 @@ func openLoopback(ctx context.Context, dir string, bytes int64) (string, error) 
 			return "", err
 		}
 	}
-	if mounted, err := isMountOf(at, devices); err != nil || mounted {
-		return at, err
+	mounted, err := isMountOf(at, devices)
+	if err != nil {
+		return "", err
 	}
-	return at, mountLoopback(image, at)
+	if !mounted {
+		if err := mountLoopback(image, at); err != nil {
+			return "", err
+		}
+	}
+	if err := growLoopback(image, at, bytes); err != nil {
+		klog.ErrorS(err, "The loopback pool cannot grow, and stays as large as it is; make room below it and restart the plugin", "file", image.Name(), "wanted", size.Format(bytes))
+	}
+	return at, nil
+}
+
+// growLoopback makes a mounted pool so many bytes large, and never smaller. One that was
+// interrupted is finished by the next.
+func growLoopback(image *os.File, at string, bytes int64) error {
+	has, _, err := measure(image)
+	if err != nil {
+		return err
+	}
+	if has > bytes {
+		klog.InfoS("The loopback pool is larger than --loopback-pool-size says; it is not shrunk", "file", image.Name(), "size", size.Format(has), "wanted", size.Format(bytes))
+		bytes = has
+	}
+	if err := sparse.Extend(image, bytes); err != nil {
+		return err
+	}
+	dev, err := loopdev.OpenBacked(image)
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	if err := dev.UpdateSize(); err != nil {
+		return err
+	}
+	dir, err := os.Open(at)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return fsctl.Grow(dir, bytes)
 }
 
 // prepare gives the device that the image has already the state that a pool needs. One that
@@ -125,7 +167,13 @@ func mountLoopback(image *os.File, at string) error {
 		return err
 	}
 	defer dev.Close() // from then on only the mount keeps it attached
-	m, err := mount.New(mount.Config{FSType: "xfs", Source: dev.Path(), Attr: mount.Attr{NoSUID: true, NoDev: true, NoExec: true}})
+	m, err := mount.New(mount.Config{
+		FSType: "xfs", Source: dev.Path(),
+		// What is deleted in the pool is soon free below it. Deleting takes no longer for that:
+		// the kernel discards after it has committed. See docs/figures.md.
+		Data: []string{"discard"},
+		Attr: mount.Attr{NoSUID: true, NoDev: true, NoExec: true},
+	})
 	if err != nil {
 		return err
 	}
@@ -153,7 +201,11 @@ func openLoopbackImage(dir string, bytes int64) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := makeXFS(f, bytes); err != nil {
+	err = makeNoCOWFile(f)
+	if err == nil {
+		err = makeXFS(f, bytes)
+	}
+	if err != nil {
 		f.Close()
 		return nil, Full(err)
 	}
@@ -162,6 +214,16 @@ func openLoopbackImage(dir string, bytes int64) (*os.File, error) {
 		return nil, Full(err)
 	}
 	return f, nil
+}
+
+// makeNoCOWFile sets chattr +C on an empty file on btrfs. Otherwise each write to the pool
+// would take new space below it, and break the file into pieces.
+func makeNoCOWFile(f *os.File) error {
+	st, err := fsctl.StatusOf(f)
+	if err != nil || st.Type != fsctl.Btrfs {
+		return err
+	}
+	return fsctl.AddFlags(f, fsctl.NoCOW)
 }
 
 // findMkfs looks for mkfs.xfs on PATH, and then in the directories where distributions

@@ -19,6 +19,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/openat"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
 
 var (
@@ -34,10 +35,14 @@ type Config struct {
 	// Dir is a directory for this plugin alone. It is made if it does not exist.
 	// An existing directory must belong to the caller and be writable by nobody else.
 	Dir string
-	// LoopbackSize, if not 0, lets Open make an xfs of this size, in bytes, in the sparse
-	// file Dir/pool.img when Dir itself cannot share extents. A pool.img that
-	// exists already is used as it is.
+	// LoopbackSize, if not 0, makes the pool an xfs of this size, in bytes, in the sparse file
+	// Dir/pool.img. A smaller one that exists already grows, and a larger one stays as it is.
+	// A pool that was made in Dir without a file stays where it is.
 	LoopbackSize int64
+	// NodeDir is a directory of the node's own filesystem: kubelet's. What the pool shares with
+	// it, new volumes leave free in part: NodeHeadroom, of the size of that filesystem.
+	NodeDir      string
+	NodeHeadroom size.Share
 }
 
 // Pool is an open pool.
@@ -45,6 +50,9 @@ type Pool struct {
 	root string
 	dir  *os.File // root itself: it stays the same directory whatever happens to its path
 	id   fsctl.Identity
+
+	layers       layers
+	nodeHeadroom size.Share
 }
 
 const (
@@ -70,32 +78,31 @@ func Open(ctx context.Context, c Config) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
+	if c.LoopbackSize > 0 && !isPool(dir) {
+		if err := ownDir(dir); err != nil {
+			return nil, err
+		}
+		root, err := openLoopback(ctx, dir, c.LoopbackSize)
+		if err != nil {
+			return nil, fmt.Errorf("loopback pool in %s: %w", dir, err)
+		}
+		return layOut(root, c)
+	}
 	// The type is judged before anything is made. The trial clone follows when dir
 	// exists: until then the type may be that of the parent of another mount.
-	unusable := gate(dir)
-	if unusable != nil && c.LoopbackSize == 0 {
-		return nil, unusable
+	if err := gate(dir); err != nil {
+		return nil, err
 	}
 	if err := ownDir(dir); err != nil {
 		return nil, err
 	}
-	if unusable == nil {
-		unusable = tryReflink(dir)
+	if err := tryReflink(dir); err != nil {
+		return nil, err
 	}
-	if unusable == nil {
-		return layOut(dir)
+	if c.LoopbackSize > 0 {
+		klog.InfoS("This pool was made without a file, so its size is that of its filesystem; move the directory away to get one of the size that --loopback-pool-size says", "pool", dir)
 	}
-	if !errors.Is(unusable, ErrUnusable) { // a failure that says nothing about the filesystem
-		return nil, unusable
-	}
-	if c.LoopbackSize == 0 {
-		return nil, unusable
-	}
-	root, err := openLoopback(ctx, dir, c.LoopbackSize)
-	if err != nil {
-		return nil, fmt.Errorf("loopback pool in %s: %w", dir, err)
-	}
-	return layOut(root)
+	return layOut(dir, c)
 }
 
 // OpenExisting opens the pool that Open made in dir before, loopback or not, and
@@ -104,7 +111,7 @@ func Open(ctx context.Context, c Config) (*Pool, error) {
 func OpenExisting(dir string) (*Pool, error) {
 	for _, root := range []string{dir, filepath.Join(dir, loopbackMount)} {
 		if isPool(root) {
-			return openRoot(root)
+			return openRoot(root, Config{})
 		}
 	}
 	if _, err := os.Stat(filepath.Join(dir, loopbackImage)); err == nil {
@@ -116,7 +123,7 @@ func OpenExisting(dir string) (*Pool, error) {
 
 // openRoot opens a pool's directory under the path that the kernel has for it, without
 // symbolic links.
-func openRoot(path string) (*Pool, error) {
+func openRoot(path string, c Config) (*Pool, error) {
 	root, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return nil, err
@@ -126,11 +133,15 @@ func openRoot(path string) (*Pool, error) {
 		return nil, err
 	}
 	st, err := fsctl.StatusOf(dir)
+	var found layers
+	if err == nil {
+		found, err = findLayers(dir, c.NodeDir)
+	}
 	if err != nil {
 		dir.Close()
 		return nil, err
 	}
-	return &Pool{root: root, dir: dir, id: st.Identity}, nil
+	return &Pool{root: root, dir: dir, id: st.Identity, layers: found, nodeHeadroom: c.NodeHeadroom}, nil
 }
 
 // isPool reports whether a directory has the subdirectories that layOut makes, with
@@ -150,8 +161,8 @@ func isPool(root string) bool {
 
 // layOut opens the directory of a pool, whose filesystem gate has accepted, and makes
 // what is missing in it.
-func layOut(path string) (*Pool, error) {
-	p, err := openRoot(path)
+func layOut(path string, c Config) (*Pool, error) {
+	p, err := openRoot(path, c)
 	if err != nil {
 		return nil, err
 	}
@@ -374,22 +385,23 @@ func (p *Pool) Conditions() []health.Condition {
 	return nil
 }
 
-// Space is the space of the pool's filesystem, in bytes.
-type Space struct {
-	Total, Available int64
-}
-
-// Space asks the filesystem for its space.
-func (p *Pool) Space() (Space, error) {
-	st, err := fsctl.StatusOf(p.dir)
-	return Space{Total: st.Total, Available: st.Available}, err
-}
-
 // Sync is [fsctl.Sync] of the pool's filesystem.
 func (p *Pool) Sync() error { return fsctl.Sync(p.dir) }
 
-// Close closes the pool's descriptor. A loopback pool stays mounted.
-func (p *Pool) Close() error { return p.dir.Close() }
+// Trim returns free space of the pool to the layers below it, if there are any. It returns
+// [errors.ErrUnsupported] if they cannot take it.
+func (p *Pool) Trim() error {
+	if len(p.layers.files) == 0 {
+		return nil
+	}
+	return fsctl.Trim(p.dir, 0)
+}
+
+// Close closes the pool's descriptors. A loopback pool stays mounted.
+func (p *Pool) Close() error {
+	p.layers.close()
+	return p.dir.Close()
+}
 
 // Full adds [ErrFull] to an error whose reason is that the disk is full.
 func Full(err error) error {

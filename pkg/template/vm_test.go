@@ -16,6 +16,7 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fiemap"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
@@ -114,7 +115,7 @@ func BenchmarkClone(b *testing.B) {
 						b.Fatal(err)
 					}
 					defer tmpl.Close()
-					extents, err := reflink.Extents(tmpl.File)
+					extents, err := fiemap.Count(tmpl.File)
 					if err != nil {
 						b.Fatal(err)
 					}

@@ -22,8 +22,8 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/cage"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fiemap"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/kvm"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
 )
@@ -75,7 +75,7 @@ func TestFormat(t *testing.T) {
 				if got := strings.TrimSpace(testenv.Run(t, "blkid", "-p", "-o", "value", "-s", "UUID", f.Name())); got != report.UUID {
 					t.Errorf("blkid says that the UUID is %s, the report says %s", got, report.UUID)
 				}
-				extents, err := reflink.Extents(f)
+				extents, err := fiemap.Count(f)
 				if err != nil {
 					t.Fatal(err)
 				}

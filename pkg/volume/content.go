@@ -63,7 +63,7 @@ func (c contents) fill(ctx context.Context, f *os.File, r *image.Record) (Result
 	case r.Source != image.Source{}:
 		return Result{}, c.fillFromSource(ctx, f, r)
 	case !fs.Formatted():
-		return Result{}, r.Provisioning.Resize(f, r.Spec.Size)
+		return Result{}, c.images.Extend(r.Provisioning, f, r.Spec.Size)
 	}
 	return c.fillFromTemplate(ctx, f, fs, r)
 }
@@ -76,7 +76,7 @@ func (c contents) fillFromTemplate(ctx context.Context, f *os.File, fs *diskfs.F
 	defer t.Close()
 	r.Template, r.UUID = t.Key, uuid.New()
 	res := Result{Template: t.Key, TemplateHit: t.Hit}
-	if err := r.Provisioning.Fill(ctx, f, t.File, r.Spec.Size); err != nil {
+	if err := c.images.Fill(ctx, r.Provisioning, f, t.File, r.Spec.Size); err != nil {
 		return res, fmt.Errorf("from template %s: %w", t.Key, err)
 	}
 	// The image gets its UUID before anyone can mount it: a kernel refuses, or confuses, two
@@ -91,7 +91,7 @@ func (c contents) fillFromSource(ctx context.Context, f *os.File, r *image.Recor
 	if err := c.copySource(ctx, f, r); err != nil {
 		return fmt.Errorf("from %s: %w", r.Source, err)
 	}
-	if err := r.Provisioning.Resize(f, r.Spec.Size); err != nil {
+	if err := c.images.Extend(r.Provisioning, f, r.Spec.Size); err != nil {
 		return err
 	}
 	if r.Mode != image.ModeFilesystem {
@@ -114,7 +114,7 @@ func (c contents) copySource(ctx context.Context, f *os.File, r *image.Record) e
 		if err := snap.CheckLength(); err != nil {
 			return err
 		}
-		return r.Provisioning.Fill(ctx, f, snap.File, snap.Record.Spec.Size)
+		return c.images.Fill(ctx, r.Provisioning, f, snap.File, snap.Record.Spec.Size)
 	}
 	vol, err := c.images.OpenClaim(r.Source.Volume)
 	if err != nil {

@@ -48,7 +48,7 @@ func (c *copies) copyLive(ctx context.Context, vol *image.Image, dst *os.File, i
 		return err
 	}
 	if !into.SharesExtents() {
-		return into.Fill(ctx, dst, still, vol.Record.Spec.Size)
+		return c.images.Fill(ctx, into, dst, still, vol.Record.Spec.Size)
 	}
 	if err := sparse.SetLength(dst, vol.Record.Spec.Size); err != nil {
 		return err

@@ -88,7 +88,7 @@ func (n *node) onSoiled(v image.Record) int {
 
 // forgetDevices makes the node forget which devices are free, as a new process.
 func (n *node) forgetDevices() {
-	d := device.New(n.pool)
+	d := device.New(n.pool, n.images)
 	n.devices, n.mounts.devices, n.growth.mounts.devices, n.copies.devices = d, d, d, d
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fiemap"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
@@ -34,7 +35,7 @@ var defaultFreeze = freezeLimits{time: 5 * time.Second, extents: 100_000}
 
 // cloneFrozen clones an image while the filesystem in it is frozen.
 func (c *copies) cloneFrozen(ctx context.Context, img *image.Image, root, dst *os.File) error {
-	extents, err := reflink.Extents(img.File)
+	extents, err := fiemap.Count(img.File)
 	if err != nil {
 		return err
 	}

@@ -133,7 +133,7 @@ func (g growth) onCopy(ctx context.Context, id string) error {
 	if err := sparse.SetLength(f, img.Record.Spec.Size); err != nil {
 		return pool.Full(err)
 	}
-	if err := img.Record.Provisioning.Resize(f, img.Record.Spec.Size); err != nil {
+	if err := g.images.Extend(img.Record.Provisioning, f, img.Record.Spec.Size); err != nil {
 		return pool.Full(err)
 	}
 	if err := g.onDevice(ctx, larger, fs); err != nil {

@@ -36,7 +36,7 @@ func (m *Manager) Health(id string, paths ...string) ([]health.Condition, error)
 		return nil, err
 	}
 	defer img.Close()
-	conditions, err := imageConditions(img)
+	conditions, err := m.imageConditions(img)
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +53,7 @@ func (m *Manager) Health(id string, paths ...string) ([]health.Condition, error)
 	return conditions, nil
 }
 
-func imageConditions(img *image.Image) ([]health.Condition, error) {
+func (m *Manager) imageConditions(img *image.Image) ([]health.Condition, error) {
 	var found []health.Condition
 	if err := img.CheckLength(); errors.Is(err, errdefs.ErrState) {
 		found = append(found, health.Condition{Code: "BackingImageTruncated", Severity: health.DataLoss, Text: err.Error()})
@@ -65,15 +65,14 @@ func imageConditions(img *image.Image) ([]health.Condition, error) {
 		return nil, err
 	}
 	found = append(found, resized...)
-	total := img.Record.Spec.Size
-	missing, err := img.Record.Provisioning.Unreserved(img.File, total)
+	missing, err := m.images.Unreserved(img)
 	if err != nil {
 		return nil, err
 	}
 	if missing > 0 {
 		found = append(found, health.Condition{
 			Code: "ReservationIncomplete", Severity: health.Degraded,
-			Text:   fmt.Sprintf("%s of the %s of thick volume %s are not reserved at the moment", size.Format(missing), size.Format(total), img.ID()),
+			Text:   fmt.Sprintf("%s of the %s of thick volume %s are not reserved at the moment", size.Format(missing), size.Format(img.Record.Spec.Size), img.ID()),
 			Remedy: "the plugin reserves them again within minutes; if this condition stays, make room in the pool",
 		})
 	}

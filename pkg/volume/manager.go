@@ -59,6 +59,7 @@ type Manager struct {
 	growth   growth
 	locks    locks
 	work     background
+	trims    trims // up to the last Trim
 }
 
 // NewManager returns a Manager. It leaves alone what an earlier process of the same pool did
@@ -74,7 +75,7 @@ func NewManager(c Config) (*Manager, error) {
 		root.Close()
 		return nil, err
 	}
-	devices := device.New(c.Pool)
+	devices := device.New(c.Pool, images)
 	copies := &copies{images: images, root: root, devices: devices, freeze: defaultFreeze}
 	mounts := mounter{pool: c.Pool, root: root, devices: devices}
 	m := &Manager{

@@ -144,7 +144,7 @@ func (m *Manager) stagingRel(staging string) (string, error) {
 
 // stageFilesystem mounts a volume where nothing is mounted.
 func (m *Manager) stageFilesystem(ctx context.Context, img *image.Image, rel string, access image.Access) error {
-	img.Refill()
+	m.images.Refill(img)
 	target, err := m.root.OpenDir(rel)
 	if err != nil {
 		return err

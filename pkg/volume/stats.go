@@ -31,7 +31,7 @@ func (m *Manager) Stats(id, path string) (Usage, error) {
 	if err != nil {
 		return Usage{}, fmt.Errorf("measuring volume %s: %w", id, err)
 	}
-	img.Refill()
+	m.images.Refill(img)
 	switch img.Mode() {
 	case image.ModeDiskImage:
 		return diskUsage(img)

@@ -52,6 +52,12 @@ func newNodeWith(t testing.TB, kind testenv.Kind, size int64, c Config) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return newNodeOn(t, p, c)
+}
+
+// newNodeOn makes a node on a pool.
+func newNodeOn(t testing.TB, p *pool.Pool, c Config) *node {
+	t.Helper()
 	t.Cleanup(func() { p.Close() })
 	formatter, err := vmformat.New(vmformat.Config{Init: testenv.Binary(t), CacheDir: testenv.CacheDir(t)})
 	if err != nil {

@@ -3,7 +3,8 @@
 
 // Package fsctl controls mounted filesystems through an open file or directory on
 // them: what they are and how full ([StatusOf]), writing everything out ([Sync]), stopping
-// writes ([Freeze]), growing ([Grow]), and the flags of an inode ([Flags]).
+// writes ([Freeze]), growing ([Grow]), returning free space ([Trim]), and the flags of an
+// inode ([Flags]).
 //
 // The type of a filesystem comes from the kernel, fstatfs(2), and not from the
 // caller: the same ioctl number means different things to different filesystems.
@@ -15,5 +16,5 @@
 //
 // Sources: statfs(2), syncfs(2), ioctl_iflags(2), ioctl_fsfreeze in fsfreeze(8) and
 // fs/ioctl.c, BTRFS_IOC_RESIZE in include/uapi/linux/btrfs.h, XFS_IOC_FSGROWFSDATA in
-// fs/xfs/libxfs/xfs_fs.h, EXT4_IOC_RESIZE_FS in include/uapi/linux/ext4.h.
+// fs/xfs/libxfs/xfs_fs.h, EXT4_IOC_RESIZE_FS in include/uapi/linux/ext4.h, FITRIM in fstrim(8).
 package fsctl

@@ -4,8 +4,11 @@
 package fsctl
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"slices"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -53,6 +56,45 @@ func (t Type) MayBeShared() bool { return slices.Contains(sharedTypes, t) }
 type Identity struct {
 	Type Type
 	id   unix.Fsid // f_fsid
+}
+
+// Same reports whether two files are on one filesystem, and so share its space. Subvolumes of
+// one btrfs are: see BTRFS_IOC_FS_INFO in include/uapi/linux/btrfs.h.
+func Same(a, b *os.File) (bool, error) {
+	stA, errA := StatusOf(a)
+	stB, errB := StatusOf(b)
+	if err := errors.Join(errA, errB); err != nil {
+		return false, err
+	}
+	if stA.Type != Btrfs || stB.Type != Btrfs {
+		return stA.Identity == stB.Identity, nil
+	}
+	var idA, idB [16]byte
+	if err := errors.Join(btrfsID(a, &idA), btrfsID(b, &idB)); err != nil {
+		return false, err
+	}
+	return idA == idB, nil
+}
+
+const btrfsIocFSInfo = 0x8400941f // _IOR(BTRFS_IOCTL_MAGIC, 31, struct btrfs_ioctl_fs_info_args)
+
+func btrfsID(f *os.File, id *[16]byte) error {
+	var info struct {
+		maxID, devices uint64
+		fsid           [16]byte
+		_              [1024 - 32]byte
+	}
+	err := sys.On(f, func(fd int) error {
+		if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), btrfsIocFSInfo, uintptr(unsafe.Pointer(&info))); e != 0 {
+			return e
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("BTRFS_IOC_FS_INFO %s: %w", f.Name(), err)
+	}
+	*id = info.fsid
+	return nil
 }
 
 // Status is what the kernel says about a mounted filesystem.

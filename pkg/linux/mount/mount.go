@@ -76,6 +76,24 @@ func Of(f *os.File) (*mountinfo.Info, error) {
 	return mounts[0], nil
 }
 
+// Holding returns the mount that f is on.
+func Holding(f *os.File) (*mountinfo.Info, error) {
+	id, path, err := whereIs(f)
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return m.ID != id, m.ID == id
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read mountinfo: %w", err)
+	}
+	if len(mounts) == 0 {
+		return nil, fmt.Errorf("%w: %s is on a mount that the mount table does not show", ErrNotMounted, path)
+	}
+	return mounts[0], nil
+}
+
 // whereIs returns the ID of the mount that f is on, and f's path without links.
 //
 // "mnt_id: This field, present since Linux 3.15, is the ID of the mount

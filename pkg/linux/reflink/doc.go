@@ -14,5 +14,5 @@
 // Caveat: a clone is not durable before its own fsync. If only the directory was synced
 // before a crash, the clone has size 0 on btrfs.
 //
-// Sources: ioctl_ficlone(2), Documentation/filesystems/fiemap.rst.
+// Source: ioctl_ficlone(2).
 package reflink

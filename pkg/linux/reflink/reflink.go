@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -75,41 +74,6 @@ func unnamed(dir *os.File) (*os.File, error) {
 		return nil, explain("open O_TMPFILE in "+dir.Name(), err)
 	}
 	return f, nil
-}
-
-// fiemap is struct fiemap of linux/fiemap.h without its trailing array.
-type fiemap struct {
-	start, length uint64
-	flags         uint32
-	mapped        uint32
-	count         uint32
-	_             uint32
-}
-
-const (
-	fsIocFiemap    = 0xc020660b // _IOWR('f', 11, struct fiemap), linux/fs.h
-	fiemapFlagSync = 1
-)
-
-// Extents returns the number of f's extents, on which the cost of a clone depends. It
-// writes dirty data out first, since that has no extents yet. Space that xfs preallocated
-// behind a growing file counts too.
-//
-// "If fm_extent_count is zero, then the fm_extents[] array is ignored (no
-// extents will be returned), and the fm_mapped_extents count will hold the
-// number of extents needed [...] to hold the file's current mapping." fiemap.rst
-func Extents(f *os.File) (int, error) {
-	m := fiemap{length: ^uint64(0), flags: fiemapFlagSync}
-	err := sys.On(f, func(fd int) error {
-		if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), fsIocFiemap, uintptr(unsafe.Pointer(&m))); e != 0 {
-			return e
-		}
-		return nil
-	})
-	if err != nil {
-		return 0, explain("FIEMAP "+f.Name(), err)
-	}
-	return int(m.mapped), nil
 }
 
 // explain adds the errno's name, since several errnos have the same text, and what to do

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"unsafe"
 )
 
 func TestClosedFileIsAnErrorNotAnotherFile(t *testing.T) {
@@ -21,15 +20,6 @@ func TestClosedFileIsAnErrorNotAnotherFile(t *testing.T) {
 	f.Close()
 	if err := Clone(f, f); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("Clone of a closed file: %v", err)
-	}
-	if _, err := Extents(f); !errors.Is(err, os.ErrClosed) {
-		t.Errorf("Extents of a closed file: %v", err)
-	}
-}
-
-func TestFiemapLayout(t *testing.T) {
-	if size := unsafe.Sizeof(fiemap{}); size != 32 {
-		t.Errorf("the Go struct has %d bytes, struct fiemap has 32", size)
 	}
 }
 

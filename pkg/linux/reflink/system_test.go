@@ -170,29 +170,3 @@ func fill(t *testing.T, f *os.File) {
 		}
 	}
 }
-
-func TestExtents(t *testing.T) {
-	for name, pool := range map[string]func(testing.TB) string{"btrfs": testenv.Btrfs.Pool, "xfs": testenv.XFS.Pool, "ext4": testenv.Ext4.Pool} {
-		t.Run(name, func(t *testing.T) {
-			f := create(t, filepath.Join(pool(t), "f"))
-			if n, err := Extents(f); n != 0 || err != nil {
-				t.Fatalf("an empty file has %d extents: %v", n, err)
-			}
-			if err := f.Truncate(8 << 20); err != nil {
-				t.Fatal(err)
-			}
-			for i := range int64(5) {
-				if _, err := f.WriteAt([]byte{1}, i<<20); err != nil {
-					t.Fatal(err)
-				}
-			}
-			// Delayed allocation: without the sync there is nothing to count.
-			if n, err := Extents(f); n != 5 || err != nil {
-				t.Errorf("a file with five blocks far apart has %d extents: %v", n, err)
-			}
-		})
-	}
-	if _, err := Extents(create(t, filepath.Join(testenv.Tmpfs(t), "f"))); !errors.Is(err, ErrUnsupported) {
-		t.Errorf("Extents on tmpfs: %v", err)
-	}
-}

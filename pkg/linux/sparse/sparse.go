@@ -62,6 +62,20 @@ func Reserve(f *os.File, size int64) error {
 	return nil
 }
 
+// ReserveRange is [Reserve] for a part of f that lies within its length.
+//
+// "If the FALLOC_FL_KEEP_SIZE flag is specified in mode, the behavior of the call is similar,
+// but the file size will not be changed" fallocate(2)
+func ReserveRange(f *os.File, e Extent) error {
+	err := sys.Effect("fallocate", f, func(fd int) error {
+		return unix.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, e.Start, e.End-e.Start)
+	})
+	if err != nil {
+		return fmt.Errorf("fallocate %s from byte %d to %d: %w", f.Name(), e.Start, e.End, err)
+	}
+	return nil
+}
+
 // Extend makes f larger, by a hole at its end, and never smaller.
 //
 // "If the file previously was shorter, it is extended, and the extended part reads as null

@@ -28,12 +28,13 @@ import (
 
 // Devices attaches the images of a pool. It may be used by several goroutines.
 type Devices struct {
-	pool  *pool.Pool
-	loops loopdev.Allocator
+	pool   *pool.Pool
+	images *image.Store
+	loops  loopdev.Allocator
 }
 
 // New returns the Devices of a pool.
-func New(p *pool.Pool) *Devices { return &Devices{pool: p} }
+func New(p *pool.Pool, images *image.Store) *Devices { return &Devices{pool: p, images: images} }
 
 // Mountable returns a loop device from which the image's filesystem can be mounted: the one
 // that the image has, or a new one that detaches itself when its last user closes it.
@@ -92,7 +93,7 @@ func (d *Devices) Block(img *image.Image, readOnly bool) (*loopdev.Device, error
 			return nil, err
 		}
 	}
-	img.Refill()
+	d.images.Refill(img)
 	return d.attach(img, loopdev.Options{ReadOnly: readOnly})
 }
 

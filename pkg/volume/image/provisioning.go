@@ -20,8 +20,8 @@ import (
 // thick volumes is in this file.
 //
 // A thin volume shares extents with its template or source, and takes space when it is
-// written to. A thick volume has all of its space from the start, in extents of its own, and
-// keeps it. Its device refuses discards. Copies of it share no extents with it, because its
+// written to. A thick volume has all of its space from the start, in extents of its own and
+// in all layers below the pool, and keeps it. Its device refuses discards. Copies of it share no extents with it, because its
 // next write to a shared extent would need new space.
 type Provisioning bool
 
@@ -58,7 +58,7 @@ func ParseProvisioning(s string) (Provisioning, error) {
 // src need not have that length. A pod can change the length of its disk.img, and a plugin
 // that was killed while it expanded a volume leaves an image longer than its record says.
 // What src has behind that length is left out, and what it lacks reads as zeros.
-func (p Provisioning) Fill(ctx context.Context, dst, src *os.File, bytes int64) error {
+func (s *Store) Fill(ctx context.Context, p Provisioning, dst, src *os.File, bytes int64) error {
 	if p == Thin {
 		// The whole of src is cloned, and cut here: the pod may change src meanwhile.
 		if err := reflink.Clone(dst, src); err != nil {
@@ -66,17 +66,17 @@ func (p Provisioning) Fill(ctx context.Context, dst, src *os.File, bytes int64) 
 		}
 		return sparse.SetLength(dst, bytes)
 	}
-	if err := sparse.Reserve(dst, bytes); err != nil {
+	if err := s.pool.Reserve(dst, bytes); err != nil {
 		return err
 	}
 	return sparse.CopyBegin(ctx, dst, src, bytes)
 }
 
-// Resize makes a volume's file larger, and never smaller. For a thick volume it reserves the
+// Extend makes a volume's file larger, and never smaller. For a thick volume it reserves the
 // missing space.
-func (p Provisioning) Resize(f *os.File, bytes int64) error {
+func (s *Store) Extend(p Provisioning, f *os.File, bytes int64) error {
 	if p == Thick {
-		return sparse.Reserve(f, bytes)
+		return s.pool.Reserve(f, bytes)
 	}
 	return sparse.Extend(f, bytes)
 }
@@ -86,6 +86,9 @@ func (p Provisioning) SharesExtents() bool { return p == Thin }
 
 // NeedsFreeSpace reports whether writing to the volume takes new space of the pool.
 func (p Provisioning) NeedsFreeSpace() bool { return p == Thin }
+
+// Reserves reports whether the volume's space is reserved when it is made.
+func (p Provisioning) Reserves() bool { return p == Thick }
 
 // TakesTime reports whether making the volume copies data. That may take longer than the
 // caller has time.
@@ -133,27 +136,25 @@ func (p Provisioning) Retire(device int) error {
 // RetiresDevices reports whether [Provisioning.Retire] does anything.
 func (p Provisioning) RetiresDevices() bool { return p == Thick }
 
-// Unreserved is the part of a thick volume's space that its file lacks, in bytes. For a thin
-// volume it is 0.
-func (p Provisioning) Unreserved(f *os.File, bytes int64) (int64, error) {
-	if p == Thin {
+// Unreserved is the part of a thick volume's space that it lacks, in the pool or in a layer
+// below, in bytes. For a thin volume it is 0.
+func (s *Store) Unreserved(img *Image) (int64, error) {
+	if img.Record.Provisioning == Thin {
 		return 0, nil
 	}
-	taken, err := Allocated(f)
-	return max(0, bytes-taken), err
+	return s.pool.Unreserved(img.File, img.Record.Spec.Size)
 }
 
 // Refill reserves again the space that a thick volume has lost: the kernel writes zeros to a
 // loop device by punching holes, and ext4 makes it do so. A failure is only logged, because
 // the volume can be used on a full pool too. Kubelet asks for a volume's figures every
 // minute, and each time the plugin calls this.
-func (img *Image) Refill() {
-	r := img.Record
-	if missing, err := r.Provisioning.Unreserved(img.File, r.Spec.Size); err != nil || missing == 0 {
+func (s *Store) Refill(img *Image) {
+	if missing, err := s.Unreserved(img); err != nil || missing == 0 {
 		return
 	}
-	if err := sparse.Reserve(img.File, r.Spec.Size); err != nil {
-		klog.ErrorS(err, "A thick volume has lost space that cannot be reserved again", "volume", r.ID)
+	if err := s.pool.Reserve(img.File, img.Record.Spec.Size); err != nil {
+		klog.ErrorS(err, "A thick volume has lost space that cannot be reserved again", "volume", img.ID())
 	}
 }
 

@@ -174,7 +174,7 @@ func (s *Store) Resize(img *Image, bytes int64) error {
 	larger := img.Record
 	larger.Version, larger.Spec.Size = recordVersion, bytes
 	// Resize the file first: a record must not promise space that is not there.
-	if err := larger.Provisioning.Resize(img.File, bytes); err != nil {
+	if err := s.Extend(larger.Provisioning, img.File, bytes); err != nil {
 		return pool.Full(err)
 	}
 	if err := pool.SetRecord(img.File, pool.VolumeAttr, larger); err != nil {

@@ -79,6 +79,11 @@ func (r *Root) AsMounted(target string) string {
 // RelMounted is the part below the root of a path that the mount table spells.
 func (r *Root) RelMounted(at string) (string, error) { return filepath.Rel(r.resolved, at) }
 
+// Below is [Root.RelMounted] for a path that may be outside of the root.
+func (r *Root) Below(at string) (rel string, below bool) {
+	return strings.CutPrefix(at, r.resolved+"/")
+}
+
 func (r *Root) mountpoint(rel string) string { return filepath.Join(r.resolved, rel) }
 
 // Spot is what is at a target path.

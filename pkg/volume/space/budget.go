@@ -33,6 +33,7 @@ type budget struct {
 	firm                       int64 // thick claims by size, snapshots by what they may come to take
 	others                     int64 // everything else, by what it takes now
 	overcommit                 float64
+	limit                      string // the layer below the pool that has less room than the pool; see [pool.Space]
 }
 
 // left is what can still be promised firmly.
@@ -60,17 +61,29 @@ func (b budget) refuse(d Demand) error {
 		if d.Thin > 0 {
 			left = int64(float64(left) * b.overcommit)
 		}
-		return fmt.Errorf("%w: %s is asked for, and %s can be promised: %s; delete claims or snapshots, run `csi-disktemplate clean-all` to drop cached templates, enlarge the pool, or raise --overcommit",
-			pool.ErrFull, size.Format(d.Firm+d.Thin), size.Format(left), b)
+		return fmt.Errorf("%w: %s is asked for, and %s can be promised: %s; delete claims or snapshots, run `csi-disktemplate clean-all` to drop cached templates, %s, or raise --overcommit",
+			pool.ErrFull, size.Format(d.Firm+d.Thin), size.Format(left), b, enlarge(b.limit))
 	}
 	if d.Now > b.free() {
-		return fmt.Errorf("%w: %s is needed at once: %s; delete volumes, run `csi-disktemplate clean-all` to drop cached templates, or enlarge the pool",
-			pool.ErrFull, size.Format(d.Now), b)
+		return fmt.Errorf("%w: %s is needed at once: %s; delete volumes, run `csi-disktemplate clean-all` to drop cached templates, or %s",
+			pool.ErrFull, size.Format(d.Now), b, enlarge(b.limit))
 	}
 	return nil
 }
 
+// enlarge is how the pool gets more room.
+func enlarge(limit string) string {
+	if limit == "" {
+		return "enlarge the pool"
+	}
+	return "make room on the filesystem below the pool"
+}
+
 func (b budget) String() string {
-	return fmt.Sprintf("of %s, %s are free, %s of it headroom; promised are %s to thin claims (--overcommit %g) and %s to thick claims and snapshots; %s are taken by inline volumes, templates and everything else",
+	text := fmt.Sprintf("of %s, %s are free, %s of it headroom; promised are %s to thin claims (--overcommit %g) and %s to thick claims and snapshots; %s are taken by inline volumes, templates and everything else",
 		size.Format(b.total), size.Format(b.available), size.Format(b.headroom), size.Format(b.thin), b.overcommit, size.Format(b.firm), size.Format(b.others))
+	if b.limit != "" {
+		text += "; " + b.limit
+	}
+	return text
 }

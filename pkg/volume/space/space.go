@@ -15,6 +15,9 @@
 // All of them leave the headroom free when they are made. It is for the writes of volumes
 // that exist already, and for the pool's own metadata.
 //
+// What the pool has is the least of what its layers have: see [pool.Space]. Whoever fills a
+// filesystem below the pool takes space of it, except of thick claims.
+//
 // There is no ledger: the sum is taken from the images each time it is asked for. Only
 // demands of volumes that are being made are kept in memory, so that two requests are not
 // promised the same space. Both may be refused where either alone would fit.
@@ -77,7 +80,7 @@ func (s *Space) Admit(d Demand) (release func(), err error) {
 		defer s.mu.Unlock()
 		delete(s.pending, &d)
 	}
-	err = s.retrySynced(func() error {
+	err = s.retryFreed(func() error {
 		b, err := s.survey(others)
 		if err != nil {
 			return err
@@ -92,7 +95,7 @@ func (s *Space) Admit(d Demand) (release func(), err error) {
 }
 
 // AdmitInline returns [pool.ErrFull] if no more than the headroom is free.
-func (s *Space) AdmitInline() error { return s.retrySynced(s.Check) }
+func (s *Space) AdmitInline() error { return s.retryFreed(s.Check) }
 
 // Check returns [pool.ErrFull] if no more than the headroom is free at this moment.
 func (s *Space) Check() error {
@@ -100,21 +103,33 @@ func (s *Space) Check() error {
 	if err != nil {
 		return err
 	}
-	if headroom := s.cfg.Headroom.Of(has.Total); has.Available < headroom {
-		return fmt.Errorf("%w: of %s, %s are free, and new volumes leave %s of headroom; delete volumes, run `csi-disktemplate clean-all` to drop cached templates, or enlarge the pool",
-			pool.ErrFull, size.Format(has.Total), size.Format(has.Available), size.Format(headroom))
+	if headroom := s.headroom(has); has.Available < headroom {
+		limit := has.Limit
+		if limit != "" {
+			limit = "; " + limit
+		}
+		return fmt.Errorf("%w: of %s, %s are free, and new volumes leave %s of headroom%s; delete volumes, run `csi-disktemplate clean-all` to drop cached templates, or %s",
+			pool.ErrFull, size.Format(has.Total), size.Format(has.Available), size.Format(headroom), limit, enlarge(has.Limit))
 	}
 	return nil
 }
 
-// retrySynced syncs the pool and asks again before it reports a full pool: btrfs frees
-// deleted space only at a commit.
-func (s *Space) retrySynced(ask func() error) error {
+// headroom is what new volumes leave free of the pool's own filesystem, in bytes.
+func (s *Space) headroom(has pool.Space) int64 {
+	return max(s.cfg.Headroom.Of(has.Total), has.Headroom)
+}
+
+// retryFreed syncs and trims the pool, and asks again, before it reports a full pool: btrfs
+// frees deleted space only at a commit, and a layer below has it only after that.
+func (s *Space) retryFreed(ask func() error) error {
 	err := ask()
 	if !errors.Is(err, pool.ErrFull) {
 		return err
 	}
 	if err := s.pool.Sync(); err != nil {
+		return err
+	}
+	if err := s.pool.Trim(); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		return err
 	}
 	return ask()
@@ -136,6 +151,9 @@ func (s *Space) CheckNotMaking(key string) error {
 // Available is the size of the largest claim that can still be made, in bytes, a whole
 // number of MiB.
 func (s *Space) Available(p image.Provisioning) (int64, error) {
+	if p.Reserves() && s.pool.CanReserve() != nil {
+		return 0, nil
+	}
 	s.mu.Lock()
 	pending := slices.Collect(maps.Keys(s.pending))
 	s.mu.Unlock()
@@ -155,7 +173,7 @@ func (s *Space) survey(pending []*Demand) (budget, error) {
 	if err != nil {
 		return budget{}, err
 	}
-	b := budget{total: has.Total, available: has.Available, headroom: s.cfg.Headroom.Of(has.Total), overcommit: s.cfg.Overcommit}
+	b := budget{total: has.Total, available: has.Available, headroom: s.headroom(has), overcommit: s.cfg.Overcommit, limit: has.Limit}
 	counted := map[string]bool{}
 	for _, d := range pending {
 		b.thin += d.Thin

@@ -1,0 +1,166 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"os"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fiemap"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
+)
+
+// Reserve makes sure that the first bytes of an image have space, in the pool and in all
+// layers below it. A smaller image becomes so large. Where an image has its space already,
+// this takes some microseconds for each of its extents.
+//
+// The physical offsets of an image's extents are offsets in the file behind the pool's loop
+// device. Only btrfs has addresses of its own: below a btrfs the whole file gets its space.
+//
+// If a layer has no space left, or cannot reserve any, Reserve returns [ErrFull].
+func (p *Pool) Reserve(image *os.File, bytes int64) error {
+	if err := sparse.Reserve(image, bytes); err != nil {
+		return Full(err)
+	}
+	if err := p.CanReserve(); err != nil {
+		return err
+	}
+	parts := []sparse.Extent{{Start: 0, End: bytes}}
+	at := image
+	for _, file := range p.layers.files {
+		below, exact, err := behind(at, parts)
+		if err != nil {
+			return err
+		}
+		if !exact {
+			if below, err = whole(file); err != nil {
+				return err
+			}
+		}
+		for _, part := range below {
+			if err := sparse.ReserveRange(file, part); err != nil {
+				return Full(fmt.Errorf("below the pool: %w", err))
+			}
+		}
+		at, parts = file, below
+	}
+	return nil
+}
+
+// CanReserve returns [ErrFull], with the reason, if some layer cannot reserve space.
+func (p *Pool) CanReserve() error {
+	if d := p.layers.hidden; d != "" {
+		return fmt.Errorf("%w for thick volumes: the pool is on %s, a file that the plugin cannot open; show it that file at the same path, or use provisioning: thin", ErrFull, d)
+	}
+	for _, file := range p.layers.files {
+		copies, err := copiesOnWrite(file)
+		if err != nil {
+			return err
+		}
+		if copies {
+			return fmt.Errorf("%w for thick volumes: the pool is in %s on btrfs, where each write takes new space; replace it by a copy that was made with chattr +C, or use provisioning: thin",
+				ErrFull, file.Name())
+		}
+	}
+	return nil
+}
+
+// copiesOnWrite reports whether writing to a file takes new space although it has its space.
+func copiesOnWrite(f *os.File) (bool, error) {
+	st, err := fsctl.StatusOf(f)
+	if err != nil || st.Type != fsctl.Btrfs {
+		return false, err
+	}
+	flags, err := fsctl.Flags(f)
+	return flags&fsctl.NoCOW == 0, err
+}
+
+// Unreserved is the part of the first bytes of an image that lacks space: in the pool, or in
+// the layer below that lacks most. A layer that does not tell counts as complete: what is
+// below a btrfs, and a tmpfs.
+func (p *Pool) Unreserved(image *os.File, bytes int64) (int64, error) {
+	_, allocated, err := measure(image)
+	if err != nil {
+		return 0, err
+	}
+	missing := max(0, bytes-allocated)
+	parts := []sparse.Extent{{Start: 0, End: bytes}}
+	at := image
+	for _, file := range p.layers.files {
+		below, exact, err := behind(at, parts)
+		if err != nil || !exact {
+			return missing, err
+		}
+		lacks, err := holes(file, below)
+		if errors.Is(err, errors.ErrUnsupported) {
+			return missing, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+		missing = max(missing, lacks)
+		at, parts = file, below
+	}
+	return missing, nil
+}
+
+// behind tells where parts of a file lie on its filesystem's device, and so in the file behind
+// that device. It is not exact where only the filesystem knows: see package fiemap.
+func behind(f *os.File, parts []sparse.Extent) (below []sparse.Extent, exact bool, err error) {
+	st, err := fsctl.StatusOf(f)
+	if err != nil || st.Type != fsctl.XFS && st.Type != fsctl.Ext4 {
+		return nil, false, err
+	}
+	for _, part := range parts {
+		for e, err := range within(f, part) {
+			if err != nil || e.Physical < 0 {
+				return nil, false, err
+			}
+			below = append(below, sparse.Extent{Start: e.Physical, End: e.Physical + e.Length})
+		}
+	}
+	return below, true, nil
+}
+
+// holes is how much of the parts of a file has no space, in bytes.
+func holes(f *os.File, parts []sparse.Extent) (bytes int64, err error) {
+	for _, part := range parts {
+		bytes += part.End - part.Start
+		for e, err := range within(f, part) {
+			if err != nil {
+				return 0, err
+			}
+			bytes -= e.Length
+		}
+	}
+	return bytes, nil
+}
+
+// within yields the extents of a part of a file, cut where they reach beyond it.
+func within(f *os.File, part sparse.Extent) iter.Seq2[fiemap.Extent, error] {
+	return func(yield func(fiemap.Extent, error) bool) {
+		for e, err := range fiemap.Extents(f, part.Start, part.End) {
+			if before := part.Start - e.Logical; err == nil && before > 0 {
+				e.Logical, e.Length = e.Logical+before, e.Length-before
+				if e.Physical >= 0 {
+					e.Physical += before
+				}
+			}
+			if err == nil {
+				e.Length = min(e.Length, part.End-e.Logical)
+			}
+			if !yield(e, err) {
+				return
+			}
+		}
+	}
+}
+
+func whole(f *os.File) ([]sparse.Extent, error) {
+	length, _, err := measure(f)
+	return []sparse.Extent{{Start: 0, End: length}}, err
+}
