@@ -117,7 +117,7 @@ bench-pods: need-go ## Time pods with and without volumes, on the Kubernetes tha
 .PHONY: torture
 torture: need-go ## Kill the plugin before each effect, and COUNT times under load, by SEED; asks for root
 	@mkdir -p bin/test
-	@$(AS_ROOT) COUNT=$(or $(COUNT),500) SEED=$(SEED) $(GO) test $(SYSTEMFLAGS) -timeout 6h -v -run 'Kill|Error' ./hack/torture
+	@$(AS_ROOT) COUNT=$(or $(COUNT),500) SEED=$(SEED) $(GO) test $(SYSTEMFLAGS) -timeout 6h -v -run 'Kill|Error|Returns' ./hack/torture
 
 .PHONY: powercut
 powercut: need-go ## Cut the power COUNT times while volumes come and go, by SEED; asks for root

@@ -7,6 +7,7 @@ package torture
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -37,7 +38,9 @@ type worker struct {
 // until repeats a call until it succeeds, as the container orchestrator does. It repeats only the errors of a plugin that
 // ends, or that works on the same volume already. There is one exception: once in some thousand kills Linux 6.18 refuses
 // to mount a btrfs with EINVAL, and nobody knows the cause. Such a call is undone and says so, and the next one succeeds.
-func until(call func() error) error {
+//
+// While a neighbour fills the node's disk, calls may also fail for want of space.
+func (n *node) until(call func() error) error {
 	for deadline := time.Now().Add(harness.CallTimeout); ; time.Sleep(3 * time.Millisecond) {
 		err := call()
 		switch status.Code(err) {
@@ -45,6 +48,9 @@ func until(call func() error) error {
 			return nil
 		case codes.Unavailable, codes.Aborted, codes.DeadlineExceeded:
 		default:
+			if n.base.loopback && wantsSpace(err) {
+				break
+			}
 			if !strings.Contains(err.Error(), "mount btrfs on") || !strings.Contains(err.Error(), syscall.EINVAL.Error()) {
 				return err
 			}
@@ -94,7 +100,7 @@ func (w *worker) inlineLife() error {
 	w.creating(d)
 	unpublish := func() error {
 		w.deleting(d)
-		if err := until(func() error { return w.unpublish(d) }); err != nil {
+		if err := w.until(func() error { return w.unpublish(d) }); err != nil {
 			return err
 		}
 		w.gone(d)
@@ -104,16 +110,17 @@ func (w *worker) inlineLife() error {
 		w.publish(d)
 		return unpublish()
 	}
-	if err := until(func() error { return w.publish(d) }); err != nil {
+	if err := w.until(func() error { return w.publish(d) }); err != nil {
 		return err
 	}
 	w.there(d)
 	word := fmt.Sprint(wordPrefix, d.id, w.rand.Uint64())
-	if err := w.write(d, word); err != nil {
-		return err
+	err := w.write(d, word)
+	if err == nil {
+		w.pause()
+		err = w.holds(d, word)
 	}
-	w.pause()
-	if err := w.holds(d, word); err != nil {
+	if err != nil && !(w.base.loopback && wantsSpace(err)) { // else the pod has failed, and is deleted
 		return err
 	}
 	return unpublish()
@@ -123,10 +130,11 @@ func (w *worker) inlineLife() error {
 func (w *worker) claimLife() error {
 	form := someForms[w.rand.IntN(len(someForms))]
 	d := claim(w.id("claim"), form.fs, form.mode)
+	d.thick = w.base.loopback && w.perhaps(2)
 	w.creating(d)
 	remove := func() error {
 		w.deleting(d)
-		if err := until(func() error { return w.delete(d) }); err != nil {
+		if err := w.until(func() error { return w.delete(d) }); err != nil {
 			return err
 		}
 		w.gone(d)
@@ -136,7 +144,7 @@ func (w *worker) claimLife() error {
 		w.create(d)
 		return remove()
 	}
-	if err := until(func() error { return w.create(d) }); err != nil {
+	if err := w.until(func() error { return w.create(d) }); err != nil {
 		return err
 	}
 	w.there(d)
@@ -153,19 +161,17 @@ func (w *worker) claimLife() error {
 
 // podLife is the life of a pod that finds one word in a claim and writes the next.
 func (w *worker) podLife(d *disk, word, next string) error {
-	if err := until(func() error { return w.stage(d) }); err != nil {
-		return err
-	}
-	if err := until(func() error { return w.publish(d) }); err != nil {
+	if err := w.use(d); err != nil {
 		return err
 	}
 	if word != "" {
-		if err := w.holds(d, word); err != nil {
+		if err := w.insist(d, func() error { return w.holds(d, word) }); err != nil {
 			return err
 		}
 	}
 	w.writing(d, next)
-	if err := w.write(d, next); err != nil {
+	// The word before is there, too, until the new one is.
+	if err := w.insist(d, func() error { return w.write(d, next) }, word, next); err != nil {
 		return err
 	}
 	w.written(d, next)
@@ -174,38 +180,101 @@ func (w *worker) podLife(d *disk, word, next string) error {
 			return err
 		}
 	}
-	if d.fs == "xfs" && d.mode == "filesystem" && w.perhaps(3) {
+	if d.fs == "xfs" && d.mode == "filesystem" && !w.base.loopback && w.perhaps(3) {
 		larger := d.bytes + 64*mib
-		if err := until(func() error { return w.expand(d, larger) }); err != nil {
+		if err := w.until(func() error { return w.expand(d, larger) }); err != nil {
 			return err
 		}
-		if err := until(func() error { return w.expandOnNode(d, larger) }); err != nil {
+		if err := w.until(func() error { return w.expandOnNode(d, larger) }); err != nil {
 			return err
 		}
 		d.bytes = larger // for its copies, too
 	}
 	w.pause()
-	if err := w.holds(d, next); err != nil {
+	if err := w.insist(d, func() error { return w.holds(d, next) }); err != nil {
 		return err
 	}
-	if err := until(func() error { return w.unpublish(d) }); err != nil {
+	return w.release(d)
+}
+
+// use has a pod get a claim, and release has it let go.
+func (w *worker) use(d *disk) error {
+	if err := w.until(func() error { return w.stage(d) }); err != nil {
 		return err
 	}
-	return until(func() error { return w.unstage(d) })
+	return w.until(func() error { return w.publish(d) })
+}
+
+func (w *worker) release(d *disk) error {
+	if err := w.until(func() error { return w.unpublish(d) }); err != nil {
+		return err
+	}
+	return w.until(func() error { return w.unstage(d) })
+}
+
+// insist has a pod read or write a claim. While a neighbour fills the node's disk, that fails for thin claims, and their
+// filesystem may give up. The next pod gets it mounted anew, and tries again. Until then the claim must hold one of the
+// words. A thick claim is never affected.
+func (w *worker) insist(d *disk, do func() error, words ...string) error {
+	for deadline := time.Now().Add(harness.CallTimeout); ; {
+		err := do()
+		if err == nil || !w.base.loopback || d.thick || !wantsSpace(err) || time.Now().After(deadline) {
+			return err
+		}
+		w.setbacks.Add(1)
+		if err := w.release(d); err != nil {
+			return err
+		}
+		if err := w.use(d); err != nil {
+			return err
+		}
+		if words == nil {
+			continue
+		}
+		if err := w.holds(d, words...); err != nil && !wantsSpace(err) && !(slices.Contains(words, "") && w.untouched(d)) {
+			return fmt.Errorf("after its filesystem was mounted anew: %w", err)
+		}
+	}
+}
+
+// wantsSpace reports whether an error may come from a full disk.
+func wantsSpace(err error) bool {
+	switch status.Code(err) {
+	case codes.ResourceExhausted, codes.FailedPrecondition:
+		return true
+	}
+	for _, e := range []syscall.Errno{syscall.ENOSPC, syscall.EIO, syscall.EROFS} {
+		if strings.Contains(err.Error(), e.Error()) {
+			return true
+		}
+	}
+	return false
 }
 
 // snapshotLife is the life of a snapshot, whose copy must hold its word.
 func (w *worker) snapshotLife(d *disk, word string) error {
 	name := w.id("snap")
 	s := w.snapshotting(name, d, word)
-	if err := until(func() error { return w.snapshot(name, d) }); err != nil {
+	remove := func() error {
+		w.deleting(s)
+		if err := w.until(func() error { return w.deleteSnapshot(name) }); err != nil {
+			return err
+		}
+		w.gone(s)
+		return nil
+	}
+	if w.base.loopback { // its volume may have given up; then there is no snapshot until that is mounted anew
+		if err := w.snapshot(name, d); err != nil {
+			return remove()
+		}
+	} else if err := w.until(func() error { return w.snapshot(name, d) }); err != nil {
 		return err
 	}
 	w.there(s)
 	c := copyOf(w.id("copy"), d, name)
 	w.creating(c)
 	w.written(c, word) // a copy holds it from the start
-	if err := until(func() error { return w.create(c) }); err != nil {
+	if err := w.until(func() error { return w.create(c) }); err != nil {
 		return err
 	}
 	w.there(c)
@@ -213,17 +282,39 @@ func (w *worker) snapshotLife(d *disk, word string) error {
 		return err
 	}
 	w.deleting(c)
-	if err := until(func() error { return w.delete(c) }); err != nil {
+	if err := w.until(func() error { return w.delete(c) }); err != nil {
 		return err
 	}
 	w.gone(c)
-	w.deleting(s)
-	if err := until(func() error { return w.deleteSnapshot(name) }); err != nil {
-		return err
-	}
-	w.gone(s)
-	return nil
+	return remove()
 }
+
+// fillsDisk is a neighbour on the node who fills its disk, for a moment, now and then.
+func (n *node) fillsDisk(ctx context.Context, random *rand.Rand) (times int, err error) {
+	path := n.filler()
+	for ctx.Err() == nil {
+		time.Sleep(time.Duration(50+random.IntN(800)) * time.Millisecond)
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			return times, err
+		}
+		var at int64
+		for size := int64(1) << 30; size >= 4096; size /= 2 {
+			for syscall.Fallocate(int(f.Fd()), 0, at, size) == nil {
+				at += size
+			}
+		}
+		time.Sleep(time.Duration(50+random.IntN(400)) * time.Millisecond)
+		if err := errors.Join(f.Close(), os.Remove(path)); err != nil {
+			return times, err
+		}
+		times++
+	}
+	return times, nil
+}
+
+// filler is the file of the neighbour who fills the disk that the pool's file is on.
+func (n *node) filler() string { return filepath.Join(n.Pool, "..", "..", "filler") }
 
 // workers is enough to keep two processors busy.
 const workers = 4
@@ -233,6 +324,14 @@ func (n *node) underLoad(random *rand.Rand, l *ledger, do func()) {
 	n.t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	g, ctx := errgroup.WithContext(ctx)
+	if n.base.loopback {
+		neighbour := rand.New(rand.NewPCG(random.Uint64(), 0))
+		g.Go(func() error {
+			times, err := n.fillsDisk(ctx, neighbour)
+			n.t.Logf("a neighbour filled the disk %d times; %d times a claim could not be used", times, n.setbacks.Load())
+			return err
+		})
+	}
 	for i := range workers {
 		w := &worker{node: n, ledger: l, name: fmt.Sprint("w", i), rand: rand.New(rand.NewPCG(random.Uint64(), 0))}
 		g.Go(func() error { return w.work(ctx) })
@@ -279,5 +378,5 @@ func TestRandomKills(t *testing.T) {
 			t.Errorf("there were %d templates, there are %d: %v", len(templates), len(now), err)
 		}
 		t.Logf("killed %d times; %d volumes and snapshots came and went", kills, l.ended)
-	})
+	}, onXFS, onBtrfs, inLoopback)
 }

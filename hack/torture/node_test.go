@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -65,17 +66,61 @@ type node struct {
 	harness.Node
 	t    *testing.T
 	race bool   // the plugin has the race detector
+	base base   // what the pool is on
 	fail string // the directory of plans for the failpoints
 	plan int
+	// How often a claim could not be used because a neighbour had filled the disk.
+	setbacks atomic.Int64
 	// One connection outlives all plugins, as a sidecar's does.
 	*harness.Client
 	*harness.Plugin
 }
 
-// newNode makes a node whose pool is on a filesystem that is mounted already.
-func newNode(t *testing.T, mounted string) *node {
+// base is what a pool is on.
+type base struct {
+	name string
+	kind testenv.Kind // of the filesystem that holds the pool
+	// loopback is for a pool in a file on that filesystem. A neighbour fills it now and then.
+	loopback bool
+}
+
+var (
+	onXFS      = base{"xfs", testenv.XFS, false}
+	onBtrfs    = base{"btrfs", testenv.Btrfs, false}
+	inLoopback = base{"loopback", testenv.Ext4, true}
+)
+
+// pool is the directory of the images, on a filesystem that is mounted already.
+func (b base) pool(mounted string) string {
+	if b.loopback {
+		return filepath.Join(mounted, "pool", "mnt")
+	}
+	return filepath.Join(mounted, "pool")
+}
+
+// flags are those of a plugin with a pool in such a directory.
+func (b base) flags(pool string) []string {
+	if b.loopback {
+		return []string{"--pool", filepath.Dir(pool), "--loopback-pool-size", "8Gi", "--trim-interval", "1s"}
+	}
+	return []string{"--trim-interval", "0"} // its effects would be among those that are counted
+}
+
+// unmount unmounts a loopback pool.
+func (b base) unmount(t *testing.T, mounted string) {
 	t.Helper()
-	n := &node{t: t, fail: t.TempDir(), Node: harnesstest.New(t, filepath.Join(mounted, "pool"))}
+	at := b.pool(mounted)
+	if _, err := os.Lstat(at); err == nil && b.loopback && testenv.IsMounted(t, at) {
+		testenv.NoLoopsBelow(t, at)
+		testenv.Umount(t, at)
+	}
+}
+
+// newNode makes a node whose pool is on a filesystem that is mounted already.
+func newNode(t *testing.T, b base, mounted string) *node {
+	t.Helper()
+	t.Cleanup(func() { b.unmount(t, mounted) })
+	n := &node{t: t, base: b, fail: t.TempDir(), Node: harnesstest.New(t, b.pool(mounted))}
 	n.Client = harnesstest.Connect(t, n.Node)
 	t.Cleanup(func() {
 		if n.Plugin != nil {
@@ -93,7 +138,7 @@ func (n *node) launch() {
 	n.t.Helper()
 	n.Plugin = harnesstest.Launch(n.t, n.Node, harness.Command{
 		Binary: testenv.FailingBinary(n.t, n.race), ID: "node",
-		Flags: []string{"--accel", "tcg", "--headroom", "0"},
+		Flags: append([]string{"--accel", "tcg", "--headroom", "0"}, n.base.flags(n.Pool)...),
 		Env:   []string{failpoint.Env + "=" + n.fail, failpoint.InitEnv + "=" + testenv.Binary(n.t), "GORACE=halt_on_error=1 exitcode=66"},
 	})
 }
@@ -199,11 +244,14 @@ func (n *node) must(what string, err error) {
 	}
 }
 
-// onPools runs a test on a pool of each kind, with all templates built and, if wanted, with the race detector.
-func onPools(t *testing.T, race bool, test func(n *node)) {
-	for _, kind := range testenv.PoolKinds {
-		t.Run(kind.Name, func(t *testing.T) {
-			n := newNode(t, kind.Mount(t, 6<<30))
+// onPools runs a test on pools on each base, with all templates built and, if wanted, with the race detector.
+func onPools(t *testing.T, race bool, test func(n *node), bases ...base) {
+	if bases == nil {
+		bases = []base{onXFS, onBtrfs}
+	}
+	for _, b := range bases {
+		t.Run(b.name, func(t *testing.T) {
+			n := newNode(t, b, b.kind.Mount(t, 6<<30))
 			n.race = race
 			n.start()
 			n.warm()

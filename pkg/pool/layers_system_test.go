@@ -202,6 +202,37 @@ func TestReserveThroughLayers(t *testing.T) {
 	})
 }
 
+// TestAttachReportsLostWrites writes to a file while the node is full, and attaches it. The
+// kernel would drop the error, and the device would show what was there before.
+func TestAttachReportsLostWrites(t *testing.T) {
+	onHosts(t, func(t *testing.T, host string, p *Pool) {
+		f, err := p.NewVolume()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		testenv.Fill(t, host)
+		if err := f.Truncate(64 << 20); err != nil {
+			t.Fatal(err)
+		}
+		for at := int64(0); at < 64<<20; at += 1 << 20 { // into the page cache
+			if _, err := f.WriteAt(bytes.Repeat([]byte("data"), 256<<10), at); err != nil {
+				t.Fatal(err)
+			}
+		}
+		dev, err := new(loopdev.Allocator).Attach(f, loopdev.Options{AutoClear: true})
+		if err == nil {
+			dev.Close()
+		}
+		if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EIO) {
+			t.Errorf("got %v, want that the writes failed", err)
+		}
+		if err := os.Remove(filepath.Join(host, "filler")); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
 // TestCannotReserve: a layer that cannot reserve space is refused with the reason.
 func TestCannotReserve(t *testing.T) {
 	host := testenv.Btrfs.Mount(t, 800<<20)
