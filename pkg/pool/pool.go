@@ -170,6 +170,7 @@ func layOut(path string, c Config) (*Pool, error) {
 		p.Close()
 		return nil, err
 	}
+	p.warnOfLayers()
 	return p, nil
 }
 
