@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -114,6 +116,39 @@ func TestPoolFlags(t *testing.T) {
 	}
 	for value, says := range map[string]string{"big": "10Gi", "0": "more than 0", "-20Gi": "more than 0", "-1e30": "more than 0", "20GB": "did you mean 20G (20,000,000,000 bytes) or 20Gi", "1e999999999": "10Gi"} {
 		mustSay(t, parse(t, &pluginOptions{}, "--loopback-pool-size", value), "--loopback-pool-size", value, says)
+	}
+}
+
+// TestListener checks which addresses the plugin listens on. A pod's address comes from Kubernetes without brackets.
+func TestListener(t *testing.T) {
+	for value, want := range map[string]string{
+		"": "", ":9808": ":9808", "10.0.0.7:9808": "10.0.0.7:9808", "localhost:9808": "localhost:9808", "127.0.0.1:0": "127.0.0.1:0",
+		"[fd00::7]:9808": "[fd00::7]:9808", "fd00::7:9808": "[fd00::7]:9808", "fd00:1:2:3:4:5:6:7:9808": "[fd00:1:2:3:4:5:6:7]:9808", "::1:9808": "[::1]:9808",
+		":::9808": "[::]:9808", "::ffff:10.0.0.7:9808": "[::ffff:10.0.0.7]:9808", "fe80::1%eth0:9808": "[fe80::1%eth0]:9808",
+	} {
+		var o pluginOptions
+		if err := parse(t, &o, "--http-endpoint", value); err != nil || o.httpEndpoint != want {
+			t.Errorf("%q is %q, %v", value, o.httpEndpoint, err)
+		}
+	}
+	for _, value := range []string{"9808", "10.0.0.7", "fd00::", "fd00:1:2:3:4:5:6:7", "[fd00::7]", "fd00::7:", ":", "10.0.0.7:http", ":65536", ":-1", "http://10.0.0.7:9808", "a:b:9808"} {
+		mustSay(t, parse(t, &pluginOptions{}, "--http-endpoint", value), "--http-endpoint", fmt.Sprintf("%q", value), "[fd00::7]:9808", ":9808")
+	}
+	// The plugin can really listen where the machine has IPv6.
+	for _, value := range []string{"127.0.0.1:0", "::1:0"} {
+		var o pluginOptions
+		if err := parse(t, &o, "--http-endpoint", value); err != nil {
+			t.Fatal(err)
+		}
+		l, err := net.Listen("tcp", o.httpEndpoint)
+		if errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EAFNOSUPPORT) {
+			t.Logf("the machine has no such address: %v", err)
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Close()
 	}
 }
 

@@ -72,6 +72,7 @@ func TestBadFlags(t *testing.T) {
 		"format timeout":            {map[string]string{"--format-timeout": "0s"}, []string{"--format-timeout", "0s", "more than 0"}},
 		"format timeout in words":   {map[string]string{"--format-timeout": "soon"}, []string{"--format-timeout", `"soon"`}},
 		"endpoint":                  {map[string]string{"--endpoint": "tcp://0.0.0.0:1"}, []string{"--endpoint", "tcp://0.0.0.0:1", "unix:///csi/csi.sock"}},
+		"HTTP endpoint, no port":    {map[string]string{"--http-endpoint": "127.0.0.1"}, []string{"--http-endpoint", `"127.0.0.1"`, ":9808"}},
 		"loopback size in words":    {map[string]string{"--loopback-pool-size": "big"}, []string{"--loopback-pool-size", `"big"`, "10Gi"}},
 		"loopback size zero":        {map[string]string{"--loopback-pool-size": "0"}, []string{"--loopback-pool-size", `"0"`, "more than 0"}},
 		"loopback size negative":    {map[string]string{"--loopback-pool-size": "-20Gi"}, []string{"--loopback-pool-size", `"-20Gi"`, "more than 0"}},
@@ -118,10 +119,10 @@ func TestBadFlags(t *testing.T) {
 
 	// The plugin refuses these only after it opened the pool, which is good and stays.
 	for name, c := range map[string]struct{ flag, value, says string }{
-		"no kubelet directory":         {"--kubelet-dir", "/nonexistent/kubelet", "--kubelet-dir"},
-		"no directory for the socket":  {"--endpoint", "unix:///nonexistent/csi.sock", "--endpoint"},
-		"HTTP endpoint without a port": {"--http-endpoint", "127.0.0.1", "--http-endpoint"},
-		"a file at the socket's path":  {"--endpoint", "unix:///etc/passwd", "not a socket"},
+		"no kubelet directory":        {"--kubelet-dir", "/nonexistent/kubelet", "--kubelet-dir"},
+		"no directory for the socket": {"--endpoint", "unix:///nonexistent/csi.sock", "--endpoint"},
+		"HTTP endpoint of others":     {"--http-endpoint", "192.0.2.1:9808", "--http-endpoint"},
+		"a file at the socket's path": {"--endpoint", "unix:///etc/passwd", "not a socket"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			args := []string{c.flag, c.value, "--accel", "tcg"}

@@ -6,6 +6,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -163,6 +165,34 @@ func upperCount[T int | int64]() kind[T] {
 		n, err := strconv.ParseInt(s, 0, 64)
 		return T(n), err == nil && n >= 0 && int64(T(n)) == n
 	})
+}
+
+// optionalListener is a TCP address to listen on, in the form of [net.Listen]. Nothing is
+// served if the text is empty.
+var optionalListener = kindOf("address", "must be ADDRESS:PORT, as 10.0.0.7:9808 or [fd00::7]:9808, or :PORT for every address, as :9808", func(s string) (string, bool) {
+	if s == "" {
+		return "", true
+	}
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		host, port, err = splitBare(s)
+	}
+	if err != nil {
+		return "", false
+	}
+	_, err = strconv.ParseUint(port, 10, 16)
+	return net.JoinHostPort(host, port), err == nil
+})
+
+// splitBare splits an IPv6 address without brackets from the port behind it. Kubernetes puts
+// a pod's address into $(POD_IP):9808 as it is, and the manifest is the same for IPv4 and IPv6.
+func splitBare(s string) (host, port string, err error) {
+	i := strings.LastIndexByte(s, ':')
+	if i < 0 {
+		return "", "", errors.New("there is no port")
+	}
+	_, err = netip.ParseAddr(s[:i])
+	return s[:i], s[i+1:], err
 }
 
 // oneOf is one of a few words.
