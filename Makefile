@@ -103,7 +103,7 @@ e2e: build ## Test the plugin on a real Kubernetes, with Kubernetes' storage sui
 cluster: build ## Start such a Kubernetes, with the plugin on it; make cluster-down ends it
 	@$(SUDO) hack/setup.sh --e2e
 	@$(AS_ROOT) hack/kube/cluster up
-	@$(SUDO) hack/kube/cluster kubectl apply -k $(CURDIR)/deploy/kubernetes
+	@$(SUDO) hack/kube/cluster kubectl apply -k $(CURDIR)/deploy/kubernetes/overlays/snapshots
 	@echo "sudo hack/kube/cluster kubectl get pods -A"
 
 .PHONY: cluster-down

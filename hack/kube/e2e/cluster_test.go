@@ -24,6 +24,7 @@ import (
 const (
 	namespace = "csi-disktemplate"
 	examples  = "deploy/kubernetes/examples"
+	manifests = "deploy/kubernetes/overlays/snapshots" // what most tests run on: the usual install, and snapshots
 
 	// patience is for kubelet and the controllers, which back off for up to a minute.
 	patience = 3 * time.Minute
@@ -302,7 +303,7 @@ func decode(t testing.TB, text string, into any) {
 // install applies the manifests that users apply, and waits until everything runs.
 func install() error {
 	for _, args := range [][]string{
-		{"apply", "-k", filepath.Join(root, "deploy/kubernetes")},
+		{"apply", "-k", filepath.Join(root, manifests)},
 		{"rollout", "status", "-n", namespace, "daemonset/plugin", "--timeout=" + patience.String()},
 		{"rollout", "status", "-n", namespace, "daemonset/claims", "--timeout=" + patience.String()},
 		{"rollout", "status", "-n", namespace, "daemonset/snapshots", "--timeout=" + patience.String()},

@@ -6,52 +6,422 @@
 package e2e
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
-// TestOverlays has the API server validate every overlay and KubeVirt example strictly.
-func TestOverlays(t *testing.T) {
-	// KubeVirt and CDI are not installed. Their objects are checked by schemas of the fields in use, written from their
-	// documentation.
+// object is what these tests read of the objects in a manifest.
+type object struct {
+	Kind     string
+	Metadata struct {
+		Name   string
+		Labels map[string]string
+	}
+	Spec struct {
+		// A DaemonSet's.
+		Selector struct{ MatchLabels map[string]string }
+		Template struct {
+			Metadata struct{ Labels map[string]string }
+			Spec     podSpec
+		}
+	}
+}
+
+type podSpec struct {
+	NodeSelector map[string]string
+	Affinity     any
+	Tolerations  any
+	Containers   []struct {
+		Image string
+	}
+}
+
+// kustomize returns the manifest that kubectl makes of a directory.
+func kustomize(t testing.TB, dir string) string {
+	t.Helper()
+	return kubectl(t, "kustomize", dir)
+}
+
+// objects reads a manifest.
+func objects(t testing.TB, manifest string) (all []object) {
+	t.Helper()
+	out, err := cluster(manifest, "kubectl", "create", "--dry-run=client", "--validate=false", "-o", "json", "-f", "-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for d := json.NewDecoder(strings.NewReader(out)); ; {
+		var o struct {
+			object
+			Items []object
+		}
+		err := d.Decode(&o)
+		if errors.Is(err, io.EOF) {
+			return all
+		}
+		if err != nil {
+			t.Fatalf("%v in\n%s", err, out)
+		}
+		if all = append(all, o.Items...); o.Items == nil {
+			all = append(all, o.object)
+		}
+	}
+}
+
+// validate has the API server validate a manifest strictly.
+func validate(t testing.TB, manifest string) {
+	t.Helper()
+	if out, err := cluster(manifest, "kubectl", "apply", "--dry-run=server", "--validate=strict", "-f", "-"); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// overlays returns the directories that users may apply.
+func overlays(t testing.TB) []string {
+	t.Helper()
+	dirs, err := filepath.Glob(filepath.Join(root, "deploy/kubernetes/overlays/*"))
+	if err != nil || len(dirs) < 7 {
+		t.Fatalf("overlays: %v, %v", dirs, err)
+	}
+	return append(dirs, filepath.Join(root, "deploy/kubernetes"))
+}
+
+// withKubeVirtCRDs installs schemas of KubeVirt's and CDI's objects, which are not installed: of the fields in use, written
+// from their documentation.
+func withKubeVirtCRDs(t testing.TB) {
+	t.Helper()
 	crds, err := os.ReadFile("kubevirt-crds.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
 	apply(t, string(crds))
 	kubectl(t, "wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
-	overlays, err := filepath.Glob(filepath.Join(root, "deploy/kubernetes/overlays/*"))
-	if err != nil || len(overlays) < 6 {
-		t.Fatalf("overlays: %v, %v", overlays, err)
+}
+
+// TestOverlays has the API server validate every overlay and KubeVirt example strictly, and looks at each object.
+func TestOverlays(t *testing.T) {
+	withKubeVirtCRDs(t)
+	for _, dir := range overlays(t) {
+		t.Run(filepath.Base(dir), func(t *testing.T) {
+			manifest := kustomize(t, dir)
+			validate(t, manifest)
+			all := objects(t, manifest)
+			checkLabels(t, all)
+			checkPlaces(t, all)
+			snapshots := slices.ContainsFunc(all, func(o object) bool {
+				return strings.HasPrefix(o.Kind, "VolumeSnapshot") || o.Metadata.Name == "snapshots"
+			})
+			if want := slices.Contains([]string{"snapshots", "kubevirt"}, filepath.Base(dir)); snapshots != want {
+				t.Errorf("needs the snapshot CRDs: %v, expected %v", snapshots, want)
+			}
+		})
 	}
-	validate := func(args ...string) {
-		t.Helper()
-		if out, err := cluster("", append([]string{"kubectl", "apply", "--dry-run=server", "--validate=strict"}, args...)...); err != nil {
-			t.Errorf("%v\n%s", err, out)
-		}
-	}
-	for _, overlay := range append(overlays, filepath.Join(root, "deploy/kubernetes")) {
-		validate("-k", overlay)
-	}
-	validate("-f", filepath.Join(root, examples, "kubevirt"))
+	kubevirt := filepath.Join(root, examples, "kubevirt")
+	kubectl(t, "apply", "--dry-run=server", "--validate=strict", "-f", kubevirt)
 	// The check can fail.
 	if out, err := cluster(strings.Replace(example(t, "kubevirt/block.yaml"), "domain:", "domian:", 1), "kubectl", "apply", "--dry-run=server", "--validate=strict", "-f", "-"); err == nil {
 		t.Errorf("a VM with a misspelt field was accepted: %s", out)
 	}
 }
 
+// checkLabels expects the common labels on every object and pod, and the plugin's version where its image is.
+func checkLabels(t *testing.T, all []object) {
+	t.Helper()
+	common := map[string]string{"name": "csi-disktemplate", "part-of": "csi-disktemplate", "managed-by": "kustomize", "component": `plugin|claims|snapshots|kubevirt`}
+	check := func(of string, labels map[string]string) {
+		t.Helper()
+		for key, want := range common {
+			if got := labels["app.kubernetes.io/"+key]; !regexp.MustCompile("^(?:" + want + ")$").MatchString(got) {
+				t.Errorf("%s has the label app.kubernetes.io/%s=%q, expected %s", of, key, got, want)
+			}
+		}
+	}
+	for _, o := range all {
+		of := o.Kind + " " + o.Metadata.Name
+		check(of, o.Metadata.Labels)
+		switch o.Kind {
+		case "DaemonSet":
+			labels := o.Spec.Template.Metadata.Labels
+			check("the pod of "+of, labels)
+			// A DaemonSet's selector can never be changed.
+			if want := map[string]string{"app.kubernetes.io/name": "csi-disktemplate", "app.kubernetes.io/component": o.Metadata.Name}; !reflect.DeepEqual(o.Spec.Selector.MatchLabels, want) {
+				t.Errorf("%s selects %v, expected %v", of, o.Spec.Selector.MatchLabels, want)
+			}
+			if o.Metadata.Name == "plugin" {
+				_, tag, _ := strings.Cut(o.Spec.Template.Spec.Containers[0].Image, ":")
+				for _, l := range []map[string]string{labels, o.Metadata.Labels} {
+					if l["app.kubernetes.io/version"] != tag {
+						t.Errorf("the image is %s, the label says %s", tag, l["app.kubernetes.io/version"])
+					}
+				}
+			}
+		case "CSIDriver":
+			if got := o.Metadata.Labels["security.openshift.io/csi-ephemeral-volume-profile"]; got != "restricted" {
+				t.Errorf("OpenShift takes inline volumes for %q", got)
+			}
+		case "Namespace":
+			if got := o.Metadata.Labels["pod-security.kubernetes.io/enforce"]; got != "privileged" {
+				t.Errorf("the namespace enforces %q", got)
+			}
+		}
+	}
+}
+
+// checkPlaces expects that all DaemonSets run on the same nodes, for which there is an image. TestNodes knows which.
+func checkPlaces(t *testing.T, all []object) {
+	t.Helper()
+	var first *podSpec
+	for _, o := range all {
+		if o.Kind != "DaemonSet" {
+			continue
+		}
+		spec := o.Spec.Template.Spec
+		if spec.NodeSelector["kubernetes.io/arch"] != "amd64" || spec.NodeSelector["kubernetes.io/os"] != "linux" {
+			t.Errorf("%s runs on %v", o.Metadata.Name, spec.NodeSelector)
+		}
+		if first == nil {
+			first = &spec
+		}
+		if !reflect.DeepEqual(spec.NodeSelector, first.NodeSelector) || !reflect.DeepEqual(spec.Affinity, first.Affinity) || !reflect.DeepEqual(spec.Tolerations, first.Tolerations) {
+			t.Errorf("%s runs on other nodes than the rest: %+v", o.Metadata.Name, spec)
+		}
+	}
+	if first == nil || first.Affinity == nil {
+		t.Error("nothing says which nodes the plugin runs on")
+	}
+}
+
+// TestDocumented has the API server validate what docs/installing.md tells users to write.
+func TestDocumented(t *testing.T) {
+	withKubeVirtCRDs(t)
+	doc, err := os.ReadFile(filepath.Join(root, "docs/installing.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kinds := map[string]int{}
+	for _, block := range regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(string(doc), -1) {
+		kind := regexp.MustCompile(`(?m)^kind: (\w+)`).FindStringSubmatch(block[1])
+		if kind == nil {
+			t.Errorf("not a manifest:\n%s", block[1])
+			continue
+		}
+		kinds[kind[1]]++
+		t.Run(fmt.Sprint(kind[1], " ", kinds[kind[1]]), func(t *testing.T) {
+			if kind[1] != "Kustomization" {
+				validate(t, block[1])
+				return
+			}
+			// It is written in a directory beside the repository's.
+			dir := t.TempDir()
+			mine := filepath.Join(dir, "mine")
+			if err := errors.Join(os.Symlink(root, filepath.Join(dir, "csi-disktemplate")), os.Mkdir(mine, 0o755),
+				os.WriteFile(filepath.Join(mine, "kustomization.yaml"), []byte(block[1]), 0o644)); err != nil {
+				t.Fatal(err)
+			}
+			manifest := kustomize(t, mine)
+			validate(t, manifest)
+			checkPlaces(t, objects(t, manifest))
+			// Each has snapshots and says something of its own.
+			if !strings.Contains(manifest, "csi-snapshotter") || !regexp.MustCompile(`path: (/var/mnt/csi-disktemplate|/var/lib/k0s/kubelet)\n`).MatchString(manifest) {
+				t.Error(manifest)
+			}
+		})
+	}
+	if kinds["Kustomization"] < 2 || kinds["CSIStorageCapacity"] != 1 {
+		t.Errorf("found %v", kinds)
+	}
+}
+
+// TestComponents adds every component to the install that it is for, and looks at what changes.
+func TestComponents(t *testing.T) {
+	for name, c := range map[string]struct {
+		overlay string
+		more    []string // components before it
+		patches map[string]string
+	}{
+		"chosen-nodes": {"loopback", []string{"snapshots"}, map[string]string{"plugin": "csi.disktemplate.io/plugin: \"true\"", "claims": "csi.disktemplate.io/plugin: \"true\"", "snapshots": "csi.disktemplate.io/plugin: \"true\""}},
+		"selinux":      {"directory", []string{"snapshots"}, map[string]string{"claims": "type: spc_t", "snapshots": "type: spc_t"}},
+		"snapshots":    {"directory", nil, map[string]string{"snapshots": "csi-snapshotter"}},
+		"k0s":          {"k0s", []string{"snapshots"}, map[string]string{"plugin": "/var/lib/k0s/kubelet", "claims": "/var/lib/k0s/kubelet/plugins/", "snapshots": "/var/lib/k0s/kubelet/plugins/"}},
+		"microk8s":     {"microk8s", []string{"snapshots"}, map[string]string{"plugin": "/var/snap/microk8s/", "claims": "/var/snap/microk8s/", "snapshots": "/var/snap/microk8s/"}},
+		"claims":       {"inline", nil, map[string]string{"claims": "csi-provisioner"}},
+		"loopback":     {"../base", nil, map[string]string{"plugin": "--loopback-pool-size=20Gi"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := os.Symlink(root, filepath.Join(dir, "csi-disktemplate")); err != nil {
+				t.Fatal(err)
+			}
+			mine := filepath.Join(dir, "mine")
+			text := "resources: [../csi-disktemplate/deploy/kubernetes/overlays/" + c.overlay + "]\ncomponents:\n"
+			for _, component := range append(c.more, name) {
+				text += "- ../csi-disktemplate/deploy/kubernetes/components/" + component + "\n"
+			}
+			if err := errors.Join(os.Mkdir(mine, 0o755), os.WriteFile(filepath.Join(mine, "kustomization.yaml"), []byte(text), 0o644)); err != nil {
+				t.Fatal(err)
+			}
+			manifest := kustomize(t, mine)
+			validate(t, manifest)
+			all := objects(t, manifest)
+			checkLabels(t, all)
+			checkPlaces(t, all)
+			var patched int
+			for _, part := range strings.Split(manifest, "\n---\n") {
+				name := regexp.MustCompile(`(?m)^  name: (\w+)`).FindStringSubmatch(part)
+				if !strings.Contains(part, "kind: DaemonSet") {
+					continue
+				}
+				if says := c.patches[name[1]]; says != "" {
+					if patched++; !strings.Contains(part, says) {
+						t.Errorf("the DaemonSet %s has no %s:\n%s", name[1], says, part)
+					}
+				}
+			}
+			if patched != len(c.patches) {
+				t.Errorf("%d DaemonSets of %v are there", patched, c.patches)
+			}
+		})
+	}
+	found, err := filepath.Glob(filepath.Join(root, "deploy/kubernetes/components/*"))
+	if err != nil || len(found) != 7 {
+		t.Errorf("expected 7 components, found %v: %v", found, err)
+	}
+}
+
+// TestNodes makes nodes of all kinds, and finds those on which the DaemonSets would run. No kubelet serves these nodes.
+func TestNodes(t *testing.T) {
+	const chosen, controlPlane = "csi.disktemplate.io/plugin", "node-role.kubernetes.io/control-plane"
+	type labels = map[string]string
+	nodes := map[string]struct {
+		labels labels
+		taint  string // KEY:EFFECT
+		want   bool
+	}{
+		"worker":                {want: true},
+		"worker-never":          {labels: labels{chosen: "false"}},
+		"worker-gpu":            {taint: "nvidia.com/gpu:NoSchedule", want: true},
+		"worker-maintained":     {taint: "maintenance:NoExecute", want: true},
+		"arm":                   {labels: labels{"kubernetes.io/arch": "arm64"}},
+		"arm-chosen":            {labels: labels{"kubernetes.io/arch": "arm64", chosen: "true"}},
+		"windows":               {labels: labels{"kubernetes.io/os": "windows"}},
+		"control-plane":         {labels: labels{controlPlane: ""}, taint: controlPlane + ":NoSchedule"},
+		"control-plane-k3s":     {labels: labels{controlPlane: "true"}, taint: "CriticalAddonsOnly:NoExecute"},
+		"control-plane-only":    {labels: labels{controlPlane: "true"}},
+		"control-plane-chosen":  {labels: labels{controlPlane: "", chosen: "true"}, taint: controlPlane + ":NoSchedule", want: true},
+		"control-plane-refused": {labels: labels{controlPlane: "", chosen: "false"}},
+		"virtual":               {labels: labels{"type": "virtual-kubelet"}, taint: "virtual-kubelet.io/provider:NoSchedule"},
+		"fargate":               {labels: labels{"eks.amazonaws.com/compute-type": "fargate"}, taint: "eks.amazonaws.com/compute-type:NoSchedule"},
+	}
+	run := func(want []string) {
+		t.Helper()
+		want = slices.Sorted(slices.Values(want))
+		for _, set := range []string{"plugin", "claims", "snapshots"} {
+			eventually(t, "the nodes of "+set, func() string {
+				// The controller looks at pods that were never bound only when their DaemonSet changes.
+				kubectl(t, "annotate", "daemonset", "-n", namespace, set, "--overwrite", fmt.Sprint("test=", time.Now().UnixNano()))
+				return strings.Join(placed(t, set), " ") + ":"
+			}, strings.Join(want, " ")+":")
+		}
+	}
+	t.Cleanup(func() {
+		run([]string{"node1"})
+		kubectl(t, "annotate", "daemonset", "-n", namespace, "--all", "test-")
+	})
+	var manifest string
+	want := []string{"node1"}
+	for name, n := range nodes {
+		manifest += fakeNode(t, name, n.labels, n.taint)
+		if n.want {
+			want = append(want, name)
+		}
+	}
+	apply(t, manifest)
+	run(want)
+	time.Sleep(2 * time.Second) // the controller places a pod within milliseconds
+	run(want)
+
+	// A label takes effect at once.
+	kubectl(t, "label", "node", "control-plane-only", chosen+"=true")
+	run(append(want, "control-plane-only"))
+	kubectl(t, "label", "node", "worker", chosen+"=false")
+	run(append(slices.DeleteFunc(want, func(n string) bool { return n == "worker" }), "control-plane-only"))
+}
+
+// fakeNode makes the manifest of a node that no kubelet serves.
+func fakeNode(t testing.TB, name string, labels map[string]string, taint string) string {
+	t.Helper()
+	all := map[string]string{"kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64", "kubernetes.io/hostname": name}
+	maps.Copy(all, labels)
+	spec := map[string]any{}
+	if key, effect, ok := strings.Cut(taint, ":"); ok {
+		spec["taints"] = []any{map[string]string{"key": key, "effect": effect}}
+	}
+	b, err := json.Marshal(map[string]any{"apiVersion": "v1", "kind": "Node", "metadata": map[string]any{"name": name, "labels": all}, "spec": spec})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b) + "\n---\n"
+}
+
+// placed returns the nodes that a DaemonSet has pods for, in order. The pods of nodes without a kubelet need not be bound.
+func placed(t testing.TB, component string) []string {
+	t.Helper()
+	nodes := strings.Fields(kubectl(t, "get", "pods", "-n", namespace, "-l", "app.kubernetes.io/component="+component, "-o",
+		`jsonpath={range .items[*]}{.spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchFields[0].values[0]}{"\n"}{end}`))
+	slices.Sort(nodes)
+	return nodes
+}
+
+// TestWithoutSnapshotCRDs installs the plugin as README says, where nobody has installed the snapshot CRDs.
+func TestWithoutSnapshotCRDs(t *testing.T) {
+	crds := filepath.Join(stateDir(), "bin/crds")
+	t.Cleanup(func() {
+		mustBeClean(t)
+		kubectl(t, "apply", "-f", crds)
+		kubectl(t, "wait", "--for=condition=Established", "-f", crds, "--timeout=60s")
+		on(t, "sh", "-c", "kill $(cat "+filepath.Join(stateDir(), "pids/snapshot-controller")+")") // the node starts it again
+		if err := install(); err != nil {
+			t.Error(err)
+		}
+	})
+	kubectl(t, "delete", "-k", filepath.Join(root, manifests), "--timeout="+patience.String())
+	kubectl(t, "delete", "-f", crds, "--timeout="+patience.String())
+
+	if out, err := cluster("", "kubectl", "apply", "-k", filepath.Join(root, manifests), "--dry-run=server"); err == nil {
+		t.Errorf("there are snapshot CRDs, so this tests nothing: %s", out)
+	}
+	kubectl(t, "apply", "--validate=strict", "-k", filepath.Join(root, "deploy/kubernetes"))
+	for _, set := range []string{"plugin", "claims"} {
+		kubectl(t, "rollout", "status", "-n", namespace, "daemonset/"+set, "--timeout="+patience.String())
+	}
+	volumes := example(t, "inline.yaml") + "\n---\n" + example(t, "claim.yaml")
+	apply(t, volumes)
+	ready(t, "inline", "claim")
+	remove(t, volumes)
+	restarts := kubectl(t, "get", "pods", "-n", namespace, "-l", "app.kubernetes.io/component=claims", "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}")
+	if restarts != "0 0" {
+		t.Errorf("the sidecars were restarted: %s", restarts)
+	}
+}
+
 // TestUninstall deletes the manifests and looks at what the node still has: the pool's directory, and the empty directory
 // of the socket.
 func TestUninstall(t *testing.T) {
-	manifests := filepath.Join(root, "deploy/kubernetes")
 	apply(t, inline("before-uninstall", "xfs", "size: 300Mi"))
 	ready(t, "before-uninstall")
 	remove(t, inline("before-uninstall", "xfs", "size: 300Mi"))
 	mustBeClean(t)
-	kubectl(t, "delete", "-k", manifests, "--timeout="+patience.String())
+	kubectl(t, "delete", "-k", filepath.Join(root, manifests), "--timeout="+patience.String())
 	t.Cleanup(func() {
 		if err := install(); err != nil {
 			t.Error(err)
