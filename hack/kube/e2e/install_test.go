@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -35,6 +36,14 @@ type object struct {
 			Metadata struct{ Labels map[string]string }
 			Spec     podSpec
 		}
+		// A NetworkPolicy's.
+		PodSelector struct{ MatchLabels map[string]string }
+		PolicyTypes []string
+		Ingress     []struct {
+			Ports []struct{ Port string }
+			From  []any
+		}
+		Egress []any
 	}
 }
 
@@ -44,6 +53,11 @@ type podSpec struct {
 	Tolerations  any
 	Containers   []struct {
 		Image string
+		Args  []string
+		Ports []struct {
+			Name          string
+			ContainerPort int
+		}
 	}
 }
 
@@ -118,6 +132,7 @@ func TestOverlays(t *testing.T) {
 			all := objects(t, manifest)
 			checkLabels(t, all)
 			checkPlaces(t, all)
+			checkPolicies(t, all)
 			snapshots := slices.ContainsFunc(all, func(o object) bool {
 				return strings.HasPrefix(o.Kind, "VolumeSnapshot") || o.Metadata.Name == "snapshots"
 			})
@@ -198,6 +213,44 @@ func checkPlaces(t *testing.T, all []object) {
 	}
 	if first == nil || first.Affinity == nil {
 		t.Error("nothing says which nodes the plugin runs on")
+	}
+}
+
+// checkPolicies expects that nothing can connect to the pods but to the plugin's port for metrics, and that the plugin
+// listens there only. The cluster of these tests has a network that does not enforce policies.
+func checkPolicies(t *testing.T, all []object) {
+	t.Helper()
+	find := func(kind, name string) object {
+		i := slices.IndexFunc(all, func(o object) bool { return o.Kind == kind && o.Metadata.Name == name })
+		if i < 0 {
+			t.Fatalf("there is no %s %s", kind, name)
+		}
+		return all[i]
+	}
+	none, metrics, plugin := find("NetworkPolicy", "no-ingress").Spec, find("NetworkPolicy", "plugin").Spec, find("DaemonSet", "plugin").Spec
+	if len(none.PodSelector.MatchLabels) != 0 || !slices.Equal(none.PolicyTypes, []string{"Ingress"}) || len(none.Ingress) != 0 {
+		t.Errorf("no-ingress lets in: %+v", none)
+	}
+	if !reflect.DeepEqual(metrics.PodSelector.MatchLabels, plugin.Selector.MatchLabels) || !slices.Equal(metrics.PolicyTypes, []string{"Ingress", "Egress"}) || len(metrics.Egress) != 0 {
+		t.Errorf("the plugin's policy is %+v", metrics)
+	}
+	container := plugin.Template.Spec.Containers[0]
+	if len(metrics.Ingress) != 1 || len(metrics.Ingress[0].Ports) != 1 || metrics.Ingress[0].Ports[0].Port != container.Ports[0].Name || len(metrics.Ingress[0].From) == 0 {
+		t.Errorf("the plugin's policy lets in %+v, its port is %+v", metrics.Ingress, container.Ports)
+	}
+	if flag := fmt.Sprintf("--http-endpoint=$(POD_IP):%d", container.Ports[0].ContainerPort); !slices.Contains(container.Args, flag) {
+		t.Errorf("the plugin has no %s: %v", flag, container.Args)
+	}
+}
+
+// TestListensOnPodAddress looks at the plugin's sockets: there is one, and it has the pod's address.
+func TestListensOnPodAddress(t *testing.T) {
+	ip := net.ParseIP(kubectl(t, "get", "pod", "-n", namespace, plugin(t), "-o", "jsonpath={.status.podIP}")).To4()
+	// proc_pid_net(5) has addresses and ports in hexadecimal, the address in the machine's order. 0A is TCP_LISTEN.
+	want := fmt.Sprintf("%02X%02X%02X%02X:%04X", ip[3], ip[2], ip[1], ip[0], 9808)
+	sockets := on(t, "sh", "-c", `pid=$(pgrep -f '^/usr/bin/csi-disktemplate --node-id' | head -1); awk '$4 == "0A" {print $2}' /proc/$pid/net/tcp /proc/$pid/net/tcp6`)
+	if got := strings.Fields(sockets); !slices.Equal(got, []string{want}) {
+		t.Errorf("the plugin listens on %v, expected %v", got, want)
 	}
 }
 
