@@ -360,10 +360,12 @@ func TestPrivileges(t *testing.T) {
 		t.Errorf("the plugin has a token: %s", mounts)
 	}
 	for _, who := range []string{"claims", "snapshots"} {
-		for _, what := range []string{"get secrets", "list secrets", "create pods", "delete nodes", "patch nodes", "get configmaps"} {
-			args := append([]string{"kubectl", "auth", "can-i", "--all-namespaces", "--as=system:serviceaccount:" + namespace + ":" + who}, strings.Fields(what)...)
-			if out, _ := cluster("", args...); strings.TrimSpace(out) != "no" {
-				t.Errorf("may %s %s? %s", who, what, out)
+		for _, what := range []string{"get secrets", "list secrets", "create pods", "delete nodes", "patch nodes", "get configmaps", "get daemonsets.apps"} {
+			for _, where := range []string{"--all-namespaces", "--namespace=" + namespace} {
+				args := append([]string{"kubectl", "auth", "can-i", where, "--as=system:serviceaccount:" + namespace + ":" + who}, strings.Fields(what)...)
+				if out, _ := cluster("", args...); strings.TrimSpace(out) != "no" {
+					t.Errorf("may %s %s, %s? %s", who, what, where, out)
+				}
 			}
 		}
 	}

@@ -435,6 +435,165 @@ func placed(t testing.TB, component string) []string {
 	return nodes
 }
 
+// sidecar returns the name and the UID of the pod that a DaemonSet has bound to a node.
+func sidecar(t testing.TB, component, node string) (name, uid string) {
+	t.Helper()
+	got := strings.Fields(eventually(t, "the pod of "+component+" on "+node, func() string {
+		return kubectl(t, "get", "pods", "-n", namespace, "-l", "app.kubernetes.io/component="+component, "--field-selector=spec.nodeName="+node, "-o",
+			`jsonpath={range .items[*]}{.metadata.name} {.metadata.uid}{"\n"}{end}`)
+	}, component+"-"))
+	return got[0], got[1]
+}
+
+// owners returns the capacity objects of a node with their owners, one a line.
+func owners(t testing.TB, node string) string {
+	t.Helper()
+	return kubectl(t, "get", "csistoragecapacities", "-n", namespace, "-l", "csi.storage.k8s.io/managed-by=external-provisioner-"+node, "-o",
+		`jsonpath={range .items[*]}{.storageClassName}: {.metadata.ownerReferences[*].kind} {.metadata.ownerReferences[*].name}, {.capacity}{"\n"}{end}`)
+}
+
+// TestCapacityOwner replaces the sidecars' pod, as an update does: the capacity objects of the old pod go, and the new pod
+// writes them anew.
+func TestCapacityOwner(t *testing.T) {
+	classes := []string{"disktemplate-btrfs", "disktemplate-ext4", "disktemplate-xfs"}
+	owned := func(pod string) {
+		t.Helper()
+		var lines []string
+		for _, class := range classes {
+			lines = append(lines, class+": Pod "+pod+", ")
+		}
+		t.Log(eventually(t, "the capacity objects", func() string { return owners(t, "node1") }, lines...))
+	}
+	old, _ := sidecar(t, "claims", "node1")
+	owned(old)
+	kubectl(t, "delete", "pod", "-n", namespace, old)
+	kubectl(t, "rollout", "status", "-n", namespace, "daemonset/claims", "--timeout="+patience.String())
+	next, _ := sidecar(t, "claims", "node1")
+	start := time.Now()
+	owned(next)
+	t.Logf("written anew %s after the new pod was ready", time.Since(start).Round(100*time.Millisecond))
+	if got := owners(t, "node1"); strings.Contains(got, old) || strings.Count(got, "\n") != len(classes) {
+		t.Errorf("the old pod has left capacity objects:\n%s", got)
+	}
+}
+
+// TestRemovedNode removes a node. What Kubernetes knows of its capacity goes with it, and docs/installing.md says how the
+// claims that were there are removed. No kubelet serves the node, so its objects are written here as the sidecars write
+// those of node1.
+func TestRemovedNode(t *testing.T) {
+	const node = "removed"
+	t.Cleanup(func() {
+		for _, set := range []string{"plugin", "claims", "snapshots"} {
+			eventually(t, "the nodes of "+set, func() string { return strings.Join(placed(t, set), " ") + ":" }, "node1:")
+		}
+	})
+	apply(t, fakeNode(t, node, map[string]string{"topology.csi.disktemplate.io/node": node}, ""))
+	kubectl(t, "patch", "node", node, "--subresource=status", "--patch", `{"status": {"capacity": {"cpu": "4", "memory": "8Gi", "pods": "110"}, "allocatable": {"cpu": "4", "memory": "8Gi", "pods": "110"}}}`)
+	sidecar(t, "plugin", node)
+	sidecar(t, "snapshots", node)
+	name, uid := sidecar(t, "claims", node)
+
+	var real struct{ Items []map[string]any }
+	decode(t, kubectl(t, "get", "csistoragecapacities", "-n", namespace, "-l", "csi.storage.k8s.io/managed-by=external-provisioner-node1", "-o", "json"), &real)
+	if len(real.Items) == 0 {
+		t.Fatal("node1 has no capacity objects")
+	}
+	capacity := real.Items[0]
+	owner := capacity["metadata"].(map[string]any)["ownerReferences"].([]any)[0].(map[string]any)
+	if owner["kind"] == "Pod" {
+		owner["name"], owner["uid"] = name, uid
+	}
+	capacity["metadata"] = map[string]any{"name": "of-removed", "namespace": namespace, "ownerReferences": []any{owner},
+		"labels": map[string]string{"csi.storage.k8s.io/drivername": "csi.disktemplate.io", "csi.storage.k8s.io/managed-by": "external-provisioner-" + node}}
+	capacity["nodeTopology"] = map[string]any{"matchLabels": map[string]string{"topology.csi.disktemplate.io/node": node}}
+	b, err := json.Marshal(capacity)
+	if err != nil {
+		t.Fatal(err)
+	}
+	apply(t, string(b)+fmt.Sprintf(`
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata:
+  name: of-removed
+  annotations: {pv.kubernetes.io/provisioned-by: csi.disktemplate.io}
+  finalizers: [external-provisioner.volume.kubernetes.io/finalizer]
+spec:
+  accessModes: [ReadWriteOnce]
+  capacity: {storage: 64Mi}
+  storageClassName: disktemplate-xfs
+  persistentVolumeReclaimPolicy: Delete
+  claimRef: {namespace: default, name: of-removed}
+  csi: {driver: csi.disktemplate.io, volumeHandle: pvc-of-removed, fsType: xfs}
+  nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [{key: topology.csi.disktemplate.io/node, operator: In, values: [%[1]s]}]}]}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: of-removed}
+spec: {storageClassName: disktemplate-xfs, volumeName: of-removed, accessModes: [ReadWriteOnce], resources: {requests: {storage: 64Mi}}}
+---
+apiVersion: snapshot.storage.k8s.io/v1
+kind: VolumeSnapshotContent
+metadata:
+  name: of-removed
+  labels: {snapshot.storage.kubernetes.io/managed-by: %[1]s}
+spec:
+  deletionPolicy: Delete
+  driver: csi.disktemplate.io
+  source: {snapshotHandle: snapshot-of-removed}
+  volumeSnapshotRef: {name: of-removed, namespace: default}
+---
+apiVersion: snapshot.storage.k8s.io/v1
+kind: VolumeSnapshot
+metadata: {name: of-removed}
+spec: {source: {volumeSnapshotContentName: of-removed}}
+---
+`, node)+pod("of-removed", "sleep infinity", "persistentVolumeClaim: {claimName: of-removed}"))
+	eventually(t, "the claim", func() string { return get(t, "pvc of-removed", ".status.phase") }, "Bound")
+	kubectl(t, "patch", "volumesnapshotcontent", "of-removed", "--subresource=status", "--type=merge", "--patch", `{"status": {"readyToUse": true, "restoreSize": 67108864, "snapshotHandle": "snapshot-of-removed", "creationTime": 1}}`)
+	kubectl(t, "wait", "--for=jsonpath={.status.readyToUse}=true", "volumesnapshot/of-removed", "--timeout=60s")
+
+	kubectl(t, "delete", "node", node)
+	eventually(t, "the capacity of the removed node", func() string { return "left: " + owners(t, node) + ":" }, "left: :")
+	eventually(t, "the pods of the removed node", func() string {
+		return "left: " + kubectl(t, "get", "pods", "-A", "--field-selector=spec.nodeName="+node, "-o", "name") + ":"
+	}, "left: :")
+	if list := documented(t, "kubectl get pv -o "); !strings.Contains(kubectl(t, "get", "pv", "-o", strings.Trim(list, "'")), "of-removed default/of-removed "+node+"\n") {
+		t.Errorf("the documented list of volumes is %s", kubectl(t, "get", "pv", "-o", strings.Trim(list, "'")))
+	}
+	kubectl(t, "delete", "pvc", "of-removed", "--timeout=60s")
+	eventually(t, "the volume", func() string { return get(t, "pv of-removed", ".status.phase") }, "Released")
+	kubectl(t, "delete", "pv", "of-removed", "--wait=false")
+	time.Sleep(2 * time.Second)
+	if got := get(t, "pv of-removed", ".metadata.finalizers"); !strings.Contains(got, "external-provisioner") {
+		t.Errorf("the volume has the finalizers %s, so this tests nothing", got)
+	}
+	kubectl(t, "patch", "pv", "of-removed", "--type=merge", "--patch", `{"metadata": {"finalizers": null}}`)
+	kubectl(t, "delete", "volumesnapshot", "of-removed", "--wait=false")
+	time.Sleep(2 * time.Second)
+	if got := get(t, "volumesnapshotcontent of-removed", ".metadata.finalizers"); !strings.Contains(got, "snapshot.storage.kubernetes.io") {
+		t.Errorf("the snapshot's content has the finalizers %s, so this tests nothing", got)
+	}
+	kubectl(t, "patch", "volumesnapshotcontent", "of-removed", "--type=merge", "--patch", `{"metadata": {"finalizers": null}}`)
+	eventually(t, "the list of what is left", func() string {
+		return "left: " + kubectl(t, "get", "pv,volumesnapshots,volumesnapshotcontents", "--ignore-not-found", "-o", "name") + ":"
+	}, "left: :")
+}
+
+// documented returns the rest of the line of docs/installing.md that begins with a command.
+func documented(t testing.TB, command string) string {
+	t.Helper()
+	doc, err := os.ReadFile(filepath.Join(root, "docs/installing.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(command) + `(.*)$`).FindSubmatch(doc)
+	if m == nil {
+		t.Fatalf("docs/installing.md has no line that begins with %q", command)
+	}
+	return string(m[1])
+}
+
 // TestWithoutSnapshotCRDs installs the plugin as README says, where nobody has installed the snapshot CRDs.
 func TestWithoutSnapshotCRDs(t *testing.T) {
 	crds := filepath.Join(stateDir(), "bin/crds")
