@@ -22,12 +22,22 @@ keep() {
 	done &
 }
 
+# Kubelet's directory is on a disk of its own. The machine's own disk may be nearly full, and of a disk that is kubelet's
+# too the plugin would leave a fifth free (--node-headroom).
+kubelet=$STATE/root/var/lib/kubelet
+if [[ ! -e $STATE/kubelet.img ]]; then
+	truncate --size 16G "$STATE/kubelet.img"
+	mkfs.ext4 -q "$STATE/kubelet.img"
+fi
+
 # Mounts here are not seen outside. The node has its own copies of the directories
 # that kubelet and containerd write to.
 hostname "$NODE"
 mount --make-rprivate /
 mount -t proc proc /proc
 mount --make-rshared /
+mkdir -p "$kubelet"
+mount -o loop "$STATE/kubelet.img" "$kubelet"
 for dir in /etc/cni /opt/cni /run/containerd /var/lib/cni /var/lib/csi-disktemplate /var/lib/kubelet /var/log/containers /var/log/pods; do
 	mkdir -p "$dir" "$STATE/root$dir"
 	mount --bind "$STATE/root$dir" "$dir"
