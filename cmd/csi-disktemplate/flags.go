@@ -72,18 +72,13 @@ func (o *pluginOptions) addTemplates(f *pflag.FlagSet) {
 }
 
 func addKubeletDir(f *pflag.FlagSet, dir *string) {
-	f.StringVar(dir, "kubelet-dir", "/var/lib/kubelet", "kubelet's root directory; nothing outside of it is ever mounted or unmounted")
+	f.StringVar(dir, "kubelet-dir", cmp.Or(os.Getenv("KUBELET_DIR"), "/var/lib/kubelet"), "kubelet's root directory; nothing is ever mounted outside of it; the variable KUBELET_DIR replaces the default")
 }
 
 func addPool(f *pflag.FlagSet, c *pool.Config) {
 	addValue(f, &c.Dir, "pool", "", given("must be a directory on btrfs or xfs"), "directory for templates and volumes, on btrfs or xfs; made if missing")
 	addValue(f, &c.LoopbackSize, "loopback-pool-size", "", optionalSize,
 		"size of an xfs to make as the pool, in a sparse file in --pool, as 20Gi; one that exists grows, and is never shrunk (default: no such file)")
-}
-
-// addExistingPool is for the commands that work on the plugin's pool and make none.
-func addExistingPool(f *pflag.FlagSet, dir *string) {
-	addValue(f, dir, "pool", "", given("must be the directory that the plugin was given as --pool"), "the plugin's pool directory")
 }
 
 // addLimits adds the limits of what pods may ask for with inline volumes.

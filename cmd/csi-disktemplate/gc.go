@@ -6,11 +6,10 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"text/tabwriter"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -21,14 +20,14 @@ import (
 
 // gcOptions are the flags of `csi-disktemplate gc`.
 type gcOptions struct {
-	pool, kubeletDir, output string
-	dryRun                   bool
+	planOptions
+	kubeletDir string
 }
 
 func newGCCommand() *cobra.Command {
 	var o gcOptions
 	cmd := &cobra.Command{
-		Use:   "gc --pool DIR",
+		Use:   "gc",
 		Short: "Remove what crashes and lost calls left behind",
 		Long: `Remove what crashes, reboots and lost calls left behind.
 
@@ -40,33 +39,25 @@ provably part of this pool, or not provably unused, is left alone and reported.
 With --dry-run it prints the plan and changes nothing. That also works beside a running
 plugin; VMs are not reported then, because they may belong to that plugin.
 Without --dry-run no plugin may be running on the pool.`,
-		Example: `  csi-disktemplate gc --pool /var/lib/csi-disktemplate --dry-run
-  csi-disktemplate gc --pool /var/lib/csi-disktemplate --dry-run -o json`,
+		Example: `  csi-disktemplate gc --dry-run
+  csi-disktemplate gc --dry-run -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return collect(cmd.Context(), o, cmd.OutOrStdout())
+			p, err := openExisting(cmd, o.pool)
+			if err != nil {
+				return err
+			}
+			defer p.Close()
+			return collect(cmd.Context(), p, o, cmd.OutOrStdout())
 		},
 	}
-	f := cmd.Flags()
-	addExistingPool(f, &o.pool)
-	addKubeletDir(f, &o.kubeletDir)
-	f.BoolVar(&o.dryRun, "dry-run", false, "print the plan and change nothing")
-	addValueP(f, &o.output, "output", "o", "", outputForm, "form of the plan (default: a table)")
+	o.add(cmd.Flags())
+	addKubeletDir(cmd.Flags(), &o.kubeletDir)
 	return cmd
 }
 
-// outputForm is json, or nothing for a table.
-var outputForm = kindOf("json", "must be json, or not given for a table", func(s string) (string, bool) {
-	return s, s == "" || s == "json"
-})
-
 // collect sweeps a pool and prints the actions.
-func collect(ctx context.Context, o gcOptions, out io.Writer) error {
-	p, err := pool.OpenExisting(o.pool)
-	if err != nil {
-		return err
-	}
-	defer p.Close()
+func collect(ctx context.Context, p *pool.Pool, o gcOptions, out io.Writer) error {
 	if !o.dryRun {
 		owner, err := p.Own(ctx)
 		if errors.Is(err, pool.ErrOwned) {
@@ -88,45 +79,17 @@ func collect(ctx context.Context, o gcOptions, out io.Writer) error {
 	if err != nil && actions == nil {
 		return err
 	}
-	show := printTable
-	if o.output == "json" {
-		show = printJSON
-	}
-	return errors.Join(show(out, actions), err, failed(actions))
+	return errors.Join(sweepPlan(actions).print(out, o.output), err, failed(actions))
 }
 
-// failed returns an error if any action failed.
-func failed(actions []sweep.Action) error {
-	n := 0
-	for _, a := range actions {
-		if a.Failed() {
-			n++
-		}
+// sweepPlan is how the actions are printed.
+func sweepPlan(actions []sweep.Action) plan[sweep.Action] {
+	return plan[sweep.Action]{
+		actions: actions,
+		columns: "ACTION\tOBJECT\tRESULT\tREASON",
+		row: func(a sweep.Action) string {
+			return strings.Join([]string{string(a.Verb), a.Object, cmp.Or(a.Result, "-"), a.Reason}, "\t")
+		},
+		none: "Nothing was left behind.",
 	}
-	if n == 0 {
-		return nil
-	}
-	return fmt.Errorf("%d of %d actions failed; the results say why", n, len(actions))
-}
-
-func printJSON(out io.Writer, actions []sweep.Action) error {
-	if actions == nil {
-		actions = []sweep.Action{} // an empty list in JSON, not null
-	}
-	e := json.NewEncoder(out)
-	e.SetIndent("", "  ")
-	return e.Encode(map[string]any{"actions": actions})
-}
-
-func printTable(out io.Writer, actions []sweep.Action) error {
-	if len(actions) == 0 {
-		_, err := fmt.Fprintln(out, "Nothing was left behind.")
-		return err
-	}
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "ACTION\tOBJECT\tRESULT\tREASON")
-	for _, a := range actions {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", a.Verb, a.Object, cmp.Or(a.Result, "-"), a.Reason)
-	}
-	return w.Flush()
 }

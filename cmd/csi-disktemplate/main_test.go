@@ -334,7 +334,8 @@ func TestHelp(t *testing.T) {
 		{nil, []string{"format", "clean-all", "templates", "--pool", "--node-id", "NODE_NAME", "CSI_ENDPOINT",
 			"--loopback-pool-size", "--overcommit", "--headroom", "--max-volumes-per-node", "--kubelet-dir", "--http-endpoint", "--accel", "-v, --v"}},
 		{[]string{"format"}, append([]string{"--size", "--label", "--option", "-o, --output", "raw", "Example"}, diskfs.Names()...)},
-		{[]string{"clean-all"}, []string{"--pool", "lock"}},
+		{[]string{"clean-all"}, []string{"--pool", `(default "/var/lib/csi-disktemplate")`, "--dry-run", "-o, --output", "lock", "Example"}},
+		{[]string{"gc"}, []string{"--pool", `(default "/var/lib/csi-disktemplate")`, "--dry-run", "-o, --output", "--kubelet-dir", "KUBELET_DIR", "Example"}},
 	} {
 		var out bytes.Buffer
 		cmd := newCommand()

@@ -34,6 +34,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 		return err
 	}
 	o.pool.NodeDir = o.kubeletDir
+	pool.CleanAll = cleanAllLine(os.Getenv("POD_NAMESPACE"), os.Getenv("POD_NAME"), o.pool.Dir)
 	p, err := pool.Open(ctx, o.pool)
 	if err != nil {
 		return err

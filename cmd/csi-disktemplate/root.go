@@ -3,14 +3,7 @@
 
 package main
 
-import (
-	"fmt"
-
-	"github.com/spf13/cobra"
-
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
-)
+import "github.com/spf13/cobra"
 
 // newCommand returns the command csi-disktemplate. Without a subcommand it runs the plugin.
 func newCommand() *cobra.Command {
@@ -41,30 +34,5 @@ a copy-on-write clone of its template with an identity of its own.`,
 	addLogFlags(cmd.PersistentFlags())
 	cmd.SetFlagErrorFunc(flagError)
 	cmd.AddCommand(newFormatCommand(), newCleanAllCommand(), newGCCommand())
-	return cmd
-}
-
-func newCleanAllCommand() *cobra.Command {
-	var dir string
-	cmd := &cobra.Command{
-		Use:   "clean-all --pool DIR",
-		Short: "Remove every cached template that is not being built",
-		Long: `Remove every cached template that is not being built.
-
-Volumes keep the data that they cloned. A running plugin builds a template again when
-a volume needs it. A template whose lock another process holds is left alone.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			p, err := pool.OpenExisting(dir)
-			if err != nil {
-				return err
-			}
-			defer p.Close()
-			removed, busy, err := template.NewStore(template.Config{Pool: p}).CleanAll()
-			fmt.Fprintf(cmd.OutOrStdout(), "%d templates removed, %d left because they are being built\n", removed, busy)
-			return err
-		},
-	}
-	addExistingPool(cmd.Flags(), &dir)
 	return cmd
 }

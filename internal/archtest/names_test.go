@@ -216,6 +216,7 @@ var others = []string{
 	"v", "vmodule", // klog
 	"readonly",        // btrfs check
 	"node-deployment", // external-provisioner, external-snapshotter
+	"field-selector",  // kubectl
 }
 
 // TestMessagesNameRealFlags checks every --flag in a string of the product. An error that
@@ -246,6 +247,34 @@ func TestMessagesNameRealFlags(t *testing.T) {
 	}
 	for _, name := range unknown(named, have) {
 		t.Errorf("a message names --%s, which is no flag", name)
+	}
+}
+
+// TestMessagesNameCleanAllInOnePlace: a message that recommends clean-all must name a line that
+// works as typed, with the pod and the pool. Only pkg/pool/remedy.go has that line.
+func TestMessagesNameCleanAllInOnePlace(t *testing.T) {
+	var in []string
+	err := filepath.WalkDir(filepath.Join(root, "pkg"), func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			if strings.Contains(text(n), "clean-all") {
+				in = append(in, path)
+			}
+			return true
+		})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := filepath.Join(root, "pkg/pool/remedy.go"); len(in) != 1 || in[0] != want {
+		t.Errorf("messages in %q name clean-all; use pool.DropTemplates", in)
 	}
 }
 

@@ -76,7 +76,7 @@ func capacity(p *plugin) {
 	req.CapacityRange.RequiredBytes = 64 << 30
 	_, err := p.CreateVolume(t.Context(), req)
 	t.Log(err)
-	mustSay(t, err, codes.ResourceExhausted, "64Gi is asked for", "overcommit", "clean-all")
+	mustSay(t, err, codes.ResourceExhausted, "64Gi is asked for", "overcommit", "drop cached templates (`csi-disktemplate clean-all --pool "+p.Pool+"`)")
 	if err := p.end(c); err != nil {
 		t.Error(err)
 	}

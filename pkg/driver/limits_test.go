@@ -34,7 +34,7 @@ func fullPool(p *plugin) {
 		}
 	}
 	t.Logf("cloning, after %d volumes: %v", len(made), failed)
-	mustSay(t, failed, codes.ResourceExhausted, "full", "clean-all")
+	mustSay(t, failed, codes.ResourceExhausted, "full", "csi-disktemplate clean-all --pool "+p.Pool)
 	p.refused(p.request("another", "ext4", "size", "320Mi"), codes.ResourceExhausted, "full")
 	for _, r := range made {
 		p.unpublish(r)

@@ -78,6 +78,27 @@ func unlockable(path string, err error) error {
 // LockHolders describes the processes that hold the lock of the given name, for a message.
 func (p *Pool) LockHolders(name string) string { return flock.Holders(p.lockfile(name)) }
 
+// LockHolder describes the process that holds the lock of the given name, for a message, or
+// returns "" if nobody does. It makes no lockfile.
+func (p *Pool) LockHolder(name string) (string, error) {
+	f, err := os.Open(p.lockfile(name))
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel() // one attempt
+	if err := flock.Wait(ctx, f, lockPoll); errors.Is(err, ErrLocked) {
+		return flock.Holders(f.Name()), nil
+	} else if err != nil {
+		return "", err
+	}
+	return "", nil // closing f releases the lock
+}
+
 // ErrOwned means that another plugin works on the pool.
 var ErrOwned = errors.New("another plugin works on this pool")
 

@@ -105,22 +105,6 @@ func Open(ctx context.Context, c Config) (*Pool, error) {
 	return layOut(dir, c)
 }
 
-// OpenExisting opens the pool that Open made in dir before, loopback or not, and
-// never makes one. It returns [ErrUnusable] if there is no pool, or if it is a
-// loopback pool that is not mounted.
-func OpenExisting(dir string) (*Pool, error) {
-	for _, root := range []string{dir, filepath.Join(dir, loopbackMount)} {
-		if isPool(root) {
-			return openRoot(root, Config{})
-		}
-	}
-	if _, err := os.Stat(filepath.Join(dir, loopbackImage)); err == nil {
-		return nil, fmt.Errorf("%w: the loopback pool in %s is not mounted; start the plugin, or `mount -o loop %s %s`",
-			ErrUnusable, dir, filepath.Join(dir, loopbackImage), filepath.Join(dir, loopbackMount))
-	}
-	return nil, fmt.Errorf("%w: there is no pool in %q; give --pool the directory that the plugin was given", ErrUnusable, dir)
-}
-
 // openRoot opens a pool's directory under the path that the kernel has for it, without
 // symbolic links.
 func openRoot(path string, c Config) (*Pool, error) {
@@ -142,21 +126,6 @@ func openRoot(path string, c Config) (*Pool, error) {
 		return nil, err
 	}
 	return &Pool{root: root, dir: dir, id: st.Identity, layers: found, nodeHeadroom: c.NodeHeadroom}, nil
-}
-
-// isPool reports whether a directory has the subdirectories that layOut makes, with
-// the mode and owner that layOut gives them. A pool of an older version has no snapshots yet.
-func isPool(root string) bool {
-	for _, name := range subdirs {
-		if name == snapshotsDir {
-			continue
-		}
-		fi, err := os.Lstat(filepath.Join(root, name))
-		if err != nil || fi.Mode() != os.ModeDir|0o700 || int(fi.Sys().(*syscall.Stat_t).Uid) != os.Geteuid() {
-			return false
-		}
-	}
-	return true
 }
 
 // layOut opens the directory of a pool, whose filesystem gate has accepted, and makes
@@ -407,7 +376,7 @@ func (p *Pool) Close() error {
 // Full adds [ErrFull] to an error whose reason is that the disk is full.
 func Full(err error) error {
 	if err != nil && !errors.Is(err, ErrFull) && (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)) {
-		return fmt.Errorf("%w: %w; delete volumes, run `csi-disktemplate clean-all` to drop cached templates, or enlarge the pool", ErrFull, err)
+		return fmt.Errorf("%w: %w; delete volumes, %s, or enlarge the pool", ErrFull, err, DropTemplates())
 	}
 	return err
 }

@@ -12,11 +12,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
@@ -306,8 +309,122 @@ func TestOpenExisting(t *testing.T) {
 	again.Close()
 	p.Close()
 	testenv.Umount(t, p.Root())
-	if _, err := OpenExisting(dir); !errors.Is(err, ErrUnusable) || !strings.Contains(err.Error(), "not mounted") {
+	if _, err := OpenExisting(dir); !errors.Is(err, ErrNotMounted) || !strings.Contains(err.Error(), dir) {
 		t.Errorf("a loopback pool that is not mounted: %v", err)
+	}
+}
+
+// TestMountForThread mounts a loopback pool that another mount namespace has, and one that
+// nobody has. This process sees neither mount.
+func TestMountForThread(t *testing.T) {
+	dir := filepath.Join(testenv.Ext4.Mount(t, 600<<20), "pool")
+	p := loopback(t, dir, 400<<20)
+	if err := os.WriteFile(p.Volume("keep"), []byte("data"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	at := p.Root()
+	p.Close()
+	elsewhere := testenv.Dir(t) // stands for the plugin's mount namespace
+	testenv.Run(t, "mount", "--bind", at, elsewhere)
+	t.Cleanup(func() {
+		if testenv.IsMounted(t, elsewhere) {
+			testenv.Unmount(t, elsewhere)
+		}
+	})
+	testenv.Run(t, "umount", at)
+	plugins, err := OpenExisting(elsewhere)
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner, err := plugins.Own(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, err := os.Open("/proc/self/ns/mnt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close()
+	// inThread runs do on a thread that ends with it. It leaves the namespace before, since the
+	// main thread of a Go process never ends.
+	inThread := func(do func()) {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			runtime.LockOSThread()
+			defer func() {
+				if err := unix.Setns(int(ours.Fd()), unix.CLONE_NEWNS); err != nil {
+					t.Error(err)
+				}
+			}()
+			if err := MountForThread(t.Context(), dir); err != nil {
+				t.Error(err)
+				return
+			}
+			do()
+		}()
+		<-done
+	}
+	inThread(func() {
+		there, err := OpenExisting(dir)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer there.Close()
+		if b, err := os.ReadFile(there.Volume("keep")); err != nil || string(b) != "data" || there.Root() != at {
+			t.Errorf("%s has %q: %v", there.Root(), b, err)
+		}
+		if _, err := there.Own(t.Context()); !errors.Is(err, ErrOwned) {
+			t.Errorf("the pool's owner is not seen: %v", err)
+		}
+	})
+	if testenv.IsMounted(t, at) {
+		t.Error("the mount is seen here")
+	}
+	if err := errors.Join(owner.Unlock(), plugins.Close()); err != nil {
+		t.Error(err)
+	}
+	testenv.Umount(t, elsewhere)
+	testenv.NoLoopsBelow(t, dir)
+	inThread(func() {
+		there, err := OpenExisting(dir)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer there.Close()
+		if n := len(testenv.LoopsBelow(t, dir)); n != 1 {
+			t.Errorf("the image is on %d devices", n)
+		}
+	})
+	testenv.NoLoopsBelow(t, dir)
+}
+
+// TestLockHolder asks who holds a lock, which makes no lockfile.
+func TestLockHolder(t *testing.T) {
+	p := mustOpen(t, Config{Dir: filepath.Join(testenv.XFS.Mount(t, 400<<20), "pool")})
+	ask := func(want string) {
+		t.Helper()
+		if holder, err := p.LockHolder("key"); err != nil || !strings.HasPrefix(holder, want) || (holder == "") != (want == "") {
+			t.Errorf("the holder is %q, not %q: %v", holder, want, err)
+		}
+	}
+	ask("")
+	if _, err := os.Lstat(p.lockfile("key")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a lockfile was made: %v", err)
+	}
+	l, err := p.Lock(t.Context(), "key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask(fmt.Sprintf("pid=%d ", os.Getpid()))
+	if err := l.Unlock(); err != nil {
+		t.Error(err)
+	}
+	ask("")
+	if l, err := p.TryLock("key"); err != nil || l == nil {
+		t.Errorf("the answer keeps the lock: %v, %v", l, err)
 	}
 }
 

@@ -9,7 +9,7 @@
 //
 // where the fingerprint covers, by content, everything that decided the image's bytes.
 // [Store.Ensure] returns a template open and verified, and builds it first if need be. Clones
-// are made from that descriptor, so a template that is removed meanwhile, by [Store.CleanAll]
+// are made from that descriptor, so a template that is removed meanwhile, by [Store.Remove]
 // or by hand, is still a whole source.
 //
 // A template is built once, however many callers in however many processes miss it. The callers

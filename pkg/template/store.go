@@ -250,31 +250,6 @@ func (s *Store) newest(spec diskfs.Spec, cause error) (*Template, error) {
 	return best, nil
 }
 
-// CleanAll removes every template that nobody is building or replacing. It returns how many it
-// removed, and how many it left because their lock was held. Clones are not affected: they
-// share extents, not names. Lockfiles stay.
-func (s *Store) CleanAll() (removed, busy int, err error) {
-	keys, err := s.cfg.Pool.Templates()
-	if err != nil {
-		return 0, 0, err
-	}
-	var errs []error
-	for _, key := range keys {
-		if !keyPattern.MatchString(key) {
-			continue // not a template
-		}
-		switch gone, err := s.remove(key, func() bool { return true }); {
-		case err != nil:
-			errs = append(errs, err)
-		case gone:
-			removed++
-		default:
-			busy++
-		}
-	}
-	return removed, busy, errors.Join(errs...)
-}
-
 // remove removes a template's name unless somebody holds its lock. It takes the lock and then
 // asks still whether the template should go.
 func (s *Store) remove(key string, still func() bool) (gone bool, err error) {

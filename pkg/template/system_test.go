@@ -402,8 +402,8 @@ func TestOpenTemplateSurvivesRemoval(t *testing.T) {
 	p := newPool(t, testenv.XFS)
 	s := newStore(t, p, nil)
 	tmpl := ensure(t, s, false)
-	if removed, busy, err := s.CleanAll(); removed != 1 || busy != 0 || err != nil {
-		t.Errorf("%d templates were removed and %d are busy, want 1 and 0: %v", removed, busy, err)
+	if removed, err := s.Remove(tmpl.Key); !removed || err != nil {
+		t.Errorf("the template was removed: %v, %v", removed, err)
 	}
 	dst, err := p.NewVolume()
 	if err != nil {
@@ -419,29 +419,65 @@ func TestOpenTemplateSurvivesRemoval(t *testing.T) {
 	}
 }
 
+// TestCleanAll lists and removes templates, as the command clean-all does.
 func TestCleanAll(t *testing.T) {
-	p := newPool(t, testenv.XFS)
-	s := newStore(t, p, nil)
-	if removed, busy, err := s.CleanAll(); removed != 0 || busy != 0 || err != nil {
-		t.Errorf("in an empty pool %d templates were removed and %d are busy: %v", removed, busy, err)
+	for _, kind := range testenv.PoolKinds {
+		t.Run(kind.Name, func(t *testing.T) {
+			p := newPool(t, kind)
+			s := newStore(t, p, nil)
+			if all, err := s.List(); len(all) != 0 || err != nil {
+				t.Errorf("an empty pool has %+v: %v", all, err)
+			}
+			tmpl := ensure(t, s, false)
+			list := func() Cached {
+				t.Helper()
+				all, err := s.List()
+				if err != nil || len(all) != 1 {
+					t.Fatalf("the templates are %+v: %v", all, err)
+				}
+				return all[0]
+			}
+			is := list()
+			if is.Key != tmpl.Key || is.Filesystem != spec.Filesystem || is.Size != spec.Size || is.Holder != "" || time.Since(is.Used) > time.Minute ||
+				is.Takes < 64<<10 || is.Takes > spec.Size || is.Frees > is.Takes || is.Frees < is.Takes-4096 { // a block may hold the record
+				t.Errorf("the template is %+v", is)
+			}
+			clone, err := p.NewVolume()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer clone.Close()
+			if err := reflink.Clone(clone, tmpl.File); err != nil {
+				t.Fatal(err)
+			}
+			// A clone on xfs leaves out what the source has preallocated and not written.
+			if shared := list(); shared.Takes != is.Takes || shared.Frees > is.Frees/2 || kind.Name == "btrfs" && shared.Frees != 0 {
+				t.Errorf("with a clone the template is %+v", shared)
+			}
+			held, err := p.Lock(t.Context(), tmpl.Key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if is := list(); !strings.Contains(is.Holder, fmt.Sprintf("pid=%d", os.Getpid())) {
+				t.Errorf("the holder is %q", is.Holder)
+			}
+			if removed, err := s.Remove(tmpl.Key); removed || err != nil {
+				t.Errorf("a locked template was removed: %v, %v", removed, err)
+			}
+			held.Unlock()
+			if removed, err := s.Remove(tmpl.Key); !removed || err != nil {
+				t.Errorf("the template was removed: %v, %v", removed, err)
+			}
+			if removed, err := s.Remove("../volumes/v"); removed || err == nil {
+				t.Errorf("no template was removed: %v, %v", removed, err)
+			}
+			onlyTemplates(t, p)
+			if _, err := os.Stat(filepath.Join(p.Root(), "locks", tmpl.Key+".lock")); err != nil {
+				t.Errorf("the lockfile was removed: %v", err)
+			}
+			ensure(t, s, false)
+		})
 	}
-	tmpl := ensure(t, s, false)
-	held, err := p.Lock(t.Context(), tmpl.Key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if removed, busy, err := s.CleanAll(); removed != 0 || busy != 1 || err != nil {
-		t.Errorf("of one locked template %d were removed and %d are busy: %v", removed, busy, err)
-	}
-	held.Unlock()
-	if removed, busy, err := s.CleanAll(); removed != 1 || busy != 0 || err != nil {
-		t.Errorf("%d templates were removed and %d are busy, want 1 and 0: %v", removed, busy, err)
-	}
-	onlyTemplates(t, p)
-	if _, err := os.Stat(filepath.Join(p.Root(), "locks", tmpl.Key+".lock")); err != nil {
-		t.Errorf("the lockfile was removed: %v", err)
-	}
-	ensure(t, s, false)
 }
 
 // TestWarmCacheServes has a template, and no formatter any more.

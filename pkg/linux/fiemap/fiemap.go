@@ -17,6 +17,7 @@ package fiemap
 import (
 	"fmt"
 	"iter"
+	"math"
 	"os"
 	"unsafe"
 
@@ -58,6 +59,7 @@ const (
 	extentUnknown = 0x2 // FIEMAP_EXTENT_UNKNOWN: "Data location unknown."
 	extentEncoded = 0x8 // FIEMAP_EXTENT_ENCODED: compressed, or in another way not a place
 	extentInline  = 0x200
+	extentShared  = 0x2000 // FIEMAP_EXTENT_SHARED: "Space shared with other files."
 )
 
 func ioctl(f *os.File, r *header) error {
@@ -90,6 +92,7 @@ type Extent struct {
 	Logical  int64 // its place in the file
 	Physical int64 // its place in the filesystem, see the package's caveat; -1 if it has none
 	Length   int64
+	Shared   bool // with other files
 }
 
 // Extents yields the extents of f that lie in its bytes from start to end, in order. The
@@ -107,7 +110,7 @@ func Extents(f *os.File, start, end int64) iter.Seq2[Extent, error] {
 				return
 			}
 			for _, e := range r.extents[:r.mapped] {
-				found := Extent{Logical: int64(e.logical), Physical: int64(e.physical), Length: int64(e.length)}
+				found := Extent{Logical: int64(e.logical), Physical: int64(e.physical), Length: int64(e.length), Shared: e.flags&extentShared != 0}
 				if e.flags&(extentUnknown|extentEncoded|extentInline) != 0 {
 					found.Physical = -1
 				}
@@ -118,4 +121,18 @@ func Extents(f *os.File, start, end int64) iter.Seq2[Extent, error] {
 			}
 		}
 	}
+}
+
+// Unshared returns how many bytes of f's extents no other file has: what is freed if f goes.
+// Others may clone f, or write to a clone, meanwhile.
+func Unshared(f *os.File) (bytes int64, err error) {
+	for e, err := range Extents(f, 0, math.MaxInt64) {
+		if err != nil {
+			return 0, err
+		}
+		if !e.Shared {
+			bytes += e.Length
+		}
+	}
+	return bytes, nil
 }

@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
 )
 
 func create(t *testing.T, path string) *os.File {
@@ -112,6 +113,49 @@ func TestExtents(t *testing.T) {
 			if n != 4 {
 				t.Errorf("%d extents overlap the range, want 4", n)
 			}
+		})
+	}
+}
+
+// TestUnshared measures a file of several hundred extents, more than one call returns, of which
+// a clone shares some.
+func TestUnshared(t *testing.T) {
+	for name, pool := range map[string]func(testing.TB) string{"btrfs": testenv.Btrfs.Pool, "xfs": testenv.XFS.Pool} {
+		t.Run(name, func(t *testing.T) {
+			dir := pool(t)
+			src := create(t, filepath.Join(dir, "src"))
+			is := func(what string, want int64) {
+				t.Helper()
+				if got, err := Unshared(src); err != nil || got != want {
+					t.Errorf("%s: %d bytes are not shared, want %d: %v", what, got, want, err)
+				}
+			}
+			is("an empty file", 0)
+			const pieces, piece = 400, 8192
+			if err := src.Truncate(pieces * 2 * piece); err != nil { // xfs preallocates behind a file that grows
+				t.Fatal(err)
+			}
+			data := bytes.Repeat([]byte{7}, piece)
+			for i := range int64(pieces) {
+				if _, err := src.WriteAt(data, i*2*piece); err != nil {
+					t.Fatal(err)
+				}
+			}
+			is("a file", pieces*piece)
+			dst := create(t, filepath.Join(dir, "dst"))
+			if err := reflink.Clone(dst, src); err != nil {
+				t.Fatal(err)
+			}
+			is("a file with a clone", 0)
+			for i := range int64(100) {
+				if _, err := dst.WriteAt(data, i*2*piece); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := dst.Sync(); err != nil {
+				t.Fatal(err)
+			}
+			is("a file with a clone that was written to", 100*piece)
 		})
 	}
 }

@@ -2,12 +2,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package process finds processes by the files that they hold open, and kills them. It
-// never kills another process that got the same number.
+// never kills another process that got the same number. It also starts this process anew.
 //
 // Caveat: it sees the processes that /proc shows. In a container without the node's PID
 // namespace, these are the container's own.
 //
-// Sources: proc_pid_fd(5), pidfd_open(2), pidfd_send_signal(2).
+// Sources: proc_pid_fd(5), pidfd_open(2), pidfd_send_signal(2), execve(2).
 package process
 
 import (
@@ -98,4 +98,13 @@ func KillHolding(pid int, dir string) (bool, error) {
 		return false, nil
 	}
 	return err == nil, os.NewSyscallError("pidfd_send_signal", err)
+}
+
+// Restart runs this program again in this process, with the same arguments and environment. It
+// returns only if that fails. The namespaces are those of the calling thread.
+//
+// "All threads other than the calling thread are destroyed during an execve()." execve(2)
+func Restart() error {
+	err := unix.Exec("/proc/self/exe", os.Args, os.Environ())
+	return &os.PathError{Op: "execve", Path: "/proc/self/exe", Err: err}
 }

@@ -61,12 +61,12 @@ func (b budget) refuse(d Demand) error {
 		if d.Thin > 0 {
 			left = int64(float64(left) * b.overcommit)
 		}
-		return fmt.Errorf("%w: %s is asked for, and %s can be promised: %s; delete claims or snapshots, run `csi-disktemplate clean-all` to drop cached templates, %s, or raise --overcommit",
-			pool.ErrFull, size.Format(d.Firm+d.Thin), size.Format(left), b, enlarge(b.limit))
+		return fmt.Errorf("%w: %s is asked for, and %s can be promised: %s; delete claims or snapshots, %s, %s, or raise --overcommit",
+			pool.ErrFull, size.Format(d.Firm+d.Thin), size.Format(left), b, pool.DropTemplates(), enlarge(b.limit))
 	}
 	if d.Now > b.free() {
-		return fmt.Errorf("%w: %s is needed at once: %s; delete volumes, run `csi-disktemplate clean-all` to drop cached templates, or %s",
-			pool.ErrFull, size.Format(d.Now), b, enlarge(b.limit))
+		return fmt.Errorf("%w: %s is needed at once: %s; delete volumes, %s, or %s",
+			pool.ErrFull, size.Format(d.Now), b, pool.DropTemplates(), enlarge(b.limit))
 	}
 	return nil
 }

@@ -108,8 +108,8 @@ func (s *Space) Check() error {
 		if limit != "" {
 			limit = "; " + limit
 		}
-		return fmt.Errorf("%w: of %s, %s are free, and new volumes leave %s of headroom%s; delete volumes, run `csi-disktemplate clean-all` to drop cached templates, or %s",
-			pool.ErrFull, size.Format(has.Total), size.Format(has.Available), size.Format(headroom), limit, enlarge(has.Limit))
+		return fmt.Errorf("%w: of %s, %s are free, and new volumes leave %s of headroom%s; delete volumes, %s, or %s",
+			pool.ErrFull, size.Format(has.Total), size.Format(has.Available), size.Format(headroom), limit, pool.DropTemplates(), enlarge(has.Limit))
 	}
 	return nil
 }

@@ -1,0 +1,89 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"text/tabwriter"
+
+	"github.com/spf13/pflag"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/sweep"
+)
+
+// planOptions are the flags of the commands that plan actions on the plugin's pool, show them,
+// and carry them out.
+type planOptions struct {
+	pool, output string
+	dryRun       bool
+}
+
+func (o *planOptions) add(f *pflag.FlagSet) {
+	addValue(f, &o.pool, "pool", defaultPool, given("must be the directory that the plugin was given as --pool"), "the plugin's pool directory")
+	f.BoolVar(&o.dryRun, "dry-run", false, "print the plan and change nothing")
+	addValueP(f, &o.output, "output", "o", "", outputForm, "form of the plan (default: a table)")
+}
+
+// outputForm is json, or nothing for a table.
+var outputForm = kindOf("json", "must be json, or not given for a table", func(s string) (string, bool) {
+	return s, s == "" || s == "json"
+})
+
+// plan is a list of actions in the form in which it is printed.
+type plan[A any] struct {
+	actions []A
+	columns string         // of the table, with tabs between
+	row     func(A) string // the same for an action
+	none    string         // printed instead of a table without rows
+	sum     string         // printed below the table, unless empty
+	sums    map[string]any // of the JSON, beside the actions
+}
+
+// print writes the plan as --output says.
+func (p plan[A]) print(out io.Writer, form string) error {
+	if form == "json" {
+		return p.printJSON(out)
+	}
+	if len(p.actions) == 0 {
+		_, err := fmt.Fprintln(out, p.none)
+		return err
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, p.columns)
+	for _, a := range p.actions {
+		fmt.Fprintln(w, p.row(a))
+	}
+	if p.sum != "" {
+		fmt.Fprintln(w, p.sum)
+	}
+	return w.Flush()
+}
+
+func (p plan[A]) printJSON(out io.Writer) error {
+	all := map[string]any{"actions": p.actions}
+	if p.actions == nil {
+		all["actions"] = []A{} // an empty list in JSON, not null
+	}
+	maps.Copy(all, p.sums)
+	e := json.NewEncoder(out)
+	e.SetIndent("", "  ")
+	return e.Encode(all)
+}
+
+// failed returns an error if any action failed.
+func failed(actions []sweep.Action) error {
+	n := 0
+	for _, a := range actions {
+		if a.Failed() {
+			n++
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	return fmt.Errorf("%d of %d actions failed; the results say why", n, len(actions))
+}

@@ -1,0 +1,87 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
+)
+
+// ErrNotMounted means that a directory has a loopback pool, and that the pool is not mounted in
+// this mount namespace. See [MountForThread].
+var ErrNotMounted = errors.New("the loopback pool is not mounted here")
+
+// OpenExisting opens the pool that Open made in dir before, loopback or not, and
+// never makes one. It returns [ErrUnusable] if there is no pool, and [ErrNotMounted] if it is a
+// loopback pool that is not mounted.
+func OpenExisting(dir string) (*Pool, error) {
+	for _, root := range []string{dir, filepath.Join(dir, loopbackMount)} {
+		if isPool(root) {
+			return openRoot(root, Config{})
+		}
+	}
+	image, err := os.Open(filepath.Join(dir, loopbackImage))
+	if errors.Is(err, os.ErrPermission) {
+		return nil, fmt.Errorf("%w: %w; run this as root", ErrUnusable, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: there is no pool in %q; give --pool the directory that the plugin was given", ErrUnusable, dir)
+	}
+	defer image.Close()
+	devices, err := loopdev.Find(image)
+	if err != nil {
+		return nil, err
+	}
+	mounted, err := isMountOf(filepath.Join(dir, loopbackMount), devices)
+	if err != nil {
+		return nil, err
+	}
+	if mounted {
+		return nil, fmt.Errorf("%w: the filesystem in %s is not a pool: no plugin has laid it out", ErrUnusable, image.Name())
+	}
+	return nil, fmt.Errorf("%w: %s", ErrNotMounted, image.Name())
+}
+
+// isPool reports whether a directory has the subdirectories that layOut makes, with
+// the mode and owner that layOut gives them. A pool of an older version has no snapshots yet.
+func isPool(root string) bool {
+	for _, name := range subdirs {
+		if name == snapshotsDir {
+			continue
+		}
+		fi, err := os.Lstat(filepath.Join(root, name))
+		if err != nil || fi.Mode() != os.ModeDir|0o700 || int(fi.Sys().(*syscall.Stat_t).Uid) != os.Geteuid() {
+			return false
+		}
+	}
+	return true
+}
+
+// MountForThread mounts the loopback pool of dir in a mount namespace that the calling thread
+// gets for itself: see [mount.Unshare]. The path is the one that the plugin has. It is for a
+// command that is started where the pool is not mounted, such as on the node of a plugin in a
+// container.
+//
+// The kernel has one filesystem for a loop device, however often it is mounted. So this is the
+// filesystem that the plugin works on, with its locks. Which device that is, the inode behind
+// it tells. If no device has the image, no plugin runs, and the image gets a device that goes
+// with the namespace.
+func MountForThread(ctx context.Context, dir string) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	if err := mount.Unshare(); err != nil {
+		return err
+	}
+	_, err = openLoopback(ctx, dir, 0)
+	return err
+}
