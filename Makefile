@@ -7,11 +7,11 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 
 GO := $(shell command -v go || echo /usr/local/go/bin/go)
-VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+STAMP := $(shell hack/stamp.sh)
 
 # The tests run `go`, and they run mkfs, which an ordinary user's PATH does not reach.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin:$(patsubst %/,%,$(dir $(GO)))
-# VERSION above is the version. Go's own stamp fails where the checkout belongs to
+# STAMP above has the version. Go's own stamp fails where the checkout belongs to
 # another user, as under sudo.
 export GOFLAGS := $(filter-out -buildvcs%,$(shell $(GO) env GOFLAGS 2>/dev/null)) -buildvcs=false
 
@@ -57,7 +57,7 @@ demo-clean: ## Remove the demo's pool
 
 .PHONY: build
 build: need-go ## Build bin/csi-disktemplate
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/csi-disktemplate ./cmd/csi-disktemplate
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w $(STAMP)" -o bin/csi-disktemplate ./cmd/csi-disktemplate
 
 .PHONY: image
 image: build ## Make the container image bin/image.tar, without a registry

@@ -27,9 +27,6 @@ func (klogWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// version is set by the linker (see the Makefile).
-var version = "dev"
-
 func main() {
 	if guest.IsInit() {
 		guest.Main()

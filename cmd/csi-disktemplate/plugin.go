@@ -29,6 +29,7 @@ import (
 
 // runPlugin opens the rooms, from the pool up, and serves until ctx ends.
 func runPlugin(ctx context.Context, o pluginOptions) error {
+	klog.InfoS("Starting csi-disktemplate", "version", versionName(), "commit", commit)
 	registration, err := newRegistration(o) // the last step that needs the flags only, and makes nothing
 	if err != nil {
 		return err
@@ -79,7 +80,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 		g.Go(func() error { return serveHTTP(ctx, l, driver.HTTPHandler(ready, registry)) })
 	}
 	config := driver.Config{
-		Endpoint: o.endpoint, Name: o.driverName, Version: version, NodeID: o.nodeID,
+		Endpoint: o.endpoint, Name: o.driverName, Version: versionName(), NodeID: o.nodeID,
 		Volumes: volumes, MaxVolumes: o.maxVolumes, SharedResizer: o.sharedResizer, SweepInterval: o.sweepInterval, TrimInterval: o.trimInterval,
 		Health: healthy, Metrics: driver.NewMetrics(registry), Registration: registration,
 	}

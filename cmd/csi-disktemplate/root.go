@@ -19,7 +19,7 @@ a copy-on-write clone of its template with an identity of its own.`,
 		Example: `  csi-disktemplate --pool /var/lib/csi-disktemplate --node-id "$(hostname)"
   csi-disktemplate --pool /var/lib/csi-disktemplate --loopback-pool-size 20Gi --node-id node1
   csi-disktemplate format --fs xfs --size 1Gi -o disk.img`,
-		Version:       version,
+		Version:       versionLine(),
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -30,6 +30,7 @@ a copy-on-write clone of its template with an identity of its own.`,
 			return runPlugin(cmd.Context(), o)
 		},
 	}
+	cmd.SetVersionTemplate("{{.Name}} {{.Version}}\n")
 	o.add(cmd.Flags())
 	addLogFlags(cmd.PersistentFlags())
 	cmd.SetFlagErrorFunc(flagError)

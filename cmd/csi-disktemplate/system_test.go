@@ -429,9 +429,3 @@ func TestFormatFails(t *testing.T) {
 		check(t)
 	})
 }
-
-func TestVersion(t *testing.T) {
-	if code, out := testenv.Product(t, "--version"); code != 0 || !strings.Contains(out, "dev") {
-		t.Errorf("exit code %d: %s", code, out)
-	}
-}
