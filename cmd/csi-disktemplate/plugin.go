@@ -25,13 +25,17 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
 )
 
 // runPlugin opens the rooms, from the pool up, and serves until ctx ends.
 func runPlugin(ctx context.Context, o pluginOptions) error {
-	klog.InfoS("Starting csi-disktemplate", "version", versionName(), "commit", commit)
-	registration, err := newRegistration(o) // the last step that needs the flags only, and makes nothing
+	klog.InfoS("Starting csi-disktemplate", "version", versionName())
+	registration, err := newRegistration(o)
 	if err != nil {
+		return err
+	}
+	if err := checkKubeletDir(o.kubeletDir); err != nil { // the last step that makes nothing
 		return err
 	}
 	o.pool.NodeDir = o.kubeletDir
@@ -86,6 +90,15 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	}
 	g.Go(func() error { return driver.Serve(ctx, config) })
 	return g.Wait()
+}
+
+// checkKubeletDir finds out that kubelet's directory is missing before a pool is made.
+func checkKubeletDir(dir string) error {
+	root, err := place.Open(dir)
+	if err != nil {
+		return err
+	}
+	return root.Close()
 }
 
 // newRegistration returns nil if the plugin is not to register itself.

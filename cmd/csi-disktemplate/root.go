@@ -16,8 +16,7 @@ func newCommand() *cobra.Command {
 Without a subcommand it runs the CSI node plugin. Each kind of disk is formatted
 once, in a small VM, and kept as a template on a btrfs or xfs pool. Every volume is
 a copy-on-write clone of its template with an identity of its own.`,
-		Example: `  csi-disktemplate --pool /var/lib/csi-disktemplate --node-id "$(hostname)"
-  csi-disktemplate --pool /var/lib/csi-disktemplate --loopback-pool-size 20Gi --node-id node1
+		Example: `  csi-disktemplate --pool /var/lib/csi-disktemplate --loopback-pool-size 20Gi --node-id "$(hostname)"
   csi-disktemplate format --fs xfs --size 1Gi -o disk.img`,
 		Version:       versionLine(),
 		Args:          cobra.NoArgs,

@@ -94,6 +94,8 @@ func TestBadFlags(t *testing.T) {
 		"inline bytes of one":       {map[string]string{"--max-inline-bytes-per-namespace": "1TB"}, []string{"--max-inline-bytes-per-namespace", `"1TB"`, "10Gi"}},
 		"unknown flag":              {map[string]string{"--pol": "x"}, []string{"--pol"}},
 		"unknown word":              {map[string]string{"fromat": ""}, []string{"fromat"}},
+		"no kubelet directory":      {map[string]string{"--kubelet-dir": "/nonexistent/kubelet"}, []string{`--kubelet-dir "/nonexistent/kubelet"`, "mkdir -p /nonexistent/kubelet"}},
+		"kubelet directory, a file": {map[string]string{"--kubelet-dir": "/etc/passwd/x"}, []string{`--kubelet-dir "/etc/passwd/x"`, "not a directory"}},
 		"pool below a file":         {map[string]string{"--pool": "/etc/passwd/pool"}, []string{"/etc/passwd"}},
 		"two things that are wrong": {map[string]string{"--node-id": "", "--accel": "warp"}, []string{"--node-id", "--accel"}},
 	} {
@@ -119,8 +121,7 @@ func TestBadFlags(t *testing.T) {
 
 	// The plugin refuses these only after it opened the pool, which is good and stays.
 	for name, c := range map[string]struct{ flag, value, says string }{
-		"no kubelet directory":        {"--kubelet-dir", "/nonexistent/kubelet", "--kubelet-dir"},
-		"no directory for the socket": {"--endpoint", "unix:///nonexistent/csi.sock", "--endpoint"},
+		"no place for the socket":     {"--endpoint", "unix:///etc/passwd/csi.sock", "the socket's directory cannot be made"},
 		"HTTP endpoint of others":     {"--http-endpoint", "192.0.2.1:9808", "--http-endpoint"},
 		"a file at the socket's path": {"--endpoint", "unix:///etc/passwd", "not a socket"},
 	} {

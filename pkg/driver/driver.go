@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -120,10 +121,8 @@ func Serve(ctx context.Context, c Config) error {
 	if err := c.validate(); err != nil {
 		return err
 	}
-	if c.Registration != nil {
-		if err := c.Registration.makeDir(); err != nil {
-			return err
-		}
+	if err := makeSocketDir(c.Endpoint); err != nil {
+		return fmt.Errorf("--endpoint %q: the socket's directory cannot be made: %w", c.Endpoint, err)
 	}
 	if c.SweepInterval > 0 {
 		c.sweep(ctx, sweep.Options{First: true})
@@ -223,6 +222,16 @@ func socketPath(endpoint string) (string, error) {
 		return "", fmt.Errorf("the path of a unix socket may have %d bytes, this one has %d", maxSocketPath, len(path))
 	}
 	return path, nil
+}
+
+// makeSocketDir makes the directory of the CSI socket. Nobody else makes the driver's directory
+// among kubelet's plugins, or one on a machine without kubelet.
+func makeSocketDir(endpoint string) error {
+	path, err := socketPath(endpoint)
+	if err != nil {
+		return err
+	}
+	return os.MkdirAll(filepath.Dir(path), 0o750)
 }
 
 // listen opens a unix socket that only root can connect to. It replaces the socket of a

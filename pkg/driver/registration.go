@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"sync"
 
@@ -70,14 +69,6 @@ func (r *Registration) Conditions() []health.Condition {
 		return nil
 	}
 	return []health.Condition{*r.lack}
-}
-
-// makeDir makes the driver's directory among kubelet's plugins. Nobody else makes it.
-func (r *Registration) makeDir() error {
-	if err := os.MkdirAll(filepath.Dir(r.info.Endpoint), 0o750); err != nil {
-		return fmt.Errorf("making the directory of the CSI socket (--endpoint): %w", err)
-	}
-	return nil
 }
 
 // serve answers kubelet until ctx ends. Then the socket is removed, which tells kubelet

@@ -26,11 +26,11 @@ func TestRegistration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := r.makeDir(); err != nil {
+	if err := makeSocketDir("unix://" + endpoint); err != nil {
 		t.Fatal(err)
 	}
-	if fi, err := os.Stat(filepath.Dir(endpoint)); err != nil || !fi.IsDir() {
-		t.Errorf("no directory for the socket: %v", err)
+	if fi, err := os.Stat(filepath.Dir(endpoint)); err != nil || !fi.IsDir() || fi.Mode().Perm()&0o027 != 0 {
+		t.Errorf("the directory for the socket: %v, %v", fi, err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)

@@ -34,8 +34,11 @@ func Open(path string) (*Root, error) {
 		return nil, err
 	}
 	dir, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("--kubelet-dir %q: the directory does not exist; give kubelet's root directory, or, where no kubelet runs, make one: mkdir -p %[1]s", path)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("opening kubelet's directory: %w; set --kubelet-dir to kubelet's root directory", err)
+		return nil, fmt.Errorf("--kubelet-dir %q: %w; give kubelet's root directory", path, err)
 	}
 	resolved, err := filepath.EvalSymlinks(path)
 	if err != nil {
