@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"syscall"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 // Command is how a plugin is started.
 type Command struct {
 	Binary string
+	Within []string // a command that ends by executing its arguments, which are the plugin's command line; default: none
 	ID     string   // --node-id
 	Flags  []string // further flags
 	Env    []string // added to the environment
@@ -43,10 +45,12 @@ func (n Node) Start(c Command) (*Plugin, error) {
 		return nil, err
 	}
 	defer log.Close()
-	cmd := exec.Command(c.Binary, append([]string{
+	line := append(slices.Clone(c.Within), c.Binary,
 		"--endpoint", n.Endpoint(), "--node-id", c.ID, "--pool", n.Pool, "--kubelet-dir", n.Kubelet,
 		"--node-headroom", "0", // no kubelet evicts pods here, and the disk may be nearly full
-	}, c.Flags...)...)
+	)
+	line = append(line, c.Flags...)
+	cmd := exec.Command(line[0], line[1:]...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = append(os.Environ(), c.Env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -197,6 +198,45 @@ func DropOthersHere() error {
 		}
 	}
 	return nil
+}
+
+// ownDev are the nodes that a container has in a /dev of its own, beside a few loop devices: a
+// shell script that makes them in a mount namespace of its own.
+const ownDev = "mount -t tmpfs -o mode=755 tmpfs /dev && mknod -m 666 /dev/null c 1 3 && mknod -m 666 /dev/urandom c 1 9 && " +
+	"for i in 0 1 2 3; do mknod /dev/loop$i b 7 $i; done; "
+
+// OwnDev returns a command that runs another one as on a node of kind or minikube: in a mount
+// namespace of its own, where /dev is a tmpfs in which new loop devices do not appear. The
+// arguments of the other command follow. Mounts of tests are dropped but those below the
+// directories that are kept.
+func OwnDev(keep ...string) []string {
+	return []string{"unshare", "--mount", "--propagation", "slave", "sh", "-c", DropOthers(keep...) + ownDev + `exec "$@"`, "sh"}
+}
+
+// InOwnDev does the same for a function, which must not start goroutines.
+func InOwnDev(t testing.TB, run func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and never unlocked: the thread ends with its mount namespace
+		err := syscall.Unshare(syscall.CLONE_FS | syscall.CLONE_NEWNS)
+		if err == nil {
+			err = syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_SLAVE, "")
+		}
+		if err == nil {
+			err = DropOthersHere()
+		}
+		if err == nil {
+			err = syscall.Mount("tmpfs", "/dev", "tmpfs", 0, "")
+		}
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		run()
+	}()
+	<-done
 }
 
 // Eventually waits until ok returns true. The kernel acts on a last close at once, but on

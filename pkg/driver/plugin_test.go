@@ -133,9 +133,15 @@ type plugin struct {
 // start starts the plugin on the node, and waits until it serves. It is killed when the test ends.
 func (n *node) start(flags ...string) *plugin {
 	n.t.Helper()
+	return n.startWithin(nil, flags...)
+}
+
+// startWithin is start by a command that executes the plugin.
+func (n *node) startWithin(within []string, flags ...string) *plugin {
+	n.t.Helper()
 	p := &plugin{node: n, Client: harnesstest.Connect(n.t, n.Node)}
 	p.Plugin = harnesstest.Launch(n.t, n.Node, harness.Command{
-		Binary: testenv.Binary(n.t), ID: "node-of-test",
+		Binary: testenv.Binary(n.t), ID: "node-of-test", Within: within,
 		Flags: append([]string{"--http-endpoint", "127.0.0.1:0", "--accel", "tcg", "-v", "5"}, flags...),
 	})
 	p.log = logbook{n.t, p.Log}

@@ -124,36 +124,43 @@ func compareAccess(img *image.Image, is image.Access, r PublishRequest) error {
 
 // bind mounts a staged claim on its target.
 func (m *Manager) bind(img *image.Image, target *os.File, rel string, r PublishRequest) error {
-	var what *os.File
 	switch img.Mode() {
 	case image.ModeDiskImage:
 		return m.mounts.disk(img, target, rel, r.access())
 	case image.ModeBlock:
-		dev, err := m.devices.Block(img, r.access().ReadOnly)
-		if err != nil {
-			return err
-		}
-		defer dev.Close()
-		what = dev.File()
-	case image.ModeFilesystem:
-		staging, err := m.stagingRel(r.Staging)
-		if err != nil {
-			return err
-		}
-		if what, err = m.root.OpenMounted(staging); err != nil {
-			return err
-		}
-		defer what.Close()
+		return m.bindNode(img, target, r.access().ReadOnly)
 	}
+	staging, err := m.stagingRel(r.Staging)
+	if err != nil {
+		return err
+	}
+	what, err := m.root.OpenMounted(staging)
+	if err != nil {
+		return err
+	}
+	defer what.Close()
 	mnt, err := mount.Clone(what)
 	if err != nil {
 		return err
 	}
 	defer mnt.Close()
-	if img.Mode() == image.ModeFilesystem {
-		if err := mnt.SetAttr(r.access().Attr()); err != nil {
-			return err
-		}
+	if err := mnt.SetAttr(r.access().Attr()); err != nil {
+		return err
 	}
+	return mnt.Attach(target)
+}
+
+// bindNode mounts the node of a block volume's device on a target.
+func (m *Manager) bindNode(img *image.Image, target *os.File, readOnly bool) error {
+	dev, err := m.devices.Block(img, readOnly)
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	mnt, err := mount.CloneNode(dev.Path())
+	if err != nil {
+		return err
+	}
+	defer mnt.Close()
 	return mnt.Attach(target)
 }

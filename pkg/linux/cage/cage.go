@@ -9,10 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/devfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
 )
 
 // ErrBuild means that the cage could not be built. The program did not run, or it was
@@ -33,21 +35,7 @@ type Spec struct {
 // CAP_SYS_ADMIN, CAP_SETUID and CAP_MKNOD. It sets cmd.SysProcAttr. The
 // program is killed when this process dies.
 func Run(cmd *exec.Cmd, s Spec) error {
-	result := make(chan error, 1)
-	go func() {
-		// The thread is never unlocked, so it ends with the goroutine, and its namespace
-		// ends with it.
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			// The main thread would not end, and its namespaces are those that /proc shows
-			// for the process. While this goroutine holds it, Run gets another thread.
-			defer runtime.UnlockOSThread()
-			result <- Run(cmd, s)
-			return
-		}
-		result <- run(cmd, s)
-	}()
-	return <-result
+	return sys.OnThread(func() error { return run(cmd, s) })
 }
 
 func run(cmd *exec.Cmd, s Spec) error {
@@ -96,17 +84,7 @@ func build(s Spec) error {
 	if err := furnish(s); err != nil {
 		return err
 	}
-	// pivot_root(".", ".") stacks the old root on the new one; pivot_root(2), NOTES.
-	if err := unix.Chdir(newRoot); err != nil {
-		return err
-	}
-	if err := unix.PivotRoot(".", "."); err != nil {
-		return fmt.Errorf("pivot_root: %w", err)
-	}
-	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return fmt.Errorf("dropping the old root: %w", err)
-	}
-	if err := unix.Chdir("/"); err != nil {
+	if err := sys.PivotTo(newRoot); err != nil {
 		return err
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID, ""); err != nil {
@@ -173,8 +151,8 @@ func bind(source, target string) error {
 // device makes the cage's own node of a device. The machine's node may be 0600 root or
 // 0660 root:kvm, and stays as it is.
 func device(source, target string, s Spec) error {
-	var st unix.Stat_t
-	if err := unix.Stat(source, &st); err != nil {
+	st, err := devfs.Stat(source)
+	if err != nil {
 		return err
 	}
 	if err := parent(target); err != nil {

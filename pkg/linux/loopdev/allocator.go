@@ -12,6 +12,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/devfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
 )
 
@@ -151,7 +152,7 @@ func (a *Allocator) done(index int) {
 }
 
 // look finds the free devices, whoever made them, for example an earlier run of this
-// program. In a container's own /dev some devices may have no node.
+// program.
 //
 // A device whose node is mounted somewhere does not count as free, since a pod has it.
 // Whoever can open a device can detach its file (LOOP_CLR_FD), and could then use the next
@@ -166,7 +167,7 @@ func (a *Allocator) look() error {
 		return err
 	}
 	for _, i := range nodes {
-		if !a.trying[i] && !given[i] && !attached(i) && unix.Access(pathOf(i), unix.F_OK) == nil {
+		if !a.trying[i] && !given[i] && !attached(i) {
 			a.free = append(a.free, i)
 		}
 	}
@@ -204,15 +205,17 @@ func add() (int, error) {
 }
 
 // control makes an ioctl on the loop driver itself.
-func control(name string, request uint, arg uintptr) (int, error) {
-	const path = "/dev/loop-control"
-	f, err := sys.Open(path, func() (int, error) { return unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0) })
+func control(ioctl string, request uint, arg uintptr) (int, error) {
+	f, err := devfs.Open("loop-control", unix.O_RDWR)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
+		return 0, fmt.Errorf("%w: the kernel's module loop is not loaded; run `modprobe loop` on the node, and list it in /etc/modules-load.d", err)
+	}
 	if err != nil {
-		return 0, fmt.Errorf("open %s: %w; is the module loop loaded, and in a container the host's /dev mounted?", path, err)
+		return 0, err
 	}
 	defer f.Close()
 	var result uintptr
-	err = sys.Effect(name, f, func(fd int) error {
+	err = sys.Effect(ioctl, f, func(fd int) error {
 		r, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request), arg)
 		if e != 0 {
 			return e

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/devfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
 )
 
@@ -48,18 +49,14 @@ func Open(index int) (*Device, error) {
 }
 
 // openNode opens a device, attached or not. A device that is being detached at this
-// moment returns ENXIO.
+// moment returns ENXIO, and one that was removed ENOENT.
 func openNode(index, mode int) (*Device, error) {
-	path := pathOf(index)
-	f, err := sys.Open(path, func() (int, error) { return unix.Open(path, mode|unix.O_CLOEXEC, 0) })
+	f, err := devfs.Open(nameOf(index), mode)
 	if errors.Is(err, unix.ENXIO) {
-		return nil, fmt.Errorf("%w: open %s: %w", ErrNotAttached, path, err)
-	}
-	if errors.Is(err, unix.ENOENT) {
-		return nil, fmt.Errorf("open %s: %w; in a container, mount the host's /dev", path, err)
+		return nil, fmt.Errorf("%w: %w", ErrNotAttached, err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, err)
+		return nil, err
 	}
 	return &Device{index: index, file: f}, nil
 }
@@ -88,7 +85,8 @@ func OpenBacked(backing *os.File) (*Device, error) {
 	return nil, fmt.Errorf("%w: no loop device has %s", ErrNotAttached, backing.Name())
 }
 
-// Path is the path of the device's node: /dev/loop7.
+// Path is the path of the device's node, as it is where /dev is the kernel's devtmpfs:
+// /dev/loop7. See package devfs.
 func (d *Device) Path() string { return pathOf(d.index) }
 
 // Index is the number in the device's path.
@@ -298,7 +296,9 @@ func attached(index int) bool {
 	return unix.Access("/sys/block/loop"+strconv.Itoa(index)+"/loop", unix.F_OK) == nil
 }
 
-func pathOf(index int) string { return "/dev/loop" + strconv.Itoa(index) }
+func nameOf(index int) string { return "loop" + strconv.Itoa(index) }
+
+func pathOf(index int) string { return "/dev/" + nameOf(index) }
 
 // NodeIndex returns the number of the loop device that f is a node of. f may be
 // open with O_PATH.

@@ -23,7 +23,7 @@
 // is detached. [Allocator.Attach] sets and checks all three, whoever had the device before:
 // see state.go.
 //
-// In a container /dev must be the host's devtmpfs, or new devices do not appear.
+// Nodes are opened in a devtmpfs of this process (package devfs), so /dev does not matter.
 //
 // Sources: loop(4), include/uapi/linux/loop.h, drivers/block/loop.c,
 // Documentation/ABI/stable/sysfs-block (logical_block_size, write_cache, discard_max_bytes).

@@ -8,11 +8,8 @@ package loopdev
 import (
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 )
@@ -34,12 +31,10 @@ func TestFailedAttachLeavesNothing(t *testing.T) {
 	defer directory.Close()
 	for name, try := range map[string]struct {
 		backing *os.File
-		within  func(*testing.T, func())
 		says    string
 	}{
-		"not open for writing": {readOnly, here, "not open for writing"},
-		"a directory":          {directory, here, "LOOP_CONFIGURE"},
-		"a /dev of one's own":  {f, withOwnDev, "mount the host's /dev"},
+		"not open for writing": {readOnly, "not open for writing"},
+		"a directory":          {directory, "LOOP_CONFIGURE"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			before, err := existing()
@@ -47,17 +42,15 @@ func TestFailedAttachLeavesNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 			const times = 32
-			try.within(t, func() {
-				for range times {
-					d, err := new(Allocator).Attach(try.backing, Options{NoDiscard: true})
-					if err == nil || !strings.Contains(err.Error(), try.says) {
-						t.Errorf("%v, want an error with %q", err, try.says)
-					}
-					if err == nil {
-						d.Detach()
-					}
+			for range times {
+				d, err := new(Allocator).Attach(try.backing, Options{NoDiscard: true})
+				if err == nil || !strings.Contains(err.Error(), try.says) {
+					t.Errorf("%v, want an error with %q", err, try.says)
 				}
-			})
+				if err == nil {
+					d.Detach()
+				}
+			}
 			after, err := existing()
 			if err != nil {
 				t.Fatal(err)
@@ -73,34 +66,35 @@ func TestFailedAttachLeavesNothing(t *testing.T) {
 	}
 }
 
-func here(_ *testing.T, run func()) { run() }
-
-// withOwnDev runs something where /dev is a tmpfs, as it is in the nodes of kind and
-// minikube: the nodes of new devices do not appear there.
-func withOwnDev(t *testing.T, run func()) {
-	t.Helper()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // and never unlocked: the thread ends with its mount namespace
-		err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS)
-		if err == nil {
-			err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+// TestAttachInOwnDev attaches to new devices where /dev is a tmpfs, as it is in the nodes of
+// kind and minikube: the nodes of new devices do not appear there.
+func TestAttachInOwnDev(t *testing.T) {
+	f := image(t, filepath.Join(testenv.XFS.Pool(t), "file"))
+	testenv.InOwnDev(t, func() {
+		for range 4 {
+			d, err := new(Allocator).Attach(f, Options{NoDiscard: true}) // on a device of its own
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if _, err := os.Stat(d.Path()); err == nil {
+				t.Errorf("%s exists, so /dev is not a tmpfs", d.Path())
+			}
+			again, err := OpenBacked(f)
+			if err != nil || again.Index() != d.Index() {
+				t.Errorf("the file is on %v, want %s: %v", again, d.Path(), err)
+			} else {
+				again.Close()
+			}
+			if err := d.Detach(); err != nil {
+				t.Error(err)
+			}
+			if err := Remove(d.Index()); err != nil {
+				t.Error(err)
+			}
 		}
-		if err == nil {
-			err = testenv.DropOthersHere()
-		}
-		if err == nil {
-			err = unix.Mount("tmpfs", "/dev", "tmpfs", 0, "")
-		}
-		if err == nil {
-			err = unix.Mknod("/dev/loop-control", unix.S_IFCHR|0o600, int(unix.Mkdev(10, 237)))
-		}
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		run()
-	}()
-	<-done
+	})
+	if found, err := Find(f); err != nil || len(found) > 0 {
+		t.Errorf("the file is attached to %v: %v", found, err)
+	}
 }

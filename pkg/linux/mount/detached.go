@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/devfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
 )
 
@@ -42,7 +43,8 @@ func (a Attr) bits() (bits uint64) {
 // Config is a filesystem to mount.
 type Config struct {
 	FSType string
-	// Source is the path of a block device. It is empty for filesystems that have none.
+	// Source is the path of a block device. It is empty for filesystems that have none. Below
+	// /dev the kernel's own node is meant, whatever /dev is: see package devfs.
 	Source string
 	// Data holds the filesystem's own options, "key" or "key=value". "ro" makes the
 	// superblock read-only, while Attr.ReadOnly makes only this mount read-only.
@@ -110,7 +112,7 @@ func configure(fs *os.File, c Config) error {
 			return fmt.Errorf("option %q: %w", p, err)
 		}
 	}
-	return sys.Effect("FSCONFIG_CMD_CREATE", fs, unix.FsconfigCreate)
+	return devfs.At(c.Source, func() error { return sys.Effect("FSCONFIG_CMD_CREATE", fs, unix.FsconfigCreate) })
 }
 
 // fsmount "takes the filesystem context [...] and creates a new detached mount
@@ -160,6 +162,22 @@ func Clone(f *os.File) (*Detached, error) {
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open_tree %s: %w", f.Name(), err)
+	}
+	return &Detached{root}, nil
+}
+
+// CloneNode is [Clone] of the kernel's own node of a device, whatever /dev is: see package
+// devfs. The path is one below /dev.
+func CloneNode(path string) (*Detached, error) {
+	var root *os.File
+	err := devfs.At(path, func() (err error) {
+		root, err = sys.OpenEffect("open_tree", path, func() (int, error) {
+			return unix.OpenTree(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open_tree %s: %w", path, err)
 	}
 	return &Detached{root}, nil
 }

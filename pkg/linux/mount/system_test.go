@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/devfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 )
 
@@ -23,7 +24,7 @@ import (
 func device(t testing.TB, mkfs ...string) *loopdev.Device {
 	t.Helper()
 	size := int64(16 << 20)
-	if len(mkfs) > 0 && mkfs[0] == "mkfs.xfs" {
+	if len(mkfs) > 0 && mkfs[0] != "mkfs.ext4" {
 		size = 300 << 20
 	}
 	f, err := os.OpenFile(testenv.Image(t, size, mkfs...), os.O_RDWR, 0)
@@ -40,8 +41,11 @@ func device(t testing.TB, mkfs ...string) *loopdev.Device {
 }
 
 func mkfs(fs string) []string {
-	if fs == "xfs" {
+	switch fs {
+	case "xfs":
 		return []string{"mkfs.xfs", "-q", "-s", "size=4096"}
+	case "btrfs":
+		return []string{"mkfs.btrfs", "-q"}
 	}
 	return []string{"mkfs.ext4", "-q", "-b", "4096"} // small ones get blocks of 1 KiB, less than the device has
 }
@@ -289,24 +293,106 @@ func TestCloneOfFileOntoFile(t *testing.T) {
 // opening the device.
 func TestCloneOfDeviceNode(t *testing.T) {
 	dev := device(t)
-	node, err := os.OpenFile(dev.Path(), unix.O_PATH, 0)
+	d, err := CloneNode(dev.Path())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer node.Close()
-	d, err := Clone(node)
-	if err != nil {
-		t.Fatal(err)
-	}
+	mustShowNode(t, d, dev)
+}
+
+// mustShowNode attaches the mount of a device's node, and looks at it.
+func mustShowNode(t *testing.T, d *Detached, dev *loopdev.Device) {
+	t.Helper()
 	defer d.Close()
 	at := target(t, true)
 	if err := d.Attach(at); err != nil {
 		t.Fatal(err)
 	}
-	info, err := os.Stat(at.Name())
-	if err != nil || info.Mode()&os.ModeDevice == 0 {
-		t.Errorf("the target is %v, want a device: %v", info, err)
+	node, err := os.OpenFile(at.Name(), unix.O_PATH, 0)
+	if err != nil {
+		t.Fatal(err)
 	}
+	defer node.Close()
+	if index, ok := loopdev.NodeIndex(node); !ok || index != dev.Index() {
+		t.Errorf("the target is a node of loop%d, %v, want %s", index, ok, dev.Path())
+	}
+	if m, err := At(at.Name()); err != nil || m == nil || m.FSType != "devtmpfs" || "/dev"+m.Root != dev.Path() {
+		t.Errorf("the mount table has %+v, want %s in devtmpfs: %v", m, dev.Path(), err)
+	}
+}
+
+// TestInOwnDev mounts filesystems and device nodes where /dev is a tmpfs. What the mount table
+// shows is the same as elsewhere.
+func TestInOwnDev(t *testing.T) {
+	fill := map[string]func(path string) error{
+		"no node":      func(string) error { return nil },
+		"another node": func(path string) error { return unix.Mknod(path, unix.S_IFBLK|0o600, int(unix.Mkdev(7, 1<<19))) },
+		"a copy of the node": func(path string) error {
+			st, err := devfs.Stat(path)
+			if err != nil {
+				return err
+			}
+			return unix.Mknod(path, st.Mode, int(st.Rdev))
+		},
+	}
+	for name, fill := range fill {
+		for _, fs := range []string{"btrfs", "ext4", "xfs"} {
+			t.Run(name+", "+fs, func(t *testing.T) {
+				dev := device(t, mkfs(fs)...)
+				var d, node *Detached
+				testenv.InOwnDev(t, func() {
+					err := fill(dev.Path())
+					if err == nil {
+						d, err = New(Config{FSType: fs, Source: dev.Path()})
+					}
+					if err == nil {
+						node, err = CloneNode(dev.Path())
+					}
+					if err != nil {
+						t.Error(err)
+					}
+				})
+				if t.Failed() {
+					return
+				}
+				mustShowNode(t, node, dev)
+				defer d.Close()
+				at := target(t, false)
+				if err := d.Attach(at); err != nil {
+					t.Fatal(err)
+				}
+				if m, err := At(at.Name()); err != nil || m == nil || m.FSType != fs || m.Source != dev.Path() {
+					t.Errorf("the mount table has %+v, want %s on %s: %v", m, fs, dev.Path(), err)
+				}
+			})
+		}
+	}
+}
+
+// BenchmarkMount mounts an ext4 where /dev is the kernel's devtmpfs, and where it is not.
+func BenchmarkMount(b *testing.B) {
+	dev := device(b, mkfs("ext4")...)
+	run := func(b *testing.B) {
+		for b.Loop() {
+			d, err := New(Config{FSType: "ext4", Source: dev.Path()})
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			d.Close()
+		}
+	}
+	b.Run("devtmpfs", run)
+	b.Run("a dev of its own", func(b *testing.B) { testenv.InOwnDev(b, func() { run(b) }) })
+	at := func(b *testing.B) {
+		for b.Loop() {
+			if err := devfs.At(dev.Path(), func() error { return nil }); err != nil {
+				b.Error(err)
+			}
+		}
+	}
+	b.Run("only the path, devtmpfs", at)
+	b.Run("only the path, a dev of its own", func(b *testing.B) { testenv.InOwnDev(b, func() { at(b) }) })
 }
 
 func TestAtShowsTheTopmost(t *testing.T) {
