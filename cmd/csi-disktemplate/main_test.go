@@ -5,19 +5,23 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math"
 	"net"
+	"net/http/httptest"
 	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/pflag"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/driver"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
@@ -268,6 +272,45 @@ func TestWatched(t *testing.T) {
 	if again := ready(); since.IsZero() || len(again) != 2 || !again[1].Since.Equal(since) {
 		t.Errorf("since %v, later %v", since, again)
 	}
+}
+
+// TestConditionMetric checks that each known code has a series, whether it holds or not, and that
+// an unknown one has a series while it holds.
+func TestConditionMetric(t *testing.T) {
+	look := conditionMetric(func() []health.Condition {
+		return []health.Condition{{Code: health.PoolFull, StillReady: true}, {Code: health.FormatterUnavailable, Object: "QEMU"}, {Code: health.FormatterUnavailable, Object: "kernel"}, {Code: "New"}}
+	})
+	r := prometheus.NewRegistry()
+	r.MustRegister(look)
+	page := httptest.NewRecorder()
+	driver.HTTPHandler(func() []health.Condition { return nil }, r).ServeHTTP(page, httptest.NewRequest("GET", "/metrics", nil))
+	const want = `# HELP csi_disktemplate_condition 1 while the condition holds, 0 while it does not; /readyz says why.
+# TYPE csi_disktemplate_condition gauge
+csi_disktemplate_condition{code="FormatterUnavailable"} 1
+csi_disktemplate_condition{code="New"} 1
+csi_disktemplate_condition{code="NotRegistered"} 0
+csi_disktemplate_condition{code="PoolFull"} 1
+csi_disktemplate_condition{code="PoolUnusable"} 0
+`
+	if got := page.Body.String(); got != want {
+		t.Errorf("the metrics are\n%s", got)
+	}
+}
+
+// TestKeepLooking checks that a look follows each tick, and that the end of the context ends it.
+func TestKeepLooking(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	tick, looks, done := make(chan time.Time), make(chan bool), make(chan bool)
+	go func() {
+		keepLooking(ctx, func() []health.Condition { looks <- true; return nil }, tick)
+		close(done)
+	}()
+	for range 3 {
+		tick <- time.Time{}
+		<-looks
+	}
+	cancel()
+	<-done
 }
 
 // TestDefaults checks the defaults as --help shows them, without and with the environment

@@ -8,9 +8,10 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"k8s.io/klog/v2"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
 )
@@ -25,18 +26,54 @@ func newRegistry(p *pool.Pool, formatter *vmformat.Formatter) *prometheus.Regist
 }
 
 // registerPool adds metrics of the pool's space.
-func registerPool(r prometheus.Registerer, p *pool.Pool) {
-	gauge := func(name, help string, value func(pool.Space) int64) {
-		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
-			s, err := p.Space()
-			if err != nil {
-				klog.ErrorS(err, "Cannot read the pool's space; its metrics are 0")
-			}
-			return float64(value(s))
-		}))
+func registerPool(r prometheus.Registerer, p *pool.Pool) { r.MustRegister(poolMetrics{p}) }
+
+var (
+	poolSize      = prometheus.NewDesc("csi_disktemplate_pool_size_bytes", "Size of the pool's filesystem; absent while the condition PoolUnusable holds.", nil, nil)
+	poolAvailable = prometheus.NewDesc("csi_disktemplate_pool_available_bytes", "Space left on the pool's filesystem; absent while the condition PoolUnusable holds.", nil, nil)
+)
+
+// poolMetrics are the metrics of the pool's space. They are absent while the pool cannot be used:
+// a number would be that of another filesystem, or of one that takes nothing. NaN would turn the
+// sum over all nodes into NaN. The metric of conditions tells why they are absent, as "Writing
+// exporters" in Prometheus' documentation has it for failed scrapes.
+type poolMetrics struct{ pool *pool.Pool }
+
+func (m poolMetrics) Describe(ch chan<- *prometheus.Desc) {
+	ch <- poolSize
+	ch <- poolAvailable
+}
+
+func (m poolMetrics) Collect(ch chan<- prometheus.Metric) {
+	if m.pool.Check() != nil {
+		return
 	}
-	gauge("csi_disktemplate_pool_size_bytes", "Size of the pool's filesystem.", func(s pool.Space) int64 { return s.Total })
-	gauge("csi_disktemplate_pool_available_bytes", "Space left on the pool's filesystem.", func(s pool.Space) int64 { return s.Available })
+	s, err := m.pool.Space()
+	if err != nil {
+		return
+	}
+	ch <- prometheus.MustNewConstMetric(poolSize, prometheus.GaugeValue, float64(s.Total))
+	ch <- prometheus.MustNewConstMetric(poolAvailable, prometheus.GaugeValue, float64(s.Available))
+}
+
+var conditionDesc = prometheus.NewDesc("csi_disktemplate_condition", "1 while the condition holds, 0 while it does not; /readyz says why.", []string{"code"}, nil)
+
+// conditionMetric looks at the conditions whenever it is read.
+type conditionMetric conditionsFunc
+
+func (look conditionMetric) Describe(ch chan<- *prometheus.Desc) { ch <- conditionDesc }
+
+func (look conditionMetric) Collect(ch chan<- prometheus.Metric) {
+	holds := map[string]float64{}
+	for _, code := range health.Codes {
+		holds[code] = 0
+	}
+	for _, c := range look() {
+		holds[c.Code] = 1
+	}
+	for code, value := range holds {
+		ch <- prometheus.MustNewConstMetric(conditionDesc, prometheus.GaugeValue, value, code)
+	}
 }
 
 // reportAccelerator logs the accelerator of the formatting VM, and adds it as a metric.
@@ -48,12 +85,11 @@ func reportAccelerator(r prometheus.Registerer, formatter *vmformat.Formatter) {
 	r.MustRegister(info)
 	accel, whyNotKVM, err := formatter.Accelerator()
 	if err != nil {
-		klog.ErrorS(err, "No accelerator for the formatting VM")
-		return
+		return // a condition of the formatter says so
 	}
 	info.WithLabelValues(string(accel)).Set(1)
 	if whyNotKVM != nil {
-		klog.InfoS("Warning: formatting without KVM; a new template takes seconds longer", "accelerator", accel, "reason", whyNotKVM)
+		logs.Warn("Formatting without KVM; a new template takes seconds longer", "accelerator", accel, "reason", whyNotKVM)
 	}
 }
 

@@ -19,7 +19,6 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/driver"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/growfs"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
@@ -65,17 +64,22 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	}
 	defer volumes.Close()
 
-	healthy := watched(p.Conditions, formatter.Conditions)
-	for _, c := range healthy() {
-		klog.ErrorS(nil, "Not ready; volumes whose template is in the pool are served all the same", "condition", c.Code, "reason", c.Message())
+	healthy := watched(volumes.PoolHealth, formatter.Conditions)
+	healthy() // logs what is wrong from the start
+	ready := healthy
+	if registration != nil {
+		ready = joined(healthy, stamped(registration.Conditions))
 	}
+	registry.MustRegister(conditionMetric(ready))
 	go warm(formatter)
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		tick := time.NewTicker(lookInterval)
+		defer tick.Stop()
+		keepLooking(ctx, healthy, tick.C)
+		return nil
+	})
 	if o.httpEndpoint != "" {
-		ready := healthy
-		if registration != nil {
-			ready = joined(healthy, watched(registration.Conditions))
-		}
 		l, err := net.Listen("tcp", o.httpEndpoint)
 		if err != nil {
 			return badFlag("http-endpoint", o.httpEndpoint, err)
@@ -136,26 +140,6 @@ func templateBudget(p *pool.Pool, share size.Share) func() (int64, error) {
 	return func() (int64, error) {
 		s, err := p.Space()
 		return share.Of(s.Total), err
-	}
-}
-
-// conditionsFunc returns the conditions that hold now, in a slice of its own.
-type conditionsFunc = func() []health.Condition
-
-// watched joins the conditions of several parts and fills in since when each one holds.
-func watched(parts ...conditionsFunc) conditionsFunc {
-	var w health.Watch
-	all := joined(parts...)
-	return func() []health.Condition { return w.Stamp(all(), time.Now()) }
-}
-
-// joined returns the conditions of several parts, one part after the other.
-func joined(parts ...conditionsFunc) conditionsFunc {
-	return func() (found []health.Condition) {
-		for _, part := range parts {
-			found = append(found, part()...)
-		}
-		return found
 	}
 }
 

@@ -57,7 +57,7 @@ type Config struct {
 	// controller service about the volumes of all nodes. A volume that is not on this node
 	// is then left to its own node's NodeExpandVolume and is not NOT_FOUND.
 	SharedResizer bool
-	// Health returns the conditions that keep the plugin from its work.
+	// Health returns what is wrong with the pool and the formatter.
 	Health  func() []health.Condition
 	Metrics *Metrics
 	// SweepInterval is the time between sweeps of what was left behind, after the one

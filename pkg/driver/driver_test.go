@@ -281,6 +281,16 @@ func TestHTTP(t *testing.T) {
 	if c, body := get("GET", "/readyz"); c != http.StatusServiceUnavailable || body != want {
 		t.Errorf("not ready: %d %s", c, body)
 	}
+	full := health.Condition{Code: "PoolFull", Text: "nothing is free", Since: time.Unix(60, 0), StillReady: true}
+	const degraded = "degraded: PoolFull since 1970-01-01T00:01:00Z: nothing is free\n"
+	conditions = append(conditions, full)
+	if c, body := get("GET", "/readyz"); c != http.StatusServiceUnavailable || body != want+degraded {
+		t.Errorf("not ready, and degraded: %d %s", c, body)
+	}
+	conditions = []health.Condition{full}
+	if c, body := get("GET", "/readyz"); c != http.StatusOK || body != "ok\n"+degraded {
+		t.Errorf("degraded: %d %s", c, body)
+	}
 	if c, _ := get("GET", "/healthz"); c != http.StatusOK {
 		t.Errorf("alive, but not ready: %d", c)
 	}
@@ -294,8 +304,9 @@ func TestProbe(t *testing.T) {
 	if !errors.Is(err, errUnhealthy) {
 		t.Errorf("a condition holds: %v", err)
 	}
-	conditions = nil
-	if r, err := s.Probe(t.Context(), nil); err != nil || !r.GetReady().GetValue() {
-		t.Errorf("no condition holds: %v %v", r, err)
+	for _, conditions = range [][]health.Condition{nil, {{Code: "PoolFull", Text: "nothing is free", StillReady: true}}} {
+		if r, err := s.Probe(t.Context(), nil); err != nil || !r.GetReady().GetValue() {
+			t.Errorf("the conditions %v hold: %v %v", conditions, r, err)
+		}
 	}
 }

@@ -15,27 +15,35 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 )
 
-// HTTPHandler serves three pages. /healthz always answers 200: the process lives. /readyz
-// answers 200 if ready returns no condition, else 503 and a line for each condition.
-// /metrics has the metrics of g.
-func HTTPHandler(ready func() []health.Condition, g prometheus.Gatherer) http.Handler {
+// HTTPHandler serves three pages. /healthz always answers 200: the process lives. /metrics has
+// the metrics of g. /readyz answers 200, or 503 if a condition keeps the plugin from being ready,
+// and a line for each condition.
+//
+// No traffic goes away from a pod that is not ready: kubelet calls the plugin all the same. But a
+// rollout waits for it. So a condition that a rollout cannot mend, and that leaves the plugin
+// working, does not make it unready: see [health.Condition.StillReady].
+func HTTPHandler(conditions func() []health.Condition, g prometheus.Gatherer) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "ok")
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if conditions := ready(); len(conditions) > 0 {
-			http.Error(w, describe(conditions), http.StatusServiceUnavailable)
+		found := conditions()
+		if len(health.Unready(found)) > 0 {
+			http.Error(w, describe(found), http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(w, "ok")
+		if len(found) > 0 {
+			fmt.Fprintln(w, describe(found))
+		}
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(g, promhttp.HandlerOpts{}))
 	return mux
 }
 
 // describe writes one condition a line: its code, since when it holds, what is wrong, and
-// what to do.
+// what to do. A condition in spite of which the plugin is ready is marked as degraded.
 func describe(conditions []health.Condition) string {
 	var lines []string
 	for _, c := range conditions {
@@ -44,7 +52,11 @@ func describe(conditions []health.Condition) string {
 			since = " since " + c.Since.UTC().Format(time.RFC3339)
 		}
 		message := strings.ReplaceAll(c.Message(), "\n", "; ")
-		lines = append(lines, fmt.Sprintf("%s%s: %s", c.Code, since, message))
+		mark := ""
+		if c.StillReady {
+			mark = "degraded: "
+		}
+		lines = append(lines, fmt.Sprintf("%s%s%s: %s", mark, c.Code, since, message))
 	}
 	return strings.Join(lines, "\n")
 }

@@ -39,7 +39,7 @@ func (s *identityServer) GetPluginCapabilities(context.Context, *csi.GetPluginCa
 // Probe reports whether the pool and the formatter can be used. If not, it returns
 // FAILED_PRECONDITION, the specification's code for a missing dependency.
 func (s *identityServer) Probe(context.Context, *csi.ProbeRequest) (*csi.ProbeResponse, error) {
-	if err := health.Err(s.cfg.Health()); err != nil {
+	if err := health.Err(health.Unready(s.cfg.Health())); err != nil {
 		return nil, fmt.Errorf("%w: %w", errUnhealthy, err)
 	}
 	return &csi.ProbeResponse{Ready: wrapperspb.Bool(true)}, nil

@@ -21,6 +21,7 @@ import (
 // fullPool clones and formats until the pool is full.
 func fullPool(p *plugin) {
 	t := p.t
+	claim := p.mustCreate(create(mounted("ext4")))
 	testenv.Fill(t, p.Pool)
 	var made []*csi.NodePublishVolumeRequest
 	var failed error
@@ -36,6 +37,7 @@ func fullPool(p *plugin) {
 	t.Logf("cloning, after %d volumes: %v", len(made), failed)
 	mustSay(t, failed, codes.ResourceExhausted, "full", "csi-disktemplate clean-all --pool "+p.Pool)
 	p.refused(p.request("another", "ext4", "size", "320Mi"), codes.ResourceExhausted, "full")
+	p.saysFull(true, claim.ID)
 	for _, r := range made {
 		p.unpublish(r)
 	}
@@ -45,6 +47,56 @@ func fullPool(p *plugin) {
 	again := p.request("again", "ext4", "size", "300Mi")
 	p.publish(again)
 	p.unpublish(again)
+	p.saysFull(false, claim.ID)
+	if err := p.Delete(t.Context(), claim.ID); err != nil {
+		t.Error(err)
+	}
+}
+
+// saysFull checks that everything that tells of the pool, or of a claim in it, says whether the pool is full.
+func (p *plugin) saysFull(full bool, claim string) {
+	t := p.t
+	t.Helper()
+	node, err := p.NodeGetStorageHealth(t.Context(), &csi.NodeGetStorageHealthRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var reasons []string
+	for _, h := range node.GetBackendHealth() {
+		reasons = append(reasons, h.GetStatus().String()+" "+h.GetReason())
+	}
+	if got := strings.Join(reasons, ", "); full != (got == "STORAGE_DEGRADED PoolFull") || !full && got != "" {
+		t.Errorf("NodeGetStorageHealth: %s", got)
+	}
+	ofNode, err := p.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: claim, VolumePublishPath: p.Target(uidOf(claim), claim)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ofController, err := p.ControllerGetVolumeHealth(t.Context(), &csi.ControllerGetVolumeHealthRequest{VolumeId: claim})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range []*csi.VolumeHealth{ofNode.GetVolumeHealth(), ofController.GetVolumeHealth()} {
+		if s := h.GetHealthStatuses(); full && (len(s) != 1 || s[0].GetReason() != "PoolFull" || s[0].GetStatus() != csi.VolumeHealthErrorType_DEGRADED) || !full && len(s) > 0 {
+			t.Errorf("the claim's health is %v", h)
+		}
+	}
+	code, body := p.get("/readyz")
+	if code != 200 || full != strings.Contains(body, "ok\ndegraded: PoolFull since ") || !full && body != "ok\n" {
+		t.Errorf("/readyz: %d %s", code, body)
+	}
+	if probe, err := p.Probe(t.Context(), &csi.ProbeRequest{}); err != nil || !probe.GetReady().GetValue() {
+		t.Errorf("Probe: %v %v", probe, err)
+	}
+	if got := p.metric(`csi_disktemplate_condition{code="PoolFull"}`) == 1; got != full {
+		t.Errorf("the metric of the condition: %v", got)
+	}
+	if n := len(p.log.lines("] \"A condition ended\"", `condition="PoolFull"`)); full == (n > 0) {
+		t.Errorf("the log says %d times that it ended", n)
+	}
+	if n := len(p.log.lines("] \"A condition began", `condition="PoolFull"`)); n != 1 {
+		t.Errorf("the log says %d times that it began", n)
+	}
 }
 
 // TestInlineLimits asks for larger and more inline volumes, and more templates, than the flags allow.

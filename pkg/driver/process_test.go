@@ -55,6 +55,18 @@ func (p *plugin) metric(name string) (sum float64) {
 	return sum
 }
 
+// samples returns the lines of a metric, of all its labels.
+func (p *plugin) samples(name string) (lines []string) {
+	p.t.Helper()
+	_, page := p.get("/metrics")
+	for line := range strings.Lines(page) {
+		if rest, ok := strings.CutPrefix(line, name); ok && strings.ContainsAny(rest[:1], "{ ") {
+			lines = append(lines, strings.TrimSpace(line))
+		}
+	}
+	return lines
+}
+
 const builds = "csi_disktemplate_template_build_duration_seconds_count"
 
 // children lists the processes that the plugin started and that are still there; proc_pid_task(5).

@@ -58,7 +58,7 @@ func NewRegistration(dir, name, endpoint string) (*Registration, error) {
 }
 
 func notRegistered(why, remedy string) *health.Condition {
-	return &health.Condition{Code: "NotRegistered", Severity: health.Inaccessible, Text: "the driver is not registered with kubelet: " + why, Remedy: remedy}
+	return &health.Condition{Code: health.NotRegistered, Severity: health.Inaccessible, Text: "the driver is not registered with kubelet: " + why, Remedy: remedy}
 }
 
 // Conditions returns why kubelet does not know the driver, or nothing if it does.

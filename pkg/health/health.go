@@ -13,7 +13,6 @@ package health
 import (
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 )
 
@@ -27,6 +26,18 @@ const (
 	DataLoss                     // what it held is gone, or part of it
 )
 
+// The codes of conditions of the plugin as a whole: what /readyz and the metrics may report. The
+// rooms that find them say when they hold. Conditions of single volumes have codes of their own.
+const (
+	PoolUnusable         = "PoolUnusable"
+	PoolFull             = "PoolFull"
+	FormatterUnavailable = "FormatterUnavailable"
+	NotRegistered        = "NotRegistered"
+)
+
+// Codes are all codes of conditions of the plugin as a whole.
+var Codes = []string{PoolUnusable, PoolFull, FormatterUnavailable, NotRegistered}
+
 // Condition is one thing that is wrong.
 type Condition struct {
 	Code     string // CamelCase, stable: for machines
@@ -35,6 +46,9 @@ type Condition struct {
 	Text     string    // what is wrong, with which object, and why
 	Remedy   string    // what to do about it; may be empty if Text says it
 	Since    time.Time // when it was first seen; zero if nobody keeps track
+	// StillReady means that the plugin is ready all the same: it does its work, and what it
+	// refuses because of this condition, every plugin would refuse.
+	StillReady bool
 }
 
 // Message is the text and what to do about it.
@@ -54,29 +68,12 @@ func Err(conditions []Condition) error {
 	return errors.Join(errs...)
 }
 
-// holder tells conditions apart over time. Their texts may change.
-type holder struct{ code, object string }
-
-// Watch remembers since when each condition holds. Its zero value is usable.
-type Watch struct {
-	mu    sync.Mutex
-	since map[holder]time.Time
-}
-
-// Stamp fills in Since, given all conditions that hold at the moment now. A condition that
-// is missing has ended, and begins anew when it comes back.
-func (w *Watch) Stamp(conditions []Condition, now time.Time) []Condition {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	since := map[holder]time.Time{}
-	for i, c := range conditions {
-		key := holder{c.Code, c.Object}
-		first, ok := w.since[key]
-		if !ok {
-			first = now
+// Unready returns the conditions that keep the plugin from being ready.
+func Unready(conditions []Condition) (found []Condition) {
+	for _, c := range conditions {
+		if !c.StillReady {
+			found = append(found, c)
 		}
-		since[key], conditions[i].Since = first, first
 	}
-	w.since = since
-	return conditions
+	return found
 }

@@ -13,11 +13,10 @@ import (
 	"strings"
 	"syscall"
 
-	"k8s.io/klog/v2"
-
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
 
@@ -146,11 +145,11 @@ func measure(f *os.File) (length, allocated int64, err error) {
 // warnOfLayers logs what an administrator should know of the layers below the pool.
 func (p *Pool) warnOfLayers() {
 	if p.layers.hidden != "" {
-		klog.InfoS("The pool is on a loop device whose file cannot be opened here: the space below the pool is not counted, and thick claims are refused; show the plugin that file at the same path",
+		logs.Warn("The pool is on a loop device whose file cannot be opened here: the space below the pool is not counted, and thick claims are refused; show the plugin that file at the same path",
 			"pool", p.root, "device", p.layers.hidden)
 	}
 	if s, err := p.Space(); err == nil && s.Limit != "" {
-		klog.InfoS("The pool cannot use all of its size; make room below it, or make it smaller", "pool", p.root, "room", size.Format(s.Total), "reason", s.Limit)
+		logs.Warn("The pool cannot use all of its size; make room below it, or make it smaller", "pool", p.root, "room", size.Format(s.Total), "reason", s.Limit)
 	}
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
 
@@ -105,7 +106,7 @@ func growLoopback(image *os.File, at string, bytes int64) error {
 		return err
 	}
 	if has > bytes {
-		klog.InfoS("The loopback pool is larger than --loopback-pool-size says; it is not shrunk", "file", image.Name(), "size", size.Format(has), "wanted", size.Format(bytes))
+		logs.Warn("The loopback pool is larger than --loopback-pool-size says; it is not shrunk", "file", image.Name(), "size", size.Format(has), "wanted", size.Format(bytes))
 		bytes = has
 	}
 	if err := sparse.Extend(image, bytes); err != nil {

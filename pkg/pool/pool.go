@@ -13,12 +13,11 @@ import (
 	"strings"
 	"syscall"
 
-	"k8s.io/klog/v2"
-
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/openat"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
 
@@ -100,7 +99,7 @@ func Open(ctx context.Context, c Config) (*Pool, error) {
 		return nil, err
 	}
 	if c.LoopbackSize > 0 {
-		klog.InfoS("This pool was made without a file, so its size is that of its filesystem; move the directory away to get one of the size that --loopback-pool-size says", "pool", dir)
+		logs.Warn("This pool was made without a file, so its size is that of its filesystem; move the directory away to get one of the size that --loopback-pool-size says", "pool", dir)
 	}
 	return layOut(dir, c)
 }
@@ -155,7 +154,7 @@ func (p *Pool) furnish() error {
 	err := p.tryClone()
 	if errors.Is(err, ErrFull) {
 		// A full pool must open: its volumes have to be unpublished.
-		klog.ErrorS(err, "The pool has no space for a trial clone")
+		logs.Warn("The pool has no space for a trial clone", "err", err)
 		return nil
 	}
 	return err
@@ -350,7 +349,7 @@ func (p *Pool) Check() error {
 // Conditions reports what [Pool.Check] finds.
 func (p *Pool) Conditions() []health.Condition {
 	if err := p.Check(); err != nil {
-		return []health.Condition{{Code: "PoolUnusable", Severity: health.Inaccessible, Text: err.Error()}}
+		return []health.Condition{{Code: health.PoolUnusable, Severity: health.Inaccessible, Text: err.Error()}}
 	}
 	return nil
 }

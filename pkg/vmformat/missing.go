@@ -70,7 +70,7 @@ func (f *Formatter) Conditions() []health.Condition {
 	var found []health.Condition
 	parts, errs := f.missingParts()
 	for i, err := range errs {
-		c := health.Condition{Code: "FormatterUnavailable", Object: parts[i], Severity: health.Degraded, Text: err.Error()}
+		c := health.Condition{Code: health.FormatterUnavailable, Object: parts[i], Severity: health.Degraded, Text: err.Error()}
 		if part := (*missingPart)(nil); errors.As(err, &part) {
 			c.Text, c.Remedy = part.what.Error(), part.remedy
 		}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
@@ -199,13 +200,19 @@ func (m *Manager) mountedWithoutImage(id string, paths []string) (string, error)
 	return "", nil
 }
 
-// PoolHealth returns what is wrong with the pool.
+// PoolHealth returns what is wrong with the pool. It is cheap: two calls of stat(2) and two of
+// statfs(2).
 func (m *Manager) PoolHealth() []health.Condition {
 	if found := m.pool.Conditions(); found != nil {
 		return found
 	}
-	if err := m.space.Check(); err != nil {
-		return []health.Condition{{Code: "PoolFull", Severity: health.Degraded, Text: err.Error()}}
+	err := m.space.Check()
+	switch {
+	case errors.Is(err, pool.ErrFull):
+		// Volumes that exist work, and deleting some is what helps: the plugin is ready for both.
+		return []health.Condition{{Code: health.PoolFull, Severity: health.Degraded, Text: err.Error(), StillReady: true}}
+	case err != nil:
+		return []health.Condition{{Code: health.PoolUnusable, Severity: health.Inaccessible, Text: err.Error()}}
 	}
 	return nil
 }

@@ -103,7 +103,7 @@ func (s *Space) Check() error {
 	if err != nil {
 		return err
 	}
-	if headroom := s.headroom(has); has.Available < headroom {
+	if headroom := s.headroom(has); has.Available <= headroom {
 		limit := has.Limit
 		if limit != "" {
 			limit = "; " + limit

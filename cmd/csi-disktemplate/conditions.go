@@ -1,0 +1,79 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
+)
+
+// lookInterval is the time between two looks at the conditions. With it the log says when
+// something happened, and not when somebody asked: kubelet probes every 10 s, and Prometheus
+// scrapes every 15 s or more. A look takes 0.2 ms, nearly all of it for the formatter's programs.
+const lookInterval = 5 * time.Second
+
+// conditionsFunc returns the conditions that hold now, in a slice of its own.
+type conditionsFunc = func() []health.Condition
+
+// watched joins the conditions of several parts, fills in since when each one holds, and logs
+// when it begins and ends.
+func watched(parts ...conditionsFunc) conditionsFunc {
+	w := &health.Watch{Find: joined(parts...), Began: logBegan, Ended: logEnded}
+	return w.Look
+}
+
+// stamped is [watched] for parts that log by themselves.
+func stamped(parts ...conditionsFunc) conditionsFunc {
+	w := &health.Watch{Find: joined(parts...)}
+	return w.Look
+}
+
+// joined returns the conditions of several parts, one part after the other.
+func joined(parts ...conditionsFunc) conditionsFunc {
+	return func() (found []health.Condition) {
+		for _, part := range parts {
+			found = append(found, part()...)
+		}
+		return found
+	}
+}
+
+// keepLooking looks at the conditions at each tick until ctx ends.
+func keepLooking(ctx context.Context, look conditionsFunc, tick <-chan time.Time) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick:
+			look()
+		}
+	}
+}
+
+func logBegan(c health.Condition) {
+	pairs := append(named(c), "reason", c.Message())
+	if c.StillReady {
+		logs.Warn("A condition began; the plugin is ready all the same", pairs...)
+		return
+	}
+	klog.ErrorS(nil, "A condition began; the plugin is not ready", pairs...)
+}
+
+func logEnded(c health.Condition, lasted time.Duration) {
+	klog.InfoS("A condition ended", append(named(c), "since", c.Since.UTC().Format(time.RFC3339), "lasted", lasted.Round(time.Millisecond))...)
+}
+
+// named are the keys and values that tell a condition from others.
+func named(c health.Condition) []any {
+	pairs := []any{"condition", c.Code}
+	if c.Object != "" {
+		pairs = append(pairs, "object", c.Object)
+	}
+	return pairs
+}
