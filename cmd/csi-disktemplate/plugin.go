@@ -56,8 +56,10 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	registry := newRegistry(p, formatter)
 	store := template.NewStore(templateConfig(o, p, formatter, registry))
 	defer store.Close()
+	metrics := driver.NewMetrics(registry)
 	volumes, err := volume.NewManager(volume.Config{
 		Pool: p, Templates: store, TargetRoot: o.kubeletDir, GrowFilesystem: growfs.Grow, Headroom: o.headroom, Overcommit: o.overcommit, Limits: o.limits,
+		Cloned: metrics.Cloned,
 	})
 	if err != nil {
 		return err
@@ -90,7 +92,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	config := driver.Config{
 		Endpoint: o.endpoint, Name: o.driverName, Version: versionName(), NodeID: o.nodeID,
 		Volumes: volumes, MaxVolumes: o.maxVolumes, SharedResizer: o.sharedResizer, SweepInterval: o.sweepInterval, TrimInterval: o.trimInterval,
-		Health: healthy, Metrics: driver.NewMetrics(registry), Registration: registration,
+		Health: healthy, Metrics: metrics, Registration: registration,
 	}
 	g.Go(func() error { return driver.Serve(ctx, config) })
 	return g.Wait()

@@ -61,7 +61,7 @@ func (s *controllerServer) CreateVolume(ctx context.Context, req *csi.CreateVolu
 	id := r.ID()
 	note(ctx, "volume", id, "content", r.Spec.String(), "mode", r.Mode, "source", r.Source.String())
 	v, res, err := s.cfg.Volumes.CreateClaim(ctx, r)
-	s.cfg.Metrics.met(ctx, res)
+	met(ctx, res)
 	if code(err) == codes.NotFound && req.GetAccessibilityRequirements() != nil {
 		// The scheduler chose this node without knowing where the source is. Only this
 		// status code makes the provisioner ask the scheduler to choose again.

@@ -240,9 +240,10 @@ func TestIntercept(t *testing.T) {
 	if status.Code(err) != codes.Aborted || status.Convert(err).Message() != errdefs.ErrBusy.Error() {
 		t.Errorf("the caller gets %v", err)
 	}
-	m.met(t.Context(), volume.Result{Template: "t", TemplateHit: true})
-	m.met(t.Context(), volume.Result{Template: "t"})
-	note(t.Context(), "outside of", "a call") // does nothing
+	m.Cloned(true)
+	m.Cloned(false)
+	met(t.Context(), volume.Result{Template: "t", TemplateHit: true}) // outside of a call there is no line to add to
+	note(t.Context(), "outside of", "a call")
 
 	page := httptest.NewRecorder()
 	HTTPHandler(func() []health.Condition { return nil }, registry).ServeHTTP(page, httptest.NewRequest("GET", "/metrics", nil))

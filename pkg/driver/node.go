@@ -63,7 +63,7 @@ func (s *nodeServer) publishInline(ctx context.Context, req *csi.NodePublishVolu
 	}
 	note(ctx, "filesystem", r.Spec.String(), "publishAs", r.Mode)
 	res, err := s.cfg.Volumes.PublishInline(ctx, r)
-	s.cfg.Metrics.met(ctx, res)
+	met(ctx, res)
 	return err
 }
 

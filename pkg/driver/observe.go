@@ -38,7 +38,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		}, []string{"method", "code"}),
 		templates: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "csi_disktemplate_template_requests_total",
-			Help: "Volumes cloned from a template that existed (hit) or had to be built (miss).",
+			Help: "Volumes made from a template that was there when the volume was asked for first (hit), or was not (miss).",
 		}, []string{"result"}),
 		sweeps: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "csi_disktemplate_sweep_actions_total",
@@ -63,8 +63,17 @@ func (m *Metrics) swept(a sweep.Action) {
 	m.sweeps.WithLabelValues(string(a.Verb), result).Inc()
 }
 
-// met counts and logs whether a request's volume existed, and whether its template did.
-func (m *Metrics) met(ctx context.Context, r volume.Result) {
+// Cloned counts a volume that was made from a template: see [volume.Config].
+func (m *Metrics) Cloned(hit bool) {
+	result := "miss"
+	if hit {
+		result = "hit"
+	}
+	m.templates.WithLabelValues(result).Inc()
+}
+
+// met logs whether a request's volume existed, and whether its template did.
+func met(ctx context.Context, r volume.Result) {
 	if r.Existed {
 		note(ctx, "existed", true)
 	}
@@ -72,11 +81,6 @@ func (m *Metrics) met(ctx context.Context, r volume.Result) {
 		return
 	}
 	note(ctx, "template", r.Template, "templateHit", r.TemplateHit)
-	result := "miss"
-	if r.TemplateHit {
-		result = "hit"
-	}
-	m.templates.WithLabelValues(result).Inc()
 }
 
 // details are the keys and values that a handler adds to the log line of its call.

@@ -155,14 +155,23 @@ func TestPatience(t *testing.T) {
 	p.unpublish(r)
 
 	// A caller reads what it waits for before its deadline, and for how long, since one build was seen.
-	r = p.request("drained", "ext4", "size", "65Mi")
+	r = p.request("comes-back", "ext4", "size", "65Mi")
 	ctx, cancel = context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	_, err = p.NodePublishVolume(ctx, r)
 	t.Log(err)
-	mustSay(t, err, codes.Aborted, "volume drained: template ext4 65Mi is being built (about ", "Kubernetes will ask again")
+	mustSay(t, err, codes.Aborted, "volume comes-back: template ext4 65Mi is being built (about ", "Kubernetes will ask again")
+
+	// A caller that comes back when the template is there has waited for it all the same.
+	p.await("the end of the build", func() bool { return p.metric(builds) == 2 })
+	p.publish(r)
+	p.unpublish(r)
+	if m, h := p.metric(`csi_disktemplate_template_requests_total{result="miss"}`), p.metric(`csi_disktemplate_template_requests_total{result="hit"}`); m != 2 || h != 0 {
+		t.Errorf("%v misses, %v hits", m, h)
+	}
 
 	// SIGTERM in the middle of a build.
+	r = p.request("drained", "ext4", "size", "66Mi")
 	go func() {
 		_, err := p.NodePublishVolume(t.Context(), r)
 		results <- err

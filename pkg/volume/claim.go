@@ -74,6 +74,7 @@ func (m *Manager) createClaim(ctx context.Context, r ClaimRequest) (image.Record
 	if err := m.images.Publish(img); err != nil {
 		return image.Record{}, res, err
 	}
+	m.made(id, res) // here and not by the caller, who may be gone by now
 	return img.Record, res, nil
 }
 

@@ -22,8 +22,8 @@ import (
 // Result tells how a request was met.
 type Result struct {
 	Template    string // key; "" if the volume needed no template
-	TemplateHit bool
-	Existed     bool // the volume existed already
+	TemplateHit bool   // the template was there when the volume was asked for first
+	Existed     bool   // the volume existed already
 }
 
 // contents makes new images: empty, from a template, or from a snapshot or volume.
@@ -31,6 +31,7 @@ type contents struct {
 	templates *template.Store
 	images    *image.Store
 	copies    *copies
+	misses    *misses
 }
 
 // newImage makes the image of a new volume: first the content that the record asks for, with
@@ -70,12 +71,15 @@ func (c contents) fill(ctx context.Context, f *os.File, r *image.Record) (Result
 
 func (c contents) fillFromTemplate(ctx context.Context, f *os.File, fs *diskfs.Filesystem, r *image.Record) (Result, error) {
 	t, err := c.templates.Ensure(ctx, r.Spec)
+	if err != nil || !t.Hit {
+		c.misses.note(r.ID)
+	}
 	if err != nil {
 		return Result{}, err
 	}
 	defer t.Close()
 	r.Template, r.UUID = t.Key, uuid.New()
-	res := Result{Template: t.Key, TemplateHit: t.Hit}
+	res := Result{Template: t.Key, TemplateHit: !c.misses.has(r.ID)}
 	if err := c.images.Fill(ctx, r.Provisioning, f, t.File, r.Spec.Size); err != nil {
 		return res, fmt.Errorf("from template %s: %w", t.Key, err)
 	}

@@ -83,6 +83,11 @@ func (m *Manager) PublishInline(ctx context.Context, r InlineRequest) (res Resul
 	}
 	var made undo
 	defer func() { made.on(&err) }()
+	defer func() {
+		if err == nil && !res.Existed {
+			m.made(r.ID, res)
+		}
+	}()
 
 	img, err := m.resume(r, at)
 	switch {

@@ -40,6 +40,9 @@ type Config struct {
 	Overcommit float64
 	// Limits are those of inline volumes; the zero value is none.
 	Limits quota.Limits
+	// Cloned, if not nil, is called once for each volume that was made from a template. A hit
+	// means that the template was there when the volume was asked for first.
+	Cloned func(hit bool)
 }
 
 // Manager has the volumes of a pool. Its methods may be called at the same time. One
@@ -60,6 +63,7 @@ type Manager struct {
 	locks    locks
 	work     background
 	trims    trims // up to the last Trim
+	cloned   func(hit bool)
 }
 
 // NewManager returns a Manager. It leaves alone what an earlier process of the same pool did
@@ -82,8 +86,9 @@ func NewManager(c Config) (*Manager, error) {
 		pool: c.Pool, images: images, root: root, devices: devices, quota: ledger,
 		space:    space.New(c.Pool, images, space.Config{Headroom: c.Headroom, Overcommit: c.Overcommit}),
 		copies:   copies,
-		contents: contents{templates: c.Templates, images: images, copies: copies},
+		contents: contents{templates: c.Templates, images: images, copies: copies, misses: &misses{}},
 		mounts:   mounts,
+		cloned:   c.Cloned,
 	}
 	m.growth = growth{images: images, mounts: mounts, work: &m.work, tool: c.GrowFilesystem}
 	m.sweeper = sweep.New(sweep.Config{Pool: c.Pool, Images: images, Root: root, Quota: ledger, Lock: m.locks.volume, Thaw: copies.thawLeft})
@@ -97,6 +102,14 @@ func (m *Manager) Close() error {
 	m.work.cancel()
 	m.work.wait.Wait()
 	return m.root.Close()
+}
+
+// made reports a new volume to Config.Cloned.
+func (m *Manager) made(id string, res Result) {
+	m.contents.misses.forget(id)
+	if res.Template != "" && m.cloned != nil {
+		m.cloned(res.TemplateHit)
+	}
 }
 
 // Sweep takes away what crashes, reboots and lost calls have left on the node: see package
