@@ -101,6 +101,10 @@ func observeBuilds(r prometheus.Registerer) func(diskfs.Spec, time.Duration, err
 		Buckets: prometheus.ExponentialBuckets(0.5, 2, 9), // to 128 s, beyond the VM's deadline
 	}, []string{"filesystem", "result"})
 	r.MustRegister(builds)
+	for _, name := range diskfs.Names() {
+		builds.WithLabelValues(name, "ok") // from 0
+		builds.WithLabelValues(name, "error")
+	}
 	return func(spec diskfs.Spec, took time.Duration, err error) {
 		result := "ok"
 		if err != nil {

@@ -258,6 +258,42 @@ func TestIntercept(t *testing.T) {
 	}
 }
 
+// TestMethods checks that quiet has exactly the methods that the driver implements.
+func TestMethods(t *testing.T) {
+	implemented := map[string]bool{}
+	for service, server := range map[*grpc.ServiceDesc]any{
+		&csi.Identity_ServiceDesc:   &identityServer{},
+		&csi.Controller_ServiceDesc: &controllerServer{},
+		&csi.Node_ServiceDesc:       &nodeServer{},
+	} {
+		for _, m := range service.Methods {
+			implemented[m.MethodName] = implements(server, m)
+		}
+	}
+	for method, is := range implemented {
+		if _, listed := quiet[method]; listed != is {
+			t.Errorf("%s: implemented %v, listed %v", method, is, listed)
+		}
+	}
+	for method := range quiet {
+		if _, known := implemented[method]; !known {
+			t.Errorf("CSI has no %s", method)
+		}
+	}
+}
+
+// implements reports whether a server answers a method with anything but Unimplemented. A server without a configuration
+// may panic then.
+func implements(server any, m grpc.MethodDesc) (does bool) {
+	defer func() {
+		if recover() != nil {
+			does = true
+		}
+	}()
+	_, err := m.Handler(server, context.Background(), func(any) error { return nil }, nil)
+	return status.Code(err) != codes.Unimplemented
+}
+
 func TestHTTP(t *testing.T) {
 	var conditions []health.Condition
 	h := HTTPHandler(func() []health.Condition { return conditions }, prometheus.NewRegistry())

@@ -13,6 +13,7 @@ import (
 	"github.com/kubernetes-csi/csi-lib-utils/protosanitizer"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"k8s.io/klog/v2"
 
@@ -27,7 +28,8 @@ type Metrics struct {
 	sweeps    *prometheus.CounterVec
 }
 
-// NewMetrics registers the driver's metrics.
+// NewMetrics registers the driver's metrics. Every series that can be known exists from the start,
+// with 0: a series that begins with 1 has no increase that Prometheus could see.
 func NewMetrics(r prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -46,7 +48,27 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		}, []string{"action", "result"}),
 	}
 	r.MustRegister(m.calls, m.templates, m.sweeps)
+	for method := range quiet {
+		m.calls.WithLabelValues(method, codes.OK.String())
+	}
+	for _, result := range []string{"hit", "miss"} {
+		m.templates.WithLabelValues(result)
+	}
+	for verb, results := range sweepResults {
+		for _, result := range results {
+			m.sweeps.WithLabelValues(string(verb), result)
+		}
+	}
 	return m
+}
+
+// sweepResults are the results that [Metrics.swept] counts.
+var sweepResults = map[sweep.Verb][]string{
+	sweep.Delete: {"done", "failed", "skipped"},
+	sweep.Detach: {"done", "failed", "skipped"},
+	sweep.Thaw:   {"done", "failed", "skipped"},
+	sweep.Kill:   {"done", "failed", "skipped"},
+	sweep.Leave:  {"left"},
 }
 
 // swept counts an action of a sweep.
@@ -95,12 +117,16 @@ func note(ctx context.Context, pairs ...any) {
 	}
 }
 
-// quiet are the methods that are called often and change nothing. Their successful calls
-// are logged only at level 4.
+// quiet are the methods that the driver implements. Those with true are called often and change
+// nothing: their successful calls are logged only at level 4.
 var quiet = map[string]bool{
 	"Probe": true, "GetPluginInfo": true, "GetPluginCapabilities": true,
+
+	"NodeStageVolume": false, "NodeUnstageVolume": false, "NodePublishVolume": false, "NodeUnpublishVolume": false, "NodeExpandVolume": false,
 	"NodeGetCapabilities": true, "NodeGetInfo": true, "NodeGetVolumeStats": true,
 	"NodeGetVolumeHealth": true, "NodeGetStorageHealth": true,
+
+	"CreateVolume": false, "DeleteVolume": false, "ControllerExpandVolume": false, "CreateSnapshot": false, "DeleteSnapshot": false,
 	"ControllerGetCapabilities": true, "GetCapacity": true, "ValidateVolumeCapabilities": true,
 	"ListVolumes": true, "ControllerGetVolume": true, "ListSnapshots": true, "GetSnapshot": true,
 	"ControllerGetVolumeHealth": true, "ControllerListVolumeHealth": true,
