@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/moby/sys/mountinfo"
@@ -200,4 +201,26 @@ func (h *hidden) block() {
 	h.must(h.Unpublish(ctx, v))
 	h.must(h.Unstage(ctx, v))
 	h.must(h.Delete(ctx, v.ID))
+}
+
+// TestStartWithoutPermission: a plugin that could attach no volume says so and ends, before it
+// promises anything.
+func TestStartWithoutPermission(t *testing.T) {
+	n := newNode(t, testenv.XFS, 512<<20)
+	p := harnesstest.Launch(t, n.Node, harness.Command{
+		Binary: testenv.Binary(t), ID: "node-of-test",
+		Within: []string{"setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"},
+	})
+	defer p.Kill()
+	select {
+	case <-p.Exited():
+	case <-time.After(patience):
+		t.Fatalf("the plugin runs without CAP_SYS_ADMIN:\n%s", p.Tail())
+	}
+	t.Log(p.Tail())
+	for _, w := range []string{"trial volume", "operation not permitted", "privileged"} {
+		if !strings.Contains(p.Tail(), w) {
+			t.Errorf("the message lacks %q", w)
+		}
+	}
 }

@@ -4,18 +4,23 @@
 package pool
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
 
 // gate judges the filesystem of dir by its type. If dir does not exist yet, that is
 // the filesystem of its first ancestor that does. Errors are [ErrUnusable]. An xfs
-// that passes may still lack reflink: see tryReflink.
+// that passes may still lack reflink, or have blocks that are too large: see tryVolume.
 func gate(dir string) error {
 	probed, err := existing(dir)
 	if err != nil {
@@ -52,6 +57,24 @@ func existing(dir string) (string, error) {
 	}
 }
 
+// tryVolume does in dir what every volume will need: it clones a file, and attaches the clone
+// to a loop device. Whatever would make that fail is found out before anything is promised.
+// Nothing in it has a name, so a crash leaves nothing behind.
+//
+// Errors that another filesystem would not have are [ErrUnusable]. A full filesystem is none:
+// then the trial says nothing, and the volumes that are there have to be unpublished. It takes
+// about 3 ms.
+func tryVolume(dir string) error {
+	if err := tryReflink(dir); err != nil {
+		return err
+	}
+	err := tryAttach(dir)
+	if errors.Is(err, ErrFull) {
+		return nil // layOut tries to clone once more and logs that the pool is full
+	}
+	return err
+}
+
 // tryReflink clones a block within dir: nothing else tells whether an xfs was made
 // with reflink. It returns [ErrUnusable] if the clone is not supported, and nil if the
 // pool is full, since then the trial says nothing.
@@ -72,6 +95,99 @@ func tryReflink(dir string) error {
 		return fmt.Errorf("a trial clone in %s failed: %w; look for errors of its disk in the kernel log", dir, err)
 	}
 	return nil
+}
+
+const (
+	// trialSize is the size of the trial volume. It takes a few blocks of it.
+	trialSize = size.MiB
+	// trialRoom is more than a trial volume takes. On a pool with less, EIO means that it is
+	// full: the kernel reports no other error for a write to a device.
+	trialRoom = 8 * size.MiB
+)
+
+// tryAttach clones a file, attaches the clone, and writes a block through the device.
+func tryAttach(dir string) error {
+	volume, err := trialVolume(dir)
+	if err != nil {
+		return Full(err)
+	}
+	defer volume.Close()
+	return judgeTrial(dir, volume, useTrial(volume))
+}
+
+// judgeTrial says what it means for a pool in dir that a trial volume could not be used.
+func judgeTrial(dir string, volume *os.File, err error) error {
+	if err == nil {
+		return nil
+	}
+	st, statErr := fsctl.StatusOf(volume)
+	room, roomErr := roomAround(volume)
+	switch {
+	case statErr != nil, roomErr != nil:
+		return errors.Join(err, statErr, roomErr)
+	case errors.Is(err, loopdev.ErrNotDirect):
+		return fmt.Errorf("%w: %s is on %s with blocks of %s: a trial volume could not be attached: %w; "+
+			"%s, or add --loopback-pool-size to make an xfs pool in a file there",
+			ErrUnusable, dir, st.Type.Name(), size.Format(st.BlockSize), err, smallerBlocks(st.Type))
+	case errors.Is(err, syscall.EIO) && room < trialRoom:
+		return fmt.Errorf("%w: %w", ErrFull, err)
+	}
+	return Full(fmt.Errorf("a trial volume in %s could not be attached and written: %w", dir, err))
+}
+
+// smallerBlocks is the advice for a filesystem whose blocks are too large for direct I/O.
+func smallerBlocks(t fsctl.Type) string {
+	if t == fsctl.XFS {
+		return fmt.Sprintf("make the xfs with `mkfs.xfs -b size=%d`", loopdev.BlockSize)
+	}
+	return fmt.Sprintf("make the filesystem with blocks of %d bytes", loopdev.BlockSize)
+}
+
+// trialVolume makes a file without a name that shares a block with another file: on an xfs,
+// such files have rules of their own for direct I/O.
+func trialVolume(dir string) (*os.File, error) {
+	template, err := tmpfile.Create(dir, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer template.Close()
+	volume, err := tmpfile.Create(dir, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if _, err = template.Write(trialBlock('t')); err == nil {
+		err = template.Truncate(trialSize)
+	}
+	if err == nil {
+		err = reflink.Clone(volume, template)
+	}
+	if err != nil {
+		volume.Close()
+		return nil, err
+	}
+	return volume, nil
+}
+
+func trialBlock(content byte) []byte { return bytes.Repeat([]byte{content}, loopdev.BlockSize) }
+
+// useTrial writes a block of a trial volume through a loop device, and reads the file.
+func useTrial(volume *os.File) error {
+	dev, err := new(loopdev.Allocator).Attach(volume, loopdev.Options{AutoClear: true, Name: "trial"})
+	if err != nil {
+		return err
+	}
+	want, got := trialBlock('v'), make([]byte, loopdev.BlockSize)
+	_, err = dev.File().WriteAt(want, 0)
+	if err == nil {
+		err = dev.Sync()
+	}
+	if err == nil {
+		_, err = volume.ReadAt(got, 0)
+	}
+	if err == nil && !bytes.Equal(got, want) {
+		err = fmt.Errorf("%s has other data than was written to %s", volume.Name(), dev.Path())
+	}
+	return errors.Join(err, dev.Detach())
 }
 
 // tryClone clones a block from the directory of templates into the other image

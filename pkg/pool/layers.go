@@ -115,20 +115,23 @@ func holder(f *os.File) (file *os.File, hidden string, err error) {
 }
 
 // Layers describes the filesystems that the pool's data lie on, from the pool's own down.
-func (p *Pool) Layers() ([]Layer, error) {
+func (p *Pool) Layers() ([]Layer, error) { return p.layers.below(p.dir) }
+
+// below describes the filesystem that f is on, and the layers below it.
+func (l layers) below(f *os.File) ([]Layer, error) {
 	var found []Layer
-	for i, f := range append([]*os.File{p.dir}, p.layers.files...) {
+	for i, f := range append([]*os.File{f}, l.files...) {
 		st, err := fsctl.StatusOf(f)
 		if err != nil {
 			return nil, err
 		}
-		l := Layer{Path: f.Name(), Status: st, Shared: p.layers.shared[i]}
+		one := Layer{Path: f.Name(), Status: st, Shared: l.shared[i]}
 		if i > 0 {
-			if l.Size, l.Allocated, err = measure(f); err != nil {
+			if one.Size, one.Allocated, err = measure(f); err != nil {
 				return nil, err
 			}
 		}
-		found = append(found, l)
+		found = append(found, one)
 	}
 	return found, nil
 }
@@ -171,6 +174,20 @@ func (p *Pool) Space() (Space, error) {
 		return Space{}, err
 	}
 	return least(layers, p.nodeHeadroom), nil
+}
+
+// roomAround is what the filesystem that f is on has room for, in bytes.
+func roomAround(f *os.File) (int64, error) {
+	l, err := findLayers(f, "")
+	if err != nil {
+		return 0, err
+	}
+	defer l.close()
+	found, err := l.below(f)
+	if err != nil {
+		return 0, err
+	}
+	return least(found, size.Share{}).Available, nil
 }
 
 // least adds up what the layers have, from the bottom to the top. A file may come to take

@@ -97,6 +97,8 @@ func TestSpaceIsThatOfAllLayers(t *testing.T) {
 		if full := space(t, p); full.Available > 8<<20 {
 			t.Errorf("on a full host: %+v", full)
 		}
+		// A plugin that starts now must serve: volumes have to be unpublished.
+		mustOpen(t, Config{Dir: filepath.Join(host, "pool"), LoopbackSize: 2 << 30, NodeDir: host})
 		if err := os.Remove(filepath.Join(host, "filler")); err != nil {
 			t.Fatal(err)
 		}

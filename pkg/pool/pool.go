@@ -85,9 +85,12 @@ func Open(ctx context.Context, c Config) (*Pool, error) {
 		if err != nil {
 			return nil, fmt.Errorf("loopback pool in %s: %w", dir, err)
 		}
+		if err := tryVolume(root); err != nil {
+			return nil, err
+		}
 		return layOut(root, c)
 	}
-	// The type is judged before anything is made. The trial clone follows when dir
+	// The type is judged before anything is made. The trial volume follows when dir
 	// exists: until then the type may be that of the parent of another mount.
 	if err := gate(dir); err != nil {
 		return nil, err
@@ -95,7 +98,7 @@ func Open(ctx context.Context, c Config) (*Pool, error) {
 	if err := ownDir(dir); err != nil {
 		return nil, err
 	}
-	if err := tryReflink(dir); err != nil {
+	if err := tryVolume(dir); err != nil {
 		return nil, err
 	}
 	if c.LoopbackSize > 0 {

@@ -207,11 +207,8 @@ func add() (int, error) {
 // control makes an ioctl on the loop driver itself.
 func control(ioctl string, request uint, arg uintptr) (int, error) {
 	f, err := devfs.Open("loop-control", unix.O_RDWR)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
-		return 0, fmt.Errorf("%w: the kernel's module loop is not loaded; run `modprobe loop` on the node, and list it in /etc/modules-load.d", err)
-	}
 	if err != nil {
-		return 0, err
+		return 0, whyNoControl(err)
 	}
 	defer f.Close()
 	var result uintptr
@@ -224,6 +221,14 @@ func control(ioctl string, request uint, arg uintptr) (int, error) {
 		return nil
 	})
 	return int(result), err
+}
+
+// whyNoControl adds what to do if the loop driver has no node, or one that leads nowhere.
+func whyNoControl(err error) error {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
+		return fmt.Errorf("%w: the kernel's module loop is not loaded; run `modprobe loop` on the node, and list it in /etc/modules-load.d", err)
+	}
+	return err
 }
 
 // errTaken means that another device must be tried.
@@ -321,7 +326,7 @@ func (d *Device) verify(backing *os.File) error {
 	case size != BlockSize:
 		return fmt.Errorf("attach %s: %s has blocks of %d bytes, want %d", backing.Name(), d.Path(), size, BlockSize)
 	case status.Flags&unix.LO_FLAGS_DIRECT_IO == 0:
-		return fmt.Errorf("%w: %s%s; make the pool with blocks of %d bytes", ErrNotDirect, backing.Name(), alignment(backing), BlockSize)
+		return fmt.Errorf("%w: %s%s; it must be on a filesystem with direct I/O in blocks of %d bytes", ErrNotDirect, backing.Name(), alignment(backing), BlockSize)
 	case status.Flags&unix.LO_FLAGS_READ_ONLY != 0:
 		return fmt.Errorf("attach %s: the device is read-only, because the file is not open for writing", backing.Name())
 	}

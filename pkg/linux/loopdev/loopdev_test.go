@@ -4,8 +4,12 @@
 package loopdev
 
 import (
+	"errors"
 	"slices"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestIndexOf(t *testing.T) {
@@ -27,6 +31,18 @@ func TestIndexOf(t *testing.T) {
 		if ok != (want >= 0) || ok && i != want {
 			t.Errorf("IndexOf(%q) is %d, %v; want %d", path, i, ok, want)
 		}
+	}
+}
+
+// TestWithoutLoopDriver: opening loop-control loads the module, unless it is not there.
+func TestWithoutLoopDriver(t *testing.T) {
+	for _, errno := range []unix.Errno{unix.ENOENT, unix.ENODEV} {
+		if err := whyNoControl(errno); !errors.Is(err, errno) || !strings.Contains(err.Error(), "modprobe loop") {
+			t.Errorf("%v: the message is %v", errno, err)
+		}
+	}
+	if err := whyNoControl(unix.EMFILE); err != unix.EMFILE {
+		t.Errorf("another error: %v", err)
 	}
 }
 
