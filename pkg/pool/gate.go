@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"k8s.io/klog/v2"
+
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
@@ -229,6 +231,10 @@ func (p *Pool) tryCloneInto(dir string, src *os.File) error {
 // holds only for files that are made afterwards, and these cannot share extents with
 // older files. So it is set while all directories are empty. A directory that was
 // added later gets the flag if those with images have it.
+//
+// A directory inherits the property "compression" of the one that it is made in, and cannot
+// have both. An empty directory loses the property. That of one with images stays, since its
+// files have it too.
 func (p *Pool) setNoCOW() error {
 	if p.id.Type != fsctl.Btrfs {
 		return nil
@@ -243,8 +249,16 @@ func (p *Pool) setNoCOW() error {
 		path := filepath.Join(p.root, dir)
 		if len(names) == 0 {
 			empty = append(empty, path)
-		} else if nocow, err = isNoCOW(path); err != nil {
+			continue
+		}
+		flags, err := flagsOf(path)
+		if err != nil {
 			return err
+		}
+		nocow = flags&fsctl.NoCOW != 0
+		if flags&fsctl.Compression != 0 {
+			klog.InfoS("Images are made with btrfs's property \"compression\", which makes them slower, and a thick volume's writes may need new space; "+
+				"when the directory is empty, start the plugin again, and it clears the property", "directory", path)
 		}
 	}
 	if !nocow {
@@ -258,14 +272,13 @@ func (p *Pool) setNoCOW() error {
 	return nil
 }
 
-func isNoCOW(dir string) (bool, error) {
+func flagsOf(dir string) (int, error) {
 	d, err := os.Open(dir)
 	if err != nil {
-		return false, err
+		return 0, err
 	}
 	defer d.Close()
-	flags, err := fsctl.Flags(d)
-	return flags&fsctl.NoCOW != 0, err
+	return fsctl.Flags(d)
 }
 
 func makeNoCOW(dir string) error {
@@ -274,5 +287,8 @@ func makeNoCOW(dir string) error {
 		return err
 	}
 	defer d.Close()
+	if err := fsctl.ClearFlags(d, fsctl.Compression); err != nil {
+		return err
+	}
 	return fsctl.AddFlags(d, fsctl.NoCOW)
 }
