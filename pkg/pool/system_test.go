@@ -423,8 +423,11 @@ func TestLockHolder(t *testing.T) {
 		t.Error(err)
 	}
 	ask("")
-	if l, err := p.TryLock("key"); err != nil || l == nil {
-		t.Errorf("the answer keeps the lock: %v, %v", l, err)
+	if l, err = p.TryLock("key"); err != nil || l == nil {
+		t.Fatalf("the answer keeps the lock: %v, %v", l, err)
+	}
+	if err := l.Unlock(); err != nil {
+		t.Error(err)
 	}
 }
 
