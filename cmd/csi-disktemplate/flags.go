@@ -117,7 +117,7 @@ func addLogFlags(f *pflag.FlagSet) {
 	var all flag.FlagSet
 	klog.InitFlags(&all)
 	for name, usage := range map[string]string{
-		"v":       "how much is logged: with 4 also calls that change nothing, with 5 also the requests",
+		"v":       "how much is logged: with 2 also each sweep, with 4 calls that change nothing and failures that repeat, with 5 the requests",
 		"vmodule": "how much is logged of single source files: a list of FILE=LEVEL with commas between",
 	} {
 		f.AddGoFlag(all.Lookup(name))

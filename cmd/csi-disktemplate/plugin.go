@@ -29,6 +29,7 @@ import (
 
 // runPlugin opens the rooms, from the pool up, and serves until ctx ends.
 func runPlugin(ctx context.Context, o pluginOptions) error {
+	started := time.Now()
 	klog.InfoS("Starting csi-disktemplate", "version", versionName())
 	registration, err := newRegistration(o)
 	if err != nil {
@@ -66,6 +67,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	}
 	defer volumes.Close()
 
+	logStart(o, p, formatter)
 	healthy := watched(volumes.PoolHealth, formatter.Conditions)
 	healthy() // logs what is wrong from the start
 	ready := healthy
@@ -95,7 +97,9 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 		Health: healthy, Metrics: metrics, Registration: registration,
 	}
 	g.Go(func() error { return driver.Serve(ctx, config) })
-	return g.Wait()
+	err = g.Wait()
+	logStop(ctx, started, metrics, volumes)
+	return err
 }
 
 // checkKubeletDir finds out that kubelet's directory is missing before a pool is made.

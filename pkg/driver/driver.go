@@ -21,6 +21,8 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/sweep"
 )
@@ -181,10 +183,15 @@ func (c Config) trim(ctx context.Context) {
 
 // sweep removes what was left behind. An error does not stop the plugin from serving.
 func (c Config) sweep(ctx context.Context, o sweep.Options) {
+	start := time.Now()
 	actions, err := c.Volumes.Sweep(ctx, o)
-	if err != nil && ctx.Err() == nil {
+	switch {
+	case errors.Is(err, pool.ErrUnusable): // a condition, which was logged when it began
+		logs.Warn("The sweep failed; the next one tries again", "err", err)
+	case err != nil && ctx.Err() == nil:
 		klog.ErrorS(err, "The sweep failed; the next one tries again")
 	}
+	klog.V(2).InfoS("Swept", "found", len(actions), "duration", time.Since(start))
 	for _, a := range actions {
 		c.Metrics.swept(a)
 	}

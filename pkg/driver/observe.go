@@ -5,8 +5,10 @@ package driver
 
 import (
 	"context"
+	"errors"
 	"path"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -17,12 +19,31 @@ import (
 	"google.golang.org/protobuf/proto"
 	"k8s.io/klog/v2"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/sweep"
 )
 
-// Metrics counts and times what the driver does.
+// This file writes one line of the log for each call, and counts and times it.
+//
+// How loud a line is depends on whose concern it is, and not on how the call ended:
+//
+//   - I for a call that did what was asked, or that failed because of what was asked: a bad
+//     attribute, a volume that is there or not there, too large, too many, or not yet. The one who
+//     asked reads why in an event of the pod or the claim.
+//   - W for a call that failed because of a condition. The condition itself was logged when it
+//     began, see package health.
+//   - E for a call that failed because of this plugin or its node.
+//
+// Kubelet repeats what failed. The same failure of the same volume is logged at most once a
+// minute, with how many were not: see [logs.Repeats].
+
+// Metrics counts, times and logs what the driver does.
 type Metrics struct {
+	served    atomic.Int64 // calls
+	repeats   logs.Repeats
 	calls     *prometheus.HistogramVec
 	templates *prometheus.CounterVec
 	sweeps    *prometheus.CounterVec
@@ -132,8 +153,11 @@ var quiet = map[string]bool{
 	"ControllerGetVolumeHealth": true, "ControllerListVolumeHealth": true,
 }
 
+// Served is the number of calls that were answered.
+func (m *Metrics) Served() int64 { return m.served.Load() }
+
 // intercept handles a call: it gives the error its status code, counts and times the call,
-// and logs one line.
+// and logs it.
 func (m *Metrics) intercept(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	method := path.Base(info.FullMethod)
 	d := &details{}
@@ -144,19 +168,75 @@ func (m *Metrics) intercept(ctx context.Context, req any, info *grpc.UnaryServer
 	start := time.Now()
 	resp, err := handler(context.WithValue(ctx, detailsKey{}, d), req)
 	took := time.Since(start)
-	err = toStatus(err)
 	c := code(err)
+	m.served.Add(1)
 	m.calls.WithLabelValues(method, c.String()).Observe(took.Seconds())
-	d.pairs = append(d.pairs, "duration", took, "code", c.String())
-	switch {
-	case err != nil:
-		klog.ErrorS(err, method, d.pairs...)
-	case quiet[method]:
-		klog.V(4).InfoS(method, d.pairs...)
-	default:
-		klog.InfoS(method, d.pairs...)
+	m.log(method, objectOf(method, req), err, append(d.pairs, "duration", took, "code", c.String()))
+	return resp, toStatus(err)
+}
+
+// log logs a call of a method on an object.
+func (m *Metrics) log(method, object string, err error, pairs []any) {
+	if err == nil {
+		if n := m.repeats.Succeeded(object); n > 0 {
+			pairs = append(pairs, "failedBefore", n)
+		}
+		if !quiet[method] || klog.V(4).Enabled() {
+			klog.InfoS(method, pairs...)
+		}
+		return
 	}
-	return resp, err
+	show, left := m.repeats.Failed(object, code(err).String())
+	if !show {
+		return
+	}
+	if left > 0 {
+		pairs = append(pairs, "notLogged", left)
+	}
+	switch concernOf(err) {
+	case plugins:
+		klog.ErrorS(err, method, pairs...)
+	case conditions:
+		logs.Warn(method, append([]any{"err", err}, pairs...)...)
+	default:
+		klog.InfoS(method, append([]any{"err", err}, pairs...)...)
+	}
+}
+
+// concern is whose concern a failed call is.
+type concern int
+
+const (
+	callers    concern = iota // what was asked for cannot be had, or not now
+	conditions                // something is wrong, and was logged when it began
+	plugins                   // something failed that should not
+)
+
+// concernOf returns whose concern an error is.
+func concernOf(err error) concern {
+	switch code(err) {
+	case codes.Internal, codes.Unknown, codes.DataLoss, codes.Unavailable:
+		return plugins
+	}
+	if errors.Is(err, pool.ErrUnusable) || errors.Is(err, template.ErrNoFormatter) || errors.Is(err, errUnhealthy) {
+		return conditions
+	}
+	return callers
+}
+
+// objectOf names what a call works on, to tell repetitions. An id that is too long to be one is
+// cut, which bounds the memory.
+func objectOf(method string, req any) string {
+	var id string
+	switch r := req.(type) {
+	case interface{ GetVolumeId() string }:
+		id = r.GetVolumeId()
+	case interface{ GetName() string }: // of a claim or snapshot that is to be made
+		id = r.GetName()
+	case interface{ GetSnapshotId() string }:
+		id = r.GetSnapshotId()
+	}
+	return method + " " + id[:min(len(id), 256)]
 }
 
 // sanitized prints a request without its secrets. It does the work only when it is printed.

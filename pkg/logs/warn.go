@@ -1,10 +1,10 @@
 // Copyright The csi-disktemplate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package logs writes the lines that klog has no function for: warnings with keys and values.
+// Package logs has what klog lacks: warnings with keys and values ([Warn]), which klog's InfoS and
+// ErrorS have and its Warning has not, and failures that repeat without flooding the log ([Repeats]).
 //
-// klog's InfoS and ErrorS have keys and values, and its Warning has not. Which severity and
-// which level a line gets is decided as Kubernetes does:
+// Which severity and which level a line gets is decided as Kubernetes does:
 //
 //   - E: the plugin or its node failed, and a person has to look at it.
 //   - W: something is not as it should be, and the plugin goes on; or a call failed because of a
@@ -15,7 +15,7 @@
 // itself though there is nothing to do, 4 for calls that change nothing and for failures that
 // repeat, and 5 for requests.
 //
-// Source: "Logging Conventions" in the Kubernetes contributors' documentation (sig-instrumentation/logging.md).
+// Source: "Logging Conventions" of kubernetes/community, contributors/devel/sig-instrumentation/logging.md.
 package logs
 
 import (

@@ -14,6 +14,7 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 )
 
@@ -21,9 +22,7 @@ import (
 func (s *Store) join(ctx context.Context, key string, spec diskfs.Spec) error {
 	done := s.builds.DoChan(key, func() (any, error) {
 		err := s.build(key, spec)
-		if err != nil { // logged here, since the callers may have given up
-			klog.ErrorS(err, "Building a template failed", "template", key)
-		}
+		s.logFailed(key, err)
 		return nil, err
 	})
 	soon, cancel := patient(ctx)
@@ -38,6 +37,31 @@ func (s *Store) join(ctx context.Context, key string, spec diskfs.Spec) error {
 		return fmt.Errorf("%w (%w)", err, context.Cause(ctx))
 	}
 	return err
+}
+
+// logFailed logs a build that failed, since its callers may have given up.
+func (s *Store) logFailed(key string, err error) {
+	if err == nil {
+		s.repeats.Succeeded(key)
+		return
+	}
+	if errors.Is(err, ErrTooMany) {
+		return // the callers are told at once
+	}
+	show, left := s.repeats.Failed(key, "build")
+	pairs := []any{"template", key}
+	if left > 0 {
+		pairs = append(pairs, "notLogged", left)
+	}
+	switch {
+	case !show:
+	case s.ctx.Err() != nil:
+		klog.InfoS("Stopped building a template, since the plugin stops", pairs...)
+	case errors.Is(err, pool.ErrFull), errors.Is(err, ErrNoFormatter), errors.Is(err, ErrBuilding), errors.Is(err, ErrChanged):
+		logs.Warn("Building a template failed", append([]any{"err", err}, pairs...)...)
+	default:
+		klog.ErrorS(err, "Building a template failed", pairs...)
+	}
 }
 
 // build makes the template of key, unless another process has made it by the time that this

@@ -18,6 +18,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 )
 
@@ -82,6 +83,8 @@ type Store struct {
 	slots  chan struct{} // contains one element for each build under way
 	pace   pace
 	queue  queue
+
+	repeats logs.Repeats // of builds that fail
 
 	trimming sync.Mutex // held while trim removes templates
 

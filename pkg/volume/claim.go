@@ -10,6 +10,7 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
@@ -99,7 +100,7 @@ func (m *Manager) existing(r ClaimRequest) (have image.Record, exists bool, err 
 	if !torn || m.root.CheckUnused(img) != nil {
 		return img.Record, true, nil
 	}
-	klog.InfoS("A power cut took the content of a volume; making it again", "volume", r.ID())
+	logs.Warn("A power cut took the content of a volume; making it again", "volume", r.ID())
 	return have, false, m.images.Remove(r.ID())
 }
 

@@ -11,13 +11,12 @@ import (
 	"syscall"
 	"time"
 
-	"k8s.io/klog/v2"
-
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/device"
@@ -83,14 +82,14 @@ func (g growth) unmounted(ctx context.Context, img *image.Image) (*image.Image, 
 		return nil, err
 	}
 	if err != nil || g.tool == nil {
-		klog.InfoS("A filesystem cannot grow here while it is mounted, and stays smaller than its volume", "volume", img.ID(), "reason", err)
+		logs.Warn("A filesystem cannot grow here while it is mounted, and stays smaller than its volume", "volume", img.ID(), "reason", err)
 		return g.images.Open(img.ID())
 	}
 	_, err = outlive(ctx, g.work, "growing the filesystem of volume "+img.ID(), func(ctx context.Context) (struct{}, error) {
 		return struct{}{}, g.onCopy(ctx, img.ID())
 	})
 	if errors.Is(err, pool.ErrFull) {
-		klog.ErrorS(err, "A filesystem stays smaller than its volume", "volume", img.ID())
+		logs.Warn("A filesystem stays smaller than its volume", "err", err, "volume", img.ID())
 		err = nil
 	}
 	if err != nil {

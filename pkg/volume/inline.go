@@ -10,9 +10,8 @@ import (
 	"slices"
 	"strings"
 
-	"k8s.io/klog/v2"
-
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/device"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
@@ -197,7 +196,7 @@ func (m *Manager) resume(r InlineRequest, at place.Spot) (_ *image.Image, err er
 	if !torn {
 		return img, nil
 	}
-	klog.InfoS("A power cut took the content of a volume; making it again", "volume", r.ID)
+	logs.Warn("A power cut took the content of a volume; making it again", "volume", r.ID)
 	if err := m.removeInline(r.ID); err != nil {
 		return nil, err
 	}

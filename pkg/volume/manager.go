@@ -118,6 +118,9 @@ func (m *Manager) Sweep(ctx context.Context, o sweep.Options) ([]sweep.Action, e
 	return m.sweeper.Sweep(ctx, o)
 }
 
+// Mounted counts the volumes that are mounted somewhere on the node.
+func (m *Manager) Mounted() (int, error) { return m.sweeper.Mounted() }
+
 // background is work that outlives the call that asked for it, until Close.
 type background struct {
 	ctx    context.Context

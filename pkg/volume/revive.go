@@ -11,10 +11,9 @@ import (
 	"slices"
 	"strings"
 
-	"k8s.io/klog/v2"
-
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
@@ -67,7 +66,7 @@ func (m *Manager) reviveStaged(ctx context.Context, img *image.Image, rel string
 	if len(users) > 0 {
 		return stillMounted(why, users)
 	}
-	klog.InfoS("A staged filesystem gave up, and no pod has it: mounting it anew", "volume", img.ID(), "reason", why.Code)
+	logs.Warn("A staged filesystem gave up, and no pod has it: mounting it anew", "volume", img.ID(), "reason", why.Code)
 	if _, err := m.root.Clear(img, rel); err != nil {
 		return fmt.Errorf("%w: %s, and it cannot be unmounted to mount it anew: %w", errdefs.ErrState, why.Text, err)
 	}

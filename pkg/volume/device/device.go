@@ -21,6 +21,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
@@ -193,7 +194,7 @@ func LetGo(v place.Owner, index int) {
 		held, err = place.Backs(index, v)
 	}
 	if err == nil && held {
-		klog.InfoS("Something still holds an unmounted volume, for example a copy of its mount in another mount namespace; its space is freed when that ends",
+		logs.Warn("Something still holds an unmounted volume, for example a copy of its mount in another mount namespace; its space is freed when that ends",
 			"volume", v.ID(), "loopDevice", index)
 		return
 	}

@@ -9,11 +9,10 @@ import (
 	"os"
 	"syscall"
 
-	"k8s.io/klog/v2"
-
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 )
 
 // Provisioning says how a volume gets its space. Everything that differs between thin and
@@ -154,7 +153,7 @@ func (s *Store) Refill(img *Image) {
 		return
 	}
 	if err := s.pool.Reserve(img.File, img.Record.Spec.Size); err != nil {
-		klog.ErrorS(err, "A thick volume has lost space that cannot be reserved again", "volume", img.ID())
+		logs.Warn("A thick volume has lost space that cannot be reserved again", "err", err, "volume", img.ID())
 	}
 }
 

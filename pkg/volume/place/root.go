@@ -12,9 +12,9 @@ import (
 	"syscall"
 
 	"github.com/moby/sys/mountinfo"
-	"k8s.io/klog/v2"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
@@ -191,7 +191,7 @@ func (r *Root) remove(rel string, mode image.Mode) error {
 // Clean removes a target that is no longer used. One that stays behind does no harm.
 func (r *Root) Clean(rel string, mode image.Mode) {
 	if err := r.remove(rel, mode); err != nil && !errors.Is(err, os.ErrNotExist) {
-		klog.ErrorS(err, "Cannot remove a target path; it stays behind", "path", r.Path(rel))
+		logs.Warn("Cannot remove a target path; it stays behind", "err", err, "path", r.Path(rel))
 	}
 }
 

@@ -55,6 +55,32 @@ func (s *Sweeper) find(first bool) (finds, error) {
 	return f, nil
 }
 
+// Mounted counts the volumes that are mounted somewhere on the node.
+func (s *Sweeper) Mounted() (int, error) {
+	if err := s.Pool.Check(); err != nil { // volumes are found by their paths
+		return 0, err
+	}
+	loops, err := s.findLoops()
+	if err != nil {
+		return 0, err
+	}
+	table, err := place.ReadTable()
+	if err != nil {
+		return 0, err
+	}
+	var f finds
+	if err := s.findVolumes(&f, loops, table); err != nil {
+		return 0, err
+	}
+	n := 0
+	for _, v := range f.volumes {
+		if len(v.places) > 0 {
+			n++
+		}
+	}
+	return n, nil
+}
+
 func (s *Sweeper) templatesDir() string { return filepath.Dir(s.Pool.Template("x")) }
 
 // findVolumes looks at all volumes, and removes their devices from loops.
