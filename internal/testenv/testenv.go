@@ -110,9 +110,25 @@ var (
 // Mount makes a filesystem of the given size on a loop device, mounts it, and
 // returns its path. After the test it is unmounted. The test must leave nothing mounted
 // below it.
+//
+// A btrfs has all of its space from the start, as a disk has: a pool on a btrfs in a sparse file
+// takes no thick volumes. A very large one is sparse all the same.
 func (k Kind) Mount(t testing.TB, size int64) string {
 	t.Helper()
+	if k.Name == Btrfs.Name && size <= 8<<30 {
+		return mount(t, Full(t, size, k.mkfs...), "loop,nodiscard")
+	}
 	return Mount(t, size, k.mkfs...)
+}
+
+// Full is [Image] for a file that has all of its space.
+func Full(t testing.TB, size int64, mkfs ...string) string {
+	t.Helper()
+	image := Image(t, size)
+	Run(t, "fallocate", "--length", fmt.Sprint(size), image)
+	// mkfs discards the whole device by default.
+	Run(t, mkfs[0], append(slices.Clone(mkfs[1:]), "--nodiscard", image)...)
+	return image
 }
 
 // Pool is [Kind.Mount] with a size that suits most tests.
@@ -147,13 +163,17 @@ func (k Kind) Format(t testing.TB, path string, size int64) {
 // Mount makes an [Image], mounts it, and returns its path.
 func Mount(t testing.TB, size int64, mkfs ...string) string {
 	t.Helper()
+	return mount(t, Image(t, size, mkfs...), "loop")
+}
+
+func mount(t testing.TB, image, options string) string {
+	t.Helper()
 	Root(t)
-	image := Image(t, size, mkfs...)
 	at := filepath.Join(filepath.Dir(image), "fs")
 	if err := os.Mkdir(at, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	Run(t, "mount", "-o", "loop", image, at)
+	Run(t, "mount", "-o", options, image, at)
 	t.Cleanup(func() { Unmount(t, at) })
 	return at
 }

@@ -34,11 +34,11 @@ func capacity(p *plugin) {
 		return r
 	}
 	all := ask(&csi.GetCapacityRequest{})
-	if a := all.GetAvailableCapacity(); a < 14<<30 || a > 16<<30 || all.GetMaximumVolumeSize().GetValue() != a || all.GetMinimumVolumeSize().GetValue() != 9*mib {
-		t.Errorf("of 16 GiB: %v", all)
+	if a := all.GetAvailableCapacity(); a < 6<<30 || a > 8<<30 || all.GetMaximumVolumeSize().GetValue() != a || all.GetMinimumVolumeSize().GetValue() != 9*mib {
+		t.Errorf("of 8 GiB: %v", all)
 	}
 	here := &csi.Topology{Segments: map[string]string{TopologyKey: "node-of-test"}}
-	if r := ask(&csi.GetCapacityRequest{AccessibleTopology: here, Parameters: map[string]string{paramProvisioning: "thick"}}); r.GetAvailableCapacity() < 14<<30 {
+	if r := ask(&csi.GetCapacityRequest{AccessibleTopology: here, Parameters: map[string]string{paramProvisioning: "thick"}}); r.GetAvailableCapacity() < 6<<30 {
 		t.Errorf("here, thick: %v", r)
 	}
 	if r := ask(&csi.GetCapacityRequest{AccessibleTopology: &csi.Topology{Segments: map[string]string{TopologyKey: "other"}}}); r.GetAvailableCapacity() != 0 || r.GetMaximumVolumeSize().GetValue() != 0 {
@@ -48,18 +48,18 @@ func capacity(p *plugin) {
 		t.Errorf("xfs: %v", r)
 	}
 	// The provisioner asks without capabilities. It used to send some without an access mode.
-	if r := ask(&csi.GetCapacityRequest{Parameters: map[string]string{paramFormat: "xfs", paramLabel: "x"}}); r.GetAvailableCapacity() < 14<<30 || r.GetMinimumVolumeSize().GetValue() != 300*mib {
+	if r := ask(&csi.GetCapacityRequest{Parameters: map[string]string{paramFormat: "xfs", paramLabel: "x"}}); r.GetAvailableCapacity() < 6<<30 || r.GetMinimumVolumeSize().GetValue() != 300*mib {
 		t.Errorf("formatted disks: %v", r)
 	}
 	old := mounted("")
 	old.AccessMode = nil
 	for _, params := range []map[string]string{nil, {paramFormat: "ext4"}} {
-		if r := ask(&csi.GetCapacityRequest{VolumeCapabilities: []*csi.VolumeCapability{old}, Parameters: params}); r.GetAvailableCapacity() < 14<<30 {
+		if r := ask(&csi.GetCapacityRequest{VolumeCapabilities: []*csi.VolumeCapability{old}, Parameters: params}); r.GetAvailableCapacity() < 6<<30 {
 			t.Errorf("without an access mode, %v: %v", params, r)
 		}
 	}
 	// A wrong class must reach CreateVolume, which says what is wrong: the scheduler must see space.
-	if r := ask(&csi.GetCapacityRequest{AccessibleTopology: here, Parameters: map[string]string{"siez": "1"}}); r.GetAvailableCapacity() < 14<<30 {
+	if r := ask(&csi.GetCapacityRequest{AccessibleTopology: here, Parameters: map[string]string{"siez": "1"}}); r.GetAvailableCapacity() < 6<<30 {
 		t.Errorf("of a bad class: %v", r)
 	}
 

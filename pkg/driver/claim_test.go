@@ -63,13 +63,16 @@ func (p *plugin) mustCreate(req *csi.CreateVolumeRequest) *claimed {
 func TestManyClaims(t *testing.T) {
 	for _, kind := range testenv.PoolKinds {
 		t.Run(kind.Name, func(t *testing.T) {
-			p := newNode(t, kind, 128<<30).start("-v", "2")
+			p := newNode(t, kind, 8<<30).start("-v", "2", "--overcommit", "10")
 			requests := []*csi.CreateVolumeRequest{
 				create(mounted("ext4")), create(mounted("xfs")), create(mounted("btrfs")), create(device()),
 				create(mounted("ext4"), paramPublishAs, "diskImage"), create(device(), paramProvisioning, "thick"),
 			}
 			for _, r := range requests { // templates first, which take a VM: the test is not about those
 				r.Name, r.CapacityRange = "warm", &csi.CapacityRange{RequiredBytes: 300 * mib}
+				if r.Parameters[paramProvisioning] == "thick" { // these take their space
+					r.CapacityRange.RequiredBytes = 32 * mib
+				}
 				if err := p.end(p.mustCreate(r)); err != nil {
 					t.Fatal(err)
 				}
@@ -142,7 +145,7 @@ func inParallel(n int, f func(i int)) {
 func TestClaims(t *testing.T) {
 	for _, kind := range testenv.PoolKinds {
 		t.Run(kind.Name, func(t *testing.T) {
-			n := newNode(t, kind, 16<<30)
+			n := newNode(t, kind, 8<<30)
 			p := n.start()
 			for _, test := range []struct {
 				name string

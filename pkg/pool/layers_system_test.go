@@ -254,6 +254,23 @@ func TestCannotReserve(t *testing.T) {
 	f.Close()
 	p.Close()
 
+	// btrfs in a sparse file.
+	sparse := testenv.Mount(t, 400<<20, "mkfs.btrfs", "-q")
+	onBtrfs := mustOpen(t, Config{Dir: filepath.Join(sparse, "pool")})
+	refused := func(step string) {
+		t.Helper()
+		if err := onBtrfs.CanReserve(); !errors.Is(err, ErrFull) || !strings.Contains(err.Error(), "nodiscard") {
+			t.Errorf("on a btrfs in a file, %s: %v", step, err)
+		}
+	}
+	refused("sparse")
+	testenv.Run(t, "fallocate", "--length", "400M", filepath.Join(filepath.Dir(sparse), "image"))
+	refused("which discards")
+	testenv.Run(t, "mount", "-o", "remount,nodiscard", sparse)
+	if err := onBtrfs.CanReserve(); err != nil {
+		t.Errorf("on a btrfs with all of its space: %v", err)
+	}
+
 	// Its file is hidden by another mount.
 	testenv.Run(t, "mount", "--bind", testenv.Dir(t), filepath.Join(host, "pool", loopbackMount))
 	testenv.Run(t, "umount", filepath.Join(host, "pool", loopbackMount))

@@ -8,9 +8,12 @@ import (
 	"fmt"
 	"iter"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fiemap"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
 )
 
@@ -19,7 +22,8 @@ import (
 // this takes some microseconds for each of its extents.
 //
 // The physical offsets of an image's extents are offsets in the file behind the pool's loop
-// device. Only btrfs has addresses of its own: below a btrfs the whole file gets its space.
+// device. btrfs has addresses of its own, so below a btrfs the whole file must have space: see
+// [Pool.CanReserve].
 //
 // If a layer has no space left, or cannot reserve any, Reserve returns [ErrFull].
 func (p *Pool) Reserve(image *os.File, bytes int64) error {
@@ -56,6 +60,7 @@ func (p *Pool) CanReserve() error {
 	if d := p.layers.hidden; d != "" {
 		return fmt.Errorf("%w for thick volumes: the pool is on %s, a file that the plugin cannot open; show it that file at the same path, or use provisioning: thin", ErrFull, d)
 	}
+	at := p.dir
 	for _, file := range p.layers.files {
 		copies, err := copiesOnWrite(file)
 		if err != nil {
@@ -65,8 +70,36 @@ func (p *Pool) CanReserve() error {
 			return fmt.Errorf("%w for thick volumes: the pool is in %s on btrfs, where each write takes new space; replace it by a copy that was made with chattr +C, or use provisioning: thin",
 				ErrFull, file.Name())
 		}
+		wants, err := wantsSpace(at, file)
+		if err != nil {
+			return err
+		}
+		if wants {
+			return fmt.Errorf("%w for thick volumes: the pool is a btrfs in the sparse file %s, and btrfs writes its metadata to new places, which may have no space there; run `fallocate -l $(stat -c %%s %[2]s) %[2]s` and mount it with the option nodiscard, or use provisioning: thin",
+				ErrFull, file.Name())
+		}
+		at = file
 	}
 	return nil
+}
+
+// wantsSpace reports whether the filesystem that f is on may want space of the file that holds
+// it for each write, whatever it has reserved. xfs and ext4 repeat later what they could not
+// write of their metadata. A btrfs becomes read-only.
+func wantsSpace(f, file *os.File) (bool, error) {
+	st, err := fsctl.StatusOf(f)
+	if err != nil || st.Type != fsctl.Btrfs {
+		return false, err
+	}
+	length, allocated, err := measure(file)
+	if err != nil || allocated < length {
+		return true, err
+	}
+	on, err := mount.Holding(f)
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(strings.Split(on.VFSOptions, ","), func(option string) bool { return strings.HasPrefix(option, "discard") }), nil
 }
 
 // copiesOnWrite reports whether writing to a file takes new space although it has its space.
