@@ -38,6 +38,7 @@ func broken(t *testing.T, tamper func(*recipe), damage func(*vm)) (*vm, *os.File
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(v.close)
 	if damage != nil {
 		damage(v)
 	}
@@ -121,21 +122,25 @@ func TestFailureLittleMemory(t *testing.T) {
 func TestFailureKernelImages(t *testing.T) {
 	for _, c := range []struct {
 		name, word string
-		content    func(r *recipe, whole []byte) []byte
+		content    func(vmlinuz, vmlinux []byte) []byte
 	}{
-		{"empty vmlinux", "QEMU ended with an error", func(*recipe, []byte) []byte { return nil }},
-		{"truncated vmlinux", "QEMU ended with an error", func(_ *recipe, b []byte) []byte { return b[:len(b)/2] }},
-		{"truncated bzImage", "crashed", func(r *recipe, _ []byte) []byte { return r.kernel.image[:len(r.kernel.image)/2] }},
+		{"empty vmlinux", "QEMU ended with an error", func(_, _ []byte) []byte { return nil }},
+		{"truncated vmlinux", "QEMU ended with an error", func(_, b []byte) []byte { return b[:len(b)/2] }},
+		{"truncated bzImage", "crashed", func(b, _ []byte) []byte { return b[:len(b)/2] }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var r *recipe
 			v, f := broken(t, func(rr *recipe) { r = rr }, func(v *vm) { v.timeout = 20 * time.Second })
-			whole, err := os.ReadFile(v.kernel.path)
+			vmlinuz, err := os.ReadFile(r.kernel.path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			vmlinux, err := os.ReadFile(v.kernel.path)
 			if err != nil {
 				t.Fatal(err)
 			}
 			v.kernel.path = filepath.Join(testenv.Dir(t), "kernel")
-			if err := os.WriteFile(v.kernel.path, c.content(r, whole), 0o444); err != nil {
+			if err := os.WriteFile(v.kernel.path, c.content(vmlinuz, vmlinux), 0o444); err != nil {
 				t.Fatal(err)
 			}
 			o := mustFail(t, v, f, c.word)
@@ -161,7 +166,13 @@ func TestFailureHang(t *testing.T) {
 
 func TestFailureTruncatedInitramfs(t *testing.T) {
 	v, f := broken(t, nil, func(v *vm) {
-		v.initrd = v.initrd[:len(v.initrd)-len(guest.Marker)-300]
+		fi, err := v.initrd.Stat()
+		if err == nil {
+			err = v.initrd.Truncate(fi.Size() - int64(len(guest.Marker)) - 300)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 		v.timeout = 20 * time.Second
 	})
 	mustFail(t, v, f, "powered off without its verdict", "the initramfs is truncated")

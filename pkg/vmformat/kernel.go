@@ -4,8 +4,6 @@
 package vmformat
 
 import (
-	"bytes"
-	"compress/gzip"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -13,12 +11,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 
-	"github.com/klauspost/compress/zstd"
-	"github.com/therootcompany/xz"
-
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/memfile"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 )
 
@@ -32,8 +29,8 @@ type kernel struct {
 	modules string // its module directory
 
 	// From readKernel only.
-	image  []byte // content of path
-	digest string // SHA-256 of image
+	digest string // SHA-256 of its content
+	ready  bool   // QEMU boots it as it is
 	form   kernelForm
 }
 
@@ -98,13 +95,18 @@ func (f *Formatter) readKernel(m machine) (kernel, error) {
 	if err != nil {
 		return kernel{}, err
 	}
-	if k.image, err = os.ReadFile(k.path); err != nil {
+	image, err := os.Open(k.path)
+	if err != nil {
+		return kernel{}, missing("give another --kernel", "%w", err)
+	}
+	defer image.Close()
+	var size int64
+	if k.digest, size, err = digest(image); err != nil {
 		return kernel{}, missing("give another --kernel", "%w", err)
 	}
 	k.form = m.kernel
-	sum := sha256.Sum256(k.image)
-	k.digest = hex.EncodeToString(sum[:])
-	if k.version, err = k.form.version(k.image); err != nil {
+	k.ready = k.form.ready(image)
+	if k.version, err = k.form.version(io.NewSectionReader(image, 0, size)); err != nil {
 		return kernel{}, missing("give a vmlinuz or vmlinux", "%s: %w", k.path, err)
 	}
 	if k.modules == "" {
@@ -113,10 +115,17 @@ func (f *Formatter) readKernel(m machine) (kernel, error) {
 	return k, nil
 }
 
-// bootable is a kernel as QEMU boots it: a file of this machine, or the content alone.
+// digest returns the SHA-256 of what is left to read, in hex, and its length in bytes.
+func digest(r io.Reader) (string, int64, error) {
+	h := sha256.New()
+	n, err := io.Copy(h, r)
+	return hex.EncodeToString(h.Sum(nil)), n, err
+}
+
+// bootable is a kernel as QEMU boots it: a file of this machine, or one in memory.
 type bootable struct {
-	path    string // "" if it is in no file
-	content []byte // only without a path
+	path   string   // "" if it is in memory
+	memory *os.File // only without a path: a memfile, whose offset is 0
 }
 
 // unpacked returns the kernel that QEMU boots. It is unpacked once and kept in dir, under a
@@ -126,84 +135,138 @@ type bootable struct {
 // nowhere, or on a filesystem that is read-only, full, or has no unnamed files. There, and
 // with dir "", the kernel is unpacked in memory each time.
 func (k kernel) unpacked(dir string) (bootable, error) {
-	if k.form.ready(k.image) {
+	if k.ready {
 		return bootable{path: k.path}, nil
 	}
-	if dir == "" {
-		code, err := k.unpack()
-		return bootable{content: code}, err
-	}
-	prefix := filepath.Join(dir, "vmlinux-"+k.digest[:16]+"-")
-	kept, _ := os.ReadDir(dir) // if it is unreadable, nothing is kept there
-	for _, entry := range kept {
-		name := filepath.Join(dir, entry.Name())
-		if !strings.HasPrefix(name, prefix) {
-			continue
-		}
-		if b, err := os.ReadFile(name); err == nil && name == prefix+shortDigest(b) {
+	if dir != "" {
+		if name := k.kept(dir); name != "" {
 			return bootable{path: name}, nil
 		}
-		os.Remove(name)
+		if name, err := k.keep(dir); err == nil {
+			return bootable{path: name}, nil
+		}
 	}
-	code, err := k.unpack()
+	return k.inMemory()
+}
+
+// inMemory unpacks the kernel to a memfile. If that cannot be done, QEMU boots the image.
+func (k kernel) inMemory() (bootable, error) {
+	f, err := memfile.New("vmlinux")
 	if err != nil {
 		return bootable{}, err
 	}
-	name := prefix + shortDigest(code)
-	if keep(name, code) != nil {
-		return bootable{content: code}, nil
+	_, err = k.unpack(f)
+	if err == nil {
+		_, err = f.Seek(0, io.SeekStart)
 	}
-	return bootable{path: name}, nil
+	if err == nil {
+		return bootable{memory: f}, nil
+	}
+	f.Close()
+	remedy := "reinstall it or give another --kernel"
+	switch {
+	case errors.Is(err, errBootAsIs):
+		return bootable{path: k.path}, nil
+	case errors.Is(err, errReplaced):
+		remedy = "try again"
+	}
+	return bootable{}, missing(remedy, "unpacking %s: %w", k.path, err)
 }
 
-func (k kernel) unpack() ([]byte, error) {
-	code, err := k.form.unpack(k.image)
+// prefix is what the names of all kernels in dir begin with that were unpacked from k.
+func (k kernel) prefix(dir string) string {
+	return filepath.Join(dir, "vmlinux-"+k.digest[:16]+"-")
+}
+
+// kept returns the name of the kernel that was kept in dir, or "". It removes damaged ones.
+func (k kernel) kept(dir string) string {
+	entries, _ := os.ReadDir(dir) // if it is unreadable, nothing is kept there
+	for _, entry := range entries {
+		name := filepath.Join(dir, entry.Name())
+		sum, ours := strings.CutPrefix(name, k.prefix(dir))
+		if !ours {
+			continue
+		}
+		if is, err := fileDigest(name); err == nil && sum == is[:16] {
+			return name
+		}
+		os.Remove(name)
+	}
+	return ""
+}
+
+func fileDigest(name string) (string, error) {
+	f, err := os.Open(name)
 	if err != nil {
-		return nil, missing("reinstall it or give another --kernel", "unpacking %s: %w", k.path, err)
+		return "", err
 	}
-	return code, nil
+	defer f.Close()
+	sum, _, err := digest(f)
+	return sum, err
 }
 
-// keep makes a file with this content. A file of that name is left alone: two formats may
-// unpack the same kernel at once.
-func keep(name string, content []byte) error {
-	dir := filepath.Dir(name)
+// keep unpacks the kernel to a file in dir, and returns its name. A file of that name is left
+// alone: two formats may unpack the same kernel at once.
+func (k kernel) keep(dir string) (string, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
+		return "", err
 	}
 	f, err := tmpfile.Create(dir, 0o444)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer f.Close()
-	if _, err := f.Write(content); err != nil {
-		return err
+	sum, err := k.unpack(f)
+	if err != nil {
+		return "", err
 	}
 	// Another user's QEMU reads the file, whatever umask root has.
 	if err := errors.Join(f.Chmod(0o444), f.Sync()); err != nil {
-		return err
+		return "", err
 	}
-	if err := tmpfile.Link(f, name); !errors.Is(err, os.ErrExist) {
-		return err
+	name := k.prefix(dir) + sum[:16]
+	if err := tmpfile.Link(f, name); err != nil && !errors.Is(err, os.ErrExist) {
+		return "", err
 	}
-	return nil
+	return name, nil
 }
 
-func shortDigest(b []byte) string {
-	sum := sha256.Sum256(b)
-	return hex.EncodeToString(sum[:8])
+// errReplaced means that a kernel's image has not the content any more that it had.
+var errReplaced = errors.New("it was replaced meanwhile")
+
+// unpack writes the kernel inside the image to an empty file, and returns its digest. What is
+// read has to have the digest that is known: it decides the fingerprint. The error is
+// [errBootAsIs] or [errReplaced], or says how the image is damaged.
+func (k kernel) unpack(to *os.File) (string, error) {
+	image, err := os.Open(k.path)
+	if err != nil {
+		return "", err
+	}
+	defer image.Close()
+	// The window of a decompressor can be as large as the kernel, and is not needed again. The
+	// runtime would keep it for minutes.
+	defer debug.FreeOSMemory()
+	read, written := sha256.New(), sha256.New()
+	from := io.TeeReader(image, read)
+	if err := k.form.unpack(io.MultiWriter(to, written), from); err != nil {
+		return "", err
+	}
+	if _, err := io.Copy(io.Discard, from); err != nil {
+		return "", err
+	}
+	if hex.EncodeToString(read.Sum(nil)) != k.digest {
+		return "", errReplaced
+	}
+	if !k.form.ready(to) {
+		return "", errors.New("it contains no ELF kernel")
+	}
+	return hex.EncodeToString(written.Sum(nil)), nil
 }
 
-// module is an unpacked kernel module.
-type module struct {
-	name    string
-	content []byte
-}
-
-// load returns the named modules and all they depend on, dependencies first. It leaves out
-// modules that the kernel has built in.
-func (k kernel) load(names []string) ([]module, error) {
-	hint := fmt.Sprintf("install the modules of kernel %s or give another --kernel", k.version)
+// load returns the files of the named modules and of all they depend on, dependencies first. It
+// leaves out modules that the kernel has built in.
+func (k kernel) load(names []string) ([]string, error) {
+	hint := k.modulesHint()
 	builtin, err := os.ReadFile(filepath.Join(k.modules, "modules.builtin"))
 	if err != nil {
 		return nil, missing(hint, "%w", err)
@@ -216,15 +279,14 @@ func (k kernel) load(names []string) ([]module, error) {
 	if err != nil {
 		return nil, missing(hint, "kernel %s: %w", k.version, err)
 	}
-	var modules []module
-	for _, p := range paths {
-		content, err := readModule(filepath.Join(k.modules, p))
-		if err != nil {
-			return nil, missing(hint, "%w", err)
-		}
-		modules = append(modules, module{name: moduleName(p), content: content})
+	for i, p := range paths {
+		paths[i] = filepath.Join(k.modules, p)
 	}
-	return modules, nil
+	return paths, nil
+}
+
+func (k kernel) modulesHint() string {
+	return fmt.Sprintf("install the modules of kernel %s or give another --kernel", k.version)
 }
 
 // resolveModules returns the modules' paths in the order of loading, from the content of
@@ -266,35 +328,25 @@ func moduleName(p string) string {
 	return strings.ReplaceAll(name, "-", "_")
 }
 
-// readModule reads a module and decompresses it. Distributions compress modules in
-// different ways, and the guest's loader takes none of them.
-func readModule(name string) ([]byte, error) {
-	b, err := os.ReadFile(name)
+// openModule opens a module, decompressed. Distributions compress modules in different ways, and
+// the guest's loader takes none of them.
+func openModule(name string) (*os.File, error) {
+	f, err := os.Open(name)
+	if err != nil || filepath.Ext(name) == ".ko" {
+		return f, err
+	}
+	defer f.Close()
+	i := slices.IndexFunc(compressions, func(c compression) bool { return c.suffix != "" && c.suffix == filepath.Ext(name) })
+	if i < 0 {
+		return nil, fmt.Errorf("%s: its compression is unknown: .ko, .ko.xz, .ko.gz and .ko.zst can be read", name)
+	}
+	module, err := memfile.New("module")
 	if err != nil {
 		return nil, err
 	}
-	var r io.Reader
-	switch filepath.Ext(name) {
-	case ".ko":
-		return b, nil
-	case ".xz":
-		r, err = xz.NewReader(bytes.NewReader(b), 0)
-	case ".gz":
-		r, err = gzip.NewReader(bytes.NewReader(b))
-	case ".zst":
-		var z *zstd.Decoder
-		if z, err = zstd.NewReader(bytes.NewReader(b)); err == nil {
-			defer z.Close()
-			r = z
-		}
-	default:
-		return nil, fmt.Errorf("%s: its compression is unknown: .ko, .ko.xz, .ko.gz and .ko.zst can be read", name)
-	}
-	if err != nil {
+	if _, err := compressions[i].decompress(module, f); err != nil {
+		module.Close()
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	if b, err = io.ReadAll(r); err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	return b, nil
+	return module, nil
 }

@@ -4,10 +4,9 @@
 package vmformat
 
 import (
-	"bytes"
 	"debug/elf"
-	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"regexp"
@@ -46,9 +45,9 @@ type accelerator struct {
 
 // kernelForm is the form of an installed kernel, and the way to the one that QEMU boots.
 type kernelForm struct {
-	ready   func(image []byte) bool            // reports whether QEMU boots the image as it is
-	unpack  func(image []byte) ([]byte, error) // returns the kernel inside any other image
-	version func(image []byte) (string, error) // returns what uname -r will print
+	ready   func(image io.ReaderAt) bool                  // reports whether QEMU boots the image as it is
+	unpack  func(w io.Writer, image io.Reader) error      // writes the kernel inside any other image, or returns errBootAsIs
+	version func(image *io.SectionReader) (string, error) // returns what uname -r will print
 }
 
 // machines has the known machines by architecture, as Go names it.
@@ -108,28 +107,24 @@ func hostKHz() int {
 // bzImage is the form of x86. QEMU boots the ELF file inside half a second to a second
 // sooner than the bzImage around it.
 var bzImage = kernelForm{
-	ready: isELF,
-	unpack: func(image []byte) ([]byte, error) {
-		var bz bzimage.BzImage
-		err := bz.UnmarshalBinary(image)
-		return bz.KernelCode, err
-	},
+	ready:   isELF,
+	unpack:  unpackBzImage,
 	version: bzImageVersion,
 }
 
-func isELF(image []byte) bool { return bytes.HasPrefix(image, []byte(elf.ELFMAG)) }
+func isELF(image io.ReaderAt) bool {
+	var b [len(elf.ELFMAG)]byte
+	_, err := image.ReadAt(b[:], 0)
+	return err == nil && string(b[:]) == elf.ELFMAG
+}
 
 // bzImageVersion reads the release from a bzImage's header, or from the banner inside a
 // vmlinux.
-func bzImageVersion(image []byte) (string, error) {
+func bzImageVersion(image *io.SectionReader) (string, error) {
 	if isELF(image) {
-		_, rest, found := bytes.Cut(image, []byte("Linux version "))
-		if version, _, ok := bytes.Cut(rest[:min(len(rest), 256)], []byte(" ")); found && ok {
-			return string(version), nil
-		}
-		return "", errors.New("it is an ELF file without a Linux banner")
+		return bannerVersion(image)
 	}
-	desc, err := bzimage.KVer(bytes.NewReader(image))
+	desc, err := bzimage.KVer(image)
 	if err != nil {
 		return "", fmt.Errorf("it is neither a bzImage nor an ELF kernel (%w)", err)
 	}

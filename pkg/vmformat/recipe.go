@@ -4,11 +4,12 @@
 package vmformat
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"maps"
 	"os"
@@ -24,7 +25,8 @@ import (
 )
 
 // recipe is everything that decides the bytes of a template, as data: the kernel, the files
-// beside it, and the job. The machine is the one that they are for.
+// beside it, and the job. The machine is the one that they are for. The files' content is tens
+// of MiB: it is read when it is packed or hashed, and never kept.
 type recipe struct {
 	machine machine
 	kernel  kernel
@@ -33,8 +35,8 @@ type recipe struct {
 }
 
 type file struct {
-	mode    uint64
-	content []byte
+	mode uint64
+	open func() (*os.File, error)
 }
 
 const modulesDir = "/modules/"
@@ -72,9 +74,15 @@ func (f *Formatter) gather(spec diskfs.Spec) (*recipe, error) {
 		return nil, err
 	}
 	var order []string
-	for _, m := range modules {
-		at := modulesDir + m.name + ".ko"
-		r.files[at] = file{mode: cpio.S_IFREG | 0o444, content: m.content}
+	for _, name := range modules {
+		at := modulesDir + moduleName(name) + ".ko"
+		r.files[at] = file{mode: cpio.S_IFREG | 0o444, open: func() (*os.File, error) {
+			f, err := openModule(name)
+			if err != nil {
+				return nil, missing(k.modulesHint(), "%w", err)
+			}
+			return f, nil
+		}}
 		order = append(order, at)
 	}
 	r.job, err = newJob(spec, order)
@@ -111,17 +119,35 @@ func (r *recipe) addProgram(at, from string) error {
 		if _, have := r.files[at]; have {
 			continue
 		}
-		b, err := os.ReadFile(from)
-		if err != nil {
-			return missing("reinstall its package", "%w", err)
-		}
-		r.files[at] = file{mode: cpio.S_IFREG | 0o555, content: b}
+		r.files[at] = file{mode: cpio.S_IFREG | 0o555, open: func() (*os.File, error) {
+			f, err := os.Open(from)
+			if err != nil {
+				return nil, missing("reinstall its package", "%w", err)
+			}
+			return f, nil
+		}}
 	}
 	return nil
 }
 
-// records lists the archive's entries: first the directories, then the files, by name.
-func (r *recipe) records() []cpio.Record {
+// writeFiles packs the part of the archive that all templates of a filesystem share, in the
+// format that the kernel unpacks: first the directories, then the files, by name. The same
+// files give the same bytes.
+func (r *recipe) writeFiles(w io.Writer) error {
+	rw := cpio.Newc.Writer(w)
+	if err := cpio.WriteRecords(rw, r.directories()); err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.files)) {
+		if err := r.files[name].write(rw, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// directories lists the entries that come before the files.
+func (r *recipe) directories() []cpio.Record {
 	dirs := map[string]bool{"/proc": true, "/sys": true, "/dev": true, "/mnt": true}
 	for name := range r.files {
 		for d := path.Dir(name); d != "/"; d = path.Dir(d) {
@@ -132,51 +158,69 @@ func (r *recipe) records() []cpio.Record {
 	for _, d := range slices.Sorted(maps.Keys(dirs)) {
 		rs = append(rs, cpio.Directory(d[1:], 0o755))
 	}
-	rs = append(rs, cpio.CharDev("dev/console", 0o600, 5, 1)) // init's stdout before devtmpfs is mounted
-	for _, name := range slices.Sorted(maps.Keys(r.files)) {
-		f := r.files[name]
-		rs = append(rs, cpio.StaticRecord(f.content, cpio.Info{Name: name[1:], Mode: f.mode}))
-	}
-	return rs
+	return append(rs, cpio.CharDev("dev/console", 0o600, 5, 1)) // init's stdout before devtmpfs is mounted
 }
 
-// write packs records in the format that the kernel unpacks. The same records give the same
-// bytes.
-func write(w io.Writer, rs []cpio.Record) error {
-	rw := cpio.Newc.Writer(w)
-	cpio.MakeAllReproducible(rs)
-	return cpio.WriteRecords(rw, rs)
+// write packs one file. It reads the file piece by piece.
+func (f file) write(rw cpio.RecordWriter, name string) error {
+	from, err := f.open()
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	fi, err := from.Stat()
+	if err != nil {
+		return err
+	}
+	err = rw.WriteRecord(cpio.Record{
+		ReaderAt: io.NewSectionReader(from, 0, fi.Size()),
+		Info:     cpio.Info{Name: name[1:], Mode: f.mode, FileSize: uint64(fi.Size())},
+	})
+	if now, statErr := from.Stat(); err != nil && statErr == nil && now.Size() < fi.Size() {
+		err = errors.New("it became shorter meanwhile; try again")
+	}
+	if err != nil {
+		return fmt.Errorf("packing %s for the VM: %w", from.Name(), err)
+	}
+	return nil
 }
 
 // initramfs packs the whole archive: the files, the job, and as the last entry the marker,
-// which tells the guest that nothing is missing.
-func (r *recipe) initramfs() ([]byte, error) {
+// which tells the guest that nothing is missing. It returns the base digest of the very bytes
+// that it wrote: see baseDigest.
+func (r *recipe) initramfs(w io.Writer) (base string, err error) {
 	job, err := json.Marshal(r.job)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	rs := append(r.records(),
+	h := r.newBase()
+	if err := r.writeFiles(io.MultiWriter(w, h)); err != nil {
+		return "", err
+	}
+	err = cpio.WriteRecords(cpio.Newc.Writer(w), []cpio.Record{
 		cpio.StaticFile(guest.JobPath[1:], string(job), 0o444),
-		cpio.StaticFile(guest.MarkerPath[1:], guest.Marker, 0o444))
-	var b bytes.Buffer
-	if err := write(&b, rs); err != nil {
-		return nil, fmt.Errorf("packing the initramfs: %w", err)
+		cpio.StaticFile(guest.MarkerPath[1:], guest.Marker, 0o444),
+		cpio.TrailerRecord,
+	})
+	if err != nil {
+		return "", fmt.Errorf("packing the VM's job: %w", err)
 	}
-	if err := cpio.WriteTrailer(cpio.Newc.Writer(&b)); err != nil {
-		return nil, fmt.Errorf("packing the initramfs: %w", err)
-	}
-	return b.Bytes(), nil
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// newBase begins a base digest.
+func (r *recipe) newBase() hash.Hash {
+	h := sha256.New()
+	io.WriteString(h, r.kernel.digest)
+	return h
 }
 
 // baseDigest is the part of the fingerprint that all templates of a filesystem share. It
 // covers everything but the job.
-func (r *recipe) baseDigest() string {
-	h := sha256.New()
-	io.WriteString(h, r.kernel.digest)
-	if err := write(h, r.records()); err != nil {
-		panic(err) // cannot happen: a hash accepts every write, and the records are in memory
-	}
-	return hex.EncodeToString(h.Sum(nil))
+func (r *recipe) baseDigest() (string, error) {
+	h := r.newBase()
+	err := r.writeFiles(h)
+	return hex.EncodeToString(h.Sum(nil)), err
 }
 
 // fingerprint condenses a base digest and a job to 16 hex digits. It leaves out the module

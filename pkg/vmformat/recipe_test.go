@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -55,13 +56,13 @@ func TestReadModule(t *testing.T) {
 	w := gzip.NewWriter(&zipped)
 	w.Write([]byte("module"))
 	w.Close()
-	for name, content := range map[string][]byte{"a.ko": []byte("module"), "a.ko.gz": zipped.Bytes()} {
+	for name, packed := range map[string][]byte{"a.ko": []byte("module"), "a.ko.gz": zipped.Bytes()} {
 		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, content, 0o600); err != nil {
+		if err := os.WriteFile(path, packed, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if b, err := readModule(path); err != nil || string(b) != "module" {
-			t.Errorf("%s: %q %v", name, b, err)
+		if got := content(t, func() (*os.File, error) { return openModule(path) }); got != "module" {
+			t.Errorf("%s: %q", name, got)
 		}
 	}
 	for name, content := range map[string]string{"b.ko.xz": "no xz", "b.ko.zst": "no zstd", "b.ko.gz": "no gzip", "b.ko.lzo": ""} {
@@ -69,10 +70,39 @@ func TestReadModule(t *testing.T) {
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := readModule(path); err == nil {
+		if _, err := openModule(path); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}
+}
+
+// content reads what a file of the archive contains, from its beginning.
+func content(t testing.TB, open func() (*os.File, error)) string {
+	t.Helper()
+	f, err := open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(io.NewSectionReader(f, 0, fi.Size()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// text is a file of the archive with the given content.
+func text(t testing.TB, mode uint64, content string) file {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file{mode, func() (*os.File, error) { return os.Open(name) }}
 }
 
 // testRecipe returns a recipe that contains nothing of this machine.
@@ -85,10 +115,10 @@ func testRecipe(t testing.TB, spec diskfs.Spec) *recipe {
 	return &recipe{
 		kernel: kernel{digest: "k"},
 		files: map[string]file{
-			"/init":              {0o555 | cpio.S_IFREG, []byte("init")},
-			"/bin/mkfs.ext4":     {0o555 | cpio.S_IFREG, []byte("mkfs")},
-			"/lib/libc.so.6":     {0o555 | cpio.S_IFREG, []byte("libc")},
-			"/modules/virtio.ko": {0o444 | cpio.S_IFREG, []byte("virtio")},
+			"/init":              text(t, 0o555|cpio.S_IFREG, "init"),
+			"/bin/mkfs.ext4":     text(t, 0o555|cpio.S_IFREG, "mkfs"),
+			"/lib/libc.so.6":     text(t, 0o555|cpio.S_IFREG, "libc"),
+			"/modules/virtio.ko": text(t, 0o444|cpio.S_IFREG, "virtio"),
 		},
 		job: job,
 	}
@@ -96,15 +126,19 @@ func testRecipe(t testing.TB, spec diskfs.Spec) *recipe {
 
 func TestInitramfs(t *testing.T) {
 	spec := diskfs.Spec{Filesystem: "ext4", Size: 64 << 20}
-	first, err := testRecipe(t, spec).initramfs()
+	var first, second bytes.Buffer
+	r := testRecipe(t, spec)
+	base, err := r.initramfs(&first)
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, err := testRecipe(t, spec).initramfs()
-	if err != nil || !bytes.Equal(first, second) {
+	if alone, err := r.baseDigest(); err != nil || alone != base {
+		t.Errorf("the digest of what was packed is %s, and without packing %s: %v", base, alone, err)
+	}
+	if again, err := testRecipe(t, spec).initramfs(&second); err != nil || again != base || !bytes.Equal(first.Bytes(), second.Bytes()) {
 		t.Errorf("the archive is not reproducible: %v", err)
 	}
-	records, err := cpio.ReadAllRecords(cpio.Newc.Reader(bytes.NewReader(first)))
+	records, err := cpio.ReadAllRecords(cpio.Newc.Reader(bytes.NewReader(first.Bytes())))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +163,11 @@ func TestFingerprint(t *testing.T) {
 		if change != nil {
 			change(r)
 		}
-		return fingerprint(r.baseDigest(), r.job)
+		base, err := r.baseDigest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fingerprint(base, r.job)
 	}
 	base := of(spec, nil)
 	if len(base) != 16 || base != of(spec, nil) {
@@ -141,11 +179,11 @@ func TestFingerprint(t *testing.T) {
 	seen := map[string]string{base: "nothing"}
 	for name, got := range map[string]string{
 		"kernel":    of(spec, func(r *recipe) { r.kernel.digest = "other" }),
-		"init":      of(spec, func(r *recipe) { r.files["/init"] = file{0o555, []byte("other")} }),
-		"mkfs":      of(spec, func(r *recipe) { r.files["/bin/mkfs.ext4"] = file{0o555, []byte("other")} }),
-		"a library": of(spec, func(r *recipe) { r.files["/lib/libc.so.6"] = file{0o555, []byte("other")} }),
-		"a module":  of(spec, func(r *recipe) { r.files["/modules/virtio.ko"] = file{0o444, []byte("other")} }),
-		"one more":  of(spec, func(r *recipe) { r.files["/lib/new"] = file{0o444, nil} }),
+		"init":      of(spec, func(r *recipe) { r.files["/init"] = text(t, 0o555, "other") }),
+		"mkfs":      of(spec, func(r *recipe) { r.files["/bin/mkfs.ext4"] = text(t, 0o555, "other") }),
+		"a library": of(spec, func(r *recipe) { r.files["/lib/libc.so.6"] = text(t, 0o555, "other") }),
+		"a module":  of(spec, func(r *recipe) { r.files["/modules/virtio.ko"] = text(t, 0o444, "other") }),
+		"one more":  of(spec, func(r *recipe) { r.files["/lib/new"] = text(t, 0o444, "") }),
 		"label":     of(label, nil),
 		"option":    of(option, nil),
 		"size":      of(size, nil),

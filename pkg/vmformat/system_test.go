@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -177,15 +178,32 @@ func TestKernelInMemory(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if b, err := k.unpacked(dir); err != nil || b.path != "" || !k.form.ready(b.content) {
-				t.Fatalf("unpacked is at %q, with %d bytes in memory: %v", b.path, len(b.content), err)
+			b, err := k.unpacked(dir)
+			if err != nil || b.path != "" || !k.form.ready(b.memory) {
+				t.Fatalf("unpacked is at %q, or no kernel: %v", b.path, err)
 			}
+			b.memory.Close()
 			image := image(t, testenv.Dir(t))
 			if _, err := f.Format(t.Context(), image, diskfs.Spec{Filesystem: "ext4", Size: 64 << 20}, nil); err != nil {
 				t.Fatal(err)
 			}
 			testenv.Fsck(t, "ext4", image.Name())
 		})
+	}
+}
+
+// TestBootAsIs boots a bzImage whose kernel cannot be unpacked, as one that is compressed with
+// lzo. QEMU unpacks it.
+func TestBootAsIs(t *testing.T) {
+	v, f := broken(t, func(r *recipe) {
+		r.kernel.digest = strings.Repeat("0", 64) // nothing is kept of it
+		r.kernel.form.unpack = func(io.Writer, io.Reader) error { return errBootAsIs }
+	}, nil)
+	if !strings.Contains(v.kernel.path, "vmlinuz") {
+		t.Errorf("QEMU boots %q", v.kernel.path)
+	}
+	if err := v.run(t.Context(), f, func(guest.Stage) {}).judge(); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -298,7 +316,7 @@ func TestKVMInCage(t *testing.T) {
 	}
 	v, _ := broken(t, nil, func(v *vm) { v.accel = v.machine.accelerators[AccelKVM] })
 	s := v.cageSpec()
-	s.Files["/rom"] = realMode()
+	s.Files["/rom"] = io.NopCloser(bytes.NewReader(realMode()))
 	var out bytes.Buffer
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
@@ -338,6 +356,28 @@ func findWhere(match func(pid int, cmdline string) bool) int {
 		}
 	}
 	return 0
+}
+
+// BenchmarkPack reads this machine's kernel, programs and modules, and packs what the VM gets.
+// With -benchmem it shows how much memory that takes: little, since nothing is read as a whole.
+func BenchmarkPack(b *testing.B) {
+	f := newFormatter(b, nil)
+	for _, fs := range diskfs.Names() {
+		b.Run(fs, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				r, err := f.gather(diskfs.Spec{Filesystem: fs, Size: 1 << 30})
+				if err != nil {
+					b.Fatal(err)
+				}
+				v, err := f.plan(r, AccelTCG)
+				if err != nil {
+					b.Fatal(err)
+				}
+				v.close()
+			}
+		})
+	}
 }
 
 // BenchmarkFormat formats a file for a template, once per filesystem and run.

@@ -6,6 +6,7 @@ package vmformat
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,7 +29,8 @@ type vm struct {
 	accel   accelerator
 	qemu    string // path of QEMU
 	kernel  bootable
-	initrd  []byte
+	initrd  *os.File // a memfile, whose offset is 0
+	base    string   // base digest of the files in initrd
 	nonce   string
 	timeout time.Duration
 	memory  int    // MiB
@@ -69,7 +71,7 @@ const (
 	fdVerdict
 	fdQMP
 	fdInitrd // without a cage only
-	fdKernel // without a cage only, and if the kernel is in no file
+	fdKernel // without a cage only, and if the kernel is in memory
 )
 
 // findQEMU returns the path of the machine's QEMU, or of the configured one.
@@ -90,32 +92,53 @@ func (f *Formatter) findQEMU(m machine) (string, error) {
 	return p, nil
 }
 
-// plan decides the VM for a recipe.
+// plan decides the VM for a recipe. The caller closes it.
 func (f *Formatter) plan(r *recipe, accel Accel) (*vm, error) {
 	qemu, err := f.findQEMU(r.machine)
 	if err != nil {
 		return nil, err
 	}
-	kernel, err := r.kernel.unpacked(f.cfg.CacheDir)
-	if err != nil {
-		return nil, err
-	}
-	initrd, err := r.initramfs()
-	if err != nil {
-		return nil, err
-	}
-	return &vm{
+	v := &vm{
 		machine: r.machine,
 		accel:   r.machine.accelerators[accel],
 		qemu:    qemu,
-		kernel:  kernel,
-		initrd:  initrd,
 		nonce:   newNonce(),
 		timeout: f.cfg.Timeout,
 		memory:  memoryMiB,
 		caged:   os.Geteuid() == 0,
 		werror:  "stop",
-	}, nil
+	}
+	if v.kernel, err = f.unpacked(r.kernel); err != nil {
+		return nil, err
+	}
+	if v.initrd, err = memfile.New("initrd"); err == nil {
+		v.base, err = r.initramfs(v.initrd)
+	}
+	if err == nil {
+		_, err = v.initrd.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		v.close()
+		return nil, err
+	}
+	return v, nil
+}
+
+// unpacked is [kernel.unpacked] for one caller at a time: the next finds what the first kept, and
+// there is one decompressor in memory.
+func (f *Formatter) unpacked(k kernel) (bootable, error) {
+	f.unpacking.Lock()
+	defer f.unpacking.Unlock()
+	return k.unpacked(f.cfg.CacheDir)
+}
+
+// close drops what is in memory. A cage that was built has dropped it already.
+func (v *vm) close() {
+	for _, f := range []*os.File{v.kernel.memory, v.initrd} {
+		if f != nil {
+			f.Close()
+		}
+	}
 }
 
 // args is QEMU's command line.
@@ -170,7 +193,7 @@ func (v *vm) cageSpec() cage.Spec {
 	// The limit ends a QEMU whose plugin hangs.
 	s.Limits = cage.Limits{Memory: qemuAddressSpace, CPU: 2 * v.timeout, Files: qemuFiles}
 	if v.kernel.path == "" {
-		s.Files[cagedKernel] = v.kernel.content
+		s.Files[cagedKernel] = v.kernel.memory
 	} else {
 		s.Binds[cagedKernel] = v.kernel.path
 	}
@@ -190,12 +213,15 @@ func (v *vm) cageSpec() cage.Spec {
 // run boots the VM and watches it until it has ended.
 func (v *vm) run(ctx context.Context, template *os.File, progress func(guest.Stage)) outcome {
 	o := outcome{nonce: v.nonce, timeout: v.timeout}
-	verdict, err := memfile.New("verdict", make([]byte, guest.VerdictSize))
+	verdict, err := memfile.New("verdict")
+	if err == nil {
+		defer verdict.Close()
+		err = verdict.Truncate(guest.VerdictSize)
+	}
 	if err != nil {
 		o.exit = err
 		return o
 	}
-	defer verdict.Close()
 	ours, theirs, err := socketpair()
 	if err != nil {
 		o.exit = err
@@ -205,14 +231,9 @@ func (v *vm) run(ctx context.Context, template *os.File, progress func(guest.Sta
 	defer theirs.Close()
 	files := []*os.File{fdTemplate - 3: template, fdVerdict - 3: verdict, fdQMP - 3: theirs}
 	if !v.caged {
-		for _, content := range [][]byte{v.initrd, v.kernel.content} { // fdInitrd, fdKernel
-			f, err := memfile.New("boot", content)
-			if err != nil {
-				o.exit = err
-				return o
-			}
-			defer f.Close()
-			files = append(files, f)
+		files = append(files, v.initrd) // fdInitrd
+		if v.kernel.memory != nil {
+			files = append(files, v.kernel.memory) // fdKernel
 		}
 	}
 

@@ -80,6 +80,8 @@ type Formatter struct {
 	cfg   Config
 	accel func() (Accel, error) // decides once
 
+	unpacking sync.Mutex // held while a kernel is unpacked
+
 	mu    sync.Mutex
 	memos map[string]*memo // by filesystem
 }
@@ -170,7 +172,9 @@ func (f *Formatter) Fingerprint(spec diskfs.Spec) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		m.digest = r.baseDigest()
+		if m.digest, err = r.baseDigest(); err != nil {
+			return "", err
+		}
 	}
 	job, err := newJob(spec, nil)
 	if err != nil {
@@ -208,6 +212,7 @@ func (f *Formatter) Format(ctx context.Context, file *os.File, spec diskfs.Spec,
 	if err != nil {
 		return Report{}, err
 	}
+	defer v.close()
 	if fi, err := file.Stat(); err != nil {
 		return Report{}, err
 	} else if fi.Size() != 0 {
@@ -234,7 +239,7 @@ func (f *Formatter) Format(ctx context.Context, file *os.File, spec diskfs.Spec,
 		return Report{}, noSpace(fmt.Errorf("%w: fsync: %w", ErrFormat, err))
 	}
 	report := Report{
-		Fingerprint: fingerprint(r.baseDigest(), r.job),
+		Fingerprint: fingerprint(v.base, r.job),
 		UUID:        o.verdict.UUID,
 		Kernel:      o.verdict.Kernel,
 		Mkfs:        o.verdict.Mkfs,

@@ -6,6 +6,7 @@ package cage
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,11 +24,11 @@ var ErrBuild = errors.New("cannot build a cage")
 
 // Spec describes a cage.
 type Spec struct {
-	UID, GID uint32            // the program runs as these, without supplementary groups
-	Binds    map[string]string // path in the cage → file or directory of the machine, read-only
-	Symlinks map[string]string // path in the cage → target
-	Files    map[string][]byte // path in the cage → content, mode 0444
-	Devices  []string          // device nodes of the machine, at the same path, owned by UID whatever their mode is outside
+	UID, GID uint32                   // the program runs as these, without supplementary groups
+	Binds    map[string]string        // path in the cage → file or directory of the machine, read-only
+	Symlinks map[string]string        // path in the cage → target
+	Files    map[string]io.ReadCloser // path in the cage → content, mode 0444; it is read to its end and closed; nil is empty
+	Devices  []string                 // device nodes of the machine, at the same path, owned by UID whatever their mode is outside
 	Limits   Limits
 }
 
@@ -120,10 +121,18 @@ func furnish(s Spec) error {
 // write makes a file while nobody forks. A child of another thread would have a copy of
 // the open descriptor until its execve, and as long as a file is open for writing, its
 // mount cannot become read-only (EBUSY).
-func write(path string, content []byte) error {
+func write(path string, content io.ReadCloser) error {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
-	return os.WriteFile(path, content, 0o444)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o444)
+	if err != nil {
+		return err
+	}
+	if content != nil {
+		_, err = io.Copy(f, content)
+		err = errors.Join(err, content.Close())
+	}
+	return errors.Join(err, f.Close())
 }
 
 func parent(path string) error { return os.MkdirAll(filepath.Dir(path), 0o755) }

@@ -6,6 +6,7 @@ package cage
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -37,7 +38,7 @@ func FindProgram(name, debianPackage string, further []string) (string, error) {
 
 // System describes a cage that has the machine's programs and libraries, and nothing else.
 func System() Spec {
-	s := Spec{Binds: map[string]string{"/usr": "/usr"}, Symlinks: map[string]string{}, Files: map[string][]byte{}}
+	s := Spec{Binds: map[string]string{"/usr": "/usr"}, Symlinks: map[string]string{}, Files: map[string]io.ReadCloser{}}
 	for _, dir := range []string{"/lib", "/lib64", "/lib32", "/bin", "/sbin", "/etc/ld.so.cache"} {
 		if target, err := os.Readlink(dir); err == nil {
 			s.Symlinks[dir] = target

@@ -8,6 +8,7 @@ package cage
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"os/exec"
@@ -34,7 +35,7 @@ func sh(t *testing.T, script string, change func(*Spec)) (string, error) {
 		UID: uid, GID: uid,
 		Binds:    map[string]string{"/usr": "/usr"},
 		Symlinks: map[string]string{"/lib": "usr/lib", "/lib64": "usr/lib64", "/bin": "usr/bin"},
-		Files:    map[string][]byte{"/given": []byte("content")},
+		Files:    map[string]io.ReadCloser{"/given": io.NopCloser(strings.NewReader("content"))},
 	}
 	if change != nil {
 		change(&s)
@@ -251,7 +252,7 @@ func TestBesideForks(t *testing.T) {
 	for range 50 {
 		spec := System()
 		spec.UID, spec.GID = 65500, 65500
-		spec.Files["/large"] = make([]byte, 4<<20)
+		spec.Files["/large"] = io.NopCloser(bytes.NewReader(make([]byte, 4<<20)))
 		if err := Run(exec.Command("/usr/bin/true"), spec); err != nil {
 			t.Error(err)
 			break

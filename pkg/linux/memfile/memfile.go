@@ -15,19 +15,18 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
 )
 
-// New returns a file with the given content. It is gone with its last descriptor. Only
-// /proc shows the name.
+// New returns an empty file for reading and writing. It is gone with its last descriptor.
+// Only /proc shows the name.
+//
+// Caveat: what is written counts as the memory of this process's cgroup until then, and not
+// as that of the process.
 //
 // "memfd_create() creates an anonymous file and returns a file descriptor that refers to
 // it." memfd_create(2)
-func New(name string, content []byte) (*os.File, error) {
+func New(name string) (*os.File, error) {
 	f, err := sys.Open(name, func() (int, error) { return unix.MemfdCreate(name, unix.MFD_CLOEXEC) })
 	if err != nil {
 		return nil, os.NewSyscallError("memfd_create", err)
-	}
-	if _, err := f.WriteAt(content, 0); err != nil {
-		f.Close()
-		return nil, err
 	}
 	return f, nil
 }
