@@ -25,6 +25,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/quota"
@@ -253,6 +254,19 @@ func TestRefusedRegistration(t *testing.T) {
 }
 
 // TestWatched checks that conditions of all parts are shown, with the time they began.
+// TestNoFormatter has no QEMU. What the store returns to a pod begins with "no template and no way
+// to build one", so the formatter's part must not say it once more.
+func TestNoFormatter(t *testing.T) {
+	formatter, err := vmformat.New(vmformat.Config{QEMU: "/nonexistent/qemu", CacheDir: t.TempDir(), Accel: vmformat.AccelTCG})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = formatFunc(formatter)(t.Context(), nil, diskfs.Spec{Filesystem: "ext4", Size: 300 << 20})
+	if !errors.Is(err, template.ErrNoFormatter) || !errors.Is(err, vmformat.ErrUnavailable) || !strings.HasPrefix(err.Error(), "formatter unavailable: ") {
+		t.Errorf("%v, want a formatter that is unavailable, as template.ErrNoFormatter", err)
+	}
+}
+
 func TestWatched(t *testing.T) {
 	var first, second []health.Condition
 	healthy := watched(func() []health.Condition { return first })

@@ -169,7 +169,7 @@ func formatFunc(formatter *vmformat.Formatter) func(context.Context, *os.File, d
 		case errors.Is(err, vmformat.ErrNoSpace):
 			return template.Provenance{}, fmt.Errorf("%w: %w", pool.ErrFull, err)
 		case errors.Is(err, vmformat.ErrUnavailable):
-			return template.Provenance{}, fmt.Errorf("%w: %w", template.ErrNoFormatter, err)
+			return template.Provenance{}, template.NoFormatter(err)
 		case err != nil:
 			return template.Provenance{}, err
 		}

@@ -140,7 +140,10 @@ func (s *Store) create(key string, spec diskfs.Spec, start time.Time, turn *turn
 // content formats f as spec says, and returns the record of the outcome.
 func (s *Store) content(f *os.File, key string, spec diskfs.Spec, start time.Time, turn *turn) (Record, error) {
 	made, err := s.cfg.Format(s.ctx, f, spec)
-	turn.used = !errors.Is(err, ErrNoFormatter) // with that error no VM was started
+	turn.used = !errors.Is(err, ErrNoFormatter)
+	if !turn.used { // Ensure says which template there is not
+		return Record{}, err
+	}
 	if err != nil {
 		return Record{}, fmt.Errorf("building template %s: %w", key, err)
 	}

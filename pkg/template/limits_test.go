@@ -276,7 +276,7 @@ func TestBuildsPerHour(t *testing.T) {
 			tmpl.Close()
 		}
 	}
-	fail = fmt.Errorf("%w: no qemu", ErrNoFormatter)
+	fail = NoFormatter(errors.New("no qemu"))
 	for range 5 {
 		want(61, ErrNoFormatter)
 	}

@@ -27,7 +27,7 @@ var (
 	// ready. The build goes on, and the next call joins it.
 	ErrBuilding = errors.New("template is still being built")
 	// ErrNoFormatter means that the machine cannot format, and that the pool has no earlier
-	// template of the wanted content.
+	// template of the wanted content. See [NoFormatter].
 	ErrNoFormatter = errors.New("no template and no way to build one")
 	// ErrChanged means that the formatter's files were replaced during the call. The next
 	// call uses the new ones.
@@ -35,6 +35,15 @@ var (
 	// ErrTooMany means that so many templates were built lately that this one has to wait.
 	ErrTooMany = errors.New("too many templates were built lately")
 )
+
+// NoFormatter makes an error of [Config].Format an [ErrNoFormatter]: the machine lacks what err
+// names, and no VM was started. Its text stays that of err. Only [Store.Ensure] can say that
+// there is no template either.
+func NoFormatter(err error) error { return noFormatter{err} }
+
+type noFormatter struct{ error }
+
+func (e noFormatter) Unwrap() []error { return []error{ErrNoFormatter, e.error} }
 
 // defaultLockTimeout is how long a build waits for another process that holds its lock. It is
 // six times the time limit of a VM, so that a hung build ends before the waiting ones give up.
@@ -58,7 +67,8 @@ type Config struct {
 	Pool *pool.Pool
 	// Fingerprint names everything that decides the bytes of a template, by content.
 	Fingerprint func(diskfs.Spec) (string, error)
-	// Format makes spec's filesystem in an empty file, verified and durable.
+	// Format makes spec's filesystem in an empty file, verified and durable. Where the machine
+	// cannot do that, the error is made by [NoFormatter].
 	Format      func(ctx context.Context, f *os.File, spec diskfs.Spec) (Provenance, error)
 	LockTimeout time.Duration // how long a build waits for another process; 0 is 10 minutes
 	MaxBuilds   int           // builds at the same time; 0 is DefaultMaxBuilds

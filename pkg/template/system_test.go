@@ -491,27 +491,38 @@ func TestWarmCacheServes(t *testing.T) {
 	if tmpl := ensure(t, s, true); tmpl.Key != old.Key {
 		t.Errorf("Ensure returned %s, want %s", tmpl.Key, old.Key)
 	}
-	other := spec
-	other.Label = "other"
-	if _, err := s.Ensure(t.Context(), other); !errors.Is(err, ErrNoFormatter) || !errors.Is(err, gone) {
-		t.Errorf("other content: %v, want ErrNoFormatter and its cause", err)
-	} else {
-		t.Log(err)
-	}
+	cannotMake(t, s, gone)
 }
 
 // TestQEMUGone has a formatter that knows its fingerprint and cannot run.
 func TestQEMUGone(t *testing.T) {
 	p := newPool(t, testenv.XFS)
 	old := ensure(t, newStore(t, p, nil), false)
+	gone := errors.New("formatter unavailable: no qemu")
 	s := newStore(t, p, func(c *Config) {
 		c.Fingerprint = func(diskfs.Spec) (string, error) { return "fedcba9876543210", nil }
 		c.Format = func(context.Context, *os.File, diskfs.Spec) (Provenance, error) {
-			return Provenance{}, fmt.Errorf("%w: no qemu", ErrNoFormatter)
+			return Provenance{}, NoFormatter(gone)
 		}
 	})
 	if tmpl := ensure(t, s, true); tmpl.Key != old.Key {
 		t.Errorf("Ensure returned %s, want %s", tmpl.Key, old.Key)
+	}
+	cannotMake(t, s, gone)
+}
+
+// cannotMake checks what a pod reads whose template is not there and cannot be built: what it
+// asked for, and why it cannot have it, each of them once.
+func cannotMake(t *testing.T, s *Store, gone error) {
+	t.Helper()
+	other := spec
+	other.Label = "other"
+	_, err := s.Ensure(t.Context(), other)
+	if !errors.Is(err, ErrNoFormatter) || !errors.Is(err, gone) {
+		t.Fatalf("other content: %v, want ErrNoFormatter and its cause", err)
+	}
+	if want := fmt.Sprintf("no template and no way to build one of %s: %s", other, gone); err.Error() != want {
+		t.Errorf("the message is\n%q, want\n%q", err, want)
 	}
 }
 

@@ -218,8 +218,8 @@ func (f *Formatter) Format(ctx context.Context, file *os.File, spec diskfs.Spec,
 	} else if fi.Size() != 0 {
 		return Report{}, fmt.Errorf("%s: formatting needs an empty file, this one has %s", file.Name(), size.Format(fi.Size()))
 	}
-	if err := file.Truncate(spec.Size); err != nil {
-		return Report{}, fmt.Errorf("%w: extending the image to %s: %w", ErrFormat, size.Format(spec.Size), err)
+	if err := extend(file, spec.Size); err != nil {
+		return Report{}, err
 	}
 	if progress == nil {
 		progress = func(guest.Stage) {}
@@ -236,7 +236,7 @@ func (f *Formatter) Format(ctx context.Context, file *os.File, spec diskfs.Spec,
 		return Report{}, fmt.Errorf("%w: the guest reported success, but the host's check failed: %w", ErrFormat, err)
 	}
 	if err := tmpfile.Sync(file); err != nil {
-		return Report{}, noSpace(fmt.Errorf("%w: fsync: %w", ErrFormat, err))
+		return Report{}, noSpace(fmt.Errorf("%w: %w", ErrFormat, err))
 	}
 	report := Report{
 		Fingerprint: fingerprint(v.base, r.job),
@@ -253,6 +253,19 @@ func (f *Formatter) Format(ctx context.Context, file *os.File, spec diskfs.Spec,
 		f.forget(spec.Filesystem)
 	}
 	return report, nil
+}
+
+// extend gives an empty file its size, without space.
+func extend(file *os.File, bytes int64) error {
+	err := file.Truncate(bytes)
+	var path *os.PathError
+	if errors.As(err, &path) {
+		err = path.Err // the file may have no name that a reader knows
+	}
+	if err != nil {
+		return fmt.Errorf("%w: extending the image to %s: %w", ErrFormat, size.Format(bytes), err)
+	}
+	return nil
 }
 
 // verifyHost is the host's own read-only check of every copy of the superblock.

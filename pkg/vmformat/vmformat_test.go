@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -251,6 +252,20 @@ func TestMissingNamesPackage(t *testing.T) {
 		if _, err := f.Fingerprint(spec); !errors.Is(err, ErrUnavailable) {
 			t.Errorf("%s: %v, want ErrUnavailable", fs, err)
 		}
+	}
+}
+
+// TestExtendFails has an image that cannot get its size. Whoever reads that knows the size, and
+// not the name, if there is one.
+func TestExtendFails(t *testing.T) {
+	readOnly, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer readOnly.Close()
+	err = extend(readOnly, 300<<20)
+	if want := "formatting failed: extending the image to 300Mi: invalid argument"; !errors.Is(err, ErrFormat) || !errors.Is(err, syscall.EINVAL) || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
 	}
 }
 

@@ -67,7 +67,7 @@ func Try(dir *os.File) error {
 // unnamed opens a new file without a name: O_TMPFILE in open(2). It is not announced as
 // an effect, since nobody else can see the file and Try closes it.
 func unnamed(dir *os.File) (*os.File, error) {
-	f, err := sys.OpenAt(dir.Name()+"/(unnamed)", dir, func(fd int) (int, error) {
+	f, err := sys.OpenAt("unnamed file in "+dir.Name(), dir, func(fd int) (int, error) {
 		return unix.Openat(fd, ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	})
 	if err != nil {

@@ -26,11 +26,12 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
 )
 
-// Create opens a new unnamed file for reading and writing on dir's filesystem.
+// Create opens a new unnamed file for reading and writing on dir's filesystem. In errors it is
+// called "unnamed file in DIR".
 //
 // "O_TMPFILE (since Linux 3.11): Create an unnamed temporary regular file." open(2)
 func Create(dir string, perm os.FileMode) (*os.File, error) {
-	f, err := sys.OpenEffect("open O_TMPFILE", filepath.Join(dir, "(unnamed)"), func() (int, error) {
+	f, err := sys.OpenEffect("open O_TMPFILE", "unnamed file in "+dir, func() (int, error) {
 		return unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, uint32(perm.Perm()))
 	})
 	if err != nil {
@@ -50,7 +51,7 @@ func Link(f *os.File, path string) error {
 		return unix.Linkat(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(fd), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
 	})
 	if err != nil {
-		return &os.LinkError{Op: "linkat", Old: f.Name(), New: path, Err: err}
+		return &os.PathError{Op: "linkat", Path: path, Err: err}
 	}
 	return nil
 }

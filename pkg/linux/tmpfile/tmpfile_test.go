@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -40,6 +41,26 @@ func TestLink(t *testing.T) {
 	}
 	if b, err := os.ReadFile(path); err != nil || string(b) != "content" {
 		t.Errorf("the file that had the name has %q now: %v", b, err)
+	}
+}
+
+// TestMessages: an error names what the operator can find, and that is not a file without a name.
+func TestMessages(t *testing.T) {
+	dir := t.TempDir()
+	f, err := Create(dir, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken := filepath.Join(dir, "taken")
+	if err := os.WriteFile(taken, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err, want := Link(f, taken), "linkat "+taken+": file exists"; err == nil || err.Error() != want {
+		t.Errorf("the name is taken: %v, want %s", err, want)
+	}
+	f.Close()
+	if _, err := f.WriteAt([]byte("x"), 0); err == nil || !strings.Contains(err.Error(), "unnamed file in "+dir+":") {
+		t.Errorf("a failed write: %v", err)
 	}
 }
 
