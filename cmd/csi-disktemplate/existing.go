@@ -36,9 +36,7 @@ const (
 func openExisting(cmd *cobra.Command, dir string) (*pool.Pool, error) {
 	p, err := pool.OpenExisting(dir)
 	if errors.Is(err, pool.ErrNotMounted) && os.Getenv(restarted) == "" {
-		if mounting := restartWithPool(cmd.Context(), dir); mounting != nil {
-			err = fmt.Errorf("%w (%w)", err, mounting)
-		}
+		err = fmt.Errorf("%w (%w)", err, restartWithPool(cmd.Context(), dir))
 	}
 	if err != nil {
 		node, _ := os.Hostname()
