@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -86,14 +87,25 @@ func badFlag(name, text string, err error) error {
 // the values that pflag and klog read themselves.
 func flagError(cmd *cobra.Command, err error) error {
 	var invalid *pflag.InvalidValueError
-	if !errors.As(err, &invalid) {
-		return fmt.Errorf("%w; `%s --help` lists the flags", err, cmd.CommandPath())
+	var unset *pflag.ValueRequiredError
+	switch {
+	case errors.As(err, &invalid):
+		return badFlag(invalid.GetFlag().Name, invalid.GetValue(), mustBe(invalid.GetFlag()))
+	case errors.As(err, &unset):
+		return fmt.Errorf("--%s: its value is missing; `%s --help` says what it is", unset.GetFlag().Name, cmd.CommandPath())
 	}
-	cause := invalid.Unwrap()
-	if number := new(strconv.NumError); errors.As(cause, &number) {
-		cause = errors.New("must be a whole number")
-	}
-	return badFlag(invalid.GetFlag().Name, invalid.GetValue(), cause)
+	return fmt.Errorf("%w; `%s --help` lists the flags", err, cmd.CommandPath())
+}
+
+// mustBe says what the value of a flag must be that pflag or klog reads itself.
+func mustBe(f *pflag.Flag) error {
+	must := map[string]string{
+		"bool":           "must be true or false",
+		"Level":          "must be a whole number, as 4",
+		"moduleSpec":     "must be a list of FILE=LEVEL with commas between, as sweep=4",
+		"stringToString": "must be NAME=VALUE, as inode-size=512",
+	}[f.Value.Type()]
+	return errors.New(cmp.Or(must, "is not what this flag takes"))
 }
 
 // kindOf makes a kind whose bad values are all refused with the same words.
@@ -143,10 +155,11 @@ var (
 		n, err := strconv.ParseInt(s, 0, strconv.IntSize)
 		return int(n), err == nil && n >= 1
 	})
-	// factor multiplies. The comparison also refuses NaN.
-	factor = kindOf("float", "must be a number of at least 1", func(s string) (float64, bool) {
+	// factor multiplies sizes, which must stay in the range of int64. The comparison also
+	// refuses NaN.
+	factor = kindOf("float", "must be a number of at least 1 and at most 1000", func(s string) (float64, bool) {
 		x, err := strconv.ParseFloat(s, 64)
-		return x, err == nil && x >= 1
+		return x, err == nil && x >= 1 && x <= 1000
 	})
 	timeLimit = kindOf("duration", "must be a duration of more than 0, as 90s or 2m", func(s string) (time.Duration, bool) {
 		d, err := time.ParseDuration(s)
@@ -169,7 +182,7 @@ func upperCount[T int | int64]() kind[T] {
 
 // optionalListener is a TCP address to listen on, in the form of [net.Listen]. Nothing is
 // served if the text is empty.
-var optionalListener = kindOf("address", "must be ADDRESS:PORT, as 10.0.0.7:9808 or [fd00::7]:9808, or :PORT for every address, as :9808", func(s string) (string, bool) {
+var optionalListener = kindOf("address", "must be ADDRESS:PORT, as 10.0.0.7:9808 or fd00::7:9808, or :PORT for every address, as :9808", func(s string) (string, bool) {
 	if s == "" {
 		return "", true
 	}

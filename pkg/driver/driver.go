@@ -254,7 +254,7 @@ func listen(endpoint string) (net.Listener, error) {
 	case err != nil:
 		return nil, err
 	case fi.Mode().Type() != os.ModeSocket:
-		return nil, fmt.Errorf("%s is not a socket (%s); move it away", path, fi.Mode().Type())
+		return nil, fmt.Errorf("%s is not a socket; move it away", path)
 	default:
 		conn, err := net.DialTimeout("unix", path, time.Second)
 		if err == nil {

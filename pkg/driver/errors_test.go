@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/csi-disktemplate/csi-disktemplate/internal/plain"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
@@ -30,6 +31,9 @@ func mustSay(t testing.TB, err error, code codes.Code, says ...string) {
 		if !strings.Contains(status.Convert(err).Message(), s) {
 			t.Errorf("does not say %q: %v", s, err)
 		}
+	}
+	for _, fault := range plain.Faults(status.Convert(err).Message()) {
+		t.Errorf("%s: %v", fault, err)
 	}
 }
 

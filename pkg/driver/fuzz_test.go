@@ -14,6 +14,7 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
 
+	"github.com/csi-disktemplate/csi-disktemplate/internal/plain"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
@@ -32,6 +33,9 @@ func refused(t *testing.T, err error, allowed ...codes.Code) {
 	text := err.Error()
 	if !slices.Contains(allowed, code(err)) || !utf8.ValidString(text) || len(text) > maxMessage {
 		t.Errorf("%s, %d bytes: %.300q", code(err), len(text), text)
+	}
+	for _, fault := range plain.Faults(text) {
+		t.Errorf("%s: %.300q", fault, text)
 	}
 }
 

@@ -35,16 +35,27 @@ type hidden struct {
 // seen is the path by which a file in the plugin's mount namespace is seen from here.
 func (h *hidden) seen(path string) string { return fmt.Sprintf("/proc/%d/root%s", h.PID(), path) }
 
+// table is the plugin's mount table.
+func (h *hidden) table() []*mountinfo.Info {
+	h.t.Helper()
+	f, err := os.Open(fmt.Sprintf("/proc/%d/mountinfo", h.PID()))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer f.Close()
+	mounts, err := mountinfo.GetMountsFromReader(f, nil)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return mounts
+}
+
 // volumes lists what the plugin has below kubelet's directory, and the loop devices on files of
 // its pool.
 func (h *hidden) volumes() string {
 	h.t.Helper()
-	mounts, err := mountinfo.PidMountInfo(h.PID())
-	if err != nil {
-		h.t.Fatal(err)
-	}
 	var found []string
-	for _, m := range mounts {
+	for _, m := range h.table() {
 		if strings.HasPrefix(m.Mountpoint, h.Kubelet+"/") {
 			found = append(found, m.Mountpoint)
 		}
@@ -70,10 +81,7 @@ func (h *hidden) devices() []loops.Device {
 // source is what the mount table shows for a mounted filesystem, or the path of a mounted node.
 func (h *hidden) source(at string) string {
 	h.t.Helper()
-	mounts, err := mountinfo.PidMountInfo(h.PID())
-	if err != nil {
-		h.t.Fatal(err)
-	}
+	mounts := h.table()
 	i := slices.IndexFunc(mounts, func(m *mountinfo.Info) bool { return m.Mountpoint == at })
 	switch {
 	case i < 0:

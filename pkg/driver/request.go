@@ -197,7 +197,7 @@ func useOf(c *csi.VolumeCapability, of image.Lifecycle) (volume.Use, error) {
 	case csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY:
 		u.SingleTarget, u.ReadOnly = true, true
 	default:
-		return u, invalid("volume_capability.access_mode %s: volumes live on one node; allowed are the SINGLE_NODE modes", mode)
+		return u, invalid("volume_capability.access_mode %s: a volume lives on one node; allowed are the SINGLE_NODE modes, which are ReadWriteOnce and ReadWriteOncePod in a claim's accessModes", mode)
 	}
 	switch c.GetAccessType().(type) {
 	case *csi.VolumeCapability_Block:

@@ -175,7 +175,7 @@ func (p *Pool) subdir(name string) error {
 		return err
 	}
 	if !fi.IsDir() {
-		return fmt.Errorf("%w: %s is not a directory (%s); move it away", ErrUnusable, path, fi.Mode().Type())
+		return fmt.Errorf("%w: %s is not a directory; move it away", ErrUnusable, path)
 	}
 	if fi.Mode().Perm() != 0o700 {
 		if err := os.Chmod(path, 0o700); err != nil {

@@ -4,10 +4,13 @@
 package pool
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/plain"
 )
 
 func TestOpenNeedsDirectory(t *testing.T) {
@@ -63,5 +66,27 @@ func TestOwnDir(t *testing.T) {
 	}
 	if err := ownDir(file); err == nil || !strings.Contains(err.Error(), "not a directory") {
 		t.Errorf("a file: %v", err)
+	}
+}
+
+// TestUnreadableRecords checks what is said about records that cannot be read.
+func TestUnreadableRecords(t *testing.T) {
+	for text, says := range map[string]string{
+		`{"version":"two"}`: "its field version is of another type: a string",
+		`{"version":2`:      "it is not the JSON of one",
+		``:                  "it is not the JSON of one",
+		`[]`:                "it is not the JSON of one",
+	} {
+		var record struct {
+			Version int `json:"version"`
+		}
+		err := decode([]byte(text), &record)
+		if !errors.Is(err, ErrNoRecord) || !strings.Contains(err.Error(), says) {
+			t.Errorf("%q: %v, not %q", text, err, says)
+			continue
+		}
+		for _, fault := range plain.Faults(err.Error()) {
+			t.Errorf("%q: %s: %v", text, fault, err)
+		}
 	}
 }

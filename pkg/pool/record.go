@@ -74,8 +74,13 @@ func GetRecord(f *os.File, attr Attr, v any) error {
 
 // decode reads into v what encode returned. Other text returns [ErrNoRecord].
 func decode(b []byte, v any) error {
-	if err := json.Unmarshal(b, v); err != nil {
-		return fmt.Errorf("%w: %w", ErrNoRecord, err)
+	err := json.Unmarshal(b, v)
+	var kind *json.UnmarshalTypeError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &kind) && kind.Field != "":
+		return fmt.Errorf("%w: its field %s is of another type: a %s", ErrNoRecord, kind.Field, kind.Value)
 	}
-	return nil
+	return fmt.Errorf("%w: it is not the JSON of one", ErrNoRecord)
 }

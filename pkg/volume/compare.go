@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
@@ -47,13 +48,14 @@ func (r ClaimRequest) compare(have image.Record) error {
 		asked = have.Spec
 		asked.Size = r.Spec.Size
 	}
-	fits := asked.Size <= have.Spec.Size && (r.Limit == 0 || have.Spec.Size <= r.Limit)
-	if asked.Size = have.Spec.Size; !fits || !have.Spec.Equal(asked) {
-		limit := "no limit"
-		if r.Limit > 0 {
-			limit = fmt.Sprintf("at most %d bytes", r.Limit)
-		}
-		diff.add("content", have.Spec.String(), fmt.Sprintf("%s, %s", r.Spec, limit))
+	switch has := have.Spec.Size; {
+	case asked.Size > has:
+		diff.add("size", size.Format(has), size.Format(asked.Size))
+	case r.Limit > 0 && has > r.Limit:
+		diff.add("size", size.Format(has), fmt.Sprintf("a limit of %d bytes", r.Limit))
+	}
+	if asked.Size = have.Spec.Size; !have.Spec.Equal(asked) {
+		diff.add("content", have.Spec.String(), asked.String())
 	}
 	diff.add("mode", have.Mode, r.Mode)
 	diff.add("provisioning", have.Provisioning, r.Provisioning)
@@ -85,7 +87,7 @@ type differences []string
 
 func (d *differences) add(field string, is, asked any) {
 	if is != asked {
-		*d = append(*d, fmt.Sprintf("%s is %v, asked for %v", field, is, asked))
+		*d = append(*d, fmt.Sprintf("its %s is %v, and %v is asked for", field, is, asked))
 	}
 }
 
@@ -93,5 +95,5 @@ func (d differences) error(what, remedy string) error {
 	if len(d) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%w: %s: %s; %s", errdefs.ErrExists, what, strings.Join(d, ", "), remedy)
+	return fmt.Errorf("%w: %s: %s; %s", errdefs.ErrExists, what, strings.Join(d, "; "), remedy)
 }

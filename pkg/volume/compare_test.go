@@ -8,6 +8,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/csi-disktemplate/csi-disktemplate/internal/plain"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
@@ -29,6 +30,32 @@ func TestEveryFieldIsCompared(t *testing.T) {
 	changes(t, claim, map[string]string{
 		"DefaultSpec": "tells what Spec means",
 	}, func(r ClaimRequest) error { return r.compare(made) })
+}
+
+// TestDifferencesAreSaid checks how differences are described.
+func TestDifferencesAreSaid(t *testing.T) {
+	claim := ClaimRequest{Name: "v", Spec: diskfs.Spec{Filesystem: "xfs", Size: 300 * diskfs.MiB}, Mode: image.ModeFilesystem}
+	made := claim.record()
+	for _, c := range []struct {
+		change func(*ClaimRequest)
+		want   string
+	}{
+		{func(r *ClaimRequest) { r.Spec.Size = 396 * diskfs.MiB }, "its size is 300Mi, and 396Mi is asked for"},
+		{func(r *ClaimRequest) { r.Limit = 300e6 }, "its size is 300Mi, and a limit of 300000000 bytes is asked for"},
+		{func(r *ClaimRequest) { r.Spec.Label = "data" }, "its content is xfs 300Mi, and xfs 300Mi label=data is asked for"},
+		{func(r *ClaimRequest) { r.Provisioning = image.Thick; r.Source.Snapshot = "s" },
+			"its provisioning is thin, and thick is asked for; its source is none, and snapshot s is asked for"},
+	} {
+		r := claim
+		c.change(&r)
+		err := r.compare(made)
+		if want := "already exists and is different: volume " + made.ID + ": " + c.want + "; use another name"; err == nil || err.Error() != want {
+			t.Errorf("%v, not %q", err, want)
+		}
+		for _, fault := range plain.Faults(err.Error()) {
+			t.Error(fault)
+		}
+	}
 }
 
 // changes calls compare with each field of a request changed, also within structs. The

@@ -18,6 +18,7 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 
+	"github.com/csi-disktemplate/csi-disktemplate/internal/plain"
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
@@ -61,6 +62,9 @@ func refused(t testing.TB, what string, err error, want error, words ...string) 
 		if !strings.Contains(err.Error(), w) {
 			t.Errorf("%s: %v lacks %q", what, err, w)
 		}
+	}
+	for _, fault := range plain.Faults(err.Error()) {
+		t.Errorf("%s: %s: %v", what, fault, err)
 	}
 }
 

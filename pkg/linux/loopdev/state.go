@@ -195,7 +195,11 @@ func (d *Device) number(name string) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return strconv.ParseUint(text, 10, 64)
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%s of %s is %q, and not a number", name, d.Path(), text)
+	}
+	return n, nil
 }
 
 func (d *Device) queue(name string) string {

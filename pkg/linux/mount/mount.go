@@ -113,8 +113,10 @@ func whereIs(f *os.File) (id int, path string, err error) {
 	}
 	for line := range strings.Lines(string(info)) {
 		if value, ok := strings.CutPrefix(line, "mnt_id:"); ok {
-			id, err = strconv.Atoi(strings.TrimSpace(value))
-			return id, path, err
+			if id, err = strconv.Atoi(strings.TrimSpace(value)); err != nil {
+				return 0, "", fmt.Errorf("/proc/self/fdinfo/%d of %s has the mnt_id %q, which is not a number", n, f.Name(), strings.TrimSpace(value))
+			}
+			return id, path, nil
 		}
 	}
 	return 0, "", fmt.Errorf("/proc/self/fdinfo/%d of %s has no mnt_id", n, f.Name())

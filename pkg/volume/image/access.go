@@ -61,7 +61,7 @@ func ParseMountFlags(given []string, of Lifecycle) (Access, error) {
 	allowed := MountFlags(of)
 	for _, word := range given {
 		if !slices.Contains(allowed, word) {
-			return a, fmt.Errorf("%w: volume_capability.mount.mount_flags: %.64q is not supported; allowed are %s", errdefs.ErrInvalid, word, strings.Join(allowed, ", "))
+			return a, fmt.Errorf("%w: mount option %.64q (volume_capability.mount.mount_flags): is not supported; allowed are %s", errdefs.ErrInvalid, word, strings.Join(allowed, ", "))
 		}
 		for _, f := range mountFlags {
 			if word == f.on || word == f.off {

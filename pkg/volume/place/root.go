@@ -29,11 +29,14 @@ type Root struct {
 
 // Open opens the directory.
 func Open(path string) (*Root, error) {
+	if path == "" { // filepath.Abs would make it the current directory
+		return nil, errors.New("--kubelet-dir \"\": must be kubelet's root directory")
+	}
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.Open(path)
+	dir, err := os.OpenFile(path, os.O_RDONLY|syscall.O_DIRECTORY, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("--kubelet-dir %q: the directory does not exist; give kubelet's root directory, or, where no kubelet runs, make one: mkdir -p %[1]s", path)
 	}
