@@ -37,8 +37,8 @@ func OpenExisting(dir string) (*Pool, error) {
 	}
 	defer image.Close()
 	devices, err := loopdev.Find(image)
-	if err != nil {
-		return nil, err
+	if err != nil { // whoever may not look at the devices has not mounted one either
+		return nil, fmt.Errorf("%w: %s: %w", ErrNotMounted, image.Name(), err)
 	}
 	mounted, err := isMountOf(filepath.Join(dir, loopbackMount), devices)
 	if err != nil {
