@@ -138,14 +138,18 @@ func templateConfig(o pluginOptions, p *pool.Pool, formatter *vmformat.Formatter
 }
 
 // templateBudget returns how many bytes templates may take, or nil for no limit. It is
-// computed at each call, because the pool may grow while the plugin runs.
+// computed at each call, because the pool may grow while the plugin runs. It is a share of the
+// pool's own size: when somebody fills a layer below, templates that are there stay.
 func templateBudget(p *pool.Pool, share size.Share) func() (int64, error) {
 	if share == (size.Share{}) {
 		return nil
 	}
 	return func() (int64, error) {
-		s, err := p.Space()
-		return share.Of(s.Total), err
+		layers, err := p.Layers()
+		if err != nil {
+			return 0, err
+		}
+		return share.Of(layers[0].Total), nil
 	}
 }
 

@@ -27,8 +27,9 @@ func versionName() string {
 	if version != "" {
 		return version
 	}
-	// go install MODULE@v0.1.0 knows the version of the module.
-	if info, ok := debug.ReadBuildInfo(); ok && strings.HasPrefix(info.Main.Version, "v") {
+	// go install MODULE@v0.1.0 knows the version of the module. A build in a checkout without tags
+	// has a pseudo-version, v0.0.0 with date and commit.
+	if info, ok := debug.ReadBuildInfo(); ok && strings.HasPrefix(info.Main.Version, "v") && !strings.HasPrefix(info.Main.Version, "v0.0.0-") {
 		return info.Main.Version
 	}
 	return strings.TrimSpace(release) + "-dev"

@@ -49,7 +49,7 @@ func code(err error) codes.Code {
 		return codes.InvalidArgument
 	case errors.Is(err, errdefs.ErrExists):
 		return codes.AlreadyExists
-	case errors.Is(err, pool.ErrFull), errors.Is(err, errdefs.ErrLimit), errors.Is(err, template.ErrTooMany), errors.Is(err, errElsewhere):
+	case errors.Is(err, pool.ErrFull), errors.Is(err, pool.ErrCannotReserve), errors.Is(err, errdefs.ErrLimit), errors.Is(err, template.ErrTooMany), errors.Is(err, errElsewhere):
 		return codes.ResourceExhausted
 	case errors.Is(err, errdefs.ErrState), errors.Is(err, template.ErrNoFormatter), errors.Is(err, pool.ErrUnusable), errors.Is(err, errUnhealthy):
 		return codes.FailedPrecondition

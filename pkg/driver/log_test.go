@@ -47,13 +47,13 @@ func TestVerbosity(t *testing.T) {
 				t.Errorf("exit code %d", code)
 			}
 			t.Log(p.log)
-			size := regexp.MustCompile(`size="[0-9.]+Mi" free="[0-9.]+Mi" volumes=0 snapshots=0 templates=` + fmt.Sprint(1-c.built) + ` accelerator="tcg"`)
+			size := regexp.MustCompile(`size="[0-9.]+Mi" free="[0-9.]+Mi" below="[a-z0-9]+ of ` + regexp.QuoteMeta(filepath.Dir(filepath.Dir(n.Pool))) + `/image, .* free" volumes=0 snapshots=0 templates=` + fmt.Sprint(1-c.built) + ` accelerator="tcg"`)
 			for what, lines := range map[string]struct {
 				got  []string
 				want int
 				from string // severity
 			}{
-				"started":   {p.log.lines(`] "Started" version="dev" node="node-of-test"`, `pool="`+n.Pool+`" kind="xfs" `), 1, "I"},
+				"started":   {p.log.lines(`] "Started" version="v`, `node="node-of-test"`, `pool="`+n.Pool+`" kind="xfs" `), 1, "I"},
 				"built":     {p.log.lines(`] "Built a template"`), c.built, "I"},
 				"published": {p.log.lines(`] "NodePublishVolume"`, `volume="good"`, `code="OK"`), 1, "I"},
 				"refused":   {p.log.lines(`] "NodePublishVolume"`, `volume="bad"`, "color"), c.refused, "I"},

@@ -33,8 +33,9 @@ import (
 //   - I for a call that did what was asked, or that failed because of what was asked: a bad
 //     attribute, a volume that is there or not there, too large, too many, or not yet. The one who
 //     asked reads why in an event of the pod or the claim.
-//   - W for a call that failed because of a condition. The condition itself was logged when it
-//     began, see package health.
+//   - W for a call that failed because the plugin is not ready. The condition itself was logged
+//     when it began, see package health. A full pool is the caller's concern, as is any other
+//     volume that is too large.
 //   - E for a call that failed because of this plugin or its node.
 //
 // Kubelet repeats what failed. The same failure of the same volume is logged at most once a

@@ -6,10 +6,14 @@
 //
 // [Open] decides whether a directory can be a pool. It looks at the type of the
 // filesystem (statfs(2)), then at its identity, which must be the same throughout
-// because a FICLONE cannot cross filesystems (f_type and f_fsid), and finally tries a
-// FICLONE, because an xfs made with reflink=0 passes the first two. Where the
-// directory's filesystem cannot share extents, as ext4 cannot, Open can make an xfs
-// in a file there.
+// because a FICLONE cannot cross filesystems (f_type and f_fsid), and finally tries what a
+// volume will need: a FICLONE, which an xfs made with reflink=0 refuses, attached to a loop
+// device with direct I/O, which one with large blocks refuses. Or it makes the pool an xfs
+// in a sparse file, on any filesystem: the loopback pool.
+//
+// A pool has what its layers have: its own filesystem and, where that is on a loop device, the
+// filesystem below it that holds the device's file. [Pool.Space] is the least of them,
+// [Pool.Reserve] reserves space through all of them, and [Pool.Trim] returns it.
 //
 // The layout, all of it 0700 and root's:
 //

@@ -11,12 +11,11 @@ import (
 	"path/filepath"
 	"syscall"
 
-	"k8s.io/klog/v2"
-
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
 
@@ -102,9 +101,6 @@ func tryReflink(dir string) error {
 const (
 	// trialSize is the size of the trial volume. It takes a few blocks of it.
 	trialSize = size.MiB
-	// trialRoom is more than a trial volume takes. On a pool with less, EIO means that it is
-	// full: the kernel reports no other error for a write to a device.
-	trialRoom = 8 * size.MiB
 )
 
 // tryAttach clones a file, attaches the clone, and writes a block through the device.
@@ -123,16 +119,18 @@ func judgeTrial(dir string, volume *os.File, err error) error {
 		return nil
 	}
 	st, statErr := fsctl.StatusOf(volume)
-	room, roomErr := roomAround(volume)
 	switch {
-	case statErr != nil, roomErr != nil:
-		return errors.Join(err, statErr, roomErr)
+	case statErr != nil:
+		return errors.Join(err, statErr)
 	case errors.Is(err, loopdev.ErrNotDirect):
 		return fmt.Errorf("%w: %s is on %s with blocks of %s: a trial volume could not be attached: %w; "+
 			"%s, or add --loopback-pool-size to make an xfs pool in a file there",
 			ErrUnusable, dir, st.Type.Name(), size.Format(st.BlockSize), err, smallerBlocks(st.Type))
-	case errors.Is(err, syscall.EIO) && room < trialRoom:
-		return fmt.Errorf("%w: %w", ErrFull, err)
+	case errors.Is(err, syscall.EIO):
+		// The kernel has no other error for a device that could not be written to.
+		if room, roomErr := roomAround(volume); roomErr == nil && room < noRoom {
+			return fmt.Errorf("%w: %w", ErrFull, err)
+		}
 	}
 	return Full(fmt.Errorf("a trial volume in %s could not be attached and written: %w", dir, err))
 }
@@ -257,7 +255,7 @@ func (p *Pool) setNoCOW() error {
 		}
 		nocow = flags&fsctl.NoCOW != 0
 		if flags&fsctl.Compression != 0 {
-			klog.InfoS("Images are made with btrfs's property \"compression\", which makes them slower, and a thick volume's writes may need new space; "+
+			logs.Warn("Images are made with btrfs's property \"compression\", which makes them slower, and a thick volume's writes may need new space; "+
 				"when the directory is empty, start the plugin again, and it clears the property", "directory", path)
 		}
 	}

@@ -36,7 +36,10 @@ type Layer struct {
 type layers struct {
 	files  []*os.File // from the top down: the file that holds the pool, the file that holds that one's filesystem, …
 	shared []bool     // whether the node is on the pool's own filesystem, and on that of each file
-	hidden string     // the loop device below the last of them whose file cannot be opened here; usually ""
+	hidden string     // the loop device below the last of them, if it cannot be looked into; usually ""
+	// filled means that the file that holds the pool had all of its space when it was opened.
+	// Somebody has preallocated it, and it keeps its space.
+	filled bool
 }
 
 // findLayers looks below a directory for as long as there are loop devices. nodeDir is a
@@ -63,10 +66,19 @@ func findLayers(dir *os.File, nodeDir string) (l layers, err error) {
 		l.files = append(l.files, file)
 		at = file
 	}
+	if err == nil && len(l.files) > 0 {
+		l.filled, err = filled(l.files[0])
+	}
 	if err != nil {
 		l.close()
 	}
 	return l, err
+}
+
+// filled reports whether a file has all of its space.
+func filled(f *os.File) (bool, error) {
+	length, allocated, err := measure(f)
+	return allocated >= length, err
 }
 
 func (l layers) close() {
@@ -76,8 +88,9 @@ func (l layers) close() {
 }
 
 // holder opens the file that holds the filesystem that f is on. It returns nil if that
-// filesystem is on no loop device. If it cannot open the file, it names the device: the file
-// may be in another mount namespace, or have lost its name.
+// filesystem is on no loop device. If the device has only a part of the file, or if the file
+// cannot be opened, holder names the device: the file may be in another mount namespace, or
+// have lost its name.
 func holder(f *os.File) (file *os.File, hidden string, err error) {
 	on, err := mount.Holding(f)
 	if errors.Is(err, mount.ErrNotMounted) {
@@ -86,8 +99,8 @@ func holder(f *os.File) (file *os.File, hidden string, err error) {
 	if err != nil {
 		return nil, "", err
 	}
-	index, ok := loopdev.IndexOf(on.Source)
-	if !ok {
+	index, whole := loopdev.Under(on.Major, on.Minor, on.Source)
+	if index < 0 {
 		return nil, "", nil
 	}
 	dev, err := loopdev.Open(index)
@@ -98,6 +111,10 @@ func holder(f *os.File) (file *os.File, hidden string, err error) {
 	path, err := loopdev.BackingFile(index)
 	if err != nil {
 		return nil, "", err
+	}
+	hidden = fmt.Sprintf("%s (%s)", dev.Path(), strings.TrimSuffix(path, " (deleted)"))
+	if info, err := dev.Info(); err != nil || !whole || !info.Whole {
+		return nil, hidden, err
 	}
 	// The kernel keeps the path from the time of the attachment. When a loopback pool is made,
 	// its file has no name yet.
@@ -111,7 +128,7 @@ func holder(f *os.File) (file *os.File, hidden string, err error) {
 		}
 		file.Close()
 	}
-	return nil, fmt.Sprintf("%s (%s)", dev.Path(), strings.TrimSuffix(path, " (deleted)")), nil
+	return nil, hidden, nil
 }
 
 // Layers describes the filesystems that the pool's data lie on, from the pool's own down.
@@ -148,7 +165,7 @@ func measure(f *os.File) (length, allocated int64, err error) {
 // warnOfLayers logs what an administrator should know of the layers below the pool.
 func (p *Pool) warnOfLayers() {
 	if p.layers.hidden != "" {
-		logs.Warn("The pool is on a loop device whose file cannot be opened here: the space below the pool is not counted, and thick claims are refused; show the plugin that file at the same path",
+		logs.Warn("The pool is on a loop device that the plugin cannot look into: the space below the pool is not counted, and thick claims are refused; attach the whole file to the device, and show the plugin the file at the same path",
 			"pool", p.root, "device", p.layers.hidden)
 	}
 	if s, err := p.Space(); err == nil && s.Limit != "" {

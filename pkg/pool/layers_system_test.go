@@ -8,6 +8,7 @@ package pool
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -248,7 +249,7 @@ func TestCannotReserve(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Reserve(f, 1<<20); !errors.Is(err, ErrFull) || !strings.Contains(err.Error(), "chattr +C") {
+	if err := p.Reserve(f, 1<<20); !errors.Is(err, ErrCannotReserve) || !strings.Contains(err.Error(), "chattr +C") {
 		t.Errorf("on a file that is copied on write: %v", err)
 	}
 	f.Close()
@@ -259,7 +260,7 @@ func TestCannotReserve(t *testing.T) {
 	onBtrfs := mustOpen(t, Config{Dir: filepath.Join(sparse, "pool")})
 	refused := func(step string) {
 		t.Helper()
-		if err := onBtrfs.CanReserve(); !errors.Is(err, ErrFull) || !strings.Contains(err.Error(), "nodiscard") {
+		if err := onBtrfs.CanReserve(); !errors.Is(err, ErrCannotReserve) || !strings.Contains(err.Error(), "nodiscard") {
 			t.Errorf("on a btrfs in a file, %s: %v", step, err)
 		}
 	}
@@ -267,9 +268,29 @@ func TestCannotReserve(t *testing.T) {
 	testenv.Run(t, "fallocate", "--length", "400M", filepath.Join(filepath.Dir(sparse), "image"))
 	refused("which discards")
 	testenv.Run(t, "mount", "-o", "remount,nodiscard", sparse)
+	onBtrfs = mustOpen(t, Config{Dir: filepath.Join(sparse, "pool")})
 	if err := onBtrfs.CanReserve(); err != nil {
 		t.Errorf("on a btrfs with all of its space: %v", err)
 	}
+	if unused, err := onBtrfs.Unused(); err != nil || unused != 0 {
+		t.Errorf("of a file that somebody has preallocated, %s are to be returned: %v", size.Format(unused), err)
+	}
+	if err := errors.Join(onBtrfs.Trim(), onBtrfs.CanReserve()); err != nil {
+		t.Errorf("after trimming: %v", err)
+	}
+
+	// xfs in a part of a file.
+	part := strings.TrimSpace(testenv.Run(t, "losetup", "--find", "--show", "--offset", fmt.Sprint(1<<20), testenv.Image(t, 401<<20)))
+	defer testenv.Run(t, "losetup", "--detach", part)
+	testenv.Run(t, "mkfs.xfs", "-q", "-s", "size=4096", part)
+	at := testenv.Dir(t)
+	testenv.Run(t, "mount", part, at)
+	inPart := mustOpen(t, Config{Dir: filepath.Join(at, "pool")})
+	if err := inPart.CanReserve(); !errors.Is(err, ErrCannotReserve) || !strings.Contains(err.Error(), part) {
+		t.Errorf("in a part of a file: %v", err)
+	}
+	inPart.Close()
+	testenv.Unmount(t, at)
 
 	// Its file is hidden by another mount.
 	testenv.Run(t, "mount", "--bind", testenv.Dir(t), filepath.Join(host, "pool", loopbackMount))
@@ -283,7 +304,7 @@ func TestCannotReserve(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := hidden.CanReserve(); !errors.Is(err, ErrFull) || !strings.Contains(err.Error(), image) {
+	if err := hidden.CanReserve(); !errors.Is(err, ErrCannotReserve) || !strings.Contains(err.Error(), image) {
 		t.Errorf("on a file that cannot be opened: %v", err)
 	}
 	hidden.Close()
@@ -396,6 +417,10 @@ func TestLoopbackOnPoolFilesystems(t *testing.T) {
 		t.Run(kind.Name, func(t *testing.T) {
 			dir := filepath.Join(kind.Mount(t, 1<<30), "pool")
 			old := mustOpen(t, Config{Dir: dir})
+			// Even if its directories have other modes, as after a restore: a new pool would hide its volumes.
+			if err := os.Chmod(filepath.Join(dir, volumesDir), 0o755); err != nil {
+				t.Fatal(err)
+			}
 			if p := mustOpen(t, Config{Dir: dir, LoopbackSize: 400 << 20}); p.Root() != old.Root() {
 				t.Errorf("a pool that was there was replaced by %s", p.Root())
 			}

@@ -171,13 +171,15 @@ func mountLoopback(image *os.File, at string) error {
 		return err
 	}
 	defer dev.Close() // from then on only the mount keeps it attached
-	m, err := mount.New(mount.Config{
-		FSType: "xfs", Source: dev.Path(),
-		// What is deleted in the pool is soon free below it. Deleting takes no longer for that:
-		// the kernel discards after it has committed. See docs/figures.md.
-		Data: []string{"discard"},
-		Attr: mount.Attr{NoSUID: true, NoDev: true, NoExec: true},
-	})
+	// What is deleted in the pool is soon free below it. Deleting takes no longer for that: the
+	// kernel discards after it has committed. See docs/figures.md.
+	options := []string{"discard"}
+	if full, err := filled(image); err != nil {
+		return err
+	} else if full { // somebody has preallocated it
+		options = nil
+	}
+	m, err := mount.New(mount.Config{FSType: "xfs", Source: dev.Path(), Data: options, Attr: mount.Attr{NoSUID: true, NoDev: true, NoExec: true}})
 	if err != nil {
 		return err
 	}

@@ -77,7 +77,7 @@ func Open(ctx context.Context, c Config) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.LoopbackSize > 0 && !isPool(dir) {
+	if c.LoopbackSize > 0 && !hasImages(dir) {
 		if err := ownDir(dir); err != nil {
 			return nil, err
 		}
@@ -105,6 +105,13 @@ func Open(ctx context.Context, c Config) (*Pool, error) {
 		logs.Warn("This pool was made without a file, so its size is that of its filesystem; move the directory away to get one of the size that --loopback-pool-size says", "pool", dir)
 	}
 	return layOut(dir, c)
+}
+
+// hasImages reports whether a directory is a pool without a file, or was one: a new loopback
+// pool would hide its volumes.
+func hasImages(dir string) bool {
+	_, err := os.Lstat(filepath.Join(dir, volumesDir))
+	return err == nil
 }
 
 // openRoot opens a pool's directory under the path that the kernel has for it, without
@@ -360,13 +367,43 @@ func (p *Pool) Conditions() []health.Condition {
 // Sync is [fsctl.Sync] of the pool's filesystem.
 func (p *Pool) Sync() error { return fsctl.Sync(p.dir) }
 
-// Trim returns free space of the pool to the layers below it, if there are any. It returns
-// [errors.ErrUnsupported] if they cannot take it.
+// Unused is the space that the pool takes of the layer below and does not use, in bytes. It is
+// 0 if there is no such layer, or if somebody has given the pool all of its space: that is kept.
+func (p *Pool) Unused() (int64, error) {
+	if len(p.layers.files) == 0 || p.layers.filled {
+		return 0, nil
+	}
+	st, err := fsctl.StatusOf(p.dir)
+	if err != nil {
+		return 0, err
+	}
+	_, allocated, err := measure(p.layers.files[0])
+	return allocated - st.Used, err
+}
+
+// Trim returns the space that [Pool.Unused] counts. It returns [errors.ErrUnsupported] if the
+// layer below cannot take it.
 func (p *Pool) Trim() error {
-	if len(p.layers.files) == 0 {
+	if len(p.layers.files) == 0 || p.layers.filled {
 		return nil
 	}
-	return fsctl.Trim(p.dir, 0)
+	return fsctl.Trim(p.dir, fsctl.Everything, 0)
+}
+
+// noRoom is less space than a volume needs to be attached, mounted or grown, in bytes.
+const noRoom = 8 * size.MiB
+
+// FullIfNoRoom adds [ErrFull] to an error if its reason is, or may be, that the pool or a layer
+// below it is full: for a device that could not be written to, the kernel has no other error
+// than EIO.
+func (p *Pool) FullIfNoRoom(err error) error {
+	if err == nil || !errors.Is(err, syscall.EIO) {
+		return Full(err)
+	}
+	if s, e := p.Space(); e != nil || s.Available >= noRoom {
+		return err
+	}
+	return fmt.Errorf("%w: %w; make room in the pool, and below it", ErrFull, err)
 }
 
 // Close closes the pool's descriptors. A loopback pool stays mounted.

@@ -4,10 +4,12 @@
 package pool
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"iter"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -25,13 +27,14 @@ import (
 // device. btrfs has addresses of its own, so below a btrfs the whole file must have space: see
 // [Pool.CanReserve].
 //
-// If a layer has no space left, or cannot reserve any, Reserve returns [ErrFull].
+// If a layer has no space left, Reserve returns [ErrFull], and if it cannot reserve any,
+// [ErrCannotReserve].
 func (p *Pool) Reserve(image *os.File, bytes int64) error {
-	if err := sparse.Reserve(image, bytes); err != nil {
-		return Full(err)
-	}
 	if err := p.CanReserve(); err != nil {
 		return err
+	}
+	if err := sparse.Reserve(image, bytes); err != nil {
+		return Full(err)
 	}
 	parts := []sparse.Extent{{Start: 0, End: bytes}}
 	at := image
@@ -55,28 +58,42 @@ func (p *Pool) Reserve(image *os.File, bytes int64) error {
 	return nil
 }
 
-// CanReserve returns [ErrFull], with the reason, if some layer cannot reserve space.
+// ErrCannotReserve means that the pool, or a layer below it, cannot reserve space for thick
+// volumes.
+var ErrCannotReserve = errors.New("the pool cannot reserve space for thick volumes")
+
+// CanReserve returns [ErrCannotReserve], with the reason, if some layer cannot reserve space.
 func (p *Pool) CanReserve() error {
 	if d := p.layers.hidden; d != "" {
-		return fmt.Errorf("%w for thick volumes: the pool is on %s, a file that the plugin cannot open; show it that file at the same path, or use provisioning: thin", ErrFull, d)
+		return fmt.Errorf("%w: it is on %s, which the plugin cannot look into; attach the whole file to the device, and show the plugin the file at the same path, or use provisioning: thin",
+			ErrCannotReserve, d)
+	}
+	volumes, err := os.Open(filepath.Join(p.root, volumesDir))
+	if err != nil {
+		return err
+	}
+	defer volumes.Close()
+	if keeps, err := keepsSpace(volumes); err != nil || !keeps {
+		return cmp.Or(err, fmt.Errorf("%w: on btrfs each write to a file in %s takes new space; make a pool whose directories have chattr +C, or use provisioning: thin",
+			ErrCannotReserve, volumes.Name()))
 	}
 	at := p.dir
 	for _, file := range p.layers.files {
-		copies, err := copiesOnWrite(file)
+		keeps, err := keepsSpace(file)
 		if err != nil {
 			return err
 		}
-		if copies {
-			return fmt.Errorf("%w for thick volumes: the pool is in %s on btrfs, where each write takes new space; replace it by a copy that was made with chattr +C, or use provisioning: thin",
-				ErrFull, file.Name())
+		if !keeps {
+			return fmt.Errorf("%w: it is in %s, on a filesystem where a write may take new space; put the file on ext4 or xfs, or on btrfs with chattr +C, or use provisioning: thin",
+				ErrCannotReserve, file.Name())
 		}
 		wants, err := wantsSpace(at, file)
 		if err != nil {
 			return err
 		}
 		if wants {
-			return fmt.Errorf("%w for thick volumes: the pool is a btrfs in the sparse file %s, and btrfs writes its metadata to new places, which may have no space there; run `fallocate -l $(stat -c %%s %[2]s) %[2]s` and mount it with the option nodiscard, or use provisioning: thin",
-				ErrFull, file.Name())
+			return fmt.Errorf("%w: it is a btrfs in the sparse file %s, and btrfs writes its metadata to new places, which may have no space there; run `fallocate -l $(stat -c %%s %[2]s) %[2]s`, mount it with the option nodiscard, and restart the plugin, or use provisioning: thin",
+				ErrCannotReserve, file.Name())
 		}
 		at = file
 	}
@@ -91,8 +108,7 @@ func wantsSpace(f, file *os.File) (bool, error) {
 	if err != nil || st.Type != fsctl.Btrfs {
 		return false, err
 	}
-	length, allocated, err := measure(file)
-	if err != nil || allocated < length {
+	if full, err := filled(file); err != nil || !full {
 		return true, err
 	}
 	on, err := mount.Holding(f)
@@ -102,14 +118,21 @@ func wantsSpace(f, file *os.File) (bool, error) {
 	return slices.ContainsFunc(strings.Split(on.VFSOptions, ","), func(option string) bool { return strings.HasPrefix(option, "discard") }), nil
 }
 
-// copiesOnWrite reports whether writing to a file takes new space although it has its space.
-func copiesOnWrite(f *os.File) (bool, error) {
+// keepsSpace reports whether a file, or one that is made in a directory, is overwritten in its
+// place, so that space that was reserved for it is enough.
+func keepsSpace(f *os.File) (bool, error) {
 	st, err := fsctl.StatusOf(f)
-	if err != nil || st.Type != fsctl.Btrfs {
+	if err != nil {
 		return false, err
 	}
-	flags, err := fsctl.Flags(f)
-	return flags&fsctl.NoCOW == 0, err
+	switch st.Type {
+	case fsctl.XFS, fsctl.Ext4, fsctl.Tmpfs:
+		return true, nil
+	case fsctl.Btrfs:
+		flags, err := fsctl.Flags(f)
+		return flags&fsctl.NoCOW != 0, err
+	}
+	return false, nil
 }
 
 // Unreserved is the part of the first bytes of an image that lacks space: in the pool, or in

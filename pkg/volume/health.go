@@ -200,8 +200,8 @@ func (m *Manager) mountedWithoutImage(id string, paths []string) (string, error)
 	return "", nil
 }
 
-// PoolHealth returns what is wrong with the pool. It is cheap: two calls of stat(2) and two of
-// statfs(2).
+// PoolHealth returns what is wrong with the pool. It is cheap: a few calls of stat(2) and
+// statfs(2) for each layer.
 func (m *Manager) PoolHealth() []health.Condition {
 	if found := m.pool.Conditions(); found != nil {
 		return found

@@ -39,7 +39,7 @@ func (m mounter) detached(img *image.Image, access image.Access) (*mount.Detache
 	defer dev.Close()
 	mnt, err := mount.New(mount.Config{FSType: fs.Name, Source: dev.Path(), Data: fs.MountData, Attr: access.Attr()})
 	if err != nil {
-		return nil, fmt.Errorf("mounting volume %s: %w", img.ID(), err)
+		return nil, m.pool.FullIfNoRoom(fmt.Errorf("mounting volume %s: %w", img.ID(), err))
 	}
 	return mnt, nil
 }

@@ -6,7 +6,6 @@ package volume
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"syscall"
 
@@ -15,7 +14,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
@@ -30,10 +29,18 @@ const (
 	// leastTrim is the smallest range that is returned, in bytes. Each range becomes a hole in
 	// the image, and each hole makes cloning the image slower by 10 to 20 µs.
 	leastTrim = 64 * size.KiB
+
+	// trimPart is how much of a filesystem is trimmed at a time, in bytes. Meanwhile other
+	// operations on the volume are refused, and the plugin does not end.
+	trimPart = 4 * size.GiB
 )
 
-// trims remembers, by name, what was trimmed.
-type trims map[string]trim
+// trims remembers what was trimmed.
+type trims struct {
+	volumes map[string]trim // by id
+	pool    trim
+	failed  logs.Repeats
+}
 
 type trim struct {
 	kept  int64 // bytes that trimming could not return: a filesystem keeps some for itself, such as its log
@@ -60,55 +67,55 @@ func (t trim) after(unused int64) trim {
 // each mounted volume, which takes some 50 µs, and trims those where it is worth it. It must
 // not be called twice at the same time.
 //
-// The filesystems of volumes are not mounted with the option discard. Deleting many files,
-// and the sync after it, would take up to a second longer; FITRIM returns the same space in
-// some milliseconds, while nobody waits: see docs/figures.md.
+// The filesystems of volumes are not mounted with the option discard. Then each deleted file
+// would leave holes of its own, and the sync after it would wait for them: see docs/figures.md.
 func (m *Manager) Trim(ctx context.Context) error {
 	table, err := place.ReadTable()
 	if err != nil {
 		return err
 	}
-	now := trims{} // forgets the volumes that are gone
+	before := m.trims.volumes
+	m.trims.volumes = map[string]trim{} // forgets the volumes that are gone
 	for index, places := range table.ByLoop {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		if err := m.trimDevice(index, places, now); err != nil {
-			klog.ErrorS(err, "A volume cannot be trimmed; space of files that were deleted in it is not returned", "loopDevice", index)
+		if err := m.trimDevice(ctx, index, places, before); err != nil {
+			return err
 		}
 	}
-	if err := m.trimPool(now); err != nil {
-		klog.ErrorS(err, "The pool cannot be trimmed; space of volumes that were deleted is not returned to the filesystem below")
+	if err := m.trimPool(); err != nil {
+		m.warnUntrimmed("pool", "The pool cannot be trimmed; space of volumes that were deleted is not returned to the filesystem below", err)
 	}
-	m.trims = now
 	return nil
 }
 
-// trimDevice trims the volume that is mounted from a loop device, if there is one.
-func (m *Manager) trimDevice(index int, places []string, now trims) error {
+// warnUntrimmed logs that something could not be trimmed. Trim tries again and again.
+func (m *Manager) warnUntrimmed(what, message string, err error) {
+	if show, left := m.trims.failed.Failed(what, "trim"); show {
+		logs.Warn(message, "err", err, "what", what, "notLogged", left)
+	}
+}
+
+// trimDevice trims the volume that is mounted from a loop device, if there is one. It returns an
+// error only if ctx has ended.
+func (m *Manager) trimDevice(ctx context.Context, index int, places []string, before map[string]trim) error {
 	img, err := m.volumeOn(index)
 	if err != nil || img == nil {
-		return err
+		return context.Cause(ctx) // somebody else's device, or a volume that other calls complain of
 	}
 	defer img.Close()
 	if img.Mode() != image.ModeFilesystem || !img.Record.Provisioning.NeedsFreeSpace() {
 		return nil
 	}
-	unlock, err := m.locks.volume(img.ID())
-	if errors.Is(err, errdefs.ErrBusy) { // the next Trim looks again
-		now[img.ID()] = m.trims[img.ID()]
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer unlock()
 	for _, at := range places {
 		if rel, below := m.root.Below(at); below {
-			return m.trimMounted(img, rel, now)
+			is, err := m.trimMounted(ctx, img, rel, before[img.ID()])
+			m.trims.volumes[img.ID()] = is
+			if err != nil && ctx.Err() == nil {
+				m.warnUntrimmed("volume "+img.ID(), "A volume cannot be trimmed; space of files that were deleted in it is not returned", err)
+			}
+			break
 		}
 	}
-	return nil
+	return context.Cause(ctx)
 }
 
 // volumeOn opens the volume that is behind a loop device, or returns nil.
@@ -138,90 +145,98 @@ func (m *Manager) volumeOn(index int) (*image.Image, error) {
 	return img, nil
 }
 
-// trimMounted trims the filesystem that is mounted at a path.
-func (m *Manager) trimMounted(img *image.Image, rel string, now trims) error {
-	at, err := m.root.OpenMounted(rel)
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, errdefs.ErrState) { // unmounted meanwhile
-		return nil
+// trimMounted trims the filesystem that is mounted at a path, if that is worth it, and returns
+// what to remember of it.
+func (m *Manager) trimMounted(ctx context.Context, img *image.Image, rel string, was trim) (trim, error) {
+	unused, length, err := m.unusedAt(img, rel)
+	if err != nil || !was.worth(unused) {
+		return was, untrimmable(err)
 	}
+	for part := (fsctl.Range{Length: trimPart}); part.Start < length; part.Start += part.Length {
+		if ctx.Err() != nil {
+			return was, context.Cause(ctx)
+		}
+		if err := m.trimPart(img, rel, part); err != nil {
+			return was, untrimmable(err)
+		}
+	}
+	left, _, err := m.unusedAt(img, rel)
 	if err != nil {
-		return gone(err)
+		return was, untrimmable(err)
 	}
-	defer at.Close()
-	dir, err := mount.Open(at)
-	if err != nil {
-		return gone(err)
-	}
-	defer dir.Close()
-	unused, err := unusedOf(img, dir)
-	if err != nil {
-		return err
-	}
-	now[img.ID()] = m.trims[img.ID()]
-	if !m.trims[img.ID()].worth(unused) {
-		return nil
-	}
-	// Something else may cover it. This look takes longer with each mount of the node.
-	if _, err := m.root.Identify(img, rel); errors.Is(err, place.ErrForeign) || errors.Is(err, errdefs.ErrState) {
-		return nil
-	} else if err != nil {
-		return err
-	}
-	err = fsctl.Trim(dir, leastTrim)
-	if err = gone(err); err != nil && !errors.Is(err, syscall.EROFS) {
-		return fmt.Errorf("volume %s: %w", img.ID(), err)
-	}
-	left, err := unusedOf(img, dir)
-	if err != nil {
-		return err
-	}
-	now[img.ID()] = m.trims[img.ID()].after(left)
 	klog.V(2).InfoS("Trimmed a volume", "volume", img.ID(), "returned", size.Format(max(0, unused-left)))
-	return nil
+	return was.after(left), nil
 }
 
-// gone drops the error of a filesystem that has shut down: nobody can use its space anyway.
-func gone(err error) error {
-	if errors.Is(err, syscall.EIO) {
-		return nil
+// trimPart trims a part of a volume's filesystem, while no other operation works on the volume.
+func (m *Manager) trimPart(img *image.Image, rel string, part fsctl.Range) error {
+	unlock, err := m.locks.volume(img.ID())
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	// Something else may cover it by now. This look takes longer with each mount of the node.
+	if _, err := m.root.Identify(img, rel); err != nil {
+		return err
+	}
+	dir, err := m.openMounted(rel)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return fsctl.Trim(dir, part, leastTrim)
+}
+
+// openMounted opens the root of a mounted filesystem for reading.
+func (m *Manager) openMounted(rel string) (*os.File, error) {
+	at, err := m.root.OpenMounted(rel)
+	if err != nil {
+		return nil, err
+	}
+	defer at.Close()
+	return mount.Open(at)
+}
+
+// unusedAt is the space that an image takes and that its filesystem does not use, and the size
+// of the filesystem, in bytes.
+func (m *Manager) unusedAt(img *image.Image, rel string) (unused, length int64, err error) {
+	dir, err := m.openMounted(rel)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer dir.Close()
+	st, err := fsctl.StatusOf(dir)
+	if err != nil {
+		return 0, 0, err
+	}
+	allocated, err := img.Allocated()
+	return allocated - st.Used, st.Total, err
+}
+
+// untrimmable drops the errors of a volume that is not to be trimmed now: another operation works
+// on it, it was unmounted, something else covers it, its mount or device takes no discards, or
+// its filesystem has shut down.
+func untrimmable(err error) error {
+	for _, e := range []error{
+		errdefs.ErrBusy, errdefs.ErrState, os.ErrNotExist, place.ErrForeign, errors.ErrUnsupported, syscall.EROFS, syscall.EIO,
+	} {
+		if errors.Is(err, e) {
+			return nil
+		}
 	}
 	return err
 }
 
-// unusedOf is the space that an image takes and that its filesystem does not use, in bytes.
-func unusedOf(img *image.Image, root *os.File) (int64, error) {
-	st, err := fsctl.StatusOf(root)
-	if err != nil {
-		return 0, err
-	}
-	allocated, err := img.Allocated()
-	return allocated - st.Used, err
-}
-
-// trimPool trims the pool, if there is a layer below it.
-func (m *Manager) trimPool(now trims) error {
-	const name = "the pool" // no volume's id has spaces
-	unused, err := unusedBelow(m.pool)
-	if err != nil {
+// trimPool trims the pool, if there is a layer below it and it is worth it.
+func (m *Manager) trimPool() error {
+	unused, err := m.pool.Unused()
+	if err != nil || !m.trims.pool.worth(unused) {
 		return err
-	}
-	now[name] = m.trims[name]
-	if !m.trims[name].worth(unused) {
-		return nil
 	}
 	if err := m.pool.Trim(); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		return err
 	}
-	left, err := unusedBelow(m.pool)
-	now[name] = m.trims[name].after(left)
+	left, err := m.pool.Unused()
+	m.trims.pool = m.trims.pool.after(left)
 	return err
-}
-
-// unusedBelow is the space that the pool takes of the layer below and does not use, in bytes.
-func unusedBelow(p *pool.Pool) (int64, error) {
-	layers, err := p.Layers()
-	if err != nil || len(layers) == 1 {
-		return 0, err
-	}
-	return layers[1].Allocated - layers[0].Used, nil
 }

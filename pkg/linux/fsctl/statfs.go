@@ -23,13 +23,14 @@ const (
 	Btrfs Type = unix.BTRFS_SUPER_MAGIC
 	Ext4  Type = unix.EXT4_SUPER_MAGIC
 	XFS   Type = unix.XFS_SUPER_MAGIC
+	Tmpfs Type = unix.TMPFS_MAGIC
 )
 
 var typeNames = map[Type]string{
 	Btrfs:                      "btrfs",
 	Ext4:                       "ext4",
 	XFS:                        "xfs",
-	unix.TMPFS_MAGIC:           "tmpfs",
+	Tmpfs:                      "tmpfs",
 	unix.OVERLAYFS_SUPER_MAGIC: "overlayfs",
 	unix.NFS_SUPER_MAGIC:       "nfs",
 }

@@ -156,6 +156,8 @@ type Info struct {
 	AutoClear bool
 	// The backing file's, as in stat(2): the proof of which file it is.
 	Device, Inode uint64
+	// Whole means that the device shows all of its file, and not a part (losetup --offset).
+	Whole bool
 }
 
 // Info asks the device for its attachment.
@@ -168,6 +170,7 @@ func (d *Device) Info() (Info, error) {
 		Name:      unix.ByteSliceToString(status.File_name[:]),
 		AutoClear: status.Flags&unix.LO_FLAGS_AUTOCLEAR != 0,
 		Device:    status.Device, Inode: status.Inode,
+		Whole: status.Offset == 0 && status.Sizelimit == 0,
 	}, nil
 }
 

@@ -115,7 +115,7 @@ func (d *Devices) attach(img *image.Image, o loopdev.Options) (*loopdev.Device, 
 	o.Name = img.ID()
 	dev, err := d.loops.Attach(img.File, img.Record.Provisioning.Device(o))
 	if err != nil {
-		return nil, pool.Full(fmt.Errorf("attaching volume %s: %w", img.ID(), err))
+		return nil, d.pool.FullIfNoRoom(fmt.Errorf("attaching volume %s: %w", img.ID(), err))
 	}
 	return dev, nil
 }

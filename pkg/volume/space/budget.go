@@ -17,11 +17,13 @@ type Demand struct {
 	Thin int64  // promised, and subject to overcommit
 	Firm int64  // promised, whatever else there is
 	Now  int64  // taken at once
+
+	reserved bool // in all layers
 }
 
 // Claim is the demand of a new claim of the given bytes, or of one that grows by them.
 func Claim(key string, bytes int64, p image.Provisioning) Demand {
-	d := Demand{Key: key}
+	d := Demand{Key: key, reserved: p.Reserves()}
 	d.Thin, d.Firm, d.Now = p.Promise(bytes)
 	return d
 }

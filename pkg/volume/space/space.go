@@ -34,6 +34,9 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
+
+	"k8s.io/klog/v2"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
@@ -59,6 +62,9 @@ type Space struct {
 	mu       sync.Mutex
 	pending  map[*Demand]bool      // demands of volumes and snapshots that are being made
 	promises map[string]remembered // by volume id; replaced as a whole, never changed
+
+	freeing sync.Mutex
+	freed   time.Time // when the pool was synced and trimmed last, for want of space
 }
 
 // New returns the Space of a pool.
@@ -67,10 +73,16 @@ func New(p *pool.Pool, images *image.Store, c Config) *Space {
 	return &Space{pool: p, images: images, cfg: c, pending: map[*Demand]bool{}}
 }
 
-// Admit returns [pool.ErrFull], with the figures, if the pool cannot promise a demand.
+// Admit returns [pool.ErrFull], with the figures, if the pool cannot promise a demand, and
+// [pool.ErrCannotReserve] if it cannot reserve what is to be reserved.
 // Otherwise it counts the demand until release is called: a volume that is being made has no
 // image yet that could be counted.
 func (s *Space) Admit(d Demand) (release func(), err error) {
+	if d.reserved {
+		if err := s.pool.CanReserve(); err != nil {
+			return nil, err
+		}
+	}
 	s.mu.Lock()
 	others := slices.Collect(maps.Keys(s.pending))
 	s.pending[&d] = true
@@ -119,20 +131,40 @@ func (s *Space) headroom(has pool.Space) int64 {
 	return max(s.cfg.Headroom.Of(has.Total), has.Headroom)
 }
 
-// retryFreed syncs and trims the pool, and asks again, before it reports a full pool: btrfs
-// frees deleted space only at a commit, and a layer below has it only after that.
+// retryFreed asks again, before it reports a full pool, after it has made sure that deleted
+// space is free: btrfs frees it only at a commit, and a layer below has it only after that.
 func (s *Space) retryFreed(ask func() error) error {
 	err := ask()
 	if !errors.Is(err, pool.ErrFull) {
 		return err
 	}
-	if err := s.pool.Sync(); err != nil {
-		return err
-	}
-	if err := s.pool.Trim(); err != nil && !errors.Is(err, errors.ErrUnsupported) {
-		return err
-	}
+	s.free()
 	return ask()
+}
+
+// freeInterval bounds how often callers that wait for space make the whole pool sync. Kubelet
+// asks again after half a second at first, for each volume.
+const freeInterval = 2 * time.Second
+
+// free makes sure that space that was deleted some seconds ago is free. Of several callers at
+// once, one does it, and the others wait. On a full disk below the pool either step may fail;
+// then there is no space, which the next question finds.
+func (s *Space) free() {
+	s.freeing.Lock()
+	defer s.freeing.Unlock()
+	if time.Since(s.freed) < freeInterval {
+		return
+	}
+	err := s.pool.Sync()
+	if unused, e := s.pool.Unused(); e == nil && unused > 0 {
+		if e := s.pool.Trim(); e != nil && !errors.Is(e, errors.ErrUnsupported) {
+			err = errors.Join(err, e)
+		}
+	}
+	if err != nil {
+		klog.V(2).InfoS("Freeing deleted space failed", "err", err)
+	}
+	s.freed = time.Now()
 }
 
 // CheckNotMaking returns [errdefs.ErrUnderWay] while the image with this key is being made.
