@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -20,10 +21,13 @@ import (
 )
 
 // Store has the images of a pool.
-type Store struct{ pool *pool.Pool }
+type Store struct {
+	pool    *pool.Pool
+	removed atomic.Int64
+}
 
 // NewStore returns the Store of a pool.
-func NewStore(p *pool.Pool) *Store { return &Store{p} }
+func NewStore(p *pool.Pool) *Store { return &Store{pool: p} }
 
 // Open opens the image of a volume, or returns [errdefs.ErrNotFound].
 func (s *Store) Open(id string) (*Image, error) {
@@ -150,7 +154,13 @@ func publish(f *os.File, path string, remove func() error) error {
 }
 
 // Remove removes the name of a volume's image. An image that does not exist is fine.
-func (s *Store) Remove(id string) error { return s.pool.RemoveVolume(id) }
+func (s *Store) Remove(id string) error {
+	defer s.removed.Add(1)
+	return s.pool.RemoveVolume(id)
+}
+
+// Removed counts the volumes and snapshots that were removed. Their space is not free at once.
+func (s *Store) Removed() int64 { return s.removed.Load() }
 
 // RemoveDurably removes the name so that a power cut does not bring it back.
 func (s *Store) RemoveDurably(id string) error {
@@ -162,6 +172,7 @@ func (s *Store) RemoveDurably(id string) error {
 
 // RemoveSnapshot removes a snapshot, durably.
 func (s *Store) RemoveSnapshot(id string) error {
+	defer s.removed.Add(1)
 	path := s.pool.Snapshot(id)
 	if err := tmpfile.Remove(path); err != nil {
 		return err

@@ -65,6 +65,7 @@ type Space struct {
 
 	freeing sync.Mutex
 	freed   time.Time // when the pool was synced and trimmed last, for want of space
+	freedOf int64     // how many images had been removed until then
 }
 
 // New returns the Space of a pool.
@@ -142,19 +143,22 @@ func (s *Space) retryFreed(ask func() error) error {
 	return ask()
 }
 
-// freeInterval bounds how often callers that wait for space make the whole pool sync. Kubelet
-// asks again after half a second at first, for each volume.
+// freeInterval bounds how often callers that wait for space make the whole pool sync although
+// nothing was deleted here: a pod may have deleted files. Kubelet asks again after half a second
+// at first, for each volume.
 const freeInterval = 2 * time.Second
 
-// free makes sure that space that was deleted some seconds ago is free. Of several callers at
-// once, one does it, and the others wait. On a full disk below the pool either step may fail;
-// then there is no space, which the next question finds.
+// free makes sure that deleted space is free. Of several callers at once, one does it, and the
+// others wait. On a full disk below the pool either step may fail; then there is no space, which
+// the next question finds.
 func (s *Space) free() {
 	s.freeing.Lock()
 	defer s.freeing.Unlock()
-	if time.Since(s.freed) < freeInterval {
+	removed := s.images.Removed()
+	if removed == s.freedOf && time.Since(s.freed) < freeInterval {
 		return
 	}
+	s.freedOf = removed
 	err := s.pool.Sync()
 	if unused, e := s.pool.Unused(); e == nil && unused > 0 {
 		if e := s.pool.Trim(); e != nil && !errors.Is(e, errors.ErrUnsupported) {
