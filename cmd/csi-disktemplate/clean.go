@@ -115,7 +115,7 @@ func (a *cleaning) carryOut(store *template.Store) {
 	}
 }
 
-// cleaningPlan is how the actions are printed.
+// cleaningPlan says how the actions are printed.
 func cleaningPlan(actions []cleaning, dryRun bool) plan[cleaning] {
 	var takes, frees int64
 	removed := 0

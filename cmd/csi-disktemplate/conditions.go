@@ -69,7 +69,7 @@ func logEnded(c health.Condition, lasted time.Duration) {
 	klog.InfoS("A condition ended", append(named(c), "since", c.Since.UTC().Format(time.RFC3339), "lasted", lasted.Round(time.Millisecond))...)
 }
 
-// named are the keys and values that tell a condition from others.
+// named returns the keys and values that tell a condition from others.
 func named(c health.Condition) []any {
 	pairs := []any{"condition", c.Code}
 	if c.Object != "" {

@@ -31,7 +31,7 @@ const (
 //
 // A plugin in a container has its loopback pool in the container's mount namespace. So the
 // command may find the pool's image, and no mount of it. Then it mounts the pool in a mount
-// namespace of its own, and starts again there: the pool has the plugin's path then, so that
+// namespace of its own, and starts again there: usually the pool has the plugin's path then, so that
 // the command sees the same paths as the plugin.
 func openExisting(cmd *cobra.Command, dir string) (*pool.Pool, error) {
 	p, err := pool.OpenExisting(dir)

@@ -28,7 +28,7 @@ func (o *planOptions) add(f *pflag.FlagSet) {
 	addValueP(f, &o.output, "output", "o", "", outputForm, "form of the plan (default: a table)")
 }
 
-// outputForm is json, or nothing for a table.
+// outputForm is the value of --output: json, or nothing for a table.
 var outputForm = kindOf("json", "must be json, or not given for a table", func(s string) (string, bool) {
 	return s, s == "" || s == "json"
 })

@@ -66,9 +66,8 @@ func isPool(root string) bool {
 }
 
 // MountForThread mounts the loopback pool of dir in a mount namespace that the calling thread
-// gets for itself: see [mount.Unshare]. The path is the one that the plugin has. It is for a
-// command that is started where the pool is not mounted, such as on the node of a plugin in a
-// container.
+// gets for itself: see [mount.Unshare]. It is for a command that is started where the pool is
+// not mounted, such as on the node of a plugin in a container.
 //
 // The kernel has one filesystem for a loop device, however often it is mounted. So this is the
 // filesystem that the plugin works on, with its locks. Which device that is, the inode behind

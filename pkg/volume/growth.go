@@ -98,7 +98,7 @@ func (g growth) unmounted(ctx context.Context, img *image.Image) (*image.Image, 
 	return g.images.Open(img.ID())
 }
 
-// copy copies an image, grows the filesystem in the copy, and puts the copy in the
+// onCopy copies an image, grows the filesystem in the copy, and puts the copy in the
 // image's place. So an interrupted grow has no effect. A tool that is killed half-way may
 // leave a filesystem that nobody can mount, and must not work on the image itself.
 func (g growth) onCopy(ctx context.Context, id string) error {
