@@ -91,8 +91,9 @@ func (p *plugin) saysFull(full bool, claim string) {
 	if got := p.metric(`csi_disktemplate_condition{code="PoolFull"}`) == 1; got != full {
 		t.Errorf("the metric of the condition: %v", got)
 	}
-	if n := len(p.log.lines("] \"A condition ended\"", `condition="PoolFull"`)); full == (n > 0) {
-		t.Errorf("the log says %d times that it ended", n)
+	// It comes and goes with each file, so it has ended only after half a minute.
+	if n := len(p.log.lines("] \"A condition ended\"", `condition="PoolFull"`)); n > 0 {
+		t.Errorf("the log says that it ended: %d lines", n)
 	}
 	if n := len(p.log.lines("] \"A condition began", `condition="PoolFull"`)); n != 1 {
 		t.Errorf("the log says %d times that it began", n)

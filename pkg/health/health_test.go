@@ -30,7 +30,7 @@ func TestWatch(t *testing.T) {
 			changes = append(changes, fmt.Sprintf("-%s%s after %s", c.Code, c.Object, lasted))
 		},
 	}
-	full, gone := Condition{Code: "Full"}, Condition{Code: "Gone", Text: "gone"}
+	full, gone, edge := Condition{Code: "Full"}, Condition{Code: "Gone", Text: "gone"}, Condition{Code: "Edge", StillReady: true}
 	qemu, kernel := Condition{Code: "Lacks", Object: "QEMU"}, Condition{Code: "Lacks", Object: "Kernel"}
 	for n, step := range []struct {
 		hold    []Condition
@@ -50,7 +50,16 @@ func TestWatch(t *testing.T) {
 		{[]Condition{kernel}, []int{9}, "-LacksQEMU after 2s"}, // one code, and not the same condition
 		{[]Condition{kernel, kernel}, []int{9, 9}, ""},
 		{nil, nil, "-LacksKernel after 3s"},
+		{[]Condition{edge}, []int{13}, "+Edge"},
+		{nil, nil, ""}, // it comes and goes
+		{[]Condition{edge}, []int{13}, ""},
+		{nil, nil, ""},
+		{[]Condition{gone}, []int{17}, "+Gone"},
+		{[]Condition{gone}, []int{17}, "-Edge after 33s"}, // half a minute after it was seen last
 	} {
+		if n == 18 {
+			n = 46
+		}
 		hold, second, changes = step.hold, n, nil
 		got := w.Look()
 		if len(got) != len(step.since) {

@@ -22,8 +22,21 @@ type Watch struct {
 	Ended func(c Condition, lasted time.Duration)
 
 	mu   sync.Mutex
-	held []Condition
+	held []seen
 }
+
+// seen is a condition, and when it was seen last.
+type seen struct {
+	Condition
+	last time.Time
+}
+
+// linger is how long a condition that leaves the plugin ready may be missing before it has
+// ended. A pool at the edge of its headroom comes and goes with each file that a pod writes.
+const linger = 30 * time.Second
+
+// lingers reports whether a condition that is missing at a moment has not ended yet.
+func (s seen) lingers(now time.Time) bool { return s.StillReady && now.Sub(s.last) < linger }
 
 // holder tells conditions apart over time. Their texts may change.
 type holder struct{ code, object string }
@@ -31,7 +44,8 @@ type holder struct{ code, object string }
 func holderOf(c Condition) holder { return holder{c.Code, c.Object} }
 
 // Look returns the conditions that hold now, each with since when. A condition that was missing
-// once has ended, and begins anew when it comes back.
+// has ended, and begins anew when it comes back. One that leaves the plugin ready has ended when
+// it was missing for half a minute.
 func (w *Watch) Look() []Condition {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -40,11 +54,11 @@ func (w *Watch) Look() []Condition {
 		now = w.Now
 	}
 	found, at := w.Find(), now()
-	began, ended := stamp(w.held, found, at)
-	w.held = append([]Condition(nil), found...) // the caller may change the slice that it gets
-	for _, c := range ended {
+	held, began, ended := stamp(w.held, found, at)
+	w.held = held
+	for _, s := range ended {
 		if w.Ended != nil {
-			w.Ended(c, at.Sub(c.Since))
+			w.Ended(s.Condition, at.Sub(s.Since))
 		}
 	}
 	for _, c := range began {
@@ -56,29 +70,38 @@ func (w *Watch) Look() []Condition {
 }
 
 // stamp fills in since when the conditions hold, given those that held at the look before. It
-// returns the ones that have begun and ended between the two looks.
-func stamp(before, found []Condition, now time.Time) (began, ended []Condition) {
+// returns what to remember, and what has begun and ended between the two looks.
+func stamp(before []seen, found []Condition, now time.Time) (held []seen, began []Condition, ended []seen) {
 	since := map[holder]time.Time{}
-	for _, c := range before {
-		since[holderOf(c)] = c.Since
+	for _, s := range before {
+		since[holderOf(s.Condition)] = s.Since
 	}
 	holds := map[holder]bool{}
 	for i := range found {
 		c := &found[i]
-		first, held := since[holderOf(*c)]
-		if !held {
+		key := holderOf(*c)
+		first, was := since[key]
+		if !was {
 			first = now
 		}
-		if c.Since = first; !held && !holds[holderOf(*c)] {
+		c.Since = first
+		if holds[key] {
+			continue
+		}
+		holds[key] = true
+		held = append(held, seen{*c, now})
+		if !was {
 			began = append(began, *c)
 		}
-		holds[holderOf(*c)] = true
 	}
-	for _, c := range before {
-		if !holds[holderOf(c)] {
-			holds[holderOf(c)] = true // once, if it was found twice
-			ended = append(ended, c)
+	for _, s := range before {
+		switch {
+		case holds[holderOf(s.Condition)]:
+		case s.lingers(now):
+			held = append(held, s)
+		default:
+			ended = append(ended, s)
 		}
 	}
-	return began, ended
+	return held, began, ended
 }
