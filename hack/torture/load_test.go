@@ -319,8 +319,8 @@ func (n *node) filler() string { return filepath.Join(n.Pool, "..", "..", "fille
 // workers is enough to keep two processors busy.
 const workers = 4
 
-// underLoad does something while workers work, and then has them clean up.
-func (n *node) underLoad(random *rand.Rand, l *ledger, do func()) {
+// underLoad does something while workers work, and then has them clean up. Its context ends when a worker fails.
+func (n *node) underLoad(random *rand.Rand, l *ledger, do func(ctx context.Context)) {
 	n.t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	g, ctx := errgroup.WithContext(ctx)
@@ -336,7 +336,7 @@ func (n *node) underLoad(random *rand.Rand, l *ledger, do func()) {
 		w := &worker{node: n, ledger: l, name: fmt.Sprint("w", i), rand: rand.New(rand.NewPCG(random.Uint64(), 0))}
 		g.Go(func() error { return w.work(ctx) })
 	}
-	do()
+	do(ctx)
 	stop()
 	if err := g.Wait(); err != nil {
 		n.t.Fatalf("%v\n%s", err, n.Tail())
@@ -352,8 +352,11 @@ func TestRandomKills(t *testing.T) {
 		templates, err := os.ReadDir(filepath.Join(n.Pool, "templates"))
 		n.must("templates", err)
 		l := newLedger()
-		n.underLoad(random, l, func() {
+		n.underLoad(random, l, func(ctx context.Context) {
 			for range kills {
+				if ctx.Err() != nil { // a worker has failed
+					return
+				}
 				if random.IntN(2) == 0 {
 					n.arm(1+random.IntN(60), "kill")
 					select {

@@ -6,8 +6,10 @@
 package torture
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -102,8 +104,11 @@ func (n *node) cut(random *rand.Rand, outside, live string, times int) []powercu
 	defer src.Close()
 	l := newLedger()
 	var cuts []powercut
-	n.underLoad(random, l, func() {
+	n.underLoad(random, l, func(ctx context.Context) {
 		for i := range times {
+			if ctx.Err() != nil { // a worker has failed
+				return
+			}
 			time.Sleep(time.Duration(20+random.IntN(300)) * time.Millisecond)
 			c := powercut{image: filepath.Join(outside, fmt.Sprint("cut-", i))}
 			dst, err := os.OpenFile(c.image, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
@@ -222,10 +227,11 @@ func (n *node) afterClaim(e entry) error {
 	return n.run(unuse(d)...)
 }
 
-// untouched reports whether no pod has written to a disk. It may be empty, or have what formatting left there.
+// untouched reports whether no pod has written to a disk. It may be empty, or have what formatting left there. A pod's
+// first write may have come as far as making the file.
 func (n *node) untouched(d *disk) bool {
 	got, err := n.read(d)
-	return errors.Is(err, os.ErrNotExist) || err == nil && !strings.HasPrefix(got, wordPrefix)
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, io.EOF) || err == nil && !strings.HasPrefix(got, wordPrefix)
 }
 
 // claims lists the claims that the plugin has.
