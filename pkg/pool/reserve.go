@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -39,7 +40,7 @@ func (p *Pool) Reserve(image *os.File, bytes int64) error {
 	parts := []sparse.Extent{{Start: 0, End: bytes}}
 	at := image
 	for _, file := range p.layers.files {
-		below, exact, err := behind(at, parts)
+		below, exact, err := behind(at, parts, math.MaxInt)
 		if err != nil {
 			return err
 		}
@@ -137,7 +138,8 @@ func keepsSpace(f *os.File) (bool, error) {
 
 // Unreserved is the part of the first bytes of an image that lacks space: in the pool, or in
 // the layer below that lacks most. A layer that does not tell counts as complete: what is
-// below a btrfs, and a tmpfs.
+// below a btrfs, and a tmpfs. So does the layer below an image that its pod has broken into very
+// many pieces: kubelet asks each minute, and a pod must not decide what that costs.
 func (p *Pool) Unreserved(image *os.File, bytes int64) (int64, error) {
 	_, allocated, err := measure(image)
 	if err != nil {
@@ -147,8 +149,8 @@ func (p *Pool) Unreserved(image *os.File, bytes int64) (int64, error) {
 	parts := []sparse.Extent{{Start: 0, End: bytes}}
 	at := image
 	for _, file := range p.layers.files {
-		below, exact, err := behind(at, parts)
-		if err != nil || !exact {
+		below, exact, err := behind(at, parts, manyPieces)
+		if err != nil || !exact || len(below) > manyPieces {
 			return missing, err
 		}
 		lacks, err := holes(file, below)
@@ -164,9 +166,14 @@ func (p *Pool) Unreserved(image *os.File, bytes int64) (int64, error) {
 	return missing, nil
 }
 
+// manyPieces is how many pieces of an image are looked up below the pool, which takes some 10 ms.
+// An image whose space was reserved at once has a few.
+const manyPieces = 10_000
+
 // behind tells where parts of a file lie on its filesystem's device, and so in the file behind
-// that device. It is not exact where only the filesystem knows: see package fiemap.
-func behind(f *os.File, parts []sparse.Extent) (below []sparse.Extent, exact bool, err error) {
+// that device. It is not exact where only the filesystem knows: see package fiemap. It stops
+// after more than most pieces.
+func behind(f *os.File, parts []sparse.Extent, most int) (below []sparse.Extent, exact bool, err error) {
 	st, err := fsctl.StatusOf(f)
 	if err != nil || st.Type != fsctl.XFS && st.Type != fsctl.Ext4 {
 		return nil, false, err
@@ -176,7 +183,14 @@ func behind(f *os.File, parts []sparse.Extent) (below []sparse.Extent, exact boo
 			if err != nil || e.Physical < 0 {
 				return nil, false, err
 			}
-			below = append(below, sparse.Extent{Start: e.Physical, End: e.Physical + e.Length})
+			end := e.Physical + e.Length
+			if last := len(below) - 1; last >= 0 && below[last].End == e.Physical {
+				below[last].End = end
+				continue
+			}
+			if below = append(below, sparse.Extent{Start: e.Physical, End: end}); len(below) > most {
+				return below, true, nil
+			}
 		}
 	}
 	return below, true, nil
