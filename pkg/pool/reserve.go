@@ -10,13 +10,14 @@ import (
 	"iter"
 	"math"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fiemap"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/openat"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
 )
 
@@ -63,13 +64,17 @@ func (p *Pool) Reserve(image *os.File, bytes int64) error {
 // volumes.
 var ErrCannotReserve = errors.New("the pool cannot reserve space for thick volumes")
 
-// CanReserve returns [ErrCannotReserve], with the reason, if some layer cannot reserve space.
+// CanReserve returns [ErrCannotReserve], with the reason, if some layer cannot reserve space. It
+// returns [ErrUnusable] for a pool that fails [Pool.Check].
 func (p *Pool) CanReserve() error {
+	if err := p.Check(); err != nil {
+		return err
+	}
 	if d := p.layers.hidden; d != "" {
 		return fmt.Errorf("%w: it is on %s, which the plugin cannot look into; attach the whole file to the device, and show the plugin the file at the same path, or use provisioning: thin",
 			ErrCannotReserve, d)
 	}
-	volumes, err := os.Open(filepath.Join(p.root, volumesDir))
+	volumes, err := openat.Open(p.dir, volumesDir, syscall.O_RDONLY|syscall.O_DIRECTORY)
 	if err != nil {
 		return err
 	}

@@ -63,9 +63,9 @@ type Space struct {
 	pending  map[*Demand]bool      // demands of volumes and snapshots that are being made
 	promises map[string]remembered // by volume id; replaced as a whole, never changed
 
-	freeing sync.Mutex
-	freed   time.Time // when the pool was synced and trimmed last, for want of space
-	freedOf int64     // how many images had been removed until then
+	freeing   sync.Mutex
+	freeAgain time.Time // when the pool may be synced and trimmed again, for want of space
+	freedOf   int64     // how many images had been removed at the last time
 }
 
 // New returns the Space of a pool.
@@ -143,22 +143,23 @@ func (s *Space) retryFreed(ask func() error) error {
 	return ask()
 }
 
-// freeInterval bounds how often callers that wait for space make the whole pool sync although
-// nothing was deleted here: a pod may have deleted files. Kubelet asks again after half a second
-// at first, for each volume.
-const freeInterval = 2 * time.Second
+// freePause is how many times as long as a sync of the pool took the pool is left alone after
+// it, although callers wait for space: each sync makes all pods wait for their writes.
+const freePause = 4
 
 // free makes sure that deleted space is free. Of several callers at once, one does it, and the
-// others wait. On a full disk below the pool either step may fail; then there is no space, which
-// the next question finds.
+// others wait. It does nothing if that was done a moment ago and no image was removed since. On
+// a full disk below the pool either step may fail; then there is no space, which the next
+// question finds.
 func (s *Space) free() {
 	s.freeing.Lock()
 	defer s.freeing.Unlock()
 	removed := s.images.Removed()
-	if removed == s.freedOf && time.Since(s.freed) < freeInterval {
+	if removed == s.freedOf && time.Now().Before(s.freeAgain) {
 		return
 	}
 	s.freedOf = removed
+	start := time.Now()
 	err := s.pool.Sync()
 	if unused, e := s.pool.Unused(); e == nil && unused > 0 {
 		if e := s.pool.Trim(); e != nil && !errors.Is(e, errors.ErrUnsupported) {
@@ -168,7 +169,8 @@ func (s *Space) free() {
 	if err != nil {
 		klog.V(2).InfoS("Freeing deleted space failed", "err", err)
 	}
-	s.freed = time.Now()
+	end := time.Now()
+	s.freeAgain = end.Add(freePause * end.Sub(start))
 }
 
 // CheckNotMaking returns [errdefs.ErrUnderWay] while the image with this key is being made.
