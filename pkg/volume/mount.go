@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"syscall"
+	"time"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
@@ -37,7 +38,15 @@ func (m mounter) detached(img *image.Image, access image.Access) (*mount.Detache
 		return nil, err
 	}
 	defer dev.Close()
-	mnt, err := mount.New(mount.Config{FSType: fs.Name, Source: dev.Path(), Data: fs.MountData, Attr: access.Attr()})
+	// A filesystem that became read-only and was unmounted cannot be mounted writable (EBUSY)
+	// while a process that is being started has a copy of its last mount.
+	var mnt *mount.Detached
+	for deadline := time.Now().Add(place.SettleTime); ; time.Sleep(place.SettlePoll) {
+		mnt, err = mount.New(mount.Config{FSType: fs.Name, Source: dev.Path(), Data: fs.MountData, Attr: access.Attr()})
+		if !errors.Is(err, syscall.EBUSY) || time.Now().After(deadline) {
+			break
+		}
+	}
 	if err != nil {
 		return nil, m.pool.FullIfNoRoom(fmt.Errorf("mounting volume %s: %w", img.ID(), err))
 	}
