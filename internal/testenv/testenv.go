@@ -46,6 +46,13 @@ func Root(t testing.TB) {
 }
 
 // Dir makes a directory on a real disk, and removes it after the test.
+//
+// It is not removed while a loop device has one of its files. Then a mount of it is left in
+// another mount namespace. Removing the directory below that mount would detach the mount with
+// everything that is mounted on it (__detach_mounts in fs/namespace.c). A loopback pool among
+// that and the file behind its device keep each other alive from then on, without a process
+// that could be ended. Who has the device after all can free it: mount it, and remove the
+// directory in it on which the pool was mounted.
 func Dir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp(workDir, "csi-disktemplate-test-")
@@ -53,11 +60,25 @@ func Dir(t testing.TB) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		if left := settledLoops(t, dir); len(left) > 0 {
+			t.Errorf("left behind: %s, with the loop devices %v on files in it; look for a mount namespace that has them mounted", dir, left)
+			return
+		}
 		if err := os.RemoveAll(dir); err != nil {
 			t.Errorf("left behind: %v", err)
 		}
 	})
 	return dir
+}
+
+// settledLoops is [LoopsBelow] after devices that are about to go have gone.
+func settledLoops(t testing.TB, dir string) (left []string) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(poll) {
+		if left = LoopsBelow(t, dir); len(left) == 0 || time.Now().After(deadline) {
+			return left
+		}
+	}
 }
 
 // Run runs a command and returns what it printed; a failure ends the test.
@@ -233,13 +254,31 @@ func OwnDev(keep ...string) []string {
 	return []string{"unshare", "--mount", "--propagation", "slave", "sh", "-c", DropOthers(keep...) + ownDev + `exec "$@"`, "sh"}
 }
 
-// InOwnDev does the same for a function, which must not start goroutines.
-func InOwnDev(t testing.TB, run func()) {
-	t.Helper()
+// OnThread runs a function on a thread that ends with it, and with the thread what the function
+// has changed of it: its mount namespace, its capabilities. The function must not start
+// goroutines. It may end with [runtime.Goexit], as t.Fatal does, although that ends no test there.
+//
+// The main thread of a Go process never ends, and would keep a mount namespace until the process
+// does.
+func OnThread(run func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // and never unlocked: the thread ends with its mount namespace
+		runtime.LockOSThread()
+		if syscall.Gettid() == syscall.Getpid() {
+			defer runtime.UnlockOSThread() // while this goroutine holds it, run gets another one
+			OnThread(run)
+			return
+		}
+		run()
+	}()
+	<-done
+}
+
+// InOwnDev is [OwnDev] for a function, on a thread as [OnThread] has it.
+func InOwnDev(t testing.TB, run func()) {
+	t.Helper()
+	OnThread(func() {
 		err := syscall.Unshare(syscall.CLONE_FS | syscall.CLONE_NEWNS)
 		if err == nil {
 			err = syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_SLAVE, "")
@@ -255,17 +294,23 @@ func InOwnDev(t testing.TB, run func()) {
 			return
 		}
 		run()
-	}()
-	<-done
+	})
 }
 
-// Eventually waits until ok returns true. The kernel acts on a last close at once, but on
-// a node udev may hold any block device open for a moment.
+const (
+	// patience is how long something that is about to go may take. The kernel acts on a last
+	// close at once, but on a node udev may hold any block device open for a moment, and a
+	// process that is being started has a copy of the mount table.
+	patience = 5 * time.Second
+	poll     = 5 * time.Millisecond
+)
+
+// Eventually waits until ok returns true.
 func Eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); !ok(); time.Sleep(poll) {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited 5 s in vain for %s", what)
+			t.Fatalf("waited %s in vain for %s", patience, what)
 		}
 	}
 }

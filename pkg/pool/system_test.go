@@ -12,14 +12,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
@@ -340,30 +337,14 @@ func TestMountForThread(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ours, err := os.Open("/proc/self/ns/mnt")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ours.Close()
-	// inThread runs do on a thread that ends with it. It leaves the namespace before, since the
-	// main thread of a Go process never ends.
 	inThread := func(do func()) {
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			runtime.LockOSThread()
-			defer func() {
-				if err := unix.Setns(int(ours.Fd()), unix.CLONE_NEWNS); err != nil {
-					t.Error(err)
-				}
-			}()
+		testenv.OnThread(func() {
 			if err := MountForThread(t.Context(), dir); err != nil {
 				t.Error(err)
 				return
 			}
 			do()
-		}()
-		<-done
+		})
 	}
 	inThread(func() {
 		there, err := OpenExisting(dir)

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -265,10 +264,7 @@ const loopChangeFD = 0x4C06 // LOOP_CHANGE_FD in include/uapi/linux/loop.h
 // asPod runs something without CAP_SYS_ADMIN, as root of a container does.
 func asPod(t *testing.T, run func()) {
 	t.Helper()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // and never unlocked: the thread ends without its capability
+	testenv.OnThread(func() {
 		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 		var caps [2]unix.CapUserData
 		err := unix.Capget(&header, &caps[0])
@@ -282,6 +278,5 @@ func asPod(t *testing.T, run func()) {
 			return
 		}
 		run()
-	}()
-	<-done
+	})
 }

@@ -580,18 +580,19 @@ spec: {source: {volumeSnapshotContentName: of-removed}}
 	}, "left: :")
 }
 
-// documented returns the rest of the line of docs/installing.md that begins with a command.
+// documented returns the rest of the line of docs/installing.md that begins with a command. A quoted word may go on in the
+// next line, as a shell reads it.
 func documented(t testing.TB, command string) string {
 	t.Helper()
 	doc, err := os.ReadFile(filepath.Join(root, "docs/installing.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(command) + `(.*)$`).FindSubmatch(doc)
+	m := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(command) + `((?:.*\\\n)*.*)$`).FindSubmatch(doc)
 	if m == nil {
 		t.Fatalf("docs/installing.md has no line that begins with %q", command)
 	}
-	return string(m[1])
+	return strings.ReplaceAll(string(m[1]), "'\\\n'", "")
 }
 
 // TestWithoutSnapshotCRDs installs the plugin as README says, where nobody has installed the snapshot CRDs.
