@@ -40,6 +40,25 @@ func writeUntilFull(target string, from int) (synced int, err error) {
 	return from + 100000, nil
 }
 
+// thinClaims publishes a thin claim of each filesystem with some synced files in it. It returns
+// how many are safe in each.
+func (n *node) thinClaims(size int64) (thin []image.Record, synced map[string]int) {
+	n.t.Helper()
+	synced = map[string]int{}
+	for _, fs := range diskfs.Names() {
+		v := n.mustCreate(claim("thin-"+fs, fs, size))
+		at := n.mustPublishClaim(v, "pod")
+		for i := range 20 {
+			if err := writeSynced(filepath.Join(at, numbered(i)), content(i)); err != nil {
+				n.t.Fatal(err)
+			}
+		}
+		synced[v.ID] = 20
+		thin = append(thin, v)
+	}
+	return thin, synced
+}
+
 // TestFullThinPool fills a pool that has promised more than it has. New volumes are refused.
 // Thin ones cannot write, but keep everything that they had synced. Thick ones are not
 // affected.
@@ -47,19 +66,7 @@ func TestFullThinPool(t *testing.T) {
 	for _, kind := range testenv.PoolKinds {
 		t.Run(kind.Name, func(t *testing.T) {
 			n := newNodeWith(t, kind, 2*gib, Config{Overcommit: 100, Headroom: size.Share{Percent: 5}})
-			synced := map[string]int{}
-			var thin []image.Record
-			for _, fs := range diskfs.Names() {
-				v := n.mustCreate(claim("thin-"+fs, fs, 10*gib))
-				at := n.mustPublishClaim(v, "pod")
-				for i := range 20 {
-					if err := writeSynced(filepath.Join(at, numbered(i)), content(i)); err != nil {
-						t.Fatal(err)
-					}
-				}
-				synced[v.ID] = 20
-				thin = append(thin, v)
-			}
+			thin, synced := n.thinClaims(10 * gib)
 			thickFS := n.mustCreate(ClaimRequest{Name: "thick-fs", Spec: diskfs.Spec{Filesystem: "ext4", Size: 64 * mib}, Mode: image.ModeFilesystem, Provisioning: image.Thick})
 			thickDisk := n.mustCreate(ClaimRequest{Name: "thick-disk", Spec: diskfs.Spec{Filesystem: "raw", Size: 32 * mib}, Mode: image.ModeBlock, Provisioning: image.Thick})
 			thickAt, diskAt := n.mustPublishClaim(thickFS, "pod"), n.mustPublishClaim(thickDisk, "pod")

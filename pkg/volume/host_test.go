@@ -68,19 +68,7 @@ func TestHostFills(t *testing.T) {
 		thick := n.mustCreate(ClaimRequest{Name: "thick", Spec: diskfs.Spec{Filesystem: "ext4", Size: 200 * mib}, Mode: image.ModeFilesystem, Provisioning: image.Thick})
 		disk := n.mustCreate(ClaimRequest{Name: "disk", Spec: diskfs.Spec{Filesystem: "raw", Size: 64 * mib}, Mode: image.ModeBlock, Provisioning: image.Thick})
 		thickAt, diskAt := n.mustPublishClaim(thick, "pod"), n.mustPublishClaim(disk, "pod")
-		synced := map[string]int{}
-		var thin []image.Record
-		for _, fs := range diskfs.Names() {
-			v := n.mustCreate(claim("thin-"+fs, fs, 300*mib))
-			at := n.mustPublishClaim(v, "pod")
-			for i := range 20 {
-				if err := writeSynced(filepath.Join(at, numbered(i)), content(i)); err != nil {
-					t.Fatal(err)
-				}
-			}
-			synced[v.ID] = 20
-			thin = append(thin, v)
-		}
+		thin, synced := n.thinClaims(300 * mib)
 		if h := n.PoolHealth(); len(h) > 0 {
 			t.Errorf("before the node is full: %v", h)
 		}
