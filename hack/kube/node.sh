@@ -35,6 +35,13 @@ fi
 hostname "$NODE"
 mount --make-rprivate /
 mount -t proc proc /proc
+# A copy of a test's mount would keep its filesystem and its loop device as long as the node lives.
+cut -d' ' -f5 /proc/self/mountinfo | while read -r at; do
+	case $at in
+	"$STATE" | "$STATE"/*) ;;
+	/var/tmp/*) umount --lazy "$at" 2>/dev/null || true ;; # gone with one that was above it
+	esac
+done
 mount --make-rshared /
 mkdir -p "$kubelet"
 mount -o loop "$STATE/kubelet.img" "$kubelet"
