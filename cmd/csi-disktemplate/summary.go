@@ -42,6 +42,9 @@ func poolPairs(p *pool.Pool) []any {
 	if s, err := p.Space(); err == nil {
 		pairs = append(pairs, "size", size.Format(s.Total), "free", size.Format(s.Available))
 	}
+	if bounded, err := p.CanBound(); err == nil {
+		pairs = append(pairs, "diskImagesBounded", bounded)
+	}
 	// The pool's own filesystem is the first; what is below it can be tighter.
 	if layers, err := p.Layers(); err == nil && len(layers) > 1 {
 		for _, l := range layers[1:] {

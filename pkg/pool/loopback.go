@@ -179,7 +179,12 @@ func mountLoopback(image *os.File, at string) error {
 	} else if full { // somebody has preallocated it
 		options = nil
 	}
-	m, err := mount.New(mount.Config{FSType: "xfs", Source: dev.Path(), Data: options, Attr: mount.Attr{NoSUID: true, NoDev: true, NoExec: true}})
+	config := mount.Config{FSType: "xfs", Source: dev.Path(), Data: append(options, "prjquota"), Attr: mount.Attr{NoSUID: true, NoDev: true, NoExec: true}}
+	m, err := mount.New(config)
+	if errors.Is(err, syscall.EINVAL) { // a kernel without CONFIG_XFS_QUOTA
+		config.Data = options
+		m, err = mount.New(config)
+	}
 	if err != nil {
 		return err
 	}

@@ -88,7 +88,11 @@ func Open(ctx context.Context, c Config) (*Pool, error) {
 		if err := tryVolume(root); err != nil {
 			return nil, err
 		}
-		return layOut(root, c)
+		p, err := layOut(root, c)
+		if err == nil {
+			p.warnUnbounded()
+		}
+		return p, err
 	}
 	// The type is judged before anything is made. The trial volume follows when dir
 	// exists: until then the type may be that of the parent of another mount.
@@ -303,8 +307,10 @@ func (p *Pool) openImage(dir, name string) (*os.File, error) {
 // RemoveVolume makes sure that there is no image of a volume, in the directory that was
 // opened as the pool.
 func (p *Pool) RemoveVolume(name string) error {
+	bound := p.boundOf(name)
 	err := openat.Remove(p.dir, filepath.Join(volumesDir, name))
 	if err == nil {
+		p.unbound(bound)
 		return nil
 	}
 	if unusable := p.Check(); unusable != nil {

@@ -81,7 +81,7 @@ func NewManager(c Config) (*Manager, error) {
 	}
 	devices := device.New(c.Pool, images)
 	copies := &copies{images: images, root: root, devices: devices, freeze: defaultFreeze}
-	mounts := mounter{pool: c.Pool, root: root, devices: devices}
+	mounts := mounter{pool: c.Pool, images: images, root: root, devices: devices}
 	m := &Manager{
 		pool: c.Pool, images: images, root: root, devices: devices, quota: ledger,
 		space:    space.New(c.Pool, images, space.Config{Headroom: c.Headroom, Overcommit: c.Overcommit}),

@@ -22,6 +22,7 @@ import (
 // mounter mounts images.
 type mounter struct {
 	pool    *pool.Pool
+	images  *image.Store
 	root    *place.Root
 	devices *device.Devices
 }
@@ -55,9 +56,13 @@ func (m mounter) detached(img *image.Image, access image.Access) (*mount.Detache
 
 // disk binds an image to disk.img in a tmpfs at the target. The tmpfs has room for the
 // two inodes it needs and for no data, so a pod can put nothing beside the disk. For the pod
-// the image is an ordinary file, which it may make larger until the pool is full.
+// the image is an ordinary file, which it may make larger: until it has reached its bound, or,
+// where the kernel keeps none, until the pool is full.
 func (m mounter) disk(img *image.Image, target *os.File, rel string, access image.Access) error {
 	if err := m.pool.Check(); err != nil { // in another pool the path would name another image
+		return err
+	}
+	if err := m.images.Bound(img); err != nil {
 		return err
 	}
 	attr := mount.Attr{NoSUID: true, NoDev: true, NoExec: true, ReadOnly: access.ReadOnly}

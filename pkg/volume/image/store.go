@@ -184,7 +184,10 @@ func (s *Store) RemoveSnapshot(id string) error {
 func (s *Store) Resize(img *Image, bytes int64) error {
 	larger := img.Record
 	larger.Version, larger.Spec.Size = recordVersion, bytes
-	// Resize the file first: a record must not promise space that is not there.
+	if err := s.boundAs(img, larger); err != nil {
+		return err
+	}
+	// Resize the file before its record: that must not promise space that is not there.
 	if err := s.Extend(larger.Provisioning, img.File, bytes); err != nil {
 		return pool.Full(err)
 	}

@@ -1,0 +1,77 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build system
+
+package vmformat
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/u-root/u-root/pkg/cpio"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
+)
+
+// TestBoundByKernel runs TestBound of pkg/volume in a VM: the kernel of the image has project
+// quotas for xfs, whatever this machine's kernel has. The VM is the one that formats, with the
+// test as its init, and with the driver of loop devices.
+func TestBoundByKernel(t *testing.T) {
+	testenv.Root(t)
+	dir := testenv.Dir(t)
+	f := newFormatter(t, func(c *Config) { c.Init = volumeTests(t, dir) })
+	r, err := f.gather(diskfs.Spec{Filesystem: "xfs", Size: 300 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	loop, err := r.kernel.load([]string{"loop"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	order := slices.Clone(r.job.Modules)
+	for _, name := range loop {
+		at := modulesDir + moduleName(name) + ".ko"
+		r.files[at] = file{mode: cpio.S_IFREG | 0o444, open: func() (*os.File, error) { return openModule(name) }}
+		order = append(order, at)
+	}
+	list := filepath.Join(dir, "order")
+	if err := os.WriteFile(list, []byte(strings.Join(order, "\n")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.files[modulesDir+"order"] = file{mode: cpio.S_IFREG | 0o444, open: func() (*os.File, error) { return os.Open(list) }}
+	v, err := f.plan(r, AccelTCG)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(v.close)
+	v.memory = 512
+	disk := image(t, dir)
+	if err := disk.Truncate(4 << 30); err != nil {
+		t.Fatal(err)
+	}
+	o := v.run(t.Context(), disk, func(guest.Stage) {})
+	said := strings.Join(o.console, "\n")
+	t.Logf("%s, %v:\n%s", o.elapsed, o.exit, said)
+	if !strings.Contains(said, "--- PASS: TestBound/inline") || !strings.Contains(said, "tests ended with 0 <nil>") {
+		t.Error("the test failed in the VM")
+	}
+}
+
+// volumeTests builds the tests of pkg/volume as a program that needs no libraries.
+func volumeTests(t *testing.T, dir string) string {
+	t.Helper()
+	program := filepath.Join(dir, "init")
+	cmd := exec.Command("go", "test", "-c", "-tags", "system", "-trimpath", "-o", program, "../volume")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return program
+}

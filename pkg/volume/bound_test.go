@@ -1,0 +1,328 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build system
+
+package volume
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/quota"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
+)
+
+// TestBound has pods that write to a disk.img what they can. On a kernel with quotas for xfs
+// the loopback pool bounds it, and its neighbours do not notice. On another one the pool works
+// all the same.
+//
+// TestBoundByKernel in pkg/vmformat runs this test in a VM, on a kernel that has them.
+func TestBound(t *testing.T) {
+	n := newBoundNode(t, pool.Config{Dir: filepath.Join(testenv.Dir(t), "pool"), LoopbackSize: gib})
+	can, err := n.pool.CanBound()
+	if err != nil || can != kernelHasQuota(t) {
+		t.Fatalf("the pool bounds files: %v, %v", can, err)
+	}
+	if !can {
+		n.unbounded()
+		return
+	}
+	for name, test := range map[string]func(n *node){
+		"inline": (*node).boundInline, "expanded": (*node).boundExpanded, "copied": (*node).boundCopied, "stale": (*node).boundStale,
+	} {
+		t.Run(name, func(t *testing.T) { test(n.with(t)) })
+	}
+	if guest.IsInit() {
+		t.Run("administrator's", boundByAdministrator)
+	}
+}
+
+// boundByAdministrator: an xfs that was mounted with prjquota by somebody else is as good. If the
+// pool's directory is in a project there, nobody is taken out of that.
+func boundByAdministrator(t *testing.T) {
+	dir := filepath.Join(testenv.Dir(t), "pool")
+	n := newBoundNode(t, pool.Config{Dir: dir})
+	n.boundInline()
+	volumes, err := os.Open(filepath.Join(dir, "volumes"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer volumes.Close()
+	if err := quota.SetProject(volumes, 7); err != nil {
+		t.Fatal(err)
+	}
+	if can, err := n.pool.CanBound(); err != nil || can {
+		t.Errorf("the pool bounds files: %v, %v", can, err)
+	}
+	r, disk := n.rawDisk("theirs", 32*mib)
+	if _, project := n.usage(r.ID); project != 0 {
+		t.Errorf("the disk.img is in project %d", project)
+	}
+	n.mustFill(disk, 150*mib)
+	n.mustUnpublish(r)
+}
+
+// kernelHasQuota asks the kernel in another way than the plugin does.
+func kernelHasQuota(t *testing.T) bool {
+	if guest.IsInit() {
+		return true
+	}
+	at := filepath.Join(testenv.Dir(t), "fs")
+	image := testenv.Image(t, 300*mib, "mkfs.xfs", "-q")
+	if err := os.Mkdir(at, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := testenv.Try("mount", "-o", "loop,prjquota", image, at); err != nil {
+		return false
+	}
+	testenv.Umount(t, at)
+	return true
+}
+
+// newBoundNode makes a node without templates.
+func newBoundNode(t *testing.T, c pool.Config) *node {
+	testenv.Root(t)
+	p, err := pool.Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		err := p.Close()
+		if c.LoopbackSize > 0 {
+			err = errors.Join(err, syscall.Unmount(p.Root(), 0))
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	m, err := NewManager(Config{Pool: p, TargetRoot: testenv.Dir(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &node{Manager: m, t: t, kubelet: m.root.Path("")}
+	t.Cleanup(func() {
+		m.Close()
+		n.mustBeEmpty()
+	})
+	return n
+}
+
+// rawDisk publishes an inline disk.img without a template, and returns its path.
+func (n *node) rawDisk(id string, bytes int64) (InlineRequest, string) {
+	n.t.Helper()
+	r := n.request(id, "raw", bytes)
+	r.Mode = image.ModeDiskImage
+	n.mustPublish(r)
+	return r, filepath.Join(r.Target, image.DiskName)
+}
+
+// rawClaim publishes a claim that is a disk.img, and returns its path.
+func (n *node) rawClaim(name string, bytes int64) (image.Record, string) {
+	n.t.Helper()
+	v := n.mustCreate(ClaimRequest{Name: name, Spec: diskfs.Spec{Filesystem: "raw", Size: bytes}, Mode: image.ModeDiskImage})
+	return v, filepath.Join(n.mustPublishClaim(v, "pod"), image.DiskName)
+}
+
+// fill writes to a file from its begin, and returns how many bytes there was space for.
+func fill(path string, most int64) (int64, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	piece := bytes.Repeat([]byte("data"), mib/4)
+	for at := int64(0); at < most; at += mib {
+		if _, err := f.WriteAt(piece, at); err != nil {
+			return at, errors.Join(err, f.Sync())
+		}
+	}
+	return most, f.Sync()
+}
+
+// mustFill writes a file that has a bound no lower.
+func (n *node) mustFill(path string, bytes int64) {
+	n.t.Helper()
+	if wrote, err := fill(path, bytes); err != nil {
+		n.t.Errorf("%s: after %s of %s: %v", path, size.Format(wrote), size.Format(bytes), err)
+	}
+}
+
+// mustEndAt writes a file until it cannot grow, which must be just below its bound.
+func (n *node) mustEndAt(path string, bound int64) {
+	n.t.Helper()
+	wrote, err := fill(path, 900*mib)
+	if !errors.Is(err, syscall.ENOSPC) || wrote > bound || wrote < bound-4*mib {
+		n.t.Errorf("%s: after %s, with a bound of %s: %v", path, size.Format(wrote), size.Format(bound), err)
+	}
+}
+
+// usage returns what the project of a volume's image takes, and its number.
+func (n *node) usage(id string) (quota.Usage, uint32) {
+	n.t.Helper()
+	img, err := n.images.Open(id)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer img.Close()
+	project, err := quota.Project(img.File)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	u, err := quota.Get(img.File, project)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return u, project
+}
+
+func (n *node) mustForget(project uint32) {
+	n.t.Helper()
+	testenv.Eventually(n.t, fmt.Sprintf("project %d to end", project), func() bool {
+		dir, err := os.Open(n.pool.Root())
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		defer dir.Close()
+		u, err := quota.Get(dir, project)
+		return err == nil && u == quota.Usage{}
+	})
+}
+
+// unbounded: nothing stops the pod.
+func (n *node) unbounded() {
+	r, disk := n.rawDisk("large", 32*mib)
+	n.mustFill(disk, 300*mib)
+	n.mustUnpublish(r)
+}
+
+// boundInline: a pod cannot take more than its bound, and its neighbours have their space.
+func (n *node) boundInline() {
+	neighbour, theirs := n.rawClaim("neighbour", 200*mib)
+	r, disk := n.rawDisk("inline", 32*mib)
+	n.mustFill(disk, 32*mib)
+	n.mustEndAt(disk, 32*mib+image.Slack(32*mib))
+	n.mustFill(theirs, 200*mib)
+	u, project := n.usage(r.ID)
+	if most := 32*mib + image.Slack(32*mib); u.Files != 1 || u.Bytes > u.Limit || u.Limit < most || u.Limit > most+64*size.KiB { // the record takes a block
+		n.t.Errorf("the project has %+v", u)
+	}
+	n.mustPublish(r) // changes nothing
+	if again, _ := n.usage(r.ID); again != u {
+		n.t.Errorf("published again, it has %+v, not %+v", again, u)
+	}
+	n.mustUnpublish(r)
+	n.mustForget(project)
+	n.mustEnd(neighbour, "pod")
+}
+
+// boundExpanded: the bound grows with the claim, while it is in use.
+func (n *node) boundExpanded() {
+	v, disk := n.rawClaim("expanded", 16*mib)
+	n.mustEndAt(disk, 32*mib+image.Slack(16*mib))
+	if _, _, err := n.Expand(v.ID, Size{Required: 128 * mib}, nil); err != nil {
+		n.t.Fatal(err)
+	}
+	n.mustFill(disk, 128*mib)
+	n.mustEndAt(disk, 256*mib+image.Slack(128*mib))
+	_, project := n.usage(v.ID)
+	n.mustEnd(v, "pod")
+	n.mustForget(project)
+}
+
+// scatter writes pieces of 4 KiB all over a file, as a VM does: with direct I/O, several at once.
+// The filesystem then keeps more blocks for itself than it is given data.
+func scatter(path string, bytes int64) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|syscall.O_DIRECT, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	page, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE) // aligned
+	if err != nil {
+		return err
+	}
+	defer unix.Munmap(page)
+	const writers = 8
+	var g errgroup.Group
+	for w := range int64(writers) {
+		g.Go(func() error {
+			for at := w * 128 * size.KiB; at < bytes; at += writers * 128 * size.KiB {
+				if _, err := f.WriteAt(page, at); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// boundCopied: what shares all its blocks with a snapshot can be overwritten. Copies are in no
+// project until they are published.
+func (n *node) boundCopied() {
+	t := n.t
+	v, disk := n.rawClaim("copied", 100*mib)
+	n.mustFill(disk, 100*mib)
+	snap := n.mustSnapshot("snap", v.ID)
+	if err := scatter(disk, 100*mib); err != nil {
+		t.Error(err)
+	}
+	n.mustFill(disk, 100*mib)
+	s, err := n.images.OpenSnapshot(snap.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if project, err := quota.Project(s.File); err != nil || project != 0 {
+		t.Errorf("the snapshot is in project %d: %v", project, err)
+	}
+	s.Close()
+	clone := n.mustCreate(ClaimRequest{
+		Name: "clone", Spec: v.Spec, Mode: v.Mode, Source: image.Source{Snapshot: snap.ID},
+	})
+	if _, project := n.usage(clone.ID); project != 0 {
+		t.Errorf("the clone is in project %d", project)
+	}
+	at := filepath.Join(n.mustPublishClaim(clone, "pod"), image.DiskName)
+	n.mustFill(at, 100*mib)
+	n.mustEndAt(at, 200*mib+image.Slack(100*mib))
+	n.mustEnd(clone, "pod")
+	n.mustEnd(v, "pod")
+	if err := n.DeleteSnapshot(snap.ID); err != nil {
+		t.Error(err)
+	}
+}
+
+// boundStale: a limit that a crash left for the same inode is replaced.
+func (n *node) boundStale() {
+	r, disk := n.rawDisk("stale", 32*mib)
+	_, project := n.usage(r.ID)
+	n.mustUnpublish(r)
+	dir, err := os.Open(n.pool.Root())
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer dir.Close()
+	for id := project - 64; id < project+64; id++ { // the inode's neighbours too
+		if err := quota.SetLimit(dir, id, mib); err != nil {
+			n.t.Fatal(err)
+		}
+		defer quota.SetLimit(dir, id, 0)
+	}
+	r, disk = n.rawDisk("stale", 32*mib)
+	n.mustEndAt(disk, 32*mib+image.Slack(32*mib))
+	n.mustUnpublish(r)
+}
