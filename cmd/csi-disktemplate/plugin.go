@@ -68,7 +68,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	defer volumes.Close()
 
 	logStart(o, p, formatter)
-	healthy := watched(volumes.PoolHealth, formatter.Conditions)
+	healthy := watched(volumes.PoolHealth, volumes.DiskHealth, formatter.Conditions)
 	healthy() // logs what is wrong from the start
 	ready := healthy
 	if registration != nil {

@@ -33,10 +33,11 @@ const (
 	PoolFull             = "PoolFull"
 	FormatterUnavailable = "FormatterUnavailable"
 	NotRegistered        = "NotRegistered"
+	DiskImageGrown       = "DiskImageGrown" // of a volume, which is the object
 )
 
 // Codes are all codes of conditions of the plugin as a whole.
-var Codes = []string{PoolUnusable, PoolFull, FormatterUnavailable, NotRegistered}
+var Codes = []string{PoolUnusable, PoolFull, FormatterUnavailable, NotRegistered, DiskImageGrown}
 
 // Condition is one thing that is wrong.
 type Condition struct {

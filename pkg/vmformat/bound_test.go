@@ -51,7 +51,7 @@ func TestBoundByKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(v.close)
-	v.memory = 512
+	v.memory, v.timeout = 512, 3*DefaultTimeout // it does more than format
 	disk := image(t, dir)
 	if err := disk.Truncate(4 << 30); err != nil {
 		t.Fatal(err)

@@ -10,7 +10,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -19,6 +21,7 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/quota"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
@@ -28,7 +31,7 @@ import (
 
 // TestBound has pods that write to a disk.img what they can. On a kernel with quotas for xfs
 // the loopback pool bounds it, and its neighbours do not notice. On another one the pool works
-// all the same.
+// all the same, and the plugin reports the disk.img.
 //
 // TestBoundByKernel in pkg/vmformat runs this test in a VM, on a kernel that has them.
 func TestBound(t *testing.T) {
@@ -42,7 +45,7 @@ func TestBound(t *testing.T) {
 		return
 	}
 	for name, test := range map[string]func(n *node){
-		"inline": (*node).boundInline, "expanded": (*node).boundExpanded, "copied": (*node).boundCopied, "stale": (*node).boundStale,
+		"inline": (*node).boundInline, "expanded": (*node).boundExpanded, "moved": (*node).boundMoved, "copied": (*node).boundCopied, "stale": (*node).boundStale, "taken": (*node).boundTaken,
 	} {
 		t.Run(name, func(t *testing.T) { test(n.with(t)) })
 	}
@@ -202,11 +205,49 @@ func (n *node) mustForget(project uint32) {
 	})
 }
 
-// unbounded: nothing stops the pod.
+// unbounded: nothing stops the pod, and the plugin reports it until it has gone.
 func (n *node) unbounded() {
+	t := n.t
 	r, disk := n.rawDisk("large", 32*mib)
+	v, claim := n.rawClaim("reserved", 16*mib)
+	small, _ := n.rawDisk("small", 32*mib)
+	mustFind := func(want ...string) {
+		t.Helper()
+		if err := n.CheckDisks(t.Context()); err != nil {
+			t.Error(err)
+		}
+		found := n.DiskHealth()
+		var objects []string
+		for _, c := range found {
+			objects = append(objects, c.Object)
+			if c.Code != health.DiskImageGrown || !c.StillReady {
+				t.Errorf("found %+v", c)
+			}
+		}
+		if fmt.Sprint(objects) != fmt.Sprint(want) {
+			t.Errorf("found %v, want %v", found, want)
+		}
+	}
+	n.mustFill(claim, 16*mib)
+	mustFind()
 	n.mustFill(disk, 300*mib)
+	f, err := os.OpenFile(claim, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Fallocate(int(f.Fd()), 1 /* KEEP_SIZE */, 16*mib, 100*mib); err != nil {
+		t.Error(err)
+	}
+	f.Close()
+	mustFind(r.ID, v.ID)
+	if err := os.Truncate(claim, 16*mib); err != nil {
+		t.Error(err)
+	}
+	mustFind(r.ID)
 	n.mustUnpublish(r)
+	n.mustUnpublish(small)
+	mustFind()
+	n.mustEnd(v, "pod")
 }
 
 // boundInline: a pod cannot take more than its bound, and its neighbours have their space.
@@ -243,6 +284,46 @@ func (n *node) boundExpanded() {
 	n.mustForget(project)
 }
 
+// boundMoved: root in a pod can take its file out of the project, and the plugin puts it back. Who
+// does not own the file cannot, and neither can who is in a user namespace.
+func (n *node) boundMoved() {
+	t := n.t
+	r, disk := n.rawDisk("moved", 32*mib)
+	f, err := os.OpenFile(disk, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	testenv.OnThread(func() {
+		if err := syscall.Setfsuid(1000); err != nil {
+			t.Error(err)
+		}
+		if err := quota.SetProject(f, 0); !errors.Is(err, syscall.EPERM) {
+			t.Errorf("another user moved it: %v", err)
+		}
+	})
+	if out, err := moveInUserNamespace(f); err == nil || !strings.Contains(out, "invalid argument") {
+		t.Errorf("root of a user namespace moved it: %v, %s", err, out)
+	}
+	if err := quota.SetProject(f, 0); err != nil {
+		t.Fatal(err)
+	}
+	n.mustFill(disk, 150*mib)
+	if err := n.CheckDisks(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if h := n.DiskHealth(); len(h) != 1 || h[0].Object != r.ID {
+		t.Errorf("found %v", h)
+	}
+	if _, err := f.WriteAt(make([]byte, mib), 200*mib); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("beyond its bound: %v", err)
+	}
+	f.Close()
+	_, project := n.usage(r.ID)
+	n.mustUnpublish(r)
+	n.mustForget(project)
+}
+
 // scatter writes pieces of 4 KiB all over a file, as a VM does: with direct I/O, several at once.
 // The filesystem then keeps more blocks for itself than it is given data.
 func scatter(path string, bytes int64) error {
@@ -271,6 +352,20 @@ func scatter(path string, bytes int64) error {
 	return g.Wait()
 }
 
+// moverEnv makes this program move the file that it inherits out of its project.
+const moverEnv = "CSI_DISKTEMPLATE_TEST_MOVER"
+
+// moveInUserNamespace tries that as the root of a user namespace, who owns the file.
+func moveInUserNamespace(f *os.File) (string, error) {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), moverEnv+"=1")
+	cmd.ExtraFiles = []*os.File{f}
+	self := []syscall.SysProcIDMap{{Size: 1}} // 0 is 0
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, UidMappings: self, GidMappings: self}
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
 // boundCopied: what shares all its blocks with a snapshot can be overwritten. Copies are in no
 // project until they are published.
 func (n *node) boundCopied() {
@@ -282,6 +377,9 @@ func (n *node) boundCopied() {
 		t.Error(err)
 	}
 	n.mustFill(disk, 100*mib)
+	if err := n.CheckDisks(t.Context()); err != nil || len(n.DiskHealth()) > 0 {
+		t.Errorf("found %v, %v", n.DiskHealth(), err)
+	}
 	s, err := n.images.OpenSnapshot(snap.ID)
 	if err != nil {
 		t.Fatal(err)
@@ -325,4 +423,58 @@ func (n *node) boundStale() {
 	r, disk = n.rawDisk("stale", 32*mib)
 	n.mustEndAt(disk, 32*mib+image.Slack(32*mib))
 	n.mustUnpublish(r)
+}
+
+// boundTaken: a file of somebody else is in the project that an image would get. Neither is touched,
+// and the image gets its bound when the project is free.
+func (n *node) boundTaken() {
+	t := n.t
+	v := n.mustCreate(ClaimRequest{Name: "taken", Spec: diskfs.Spec{Filesystem: "raw", Size: 16 * mib}, Mode: image.ModeDiskImage})
+	fi, err := os.Stat(n.pool.Volume(v.ID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := os.Create(filepath.Join(n.pool.CacheDir(), "theirs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.Close()
+	project := uint32(1<<31 + fi.Sys().(*syscall.Stat_t).Ino)
+	if err := quota.SetProject(theirs, project); err != nil {
+		t.Fatal(err)
+	}
+	disk := filepath.Join(n.mustPublishClaim(v, "pod"), image.DiskName)
+	if _, _, err := n.Expand(v.ID, Size{Required: 32 * mib}, nil); err != nil {
+		t.Error(err)
+	}
+	if err := n.CheckDisks(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, its := n.usage(v.ID); its != 0 {
+		t.Errorf("the image is in project %d", its)
+	}
+	if u, err := quota.Get(theirs, project); err != nil || u.Limit != 0 || u.Files != 1 {
+		t.Errorf("the other project has %+v: %v", u, err)
+	}
+	n.mustFill(disk, 150*mib)
+	if err := errors.Join(os.Truncate(disk, 32*mib), quota.SetProject(theirs, 0), os.Remove(theirs.Name()), n.CheckDisks(t.Context())); err != nil {
+		t.Error(err)
+	}
+	n.mustEndAt(disk, 64*mib+image.Slack(32*mib))
+	n.mustEnd(v, "pod")
+	n.mustForget(project)
+}
+
+// BenchmarkCheckDisks looks at 100 volumes that are disk.img.
+func BenchmarkCheckDisks(b *testing.B) {
+	n := newNode(b, testenv.XFS, gib)
+	for i := range 100 {
+		v := n.mustCreate(ClaimRequest{Name: fmt.Sprint("disk-", i), Spec: diskfs.Spec{Filesystem: "raw", Size: 8 * mib}, Mode: image.ModeDiskImage})
+		defer n.mustDelete(v.ID)
+	}
+	for b.Loop() {
+		if err := n.CheckDisks(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

@@ -80,8 +80,9 @@ func (m *Manager) imageConditions(img *image.Image) ([]health.Condition, error) 
 	return found, nil
 }
 
-// diskConditions compares the length of a disk.img with its record. A pod can change the one
-// and not the other. Either may be meant, for example when a pod copies another image over it.
+// diskConditions compares the length and the space of a disk.img with its record. A pod can
+// change the one and not the other. Another length may be meant, for example when a pod copies
+// another image over it.
 func diskConditions(img *image.Image) ([]health.Condition, error) {
 	if img.Mode() != image.ModeDiskImage {
 		return nil, nil
@@ -90,14 +91,25 @@ func diskConditions(img *image.Image) ([]health.Condition, error) {
 	if err != nil {
 		return nil, err
 	}
+	large, err := img.TooLarge()
+	if err != nil {
+		return nil, err
+	}
 	has, want := fi.Size(), img.Record.Spec.Size
 	switch {
 	case has > want:
 		return []health.Condition{{
-			Code: "DiskImageGrown", Severity: health.Degraded,
-			Text: fmt.Sprintf("the pod of volume %s made its disk.img %s (%d bytes), larger than the claim's %s: snapshots and clones leave out the end, and it may take space that the pool promised to others",
+			Code: health.DiskImageGrown, Severity: health.Degraded,
+			Text: fmt.Sprintf("the pod of volume %s made its disk.img %s (%d bytes), larger than the volume's %s: snapshots and clones leave out the end, and it may take space that the pool promised to others",
 				img.ID(), size.Format(has), has, size.Format(want)),
-			Remedy: fmt.Sprintf("in the pod, run truncate -s %d disk.img if nothing is behind that, or expand the claim to at least %d bytes", want, has),
+			Remedy: fmt.Sprintf("in the pod, run truncate -s %d disk.img if nothing is behind that, or %s", want, orElse(img.Record, has)),
+		}}, nil
+	case large:
+		return []health.Condition{{
+			Code: health.DiskImageGrown, Severity: health.Degraded,
+			Text: fmt.Sprintf("the pod of volume %s reserved space behind the end of its disk.img, far more than the volume's %s: it is missing for others",
+				img.ID(), size.Format(want)),
+			Remedy: fmt.Sprintf("in the pod, run truncate -s %d disk.img, which returns the space", want),
 		}}, nil
 	case has < want:
 		return []health.Condition{{
@@ -108,6 +120,14 @@ func diskConditions(img *image.Image) ([]health.Condition, error) {
 		}}, nil
 	}
 	return nil, nil
+}
+
+// orElse is what to do with a disk.img whose end is needed, or whose pod cannot be told to cut it.
+func orElse(r image.Record, has int64) string {
+	if r.Lifecycle == image.Inline {
+		return "delete the pod"
+	}
+	return fmt.Sprintf("expand the claim to at least %d bytes", has)
 }
 
 func (m *Manager) deviceConditions(img *image.Image) ([]health.Condition, error) {

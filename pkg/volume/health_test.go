@@ -72,6 +72,15 @@ func TestHealth(t *testing.T) {
 			harm: func(_ image.Record, at string) error {
 				return os.Truncate(filepath.Join(at, image.DiskName), 8*mib+1)
 			}},
+		"space behind the end of a disk image": {request: diskImage, reason: "DiskImageGrown", severity: health.Degraded,
+			harm: func(v image.Record, at string) error {
+				f, err := os.OpenFile(filepath.Join(at, image.DiskName), os.O_RDWR, 0)
+				if err != nil {
+					return err
+				}
+				defer f.Close()
+				return syscall.Fallocate(int(f.Fd()), 1 /* KEEP_SIZE */, 8*mib, 100*mib)
+			}},
 		"holes in thick space": {request: thick, reason: "ReservationIncomplete", severity: health.Degraded,
 			harm: func(v image.Record, _ string) error {
 				f, err := os.OpenFile(n.pool.Volume(v.ID), os.O_RDWR, 0)

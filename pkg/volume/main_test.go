@@ -16,12 +16,17 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/quota"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
 )
 
 // TestMain runs the tests. As the init of a VM it prepares that first: see TestBoundByKernel in
 // pkg/vmformat.
 func TestMain(m *testing.M) {
+	if os.Getenv(moverEnv) != "" {
+		fmt.Println(quota.SetProject(os.NewFile(3, "disk.img"), 0))
+		os.Exit(1)
+	}
 	if !guest.IsInit() {
 		os.Exit(m.Run())
 	}

@@ -63,6 +63,7 @@ type Manager struct {
 	locks    locks
 	work     background
 	trims    trims // up to the last Trim
+	disks    disks // up to the last CheckDisks
 	cloned   func(hit bool)
 }
 

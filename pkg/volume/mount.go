@@ -13,6 +13,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/openat"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/device"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
@@ -62,7 +63,9 @@ func (m mounter) disk(img *image.Image, target *os.File, rel string, access imag
 	if err := m.pool.Check(); err != nil { // in another pool the path would name another image
 		return err
 	}
-	if err := m.images.Bound(img); err != nil {
+	if err := m.images.Bound(img); errors.Is(err, pool.ErrProjectTaken) {
+		logs.Warn("The kernel does not bound the space of a disk.img", "err", err, "volume", img.ID())
+	} else if err != nil {
 		return err
 	}
 	attr := mount.Attr{NoSUID: true, NoDev: true, NoExec: true, ReadOnly: access.ReadOnly}

@@ -3,13 +3,7 @@
 
 package image
 
-import (
-	"errors"
-
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
-)
+import "github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 
 // Slack is what a disk.img of the given size may take beyond its data, in bytes: what xfs needs to
 // find them, and what it allocates in advance.
@@ -33,7 +27,8 @@ func bound(r Record, allocated int64) int64 {
 }
 
 // Bound makes the kernel bound the space of a disk.img, where it can. It is called before a pod
-// gets the image. Images of other modes have no consumer who could make them larger.
+// gets the image. Images of other modes have no consumer who could make them larger. It returns
+// [pool.ErrProjectTaken] for an image that can be used and has no bound.
 func (s *Store) Bound(img *Image) error { return s.boundAs(img, img.Record) }
 
 // boundAs is [Store.Bound] for the record that the image is about to get.
@@ -48,10 +43,23 @@ func (s *Store) boundAs(img *Image, r Record) error {
 	if err != nil {
 		return err
 	}
-	err = s.pool.Bound(img.File, bound(r, allocated))
-	if errors.Is(err, pool.ErrProjectTaken) {
-		logs.Warn("The space of a disk.img is not bounded by the kernel", "err", err, "volume", r.ID)
-		return nil
+	return s.pool.Bound(img.File, bound(r, allocated))
+}
+
+// LostBound reports whether a disk.img has no bound where the kernel could keep one: its pod has
+// taken it out, or an older plugin has published it.
+func (s *Store) LostBound(img *Image) (bool, error) {
+	if can, err := s.pool.CanBound(); err != nil || !can {
+		return false, err
 	}
-	return err
+	bounded, err := s.pool.Bounded(img.File)
+	return !bounded, err
+}
+
+// TooLarge reports whether a disk.img takes more space than its bound is, or would be. It can
+// without being too long: space may be reserved behind the end of a file (fallocate(2),
+// FALLOC_FL_KEEP_SIZE).
+func (img *Image) TooLarge() (bool, error) {
+	allocated, err := img.Allocated()
+	return allocated > bound(img.Record, img.Record.Spec.Size), err
 }

@@ -184,7 +184,7 @@ func (s *Store) RemoveSnapshot(id string) error {
 func (s *Store) Resize(img *Image, bytes int64) error {
 	larger := img.Record
 	larger.Version, larger.Spec.Size = recordVersion, bytes
-	if err := s.boundAs(img, larger); err != nil {
+	if err := s.boundAs(img, larger); err != nil && !errors.Is(err, pool.ErrProjectTaken) {
 		return err
 	}
 	// Resize the file before its record: that must not promise space that is not there.
