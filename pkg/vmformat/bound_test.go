@@ -64,11 +64,11 @@ func TestBoundByKernel(t *testing.T) {
 	}
 }
 
-// volumeTests builds the tests of pkg/volume as a program that needs no libraries.
+// volumeTests builds the tests of pkg/volume as a program that needs no libraries, with failpoints.
 func volumeTests(t *testing.T, dir string) string {
 	t.Helper()
 	program := filepath.Join(dir, "init")
-	cmd := exec.Command("go", "test", "-c", "-tags", "system", "-trimpath", "-o", program, "../volume")
+	cmd := exec.Command("go", "test", "-c", "-tags", "system,failpoints", "-trimpath", "-o", program, "../volume")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)

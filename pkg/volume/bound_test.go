@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,9 +20,12 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/quota"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
@@ -51,6 +55,8 @@ func TestBound(t *testing.T) {
 	}
 	if guest.IsInit() {
 		t.Run("administrator's", boundByAdministrator)
+		t.Run("kept", boundKept)
+		t.Run("failing", func(t *testing.T) { n.with(t).boundFailing() })
 	}
 }
 
@@ -463,6 +469,117 @@ func (n *node) boundTaken() {
 	n.mustEndAt(disk, 64*mib+image.Slack(32*mib))
 	n.mustEnd(v, "pod")
 	n.mustForget(project)
+}
+
+// boundKept: a loopback pool that volumes have kept mounted since an older plugin has no quotas. It is
+// used as it is, until nothing has it mounted any more.
+func boundKept(t *testing.T) {
+	c := pool.Config{Dir: filepath.Join(testenv.Dir(t), "pool"), LoopbackSize: gib}
+	open := func() *pool.Pool {
+		t.Helper()
+		p, err := pool.Open(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Close()
+		return p
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	root := open().Root()
+	must(syscall.Unmount(root, 0))
+	testenv.NoLoopsBelow(t, c.Dir)
+	file, err := os.OpenFile(filepath.Join(c.Dir, "pool.img"), os.O_RDWR, 0)
+	must(err)
+	dev, err := new(loopdev.Allocator).Attach(file, loopdev.Options{AutoClear: true, Name: "pool.img"})
+	must(err)
+	old, err := mount.New(mount.Config{FSType: "xfs", Source: dev.Path()})
+	must(errors.Join(err, dev.Close(), file.Close()))
+	p, err := pool.Open(t.Context(), c)
+	must(err)
+	if can, err := p.CanBound(); err != nil || can {
+		t.Errorf("kept mounted, the pool bounds files: %v, %v", can, err)
+	}
+	must(errors.Join(p.Close(), old.Close(), syscall.Unmount(root, 0)))
+	testenv.NoLoopsBelow(t, c.Dir)
+	newBoundNode(t, c).boundInline()
+}
+
+// boundFailing makes each effect of publishing and of expanding fail, one after the other. The same
+// call, made again, then succeeds, and the image has the bound of its size.
+func (n *node) boundFailing() {
+	dir := testenv.Dir(n.t)
+	n.t.Setenv(failpoint.Env, dir)
+	plans := 0
+	// failEach makes a call until none of its effects is left to fail, and returns all of them.
+	failEach := func(call func() error, again func()) (effects []string) {
+		for at := 1; ; at++ {
+			plans++
+			plan := filepath.Join(dir, failpoint.PlanFile)
+			if err := os.WriteFile(plan, fmt.Appendf(nil, "%d %d EIO", plans, at), 0o600); err != nil {
+				n.t.Fatal(err)
+			}
+			err := call() // some effects may fail
+			b, e := os.ReadFile(filepath.Join(dir, fmt.Sprint(failpoint.TraceFile, plans)))
+			if e = errors.Join(e, os.Remove(plan)); e != nil {
+				n.t.Fatal(e)
+			}
+			effects = strings.Split(strings.TrimSpace(string(b)), "\n")
+			if again(); len(effects) < at || n.t.Failed() {
+				if err != nil {
+					n.t.Error(err)
+				}
+				return effects
+			}
+		}
+	}
+	v, _ := n.rawClaim("failing", 16*mib)
+	n.mustUnpublishClaim(v, "pod")
+	bytes := v.Spec.Size
+	mustBeBound := func() {
+		n.mustPublishClaim(v, "pod")
+		if u, _ := n.usage(v.ID); u.Limit != 2*bytes+image.Slack(bytes)/512*512 {
+			n.t.Errorf("%s have the bound %s", size.Format(bytes), size.Format(u.Limit))
+		}
+		n.mustUnpublishClaim(v, "pod")
+	}
+	unbind := func() { // as an image is before its first publish
+		img, err := n.images.Open(v.ID)
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		defer img.Close()
+		_, project := n.usage(v.ID)
+		if err := errors.Join(quota.SetProject(img.File, 0), quota.SetLimit(img.File, project, 0)); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+	unbind()
+	published := failEach(func() error { return n.PublishClaim(n.t.Context(), n.publishRequest(v, "pod")) }, func() {
+		mustBeBound()
+		unbind()
+	})
+	expanded := failEach(func() error {
+		_, _, err := n.Expand(v.ID, Size{Required: bytes + mib}, nil)
+		return err
+	}, func() {
+		if _, _, err := n.Expand(v.ID, Size{Required: bytes + mib}, nil); err != nil {
+			n.t.Error(err)
+		}
+		bytes += mib
+		mustBeBound()
+	})
+	for _, effects := range [][]string{published, expanded} {
+		if !slices.Contains(effects, "quotactl_fd") {
+			n.t.Errorf("the effects are %q", effects)
+		}
+		n.t.Logf("failed: %q", effects)
+	}
+	n.mustDelete(v.ID)
 }
 
 // BenchmarkCheckDisks looks at 100 volumes that are disk.img.
