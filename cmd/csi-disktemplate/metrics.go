@@ -114,6 +114,14 @@ func observeBuilds(r prometheus.Registerer) func(diskfs.Spec, time.Duration, err
 	}
 }
 
+// registerEnding adds the count of volumes that are deleted, and whose filesystem has not ended.
+func registerEnding(r prometheus.Registerer, count func() int) {
+	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "csi_disktemplate_volumes_ending",
+		Help: "Deleted inline volumes whose filesystem the kernel has not ended yet.",
+	}, func() float64 { return float64(count()) }))
+}
+
 // observeTrims counts the templates that --template-cache has removed.
 func observeTrims(r prometheus.Registerer) func(string, int64) {
 	trims := prometheus.NewCounter(prometheus.CounterOpts{

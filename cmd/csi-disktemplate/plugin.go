@@ -75,6 +75,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 		ready = joined(healthy, stamped(registration.Conditions))
 	}
 	registry.MustRegister(conditionMetric(ready))
+	registerEnding(registry, volumes.Ending)
 	go warm(formatter)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {

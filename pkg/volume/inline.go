@@ -12,7 +12,6 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/device"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
@@ -226,21 +225,37 @@ func (m *Manager) Unpublish(id, target string) error {
 	if err != nil {
 		return err
 	}
-	defer img.Close()
-	inline := img.Record.Lifecycle == image.Inline
-	if inline && img.Record.Target != target {
-		return nil // the volume is at another target, and stays there
+	if img.Record.Lifecycle == image.Inline {
+		return m.unpublishInline(img, target, rel)
 	}
-	index, err := m.root.Clear(img, rel)
-	if err != nil {
+	defer img.Close()
+	if _, err := m.root.Clear(img, rel); err != nil {
 		return err
 	}
 	m.root.Clean(rel, img.Mode())
-	if !inline {
-		return nil
+	return nil
+}
+
+// unpublishInline unmounts an inline volume and removes its image. The filesystem in it ends
+// after that, and after the call: see [endings].
+func (m *Manager) unpublishInline(img *image.Image, target, rel string) error {
+	if img.Record.Target != target {
+		return img.Close() // the volume is at another target, and stays there
 	}
-	device.LetGo(img, index)
-	return m.removeInline(id)
+	was, err := m.root.Take(img, rel)
+	if err == nil {
+		m.root.Clean(rel, img.Mode())
+		err = m.removeInline(img.ID())
+	}
+	if err != nil { // the image stays, and so does what is in it
+		if was.Root != nil {
+			was.Root.Close()
+		}
+		img.Close()
+		return err
+	}
+	m.endings.begin(img, was)
+	return nil
 }
 
 // unpublishLost clears the target of a volume without an image.

@@ -5,6 +5,7 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -62,6 +63,7 @@ type Manager struct {
 	growth   growth
 	locks    locks
 	work     background
+	endings  endings
 	trims    trims // up to the last Trim
 	disks    disks // up to the last CheckDisks
 	cloned   func(hit bool)
@@ -81,14 +83,16 @@ func NewManager(c Config) (*Manager, error) {
 		return nil, err
 	}
 	devices := device.New(c.Pool, images)
+	endings := newEndings()
 	copies := &copies{images: images, root: root, devices: devices, freeze: defaultFreeze}
 	mounts := mounter{pool: c.Pool, images: images, root: root, devices: devices}
 	m := &Manager{
 		pool: c.Pool, images: images, root: root, devices: devices, quota: ledger,
-		space:    space.New(c.Pool, images, space.Config{Headroom: c.Headroom, Overcommit: c.Overcommit}),
+		space:    space.New(c.Pool, images, space.Config{Headroom: c.Headroom, Overcommit: c.Overcommit, Ended: endings.patiently}),
 		copies:   copies,
 		contents: contents{templates: c.Templates, images: images, copies: copies, misses: &misses{}},
 		mounts:   mounts,
+		endings:  endings,
 		cloned:   c.Cloned,
 	}
 	m.growth = growth{images: images, mounts: mounts, work: &m.work, tool: c.GrowFilesystem}
@@ -102,7 +106,7 @@ func NewManager(c Config) (*Manager, error) {
 func (m *Manager) Close() error {
 	m.work.cancel()
 	m.work.wait.Wait()
-	return m.root.Close()
+	return errors.Join(m.endings.wait(context.Background()), m.root.Close())
 }
 
 // made reports a new volume to Config.Cloned.

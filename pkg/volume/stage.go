@@ -215,9 +215,9 @@ func (m *Manager) Unstage(id, staging string) error {
 		return err
 	}
 	if img.Mode() != image.ModeBlock {
-		index, err := m.root.Clear(img, rel)
+		was, err := m.root.Clear(img, rel)
 		if err == nil {
-			device.LetGo(img, index)
+			device.LetGo(img, was.Device)
 		}
 		return err
 	}

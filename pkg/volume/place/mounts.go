@@ -42,6 +42,10 @@ func (r *Root) Identify(v Owner, rel string) (Mount, error) {
 		return Mount{}, err
 	}
 	defer at.Close()
+	return identify(v, at)
+}
+
+func identify(v Owner, at *os.File) (Mount, error) {
 	info, err := mount.Of(at)
 	if err != nil {
 		return Mount{}, err
@@ -255,38 +259,73 @@ func (r *Root) UnmountTop(rel string) error {
 	}
 }
 
+// Cleared is what a volume had at a path that was cleared.
+type Cleared struct {
+	Device int // the index of its loop device; -1 if there was none
+	// Root is its filesystem, mounted at no path. It is nil if nobody asked for it, or if there
+	// was no filesystem.
+	Root *mount.Detached
+}
+
 // Clear unmounts every mount of a volume at a target, and returns the loop device that it
-// was on, or -1. A target that is not mounted is fine. A path of the wrong file type is left
+// was on. A target that is not mounted is fine. A path of the wrong file type is left
 // alone, without error. A mount that is not the volume's stays, and returns
 // [errdefs.ErrState]. Symbolic links are not followed: if there is one, and the volume is in
 // use, Clear returns [errdefs.ErrState] too.
-func (r *Root) Clear(v Owner, rel string) (device int, err error) {
-	device = -1
+func (r *Root) Clear(v Owner, rel string) (Cleared, error) { return r.clear(v, rel, false) }
+
+// Take is [Root.Clear] that keeps the volume's filesystem mounted, at no path. So nobody can
+// reach it there any more, and the caller decides when it ends.
+func (r *Root) Take(v Owner, rel string) (Cleared, error) { return r.clear(v, rel, true) }
+
+func (r *Root) clear(v Owner, rel string, take bool) (c Cleared, err error) {
+	c.Device = -1
+	defer func() {
+		if err != nil && c.Root != nil {
+			c.Root.Close()
+		}
+	}()
 	for {
 		at, err := r.Inspect(rel, v.Mode())
 		if img, known := v.(*image.Image); known && errors.Is(err, mount.ErrSymlink) {
 			if inUse := r.CheckUnused(img); inUse != nil {
-				return device, fmt.Errorf("%w (%v)", inUse, err)
+				return c, fmt.Errorf("%w (%v)", inUse, err)
 			}
 		}
 		if errors.Is(err, errdefs.ErrInvalid) {
-			return device, nil // no volume can be mounted there
+			return c, nil // no volume can be mounted there
 		}
 		if err != nil || !at.Mounted {
-			return device, err
+			return c, err
 		}
-		m, err := r.Identify(v, rel)
-		if errors.Is(err, ErrForeign) {
-			return device, fmt.Errorf("%w: %w", errdefs.ErrState, err)
-		}
-		if err != nil {
-			return device, err
-		}
-		device = m.Device
-		if err := r.Unmount(v, rel); err != nil {
-			return device, fmt.Errorf("volume %s: %w", v.ID(), err)
+		if err := r.clearTop(v, rel, take && v.Mode() == image.ModeFilesystem, &c); err != nil {
+			return c, err
 		}
 	}
+}
+
+// clearTop unmounts the topmost mount at a path, if it is the volume's.
+func (r *Root) clearTop(v Owner, rel string, take bool, c *Cleared) error {
+	at, err := mount.OpenTarget(r.dir, rel, 0)
+	if err != nil {
+		return err
+	}
+	m, err := identify(v, at)
+	if err == nil && take && c.Root == nil {
+		c.Root, err = mount.Clone(at)
+	}
+	at.Close() // while it is open, the mount is busy
+	if errors.Is(err, ErrForeign) {
+		return fmt.Errorf("%w: %w", errdefs.ErrState, err)
+	}
+	if err != nil {
+		return err
+	}
+	c.Device = m.Device
+	if err := r.Unmount(v, rel); err != nil {
+		return fmt.Errorf("volume %s: %w", v.ID(), err)
+	}
+	return nil
 }
 
 // CheckUnused returns [errdefs.ErrState] if a volume is attached or published.

@@ -51,6 +51,9 @@ type Config struct {
 	Headroom size.Share
 	// Overcommit is how many times its own size the pool promises to thin claims; 0 is 1.
 	Overcommit float64
+	// Ended, if not nil, returns when the volumes that were deleted up to now have given their
+	// space back, or after a while.
+	Ended func()
 }
 
 // Space is the space of a pool.
@@ -159,6 +162,9 @@ func (s *Space) free() {
 		return
 	}
 	s.freedOf = removed
+	if s.cfg.Ended != nil {
+		s.cfg.Ended()
+	}
 	start := time.Now()
 	err := s.pool.Sync()
 	if unused, e := s.pool.Unused(); e == nil && unused > 0 {

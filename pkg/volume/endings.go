@@ -1,0 +1,118 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package volume
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+	"k8s.io/klog/v2"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/device"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
+)
+
+// endings let what is left of deleted volumes end after the call that deleted them: a
+// filesystem that is mounted at no path, and the extents of an image without a name. Only
+// descriptors hold these, so they also end with the process.
+//
+// A filesystem with much that is unwritten is shut down before it is unmounted, so that nothing
+// of it is written any more. Another process may still have a copy of the mount, in another
+// mount namespace: it gets EIO from then on, and the space is freed when it ends.
+type endings struct {
+	room  *semaphore.Weighted
+	count *atomic.Int64
+}
+
+// maxEndings bounds how many volumes end at a time, and so the kernel's memory and the loop
+// devices that they hold. A deletion beyond it does its own work before it answers.
+const maxEndings = 64
+
+// answerFirst is how long an ending waits, so that it does not take the processor from the
+// answer to the call.
+const answerFirst = 5 * time.Millisecond
+
+func newEndings() endings { return endings{semaphore.NewWeighted(maxEndings), &atomic.Int64{}} }
+
+// Ending counts the volumes that were deleted and whose filesystem has not ended yet.
+func (m *Manager) Ending() int { return int(m.endings.count.Load()) }
+
+// begin ends a volume that has neither a path nor a name any more, and closes its image.
+func (e endings) begin(img *image.Image, was place.Cleared) {
+	e.count.Add(1)
+	finish := func() {
+		defer e.count.Add(-1)
+		end(img, was)
+	}
+	if !e.room.TryAcquire(1) {
+		finish()
+		return
+	}
+	time.AfterFunc(answerFirst, func() {
+		defer e.room.Release(1)
+		finish()
+	})
+}
+
+// freeing is how long a caller who needs space waits for endings: as long as the kernel may take
+// to write a volume of a filesystem that cannot be shut down.
+const freeing = 5 * time.Second
+
+// patiently is [endings.wait] for a while.
+func (e endings) patiently() {
+	ctx, cancel := context.WithTimeout(context.Background(), freeing)
+	defer cancel()
+	_ = e.wait(ctx) // the caller finds out what is free
+}
+
+// wait waits until all volumes have ended that were deleted up to now.
+func (e endings) wait(ctx context.Context) error {
+	if err := e.room.Acquire(ctx, maxEndings); err != nil {
+		return err
+	}
+	e.room.Release(maxEndings)
+	return nil
+}
+
+func end(img *image.Image, was place.Cleared) {
+	if was.Root != nil {
+		if err := dropUnwritten(img, was.Root); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+			klog.ErrorS(err, "A deleted volume could not be shut down; it is unmounted all the same, and written before that", "volume", img.ID())
+		}
+		was.Root.Close()
+	}
+	device.LetGo(img, was.Device)
+	img.Close()
+}
+
+// worthShutdown is how much of a volume must be unwritten for a shutdown, in bytes. The kernel
+// writes two alerts about one to its console, which takes milliseconds if that is a serial line.
+// An empty xfs counts up to 32 MiB and 1/128 of its size as used, which it only reserves.
+func worthShutdown(volume int64) int64 { return 48*size.MiB + volume/128 }
+
+// dropUnwritten shuts a filesystem down if much of it is not written yet. What a filesystem
+// uses beyond what its image has allocated is unwritten; there may be more.
+func dropUnwritten(img *image.Image, d *mount.Detached) error {
+	root, err := mount.Open(d.File())
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	is, err := fsctl.StatusOf(root)
+	if err != nil {
+		return err
+	}
+	allocated, err := img.Allocated()
+	if err != nil || is.Used-allocated < worthShutdown(img.Record.Spec.Size) {
+		return err
+	}
+	return fsctl.Shutdown(root)
+}
