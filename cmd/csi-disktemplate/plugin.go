@@ -90,7 +90,11 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 			return badFlag("http-endpoint", o.httpEndpoint, err)
 		}
 		klog.InfoS("Serving health and metrics", "address", l.Addr())
-		g.Go(func() error { return serveHTTP(ctx, l, driver.HTTPHandler(ready, registry)) })
+		pages := driver.HTTPHandler(ready, registry)
+		if o.profiling {
+			pages = driver.WithProfiles(pages)
+		}
+		g.Go(func() error { return serveHTTP(ctx, l, pages) })
 	}
 	config := driver.Config{
 		Endpoint: o.endpoint, Name: o.driverName, Version: versionName(), NodeID: o.nodeID,

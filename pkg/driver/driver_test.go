@@ -347,3 +347,25 @@ func TestProbe(t *testing.T) {
 		}
 	}
 }
+
+func TestProfiles(t *testing.T) {
+	plain := HTTPHandler(func() []health.Condition { return nil }, prometheus.NewRegistry())
+	for _, c := range []struct {
+		name  string
+		h     http.Handler
+		path  string
+		code  int
+		holds string
+	}{
+		{"without profiles", plain, "/debug/pprof/", http.StatusNotFound, ""},
+		{"the list", WithProfiles(plain), "/debug/pprof/", http.StatusOK, "mutex"},
+		{"contention", WithProfiles(plain), "/debug/pprof/mutex?debug=1", http.StatusOK, "sampling period=100"},
+		{"the other pages", WithProfiles(plain), "/healthz", http.StatusOK, "ok"},
+	} {
+		w := httptest.NewRecorder()
+		c.h.ServeHTTP(w, httptest.NewRequest("GET", c.path, nil))
+		if w.Code != c.code || !strings.Contains(w.Body.String(), c.holds) {
+			t.Errorf("%s: GET %s: %d %s", c.name, c.path, w.Code, w.Body)
+		}
+	}
+}

@@ -6,6 +6,8 @@ package driver
 import (
 	"fmt"
 	"net/http"
+	"net/http/pprof"
+	"runtime"
 	"strings"
 	"time"
 
@@ -39,6 +41,26 @@ func HTTPHandler(conditions func() []health.Condition, g prometheus.Gatherer) ht
 		}
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(g, promhttp.HandlerOpts{}))
+	return mux
+}
+
+// contentionRate is how many events of contention make one sample of the profiles mutex and
+// block: few enough to cost less than a hundredth of the calls' time.
+const contentionRate = 100
+
+// WithProfiles adds the pages of [net/http/pprof] below /debug/pprof/, and has the runtime take
+// samples of contention. Profiles tell a reader the plugin's flags and what it does, and taking one
+// costs time.
+func WithProfiles(h http.Handler) http.Handler {
+	runtime.SetMutexProfileFraction(contentionRate)
+	runtime.SetBlockProfileRate(int(contentionRate * time.Microsecond))
+	mux := http.NewServeMux()
+	mux.Handle("/", h)
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	return mux
 }
 
