@@ -114,11 +114,11 @@ func observeBuilds(r prometheus.Registerer) func(diskfs.Spec, time.Duration, err
 	}
 }
 
-// registerEnding adds the count of volumes that are deleted, and whose filesystem has not ended.
+// registerEnding adds the count of what was deleted and still takes space.
 func registerEnding(r prometheus.Registerer, count func() int) {
 	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "csi_disktemplate_volumes_ending",
-		Help: "Deleted inline volumes whose filesystem the kernel has not ended yet.",
+		Help: "Deleted volumes and snapshots that still take space.",
 	}, func() float64 { return float64(count()) }))
 }
 

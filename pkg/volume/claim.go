@@ -121,7 +121,7 @@ func (m *Manager) DeleteClaim(id string) error {
 	if err != nil {
 		return err
 	}
-	defer img.Close()
+	defer m.endings.file(img.File)
 	if err := m.pool.Check(); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ package volume
 import (
 	"context"
 	"errors"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -42,15 +43,24 @@ const answerFirst = 5 * time.Millisecond
 
 func newEndings() endings { return endings{semaphore.NewWeighted(maxEndings), &atomic.Int64{}} }
 
-// Ending counts the volumes that were deleted and whose filesystem has not ended yet.
+// Ending counts the volumes and snapshots that were deleted and still take space.
 func (m *Manager) Ending() int { return int(m.endings.count.Load()) }
 
-// begin ends a volume that has neither a path nor a name any more, and closes its image.
-func (e endings) begin(img *image.Image, was place.Cleared) {
+// volume ends an inline volume that has neither a path nor a name any more, and closes its image.
+func (e endings) volume(img *image.Image, was place.Cleared) {
+	e.begin(func() { end(img, was) })
+}
+
+// file closes an image without a name. With its last descriptor the kernel frees its extents.
+func (e endings) file(f *os.File) {
+	e.begin(func() { f.Close() })
+}
+
+func (e endings) begin(do func()) {
 	e.count.Add(1)
 	finish := func() {
 		defer e.count.Add(-1)
-		end(img, was)
+		do()
 	}
 	if !e.room.TryAcquire(1) {
 		finish()

@@ -254,7 +254,7 @@ func (m *Manager) unpublishInline(img *image.Image, target, rel string) error {
 		img.Close()
 		return err
 	}
-	m.endings.begin(img, was)
+	m.endings.volume(img, was)
 	return nil
 }
 

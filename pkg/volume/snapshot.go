@@ -148,7 +148,7 @@ func (m *Manager) DeleteSnapshot(id string) error {
 	if err != nil {
 		return err
 	}
-	defer snap.Close()
+	defer m.endings.file(snap.File)
 	if err := m.pool.Check(); err != nil {
 		return err
 	}
