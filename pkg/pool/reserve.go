@@ -121,7 +121,7 @@ func wantsSpace(f, file *os.File) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return slices.ContainsFunc(strings.Split(on.VFSOptions, ","), func(option string) bool { return strings.HasPrefix(option, "discard") }), nil
+	return slices.ContainsFunc(strings.Split(on.Options, ","), func(option string) bool { return strings.HasPrefix(option, "discard") }), nil
 }
 
 // keepsSpace reports whether a file, or one that is made in a directory, is overwritten in its

@@ -342,6 +342,12 @@ func TestReadOnlyOnPurpose(t *testing.T) {
 	}
 }
 
+// TestOldKernel: on a kernel without statmount a volume's mounts are found in the mount table,
+// and are judged alike.
+func TestOldKernel(t *testing.T) {
+	testenv.OnOldKernel(t, testenv.Statmount, "TestGaveUpInline|TestShutDown|TestMountFlags|TestPublishIsIdempotent|TestUnpublishLeavesOthersAlone")
+}
+
 // BenchmarkPublishStaged publishes a claim that is staged to one more pod.
 func BenchmarkPublishStaged(b *testing.B) {
 	for _, fs := range diskfs.Names() {

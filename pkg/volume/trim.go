@@ -175,7 +175,7 @@ func (m *Manager) trimPart(img *image.Image, rel string, part fsctl.Range) error
 		return err
 	}
 	defer unlock()
-	// Something else may cover it by now. This look takes longer with each mount of the node.
+	// Something else may cover it by now.
 	if _, err := m.root.Identify(img, rel); err != nil {
 		return err
 	}

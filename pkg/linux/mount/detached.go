@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -22,22 +23,41 @@ type Attr struct {
 	ReadOnly, NoSUID, NoDev, NoExec, NoATime bool
 }
 
+// attributes has one row for each field of [Attr], in the forms that the kernel has for it.
+var attributes = []struct {
+	word  string // in proc_pid_mountinfo(5), field 6
+	bit   uint64
+	field func(*Attr) *bool
+}{
+	{"ro", unix.MOUNT_ATTR_RDONLY, func(a *Attr) *bool { return &a.ReadOnly }},
+	{"nosuid", unix.MOUNT_ATTR_NOSUID, func(a *Attr) *bool { return &a.NoSUID }},
+	{"nodev", unix.MOUNT_ATTR_NODEV, func(a *Attr) *bool { return &a.NoDev }},
+	{"noexec", unix.MOUNT_ATTR_NOEXEC, func(a *Attr) *bool { return &a.NoExec }},
+	{"noatime", unix.MOUNT_ATTR_NOATIME, func(a *Attr) *bool { return &a.NoATime }},
+}
+
 func (a Attr) bits() (bits uint64) {
-	for _, b := range []struct {
-		on  bool
-		bit uint64
-	}{
-		{a.ReadOnly, unix.MOUNT_ATTR_RDONLY},
-		{a.NoSUID, unix.MOUNT_ATTR_NOSUID},
-		{a.NoDev, unix.MOUNT_ATTR_NODEV},
-		{a.NoExec, unix.MOUNT_ATTR_NOEXEC},
-		{a.NoATime, unix.MOUNT_ATTR_NOATIME},
-	} {
-		if b.on {
-			bits |= b.bit
+	for _, row := range attributes {
+		if *row.field(&a) {
+			bits |= row.bit
 		}
 	}
 	return bits
+}
+
+func attrOfBits(bits uint64) (a Attr) {
+	for _, row := range attributes {
+		*row.field(&a) = bits&row.bit != 0
+	}
+	return a
+}
+
+func attrOfWords(options string) (a Attr) {
+	words := strings.Split(options, ",")
+	for _, row := range attributes {
+		*row.field(&a) = slices.Contains(words, row.word)
+	}
+	return a
 }
 
 // Config is a filesystem to mount.

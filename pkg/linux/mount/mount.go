@@ -40,7 +40,7 @@ func IsMountPoint(f *os.File) (bool, error) {
 
 // At is [Of] the topmost file at path. The caller vouches for the path. At returns nil
 // too if path does not exist, or if it is a symbolic link.
-func At(path string) (*mountinfo.Info, error) {
+func At(path string) (*Info, error) {
 	f, err := sys.Open(path, func() (int, error) {
 		return unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	})
@@ -54,18 +54,67 @@ func At(path string) (*mountinfo.Info, error) {
 	return Of(f)
 }
 
+// Info is a mount, as the mount table shows it.
+type Info struct {
+	FSType string
+	// Source is the path of a device, or whatever the mount was given.
+	Source string
+	// Root is the path in the filesystem that is mounted: "/", unless it is a bind mount.
+	Root       string
+	Mountpoint string
+	Attr       Attr
+	// Options are the filesystem's, with commas between them: "ro" if its superblock is
+	// read-only, else "rw", and behind that what it shows of its own. proc_pid_mountinfo(5),
+	// field 11, has a few more that every filesystem has, such as "sync".
+	Options      string
+	Major, Minor int // the filesystem's device number
+}
+
 // Of returns the mount whose root is f, or nil if f is not the root of a mount. f may be
-// open with O_PATH, as from [OpenTarget].
+// open with O_PATH, as from [OpenTarget]. A mount that is hidden below others is found too,
+// and one that is detached, or of another mount namespace, is not.
+func Of(f *os.File) (*Info, error) {
+	if !statmountWorks() {
+		return listed(f, true)
+	}
+	id, isRoot, err := uniqueID(f)
+	switch {
+	case err != nil: // a filesystem that has shut down need not answer, but the mount table does
+		return listed(f, true)
+	case !isRoot:
+		return nil, nil
+	}
+	return statmount(id)
+}
+
+// Holding returns the mount that f is on.
+func Holding(f *os.File) (*Info, error) {
+	look := func() (*Info, error) { return listed(f, false) }
+	if statmountWorks() {
+		if id, _, err := uniqueID(f); err == nil {
+			look = func() (*Info, error) { return statmount(id) }
+		}
+	}
+	info, err := look()
+	if err == nil && info == nil {
+		err = fmt.Errorf("%w: %s is on a mount that the mount table does not show", ErrNotMounted, f.Name())
+	}
+	return info, err
+}
+
+// listed looks for the mount that f is on in the whole mount table, or returns nil. That
+// takes longer with each mount of the machine. If f has to be the mount's root, listed
+// returns nil for any other file.
 //
 // It looks for the mount's ID, since mountinfo also lists mounts that are hidden below
 // others. The ID comes from fdinfo, which works on a filesystem that has shut down.
-func Of(f *os.File) (*mountinfo.Info, error) {
+func listed(f *os.File, root bool) (*Info, error) {
 	id, path, err := whereIs(f)
 	if err != nil {
 		return nil, err
 	}
 	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		return m.ID != id || m.Mountpoint != path, m.ID == id
+		return m.ID != id || root && m.Mountpoint != path, m.ID == id
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read mountinfo: %w", err)
@@ -73,25 +122,11 @@ func Of(f *os.File) (*mountinfo.Info, error) {
 	if len(mounts) == 0 {
 		return nil, nil // f is below the root of its mount, or was unmounted meanwhile
 	}
-	return mounts[0], nil
-}
-
-// Holding returns the mount that f is on.
-func Holding(f *os.File) (*mountinfo.Info, error) {
-	id, path, err := whereIs(f)
-	if err != nil {
-		return nil, err
-	}
-	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		return m.ID != id, m.ID == id
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read mountinfo: %w", err)
-	}
-	if len(mounts) == 0 {
-		return nil, fmt.Errorf("%w: %s is on a mount that the mount table does not show", ErrNotMounted, path)
-	}
-	return mounts[0], nil
+	m := mounts[0]
+	return &Info{
+		FSType: m.FSType, Source: m.Source, Root: m.Root, Mountpoint: m.Mountpoint,
+		Attr: attrOfWords(m.Options), Options: m.VFSOptions, Major: m.Major, Minor: m.Minor,
+	}, nil
 }
 
 // whereIs returns the ID of the mount that f is on, and f's path without links.

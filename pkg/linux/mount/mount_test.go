@@ -21,6 +21,11 @@ func TestAttrBits(t *testing.T) {
 	if got, want := all.bits(), uint64(0x1|0x2|0x4|0x8|0x10); got != want {
 		t.Errorf("all attributes have the bits %#x, want %#x", got, want)
 	}
+	for bits := range uint64(0x100) { // among them those of other attributes
+		if got := attrOfBits(bits).bits(); got != bits&0x1f {
+			t.Errorf("of the bits %#x the attributes keep %#x", bits, got)
+		}
+	}
 }
 
 // tree makes a root to open paths below, and a directory outside of it that they must
@@ -251,7 +256,7 @@ func TestAtAndIsMountPoint(t *testing.T) {
 	if err := os.Symlink("/", filepath.Join(root.Name(), "slash")); err != nil {
 		t.Fatal(err)
 	}
-	if m, err := At(filepath.Join(root.Name(), "slash", "proc")); err != nil || m == nil || m.ID != proc.ID {
+	if m, err := At(filepath.Join(root.Name(), "slash", "proc")); err != nil || m == nil || *m != *proc {
 		t.Errorf("a mount point behind a link: %+v, %v", m, err)
 	}
 	if ok, err := IsMountPoint(root); ok || err != nil {
@@ -265,7 +270,7 @@ func TestAtAndIsMountPoint(t *testing.T) {
 	if ok, err := IsMountPoint(f); !ok || err != nil {
 		t.Errorf("IsMountPoint(/proc): %v, %v", ok, err)
 	}
-	if m, err := Of(f); err != nil || m == nil || m.ID != proc.ID {
+	if m, err := Of(f); err != nil || m == nil || *m != *proc {
 		t.Errorf("Of(/proc): %+v, %v", m, err)
 	}
 	if m, err := Of(root); m != nil || err != nil {

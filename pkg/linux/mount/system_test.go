@@ -9,6 +9,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"unsafe"
@@ -113,7 +114,7 @@ func TestNewAttachUnmount(t *testing.T) {
 			if err != nil || m == nil {
 				t.Fatalf("At: %+v, %v", m, err)
 			}
-			if m.FSType != fs || m.Source != dev.Path() || m.Options != "rw,nosuid,nodev,noexec,noatime" {
+			if m.FSType != fs || m.Source != dev.Path() || m.Attr != attr {
 				t.Errorf("the mount is %+v, want %s on %s with %+v", m, fs, dev.Path(), attr)
 			}
 			if ok, err := IsMountPoint(d.File()); !ok || err != nil {
@@ -263,7 +264,7 @@ func TestCloneOfFileOntoFile(t *testing.T) {
 		t.Errorf("opening the read-only mount for writing: %v", err)
 	}
 	m, err := At(at.Name())
-	if err != nil || m == nil || !strings.HasSuffix(m.Root, "/source") || !strings.HasPrefix(m.Options, "ro,") {
+	if err != nil || m == nil || !strings.HasSuffix(m.Root, "/source") || !m.Attr.ReadOnly {
 		t.Errorf("At: %+v, %v", m, err)
 	}
 	// The source is not read-only through its own mount.
@@ -598,10 +599,126 @@ func BenchmarkCloneAttachUnmount(b *testing.B) {
 	}
 }
 
-func BenchmarkAt(b *testing.B) {
-	for b.Loop() {
-		if m, err := At("/proc"); m == nil || err != nil {
+// TestOldKernel: on a kernel without statmount the mount table gives the same answers.
+func TestOldKernel(t *testing.T) {
+	testenv.OnOldKernel(t, testenv.Statmount, "TestIsOldKernel|TestNewAttachUnmount|TestCloneOf.*|TestInOwnDev|TestAtShowsTheTopmost|TestAttachPropagates|TestShutDownFilesystem|TestElsewhere|TestAtAndIsMountPoint")
+}
+
+// TestIsOldKernel: here the kernel has statmount, and where TestOldKernel calls it, it has not.
+func TestIsOldKernel(t *testing.T) {
+	_, err := statmount(1)
+	if has := !errors.Is(err, unix.ENOSYS); has != statmountWorks() || has == (os.Getenv(testenv.OldKernel) != "") {
+		t.Errorf("statmount is used: %v, and returns %v", statmountWorks(), err)
+	}
+}
+
+// TestBothWays: statmount and the mount table describe mounts alike.
+func TestBothWays(t *testing.T) {
+	if !statmountWorks() {
+		t.Fatal("this kernel does not have statmount with all fields: this test needs Linux 6.13")
+	}
+	configs := []Config{
+		{FSType: "ext4", Source: device(t, mkfs("ext4")...).Path(), Data: []string{"ro", "errors=remount-ro"}, Attr: Attr{NoSUID: true}},
+		{FSType: "xfs", Source: device(t, mkfs("xfs")...).Path(), Attr: Attr{ReadOnly: true, NoExec: true}},
+		{FSType: "btrfs", Source: device(t, mkfs("btrfs")...).Path(), Attr: Attr{NoDev: true, NoATime: true}},
+		{FSType: "tmpfs"},
+		{FSType: "tmpfs", Source: "a name, with\\ and\tand\nand \\040"},
+	}
+	at := target(t, false)
+	for _, c := range configs {
+		d, err := New(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = d.Attach(at)
+		d.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		top, err := os.OpenFile(at.Name(), unix.O_PATH, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		short, errShort := Of(top)
+		long, errLong := listed(top, true)
+		on, errOn := Holding(top)
+		top.Close()
+		if errShort != nil || errLong != nil || errOn != nil || short == nil || long == nil || *short != *long || *on != *long {
+			t.Errorf("%+v: %v, %v, %v\n%+v\n%+v\n%+v", c, errShort, errLong, errOn, short, long, on)
+		}
+		if short != nil {
+			t.Logf("%+v", *short)
+		}
+	}
+}
+
+// TestElsewhere: a mount that is detached, or in another mount namespace, is in no table that
+// this process can read.
+func TestElsewhere(t *testing.T) {
+	d, err := New(Config{FSType: "tmpfs"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	mustBeElsewhere(t, d.File())
+	var there *os.File
+	testenv.InOwnDev(t, func() {
+		// What is mounted here is seen nowhere else.
+		if err := unix.Mount("tmpfs", "/dev", "tmpfs", 0, ""); err != nil {
+			t.Error(err)
+			return
+		}
+		if there, err = os.OpenFile("/dev", unix.O_PATH, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	if there != nil {
+		defer there.Close()
+		mustBeElsewhere(t, there)
+	}
+}
+
+func mustBeElsewhere(t *testing.T, root *os.File) {
+	t.Helper()
+	if ok, err := IsMountPoint(root); !ok || err != nil {
+		t.Errorf("IsMountPoint: %v, %v", ok, err)
+	}
+	if m, err := Of(root); m != nil || err != nil {
+		t.Errorf("Of: %+v, %v", m, err)
+	}
+	if m, err := Holding(root); m != nil || !errors.Is(err, ErrNotMounted) {
+		t.Errorf("Holding: %+v, %v", m, err)
+	}
+}
+
+// BenchmarkOf looks at the last of 1000 mounts.
+func BenchmarkOf(b *testing.B) {
+	dir := testenv.Tmpfs(b)
+	var last string
+	for i := range 1000 {
+		at := filepath.Join(dir, strconv.Itoa(i))
+		if err := os.Mkdir(at, 0o700); err != nil {
 			b.Fatal(err)
 		}
+		testenv.Run(b, "mount", "-t", "tmpfs", "tmpfs", at)
+		b.Cleanup(func() { testenv.Unmount(b, at) })
+		last = at
+	}
+	f, err := os.OpenFile(last, unix.O_PATH, 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { f.Close() })
+	for name, look := range map[string]func() (*Info, error){
+		"statmount": func() (*Info, error) { return Of(f) },
+		"mountinfo": func() (*Info, error) { return listed(f, true) },
+	} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				if m, err := look(); m == nil || err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

@@ -94,17 +94,11 @@ func (a Access) String() string {
 	return strings.Join(words, ",")
 }
 
-// AccessOf reads the options of a mount in proc_pid_mountinfo(5), field 6. An option that
-// is the kernel's default is not listed there.
-func AccessOf(options string) Access {
+// AccessOf is the access that a mount with these attributes allows.
+func AccessOf(attr mount.Attr) Access {
 	var a Access
-	words := strings.Split(options, ",")
 	for _, f := range mountFlags {
-		if f.negated {
-			*f.field(&a) = !slices.Contains(words, f.off)
-		} else {
-			*f.field(&a) = slices.Contains(words, f.on)
-		}
+		*f.field(&a) = *f.attr(&attr) != f.negated
 	}
 	return a
 }

@@ -37,8 +37,8 @@ func TestMountFlags(t *testing.T) {
 			if err != nil || *f.field(&got) != (word == f.on) {
 				t.Errorf("%s is read as %s: %v", word, got, err)
 			}
-			if !slices.Contains(strings.Split(got.String(), ","), word) || AccessOf(got.String()) != got {
-				t.Errorf("%s is written as %s, which is read as %s", word, got, AccessOf(got.String()))
+			if !slices.Contains(strings.Split(got.String(), ","), word) || AccessOf(got.Attr()) != got {
+				t.Errorf("%s is written as %s, and its mount is read as %s", word, got, AccessOf(got.Attr()))
 			}
 			attr := got.Attr()
 			if *f.attr(&attr) != ((word == f.on) != f.negated) {

@@ -7,35 +7,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"slices"
-	"strings"
 	"testing"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 )
-
-// FuzzMountFlags checks that the access of a mount is read correctly among other options.
-func FuzzMountFlags(f *testing.F) {
-	for i, s := range []string{"", "ro,nosuid", "xnoexec,nodevx,roo,", "rw,relatime", "a\n", "\xff"} {
-		f.Add(s, uint8(i*11))
-	}
-	f.Fuzz(options)
-}
-
-func options(t *testing.T, noise string, bits uint8) {
-	t.Helper()
-	for _, option := range strings.Split(noise, ",") {
-		if slices.Contains([]string{"ro", "noatime", "noexec", "nosuid", "nodev"}, option) {
-			return // the noise is an option that the test sets itself
-		}
-	}
-	a := Access{ReadOnly: bits&1 != 0, NoATime: bits&2 != 0, NoExec: bits&4 != 0, SUID: bits&8 != 0, Dev: bits&16 != 0}
-	for _, text := range []string{a.String(), a.String() + "," + noise, noise + "," + a.String()} {
-		if got := AccessOf(text); got != a {
-			t.Errorf("%q allows %s, not %s", text, got, a)
-		}
-	}
-}
 
 // FuzzRecord reads records as they may be in a pool. An accepted record must be the same
 // after it is written and read again.

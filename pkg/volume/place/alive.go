@@ -32,7 +32,7 @@ const (
 // has "ro" or, for ext4 on newer kernels, "emergency_ro" among the options of its superblock.
 // The plugin never mounts one with "ro": see [mount.Attr].
 func (r *Root) Vitality(m Mount, rel string) (Vitality, error) {
-	options := strings.Split(m.superblock, ",")
+	options := strings.Split(m.options, ",")
 	if slices.Contains(options, "shutdown") {
 		return ShutDown, nil
 	}

@@ -31,7 +31,7 @@ type Mount struct {
 	Complete bool // false if a publish stopped half-way, or somebody took part of it away
 	Access   image.Access
 
-	superblock string // options of the filesystem, in proc_pid_mountinfo(5) field 11
+	options string // the filesystem's: [mount.Info]
 }
 
 // Identify proves that the mount at a target is the volume's, or returns [ErrForeign]. If
@@ -53,7 +53,7 @@ func identify(v Owner, at *os.File) (Mount, error) {
 	if info == nil {
 		return Mount{}, fmt.Errorf("%w: target path %q was unmounted meanwhile; try again", errdefs.ErrState, at.Name())
 	}
-	m := Mount{Device: -1, Access: image.AccessOf(info.Options), superblock: info.VFSOptions}
+	m := Mount{Device: -1, Access: image.AccessOf(info.Attr), options: info.Options}
 	var ours bool
 	switch v.Mode() {
 	case image.ModeDiskImage:

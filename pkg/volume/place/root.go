@@ -11,8 +11,6 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/moby/sys/mountinfo"
-
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
@@ -140,7 +138,7 @@ func isMounted(target *os.File) (bool, error) {
 	mounted, err := mount.IsMountPoint(target)
 	if errors.Is(err, syscall.EIO) {
 		// A filesystem that has shut down does not answer, but the mount table does.
-		var info *mountinfo.Info
+		var info *mount.Info
 		info, err = mount.Of(target)
 		mounted = info != nil
 	}
