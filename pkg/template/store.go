@@ -58,7 +58,7 @@ const DefaultMaxBuilds = 2
 // that in the first hour.
 //
 // Honest use stays far below it. A node builds one template for each kind of disk that its
-// pods have, and again after the plugin's version changes. Kubernetes' storage suite has two
+// pods have, and again after its formatter changes. Kubernetes' storage suite has two
 // templates built for each filesystem; the 320 ext4 volumes of one run shared theirs.
 const DefaultBuildsPerHour = 120
 

@@ -107,7 +107,7 @@ func TestFailureMount(t *testing.T) {
 }
 
 func TestFailureInitExits(t *testing.T) {
-	v, f := broken(t, func(r *recipe) { r.files[guest.InitPath] = r.files["/bin/mkfs.ext4"] }, nil)
+	v, f := broken(t, func(r *recipe) { r.init[guest.InitPath] = r.files["/bin/mkfs.ext4"] }, nil)
 	o := mustFail(t, v, f, "crashed or its init ended early", "guest-reset", "Kernel panic")
 	if o.exit != nil {
 		t.Errorf("QEMU: %v, want none: it exits with 0 at a reset", o.exit)
@@ -153,7 +153,7 @@ func TestFailureKernelImages(t *testing.T) {
 
 func TestFailureHang(t *testing.T) {
 	v, f := broken(t, func(r *recipe) {
-		if err := r.addProgram("/bin/sleep", "/bin/sleep"); err != nil {
+		if err := addProgram(r.files, "/bin/sleep", "/bin/sleep"); err != nil {
 			t.Fatal(err)
 		}
 		r.job.Mkfs = []string{"/bin/sleep", "1000"}

@@ -27,10 +27,14 @@ import (
 // recipe is everything that decides the bytes of a template, as data: the kernel, the files
 // beside it, and the job. The machine is the one that they are for. The files' content is tens
 // of MiB: it is read when it is packed or hashed, and never kept.
+//
+// The binary that is init does not decide them. Its part is the guest's source, which is in the
+// fingerprint: see [guest.Source].
 type recipe struct {
 	machine machine
 	kernel  kernel
-	files   map[string]file // by path in the initramfs
+	files   map[string]file // by path in the initramfs; all of it but init and the job
+	init    map[string]file // the binary, and its libraries if it has any
 	job     guest.Job
 }
 
@@ -53,7 +57,7 @@ func (f *Formatter) gather(spec diskfs.Spec) (*recipe, error) {
 	}
 	// The quick searches come first. As long as a program is missing, every request comes
 	// here again.
-	programs := map[string]string{guest.InitPath: f.cfg.Init}
+	programs := map[string]string{}
 	for _, name := range []string{fs.Mkfs, fs.Checker} {
 		if programs["/bin/"+name], err = findTool(name, fs.Package); err != nil {
 			return nil, err
@@ -63,11 +67,14 @@ func (f *Formatter) gather(spec diskfs.Spec) (*recipe, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &recipe{machine: m, kernel: k, files: map[string]file{}}
+	r := &recipe{machine: m, kernel: k, files: map[string]file{}, init: map[string]file{}}
 	for at, from := range programs {
-		if err := r.addProgram(at, from); err != nil {
+		if err := addProgram(r.files, at, from); err != nil {
 			return nil, err
 		}
+	}
+	if err := addProgram(r.init, guest.InitPath, f.cfg.Init); err != nil {
+		return nil, err
 	}
 	modules, err := k.load(append(slices.Clone(m.modules), fs.Modules...))
 	if err != nil {
@@ -109,17 +116,17 @@ func newJob(spec diskfs.Spec, modules []string) (guest.Job, error) {
 }
 
 // addProgram adds an executable, its loader and its libraries.
-func (r *recipe) addProgram(at, from string) error {
+func addProgram(files map[string]file, at, from string) error {
 	needs, err := programFiles(from)
 	if err != nil {
 		return err
 	}
 	needs[at] = from
 	for at, from := range needs {
-		if _, have := r.files[at]; have {
+		if _, have := files[at]; have {
 			continue
 		}
-		r.files[at] = file{mode: cpio.S_IFREG | 0o555, open: func() (*os.File, error) {
+		files[at] = file{mode: cpio.S_IFREG | 0o555, open: func() (*os.File, error) {
 			f, err := os.Open(from)
 			if err != nil {
 				return nil, missing("reinstall its package", "%w", err)
@@ -130,26 +137,28 @@ func (r *recipe) addProgram(at, from string) error {
 	return nil
 }
 
-// writeFiles packs the part of the archive that all templates of a filesystem share, in the
-// format that the kernel unpacks: first the directories, then the files, by name. The same
-// files give the same bytes.
-func (r *recipe) writeFiles(w io.Writer) error {
+// writeFiles packs files in the format that the kernel unpacks: first the directories, then the
+// files, by name. The same files give the same bytes.
+func writeFiles(w io.Writer, files map[string]file, more ...string) error {
 	rw := cpio.Newc.Writer(w)
-	if err := cpio.WriteRecords(rw, r.directories()); err != nil {
+	if err := cpio.WriteRecords(rw, directories(files, more)); err != nil {
 		return err
 	}
-	for _, name := range slices.Sorted(maps.Keys(r.files)) {
-		if err := r.files[name].write(rw, name); err != nil {
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		if err := files[name].write(rw, name); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// directories lists the entries that come before the files.
-func (r *recipe) directories() []cpio.Record {
-	dirs := map[string]bool{"/proc": true, "/sys": true, "/dev": true, "/mnt": true}
-	for name := range r.files {
+// directories lists the directories that files are in, and more.
+func directories(files map[string]file, more []string) []cpio.Record {
+	dirs := map[string]bool{}
+	for _, name := range more {
+		dirs[name] = true
+	}
+	for name := range files {
 		for d := path.Dir(name); d != "/"; d = path.Dir(d) {
 			dirs[d] = true
 		}
@@ -158,7 +167,7 @@ func (r *recipe) directories() []cpio.Record {
 	for _, d := range slices.Sorted(maps.Keys(dirs)) {
 		rs = append(rs, cpio.Directory(d[1:], 0o755))
 	}
-	return append(rs, cpio.CharDev("dev/console", 0o600, 5, 1)) // init's stdout before devtmpfs is mounted
+	return rs
 }
 
 // write packs one file. It reads the file piece by piece.
@@ -185,7 +194,7 @@ func (f file) write(rw cpio.RecordWriter, name string) error {
 	return nil
 }
 
-// initramfs packs the whole archive: the files, the job, and as the last entry the marker,
+// initramfs packs the whole archive: the files, init, the job, and as the last entry the marker,
 // which tells the guest that nothing is missing. It returns the base digest of the very bytes
 // that it wrote: see baseDigest.
 func (r *recipe) initramfs(w io.Writer) (base string, err error) {
@@ -194,10 +203,14 @@ func (r *recipe) initramfs(w io.Writer) (base string, err error) {
 		return "", err
 	}
 	h := r.newBase()
-	if err := r.writeFiles(io.MultiWriter(w, h)); err != nil {
+	if err := writeFiles(io.MultiWriter(w, h), r.files); err != nil {
+		return "", err
+	}
+	if err := writeFiles(w, r.init, "/proc", "/sys", "/dev", "/mnt"); err != nil {
 		return "", err
 	}
 	err = cpio.WriteRecords(cpio.Newc.Writer(w), []cpio.Record{
+		cpio.CharDev("dev/console", 0o600, 5, 1), // init's stdout before devtmpfs is mounted
 		cpio.StaticFile(guest.JobPath[1:], string(job), 0o444),
 		cpio.StaticFile(guest.MarkerPath[1:], guest.Marker, 0o444),
 		cpio.TrailerRecord,
@@ -212,14 +225,16 @@ func (r *recipe) initramfs(w io.Writer) (base string, err error) {
 func (r *recipe) newBase() hash.Hash {
 	h := sha256.New()
 	io.WriteString(h, r.kernel.digest)
+	io.WriteString(h, guest.Source())
 	return h
 }
 
 // baseDigest is the part of the fingerprint that all templates of a filesystem share. It
-// covers everything but the job.
+// covers everything but the job. Of init it covers the source: another build of the same source
+// makes the same templates.
 func (r *recipe) baseDigest() (string, error) {
 	h := r.newBase()
-	err := r.writeFiles(h)
+	err := writeFiles(h, r.files)
 	return hex.EncodeToString(h.Sum(nil)), err
 }
 

@@ -115,12 +115,12 @@ func testRecipe(t testing.TB, spec diskfs.Spec) *recipe {
 	return &recipe{
 		kernel: kernel{digest: "k"},
 		files: map[string]file{
-			"/init":              text(t, 0o555|cpio.S_IFREG, "init"),
 			"/bin/mkfs.ext4":     text(t, 0o555|cpio.S_IFREG, "mkfs"),
 			"/lib/libc.so.6":     text(t, 0o555|cpio.S_IFREG, "libc"),
 			"/modules/virtio.ko": text(t, 0o444|cpio.S_IFREG, "virtio"),
 		},
-		job: job,
+		init: map[string]file{"/init": text(t, 0o555|cpio.S_IFREG, "init")},
+		job:  job,
 	}
 }
 
@@ -149,7 +149,7 @@ func TestInitramfs(t *testing.T) {
 			t.Errorf("%s: time %d, owner %d:%d", r.Name, r.MTime, r.UID, r.GID)
 		}
 	}
-	want := "bin dev lib mnt modules proc sys dev/console bin/mkfs.ext4 init lib/libc.so.6 modules/virtio.ko job.json zz-complete"
+	want := "bin lib modules bin/mkfs.ext4 lib/libc.so.6 modules/virtio.ko dev mnt proc sys init dev/console job.json zz-complete"
 	if got := strings.Join(names, " "); got != want {
 		t.Errorf("the archive contains %s, want %s", got, want)
 	}
@@ -179,7 +179,6 @@ func TestFingerprint(t *testing.T) {
 	seen := map[string]string{base: "nothing"}
 	for name, got := range map[string]string{
 		"kernel":    of(spec, func(r *recipe) { r.kernel.digest = "other" }),
-		"init":      of(spec, func(r *recipe) { r.files["/init"] = text(t, 0o555, "other") }),
 		"mkfs":      of(spec, func(r *recipe) { r.files["/bin/mkfs.ext4"] = text(t, 0o555, "other") }),
 		"a library": of(spec, func(r *recipe) { r.files["/lib/libc.so.6"] = text(t, 0o555, "other") }),
 		"a module":  of(spec, func(r *recipe) { r.files["/modules/virtio.ko"] = text(t, 0o444, "other") }),
@@ -192,6 +191,9 @@ func TestFingerprint(t *testing.T) {
 			t.Errorf("a change of %s gives the same fingerprint as a change of %s", name, other)
 		}
 		seen[got] = name
+	}
+	if other := of(spec, func(r *recipe) { r.init["/init"] = text(t, 0o555, "another build") }); other != base {
+		t.Error("another build of init gives another fingerprint")
 	}
 }
 

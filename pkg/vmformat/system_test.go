@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -92,6 +93,38 @@ func TestFormat(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestUpgradeKeepsTemplates formats with two versions of the product, whose guest is the same. The
+// templates of one must be those of the other.
+func TestUpgradeKeepsTemplates(t *testing.T) {
+	dir := testenv.Dir(t)
+	spec := diskfs.Spec{Filesystem: "ext4", Size: 64 << 20}
+	var keys []string
+	for _, version := range []string{"v1.0.0", "v1.0.1"} {
+		bin := filepath.Join(dir, version)
+		build := exec.Command("go", "build", "-ldflags", "-s -w -X main.version="+version, "-o", bin, "../../cmd/csi-disktemplate")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		if out := testenv.Run(t, bin, "--version"); !strings.Contains(out, version) {
+			t.Fatalf("version %s calls itself %s", version, out)
+		}
+		f := newFormatter(t, func(c *Config) { c.Init = bin })
+		before, err := f.Fingerprint(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		made, err := f.Format(t.Context(), image(t, dir), spec, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys = append(keys, before, made.Fingerprint)
+	}
+	if distinct := slices.Compact(keys); len(distinct) != 1 {
+		t.Errorf("the fingerprints, before and after formatting, are %q", keys)
 	}
 }
 

@@ -48,7 +48,7 @@ type Config struct {
 	QEMU     string        // QEMU's binary; "" finds the architecture's own on PATH
 	Kernel   string        // a vmlinuz or vmlinux; "" takes the newest /boot/vmlinuz-* that has modules
 	Modules  string        // its module directory; "" is /lib/modules/<its version>
-	Init     string        // a binary that calls guest.Main when guest.IsInit; "" is this process's own
+	Init     string        // a binary of this source that calls guest.Main when guest.IsInit; "" is this process's own
 	CacheDir string        // where unpacked kernels are kept, if they can be; "" is csi-disktemplate below the user's cache directory
 	Accel    Accel         // "" is AccelAuto
 	Timeout  time.Duration // wall clock limit of one VM; 0 is DefaultTimeout
@@ -150,8 +150,8 @@ func (f *Formatter) Accelerator() (accel Accel, whyNotKVM error, err error) {
 }
 
 // Fingerprint returns 16 hex digits that change with everything that decides the bytes of a
-// template: the content of the kernel, init, mkfs, the checker, their libraries and the
-// modules, and the format's options. The files are read once per filesystem and process.
+// template: the content of the kernel, mkfs, the checker, their libraries and the modules, the
+// source of init, and the format's options. The files are read once per filesystem and process.
 // Errors are [ErrUnavailable] or those of [diskfs.Spec.Validate].
 func (f *Formatter) Fingerprint(spec diskfs.Spec) (string, error) {
 	if err := spec.Validate(); err != nil {
