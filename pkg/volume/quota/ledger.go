@@ -7,8 +7,9 @@
 // counts those. Claims are not counted here, because ResourceQuota counts them. A volume
 // that exists already stays, and may be published again, whatever the limits are by then.
 //
-// The counts are kept in memory, because a publish has no time to read all records. The
-// images stay the truth: they are read at the start, and again by each sweep.
+// The counts are kept in memory and added up as they change, because a publish has no time to
+// read all records. The images stay the truth: they are read at the start, and again by each
+// sweep.
 package quota
 
 import (
@@ -34,7 +35,9 @@ type Ledger struct {
 	limits Limits
 
 	mu      sync.Mutex
-	volumes map[string]entry // by id
+	volumes map[string]entry  // by id
+	node    tally             // of all volumes
+	spaces  map[string]*tally // of the volumes of each namespace that has any
 }
 
 type entry struct {
@@ -45,8 +48,13 @@ type entry struct {
 
 // New counts the volumes of a pool and returns its Ledger.
 func New(p *pool.Pool, images *image.Store, limits Limits) (*Ledger, error) {
-	l := &Ledger{pool: p, images: images, limits: limits, volumes: map[string]entry{}}
+	l := newLedger(limits)
+	l.pool, l.images = p, images
 	return l, l.Recount()
+}
+
+func newLedger(limits Limits) *Ledger {
+	return &Ledger{limits: limits, volumes: map[string]entry{}, spaces: map[string]*tally{}}
 }
 
 // CheckSize is [Limits.CheckSize].
@@ -57,27 +65,60 @@ func (l *Ledger) CheckSize(bytes int64) error { return l.limits.CheckSize(bytes)
 func (l *Ledger) Reserve(id, namespace string, bytes int64) (release func(), err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var ofNamespace, ofNode usage
-	for other, e := range l.volumes {
-		if other == id {
-			continue
-		}
-		ofNode = ofNode.with(e.bytes)
-		if e.namespace == namespace {
-			ofNamespace = ofNamespace.with(e.bytes)
-		}
-	}
+	ofNamespace, ofNode := l.without(id, namespace)
 	if err := l.limits.refuse(namespace, bytes, ofNamespace, ofNode); err != nil {
 		return nil, err
 	}
-	l.volumes[id] = entry{namespace, bytes, true}
+	l.set(id, entry{namespace, bytes, true})
 	return func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		if l.volumes[id].pending {
-			delete(l.volumes, id)
+			l.drop(id)
 		}
 	}, nil
+}
+
+// without is what a namespace and the node have without one volume.
+func (l *Ledger) without(id, namespace string) (ofNamespace, ofNode usage) {
+	var inNamespace tally
+	if t := l.spaces[namespace]; t != nil {
+		inNamespace = *t
+	}
+	node := l.node
+	if e, entered := l.volumes[id]; entered {
+		node.sub(e.bytes)
+		if e.namespace == namespace {
+			inNamespace.sub(e.bytes)
+		}
+	}
+	return inNamespace.usage(), node.usage()
+}
+
+// set enters a volume, in place of what was entered for it. The ledger is locked.
+func (l *Ledger) set(id string, e entry) {
+	l.drop(id)
+	l.volumes[id] = e
+	l.node.add(e.bytes)
+	if l.spaces[e.namespace] == nil {
+		l.spaces[e.namespace] = &tally{}
+	}
+	l.spaces[e.namespace].add(e.bytes)
+}
+
+// drop removes a volume. The ledger is locked.
+func (l *Ledger) drop(id string) {
+	e, entered := l.volumes[id]
+	if !entered {
+		return
+	}
+	delete(l.volumes, id)
+	l.node.sub(e.bytes)
+	t := l.spaces[e.namespace]
+	t.sub(e.bytes)
+	if t.volumes == 0 {
+		delete(l.spaces, e.namespace)
+	}
 }
 
 // Settle is called once the volume's image has its name. The volume then stays until it is
@@ -85,16 +126,17 @@ func (l *Ledger) Reserve(id, namespace string, bytes int64) (release func(), err
 func (l *Ledger) Settle(id string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	e := l.volumes[id]
-	e.pending = false
-	l.volumes[id] = e
+	if e, entered := l.volumes[id]; entered {
+		e.pending = false
+		l.volumes[id] = e
+	}
 }
 
 // Forget is called once the volume's image has lost its name. For a claim it does nothing.
 func (l *Ledger) Forget(id string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.volumes, id)
+	l.drop(id)
 }
 
 func (l *Ledger) ids() []string {
@@ -128,7 +170,7 @@ func (l *Ledger) recount(id string) {
 	img, err := l.images.Open(id)
 	if err != nil {
 		if errors.Is(err, errdefs.ErrNotFound) {
-			delete(l.volumes, id)
+			l.drop(id)
 		} else {
 			klog.ErrorS(err, "A volume cannot be read; its old count stays", "volume", id)
 		}
@@ -136,8 +178,8 @@ func (l *Ledger) recount(id string) {
 	}
 	defer img.Close()
 	if r := img.Record; r.Lifecycle == image.Inline {
-		l.volumes[id] = entry{namespace: r.Pod.Namespace, bytes: r.Spec.Size}
+		l.set(id, entry{namespace: r.Pod.Namespace, bytes: r.Spec.Size})
 	} else {
-		delete(l.volumes, id)
+		l.drop(id)
 	}
 }

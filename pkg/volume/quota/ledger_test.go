@@ -5,7 +5,9 @@ package quota
 
 import (
 	"errors"
+	"fmt"
 	"math"
+	"math/rand/v2"
 	"strings"
 	"testing"
 
@@ -83,7 +85,7 @@ func TestLimitOfSize(t *testing.T) {
 
 // TestLedger reserves volumes, settles them, releases them, and reserves them again.
 func TestLedger(t *testing.T) {
-	l := Ledger{limits: Limits{Volumes: 2}, volumes: map[string]entry{}}
+	l := newLedger(Limits{Volumes: 2})
 	reserve := func(id string, ok bool) func() {
 		t.Helper()
 		release, err := l.Reserve(id, "shop", 1)
@@ -119,4 +121,70 @@ func TestLedger(t *testing.T) {
 	l.Forget("a")
 	l.Forget("a")
 	reserve("b", true)
+}
+
+// TestRunningSums changes a ledger at random, and compares its sums with its volumes. The sizes
+// are so large that a sum of int64 would overflow.
+func TestRunningSums(t *testing.T) {
+	dice := rand.New(rand.NewPCG(1, 2))
+	l := newLedger(Limits{})
+	releases := map[string]func(){}
+	for step := range 20000 {
+		id, namespace := fmt.Sprint(dice.IntN(20)), fmt.Sprint(dice.IntN(3))
+		switch dice.IntN(4) {
+		case 0, 1:
+			release, err := l.Reserve(id, namespace, dice.Int64N(math.MaxInt64))
+			if err != nil {
+				t.Fatal(err)
+			}
+			releases[id] = release
+		case 2:
+			if release := releases[id]; release != nil {
+				release()
+			}
+		case 3:
+			l.Settle(id)
+			if dice.IntN(2) == 0 {
+				l.Forget(id)
+			}
+		}
+		var node usage
+		spaces := map[string]usage{}
+		for _, e := range l.volumes {
+			node = node.with(e.bytes)
+			spaces[e.namespace] = spaces[e.namespace].with(e.bytes)
+		}
+		if got := l.node.usage(); got != node {
+			t.Fatalf("step %d: the node has %v, and the sum says %v", step, node, got)
+		}
+		if len(l.spaces) != len(spaces) {
+			t.Fatalf("step %d: there are sums of %d namespaces, and volumes of %d", step, len(l.spaces), len(spaces))
+		}
+		for name, has := range spaces {
+			if got := l.spaces[name].usage(); got != has {
+				t.Fatalf("step %d: namespace %s has %v, and its sum says %v", step, name, has, got)
+			}
+		}
+	}
+}
+
+// BenchmarkReserve enters one more volume beside few and many.
+func BenchmarkReserve(b *testing.B) {
+	for _, volumes := range []int{10, 10000} {
+		b.Run(fmt.Sprintf("beside-%d", volumes), func(b *testing.B) {
+			l := newLedger(Limits{Volumes: 20000})
+			for i := range volumes {
+				if _, err := l.Reserve(fmt.Sprint(i), fmt.Sprint(i%10), 1<<30); err != nil {
+					b.Fatal(err)
+				}
+			}
+			for b.Loop() {
+				release, err := l.Reserve("one more", "1", 1<<30)
+				if err != nil {
+					b.Fatal(err)
+				}
+				release()
+			}
+		})
+	}
 }

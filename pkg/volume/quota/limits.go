@@ -6,6 +6,7 @@ package quota
 import (
 	"fmt"
 	"math"
+	"math/bits"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
@@ -41,6 +42,34 @@ type usage struct {
 // largest volumes would overflow it, and seem to be none.
 func (u usage) with(bytes int64) usage {
 	return usage{u.volumes + 1, min(u.bytes, math.MaxInt64-bytes) + bytes}
+}
+
+// tally is a usage that volumes can also be taken from. So it does not stop at the largest
+// int64: its sum of bytes has 128 bits.
+type tally struct {
+	volumes   int
+	high, low uint64
+}
+
+func (t *tally) add(bytes int64) {
+	t.volumes++
+	var carry uint64
+	t.low, carry = bits.Add64(t.low, uint64(bytes), 0)
+	t.high += carry
+}
+
+func (t *tally) sub(bytes int64) {
+	t.volumes--
+	var borrow uint64
+	t.low, borrow = bits.Sub64(t.low, uint64(bytes), 0)
+	t.high -= borrow
+}
+
+func (t tally) usage() usage {
+	if t.high > 0 || t.low > math.MaxInt64 {
+		return usage{t.volumes, math.MaxInt64}
+	}
+	return usage{t.volumes, int64(t.low)}
 }
 
 // refuse returns [errdefs.ErrLimit] if one more volume is too much for its namespace or the
