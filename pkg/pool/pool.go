@@ -304,6 +304,22 @@ func (p *Pool) openImage(dir, name string) (*os.File, error) {
 	return f, err
 }
 
+// StatVolume looks at the image of a volume, without opening it, in the directory that was
+// opened as the pool.
+func (p *Pool) StatVolume(name string) (openat.Status, error) {
+	return openat.Stat(p.dir, filepath.Join(volumesDir, name))
+}
+
+// StatSnapshot is [Pool.StatVolume] for a snapshot.
+func (p *Pool) StatSnapshot(name string) (openat.Status, error) {
+	return openat.Stat(p.dir, filepath.Join(snapshotsDir, name))
+}
+
+// StatTemplate is [Pool.StatVolume] for a template.
+func (p *Pool) StatTemplate(key string) (openat.Status, error) {
+	return openat.Stat(p.dir, filepath.Join(templatesDir, key))
+}
+
 // RemoveVolume makes sure that there is no image of a volume, in the directory that was
 // opened as the pool.
 func (p *Pool) RemoveVolume(name string) error {

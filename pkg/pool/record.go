@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"syscall"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/xattr"
@@ -60,6 +61,27 @@ func RemoveRecord(f *os.File, attr Attr) error { return xattr.Remove(f, string(a
 // no record, or if v cannot hold it.
 func GetRecord(f *os.File, attr Attr, v any) error {
 	b, err := xattr.Get(f, string(attr), maxRecord)
+	return take(b, err, f.Name(), attr, v)
+}
+
+// ReadVolume is [GetRecord] for [VolumeAttr] of the volume with the given name. It does not
+// open the image, and looks in the directory that was opened as the pool.
+func (p *Pool) ReadVolume(name string, v any) error {
+	return p.readRecord(filepath.Join(volumesDir, name), v)
+}
+
+// ReadSnapshot is [Pool.ReadVolume] for a snapshot.
+func (p *Pool) ReadSnapshot(name string, v any) error {
+	return p.readRecord(filepath.Join(snapshotsDir, name), v)
+}
+
+func (p *Pool) readRecord(name string, v any) error {
+	b, err := xattr.GetAt(p.dir, name, string(VolumeAttr), maxRecord)
+	return take(b, err, filepath.Join(p.root, name), VolumeAttr, v)
+}
+
+// take reads into v what reading an attribute has returned.
+func take(b []byte, err error, path string, attr Attr, v any) error {
 	if errors.Is(err, syscall.ENODATA) || errors.Is(err, syscall.ERANGE) {
 		return fmt.Errorf("%w: %w", ErrNoRecord, err)
 	}
@@ -67,7 +89,7 @@ func GetRecord(f *os.File, attr Attr, v any) error {
 		return err
 	}
 	if err := decode(b, v); err != nil {
-		return fmt.Errorf("%s: %s: %w", f.Name(), attr, err)
+		return fmt.Errorf("%s: %s: %w", path, attr, err)
 	}
 	return nil
 }

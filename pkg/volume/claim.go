@@ -158,19 +158,35 @@ func page[T any](ids []string, after string, limit int, read func(id string) (T,
 		i++
 	}
 	var last string
-	for _, id := range ids[i:] {
-		one, err := read(id)
-		if errors.Is(err, errdefs.ErrNotFound) { // not one of these, or deleted meanwhile
-			continue
+	for ids = ids[i:]; len(ids) > 0; {
+		n := len(ids)
+		if limit > 0 { // one more than the page has room for tells whether there is a next page
+			n = min(n, max(limit-len(found)+1, leastAtOnce))
 		}
-		if err != nil {
-			klog.ErrorS(err, "An image cannot be read; the list leaves it out", "id", id)
-			continue
+		ones, errs := readImages(ids[:n], read)
+		for i, id := range ids[:n] {
+			switch {
+			case errors.Is(errs[i], errdefs.ErrNotFound): // not one of these, or deleted meanwhile
+			case errs[i] != nil:
+				klog.ErrorS(errs[i], "An image cannot be read; the list leaves it out", "id", id)
+			case limit > 0 && len(found) == limit:
+				return found, last, nil
+			default:
+				found, last = append(found, ones[i]), id
+			}
 		}
-		if limit > 0 && len(found) == limit {
-			return found, last, nil
-		}
-		found, last = append(found, one), id
+		ids = ids[n:]
 	}
 	return found, "", nil
+}
+
+// leastAtOnce is how many images are read at once at least, though a page needs fewer: some may
+// be no claims.
+const leastAtOnce = 16
+
+// readImages reads images, several at a time.
+func readImages[T any](ids []string, read func(id string) (T, error)) ([]T, []error) {
+	ones, errs := make([]T, len(ids)), make([]error, len(ids))
+	image.Each(len(ids), func(i int) { ones[i], errs[i] = read(ids[i]) })
+	return ones, errs
 }

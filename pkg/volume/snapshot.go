@@ -157,15 +157,7 @@ func (m *Manager) DeleteSnapshot(id string) error {
 
 // GetSnapshot describes a snapshot. One that does not exist returns [errdefs.ErrNotFound].
 func (m *Manager) GetSnapshot(id string) (image.SnapshotRecord, error) {
-	if err := image.CheckID(id); err != nil {
-		return image.SnapshotRecord{}, err
-	}
-	s, err := m.images.OpenSnapshot(id)
-	if err != nil {
-		return image.SnapshotRecord{}, err
-	}
-	defer s.Close()
-	return s.Record, nil
+	return m.images.GetSnapshot(id)
 }
 
 // ListSnapshots lists snapshots as [Manager.ListClaims] lists claims. If volumeID is not

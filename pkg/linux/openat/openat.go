@@ -1,7 +1,7 @@
 // Copyright The csi-disktemplate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package openat opens and removes files relative to an open directory. The
+// Package openat opens, looks at and removes files relative to an open directory. The
 // directory stays the same one, whatever its path leads to by now: something may
 // have been mounted over it, or it may have been renamed.
 //
@@ -9,13 +9,14 @@
 // last one are followed. For paths that others can change, use
 // pkg/linux/mount.OpenTarget.
 //
-// Sources: openat(2), unlinkat(2).
+// Sources: openat(2), fstatat(2), unlinkat(2).
 package openat
 
 import (
 	"errors"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -48,6 +49,26 @@ func Create(dir *os.File, name string) (*os.File, error) {
 		return nil, &os.PathError{Op: "openat", Path: path, Err: err}
 	}
 	return f, nil
+}
+
+// Status is a part of what stat(2) tells of a file.
+type Status struct {
+	Device, Inode uint64
+	Changed       time.Time // the status change time: every change of content or attribute moves it
+	Allocated     int64     // bytes; shared extents count in every file
+}
+
+// Stat returns the status of a file, without opening it. A symbolic link is not followed.
+//
+// "fstatat(): AT_SYMLINK_NOFOLLOW: If pathname is a symbolic link, do not dereference it:
+// instead return information about the link itself" fstatat(2)
+func Stat(dir *os.File, name string) (Status, error) {
+	var st unix.Stat_t
+	err := sys.On(dir, func(fd int) error { return unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) })
+	if err != nil {
+		return Status{}, &os.PathError{Op: "fstatat", Path: filepath.Join(dir.Name(), name), Err: err}
+	}
+	return Status{Device: st.Dev, Inode: st.Ino, Changed: time.Unix(st.Ctim.Unix()), Allocated: st.Blocks * 512}, nil
 }
 
 // Remove makes sure that a file has no name there. A directory is not removed.

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // TestDirectoryStaysTheSame moves the directory away and puts another in its place.
@@ -51,5 +52,32 @@ func TestDirectoryStaysTheSame(t *testing.T) {
 	}
 	if b, err := os.ReadFile(file); err != nil || string(b) != "another" {
 		t.Errorf("the file in the other directory has %q: %v", b, err)
+	}
+}
+
+// TestStat compares the status of files with what package os says of them.
+func TestStat(t *testing.T) {
+	dir, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	path := func(name string) string { return filepath.Join(dir.Name(), name) }
+	if err := errors.Join(os.WriteFile(path("file"), make([]byte, 10000), 0o600), os.Symlink("file", path("link"))); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"file", "link", "."} {
+		fi, err := os.Lstat(path(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		st := fi.Sys().(*syscall.Stat_t)
+		want := Status{Device: st.Dev, Inode: st.Ino, Changed: time.Unix(st.Ctim.Unix()), Allocated: st.Blocks * 512}
+		if got, err := Stat(dir, name); err != nil || got != want {
+			t.Errorf("%s: %+v, not %+v: %v", name, got, want, err)
+		}
+	}
+	if _, err := Stat(dir, "missing"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a file that does not exist: %v", err)
 	}
 }

@@ -99,6 +99,14 @@ type Record struct {
 	Pod Pod `json:"pod,omitzero"`
 }
 
+// checkClaim returns [errdefs.ErrNotFound] for an inline volume.
+func (r Record) checkClaim() error {
+	if r.Lifecycle == Claim {
+		return nil
+	}
+	return fmt.Errorf("%w: %s is an inline volume, of pod %s/%s", errdefs.ErrNotFound, r.ID, r.Pod.Namespace, r.Pod.Name)
+}
+
 // SnapshotRecord describes a snapshot, in the same attribute of its image.
 type SnapshotRecord struct {
 	Version int         `json:"version"`

@@ -22,12 +22,20 @@ import (
 
 // Store has the images of a pool.
 type Store struct {
-	pool    *pool.Pool
-	removed atomic.Int64
+	pool      *pool.Pool
+	removed   atomic.Int64
+	volumes   records[Record]
+	snapshots records[SnapshotRecord]
 }
 
 // NewStore returns the Store of a pool.
-func NewStore(p *pool.Pool) *Store { return &Store{pool: p} }
+func NewStore(p *pool.Pool) *Store {
+	return &Store{
+		pool:      p,
+		volumes:   records[Record]{kind: "volume", stat: p.StatVolume, read: p.ReadVolume, known: map[string]remembered[Record]{}},
+		snapshots: records[SnapshotRecord]{kind: "snapshot", stat: p.StatSnapshot, read: p.ReadSnapshot, known: map[string]remembered[SnapshotRecord]{}},
+	}
+}
 
 // Open opens the image of a volume, or returns [errdefs.ErrNotFound].
 func (s *Store) Open(id string) (*Image, error) {
@@ -52,21 +60,11 @@ func (s *Store) OpenClaim(id string) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	if r := img.Record; r.Lifecycle != Claim {
+	if err := img.Record.checkClaim(); err != nil {
 		img.Close()
-		return nil, fmt.Errorf("%w: %s is an inline volume, of pod %s/%s", errdefs.ErrNotFound, id, r.Pod.Namespace, r.Pod.Name)
+		return nil, err
 	}
 	return img, nil
-}
-
-// GetClaim reads the record of a claim.
-func (s *Store) GetClaim(id string) (Record, error) {
-	img, err := s.OpenClaim(id)
-	if err != nil {
-		return Record{}, err
-	}
-	defer img.Close()
-	return img.Record, nil
 }
 
 // OpenSnapshot opens a snapshot, or returns [errdefs.ErrNotFound].
@@ -86,18 +84,12 @@ func (s *Store) OpenSnapshot(id string) (*Snapshot, error) {
 // openFile opens an image and reads its record.
 func openFile(kind, id string, open func(id string) (*os.File, error), record any) (*os.File, error) {
 	f, err := open(id)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("%w: there is no %s %s on this node", errdefs.ErrNotFound, kind, id)
-	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errdefs.ErrState, err)
+		return nil, explainOpen(kind, id, err)
 	}
 	if err := pool.GetRecord(f, pool.VolumeAttr, record); err != nil {
 		f.Close()
-		if !errors.Is(err, pool.ErrNoRecord) {
-			return nil, err
-		}
-		return nil, fmt.Errorf("%w: %w; the file is not one of ours: move it away", errdefs.ErrState, err)
+		return nil, explainRecord(kind, id, err)
 	}
 	return f, nil
 }
