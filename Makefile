@@ -34,6 +34,8 @@ FUZZTIME := 10s
 TOOL := $(GO) tool -modfile=hack/tools/go.mod
 DEMO_DIR := /var/cache/csi-disktemplate-demo
 DEMO_FLAGS :=
+# bin/bench --help lists them. make bench BENCH_FLAGS="--out docs/bench" replaces the figures of the documents.
+BENCH_FLAGS :=
 
 section = @printf '\n=== %s\n' "$(1)"
 
@@ -125,7 +127,15 @@ powercut: need-go ## Cut the power COUNT times while volumes come and go, by SEE
 	@$(AS_ROOT) COUNT=$(or $(COUNT),200) SEED=$(SEED) $(GO) test $(SYSTEMFLAGS) -timeout 6h -v -run PowerCut ./hack/torture
 
 .PHONY: bench
-bench: need-go ## Run the benchmarks; asks for root
+bench: need-go ## Measure the plugin beside its floor and beside what people do without it, within 15 minutes; asks for root
+	@$(SUDO) hack/setup.sh --bench
+	@$(MAKE) --no-print-directory build
+	@$(GO) build -o bin/bench ./hack/bench
+	@[ -z "$${SUDO_UID:-}" ] || chown -R --no-dereference "$$SUDO_UID:$$SUDO_GID" bin
+	@$(SUDO) env $(foreach v,BENCH_PEER_SOCKET BENCH_PEER_CALLS,"$(v)=$$$(v)") bin/bench --plugin bin/csi-disktemplate $(BENCH_FLAGS)
+
+.PHONY: microbench
+microbench: need-go ## Run the benchmarks of single packages; asks for root
 	@mkdir -p bin/test
 	@$(AS_ROOT) $(GO) test $(SYSTEMFLAGS) -p 1 -run '^$$' -bench . -benchmem ./...
 

@@ -7,6 +7,7 @@
 #
 #   hack/setup.sh          to build, run and test it
 #   hack/setup.sh --demo   to build and run it
+#   hack/setup.sh --bench  to measure it beside others
 #   hack/setup.sh --e2e    to test it on a Kubernetes cluster that the tests start
 set -euo pipefail
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" # su without - leaves them out
@@ -17,6 +18,10 @@ programs=(qemu-system-x86_64 mkfs.btrfs btrfs mkfs.xfs xfs_repair mkfs.ext4 e2fs
 
 case "${1-}" in
 --demo) ;;
+--bench)
+	packages+=(fio)
+	programs+=(fio)
+	;;
 --e2e) # for the node, and for building its images
 	packages+=(busybox-static containerd containernetworking-plugins gcc git iproute2 iptables kmod libc6-dev make openssl procps runc wget)
 	programs+=(busybox containerd ctr gcc git ip iptables modprobe openssl pgrep runc wget)
@@ -26,7 +31,7 @@ case "${1-}" in
 	programs+=(gcc git make)
 	;;
 *)
-	echo "usage: hack/setup.sh [--demo | --e2e]" >&2
+	echo "usage: hack/setup.sh [--demo | --bench | --e2e]" >&2
 	exit 2
 	;;
 esac

@@ -29,10 +29,13 @@ type Client struct {
 }
 
 // Connect makes a connection, which waits for the plugin if there is none. Who makes it closes Conn.
-func (n Node) Connect() (*Client, error) {
+func (n Node) Connect() (*Client, error) { return Connect(n.Endpoint()) }
+
+// Connect is [Node.Connect] to any driver, by its endpoint as gRPC has it: unix:///csi/csi.sock.
+func Connect(endpoint string) (*Client, error) {
 	// Plugins come and go: gRPC's usual second between two attempts would be most of a test's time.
 	again := grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 2 * time.Millisecond, Multiplier: 1.5, MaxDelay: 50 * time.Millisecond}, MinConnectTimeout: time.Second}
-	conn, err := grpc.NewClient(n.Endpoint(), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(again))
+	conn, err := grpc.NewClient(endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(again))
 	if err != nil {
 		return nil, err
 	}

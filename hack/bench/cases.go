@@ -1,0 +1,201 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"regexp"
+	"text/tabwriter"
+)
+
+// benchCase is one measurement: what it does, on which pools, and what its numbers should come to.
+type benchCase struct {
+	name  string
+	title string
+	pools *regexp.Regexp // nil: all
+	run   func(ctx context.Context, b *bench, d *bed) error
+	goals []goal
+}
+
+// goal is a row of the table of goals: a ratio of two medians, or one median, and its bound.
+type goal struct {
+	row string
+	of  term
+	to  term // zero: the goal is about the value itself
+	bound
+	without string // a filesystem that has no such goal
+}
+
+func (g goal) wants(fs string) bool { return g.without == "" || fs != g.without }
+
+// term says which of a case's series is meant. Pool and filesystem are those of the row.
+type term struct {
+	what, way string
+	at        place
+}
+
+// place is where on a growth curve.
+type place int
+
+const (
+	anywhere place = iota
+	few            // the least of the curve
+	most           // the most that was reached
+)
+
+// bound is what a number must be.
+type bound struct {
+	limit   float64
+	atLeast bool // otherwise at most
+	needsAt int  // the growth curve must have reached this far
+}
+
+func atMost(x float64) bound  { return bound{limit: x} }
+func atLeast(x float64) bound { return bound{limit: x, atLeast: true} }
+
+func (b bound) reaching(n int) bound {
+	b.needsAt = n
+	return b
+}
+
+func (b bound) met(x float64, at int) bool {
+	return at >= b.needsAt && (b.atLeast && x >= b.limit || !b.atLeast && x <= b.limit)
+}
+
+func (b bound) String() string {
+	sign := "≤"
+	if b.atLeast {
+		sign = "≥"
+	}
+	s := fmt.Sprintf("%s %s", sign, figure(b.limit))
+	if b.needsAt > 0 {
+		s += fmt.Sprintf(" at %d", b.needsAt)
+	}
+	return s
+}
+
+// units of what is measured.
+var units = map[string]string{
+	"publish": "ms", "unpublish": "ms", "publish, seen": "ms",
+	"unpublish, 800 MiB dirty": "ms", "written by it": "MiB",
+	"CPU": "ms", "processes": "", "space": "KiB",
+	"CreateVolume": "ms", "GetCapacity": "ms", "ListVolumes": "ms",
+	"template build": "ms", "template build, cold": "ms", "one alone": "ms",
+	"all published": "s", "each waited": "s", "done": "",
+	"HWM, first build": "MiB", "HWM": "MiB", "RSS": "MiB",
+	"ready after restart": "ms", "sweep": "ms",
+	"1 MiB sequential read": "MiB/s", "1 MiB sequential write": "MiB/s",
+}
+
+// crowdSize and claimCount are the ends of the growth curves.
+const (
+	crowdSize  = 1000
+	claimCount = 10000
+)
+
+// ramXFS is where the cases run that do not depend on the pool: where the disk hides least.
+var ramXFS = regexp.MustCompile("^ram-xfs$")
+
+// cases is everything that is measured, in this order on each pool. To measure something else, add a row.
+var cases = []benchCase{
+	{
+		name: "template", title: "A template of 1 GiB is built, beside the same kernel that powers off at once", pools: nowhere,
+		goals: []goal{
+			{"template built / VM's floor", term{what: "template build", way: plugin}, term{what: "template build", way: floor}, atMost(1.15), ""},
+			{"template built, files not in memory / floor in memory", term{what: "template build, cold", way: plugin}, term{what: "template build", way: floor}, atMost(1.5), ""},
+		},
+	},
+	{
+		name: "memory", title: "The plugin's memory after it has built a template", run: memory,
+		goals: []goal{
+			{"memory at its peak, one template built (MiB)", term{what: "HWM", way: plugin}, term{}, atMost(96), ""},
+			{"the same, the kernel unpacked too (MiB)", term{what: "HWM, first build", way: plugin}, term{}, atMost(96), ""},
+		},
+	},
+	{
+		name: "life", title: "A volume of 1 GiB is published and unpublished", run: life,
+		goals: []goal{
+			{"publish / floor", term{what: "publish", way: plugin}, term{what: "publish", way: floor}, atMost(1.25), ""},
+			{"unpublish / floor", term{what: "unpublish", way: plugin}, term{what: "unpublish", way: floor}, atMost(1), ""},
+			{"mkfs for each volume / publish", term{what: "publish", way: habit}, term{what: "publish", way: plugin}, atLeast(5), ""},
+			{"cp --reflink / publish", term{what: "publish", way: otherHabit}, term{what: "publish", way: plugin}, atLeast(5), ""},
+		},
+	},
+	{name: "cost", title: "What a volume takes: CPU time, processes, space", run: cost},
+	{
+		name: "rate", title: "Volumes a second, several at once", run: rate,
+		goals: []goal{
+			{"lives a second, 8 at once / floor", term{what: "lives/s, 8 at once", way: plugin}, term{what: "lives/s, 8 at once", way: floor}, atLeast(0.8), ""},
+			{"lives a second, 32 at once / floor", term{what: "lives/s, 32 at once", way: plugin}, term{what: "lives/s, 32 at once", way: floor}, atLeast(0.8), ""},
+			{"published a second, 32 at once / floor", term{what: "published/s, 32 at once", way: plugin}, term{what: "published/s, 32 at once", way: floor}, atLeast(0.8), ""},
+		},
+	},
+	{
+		name: "dirty", title: "A volume with 800 MiB that were not written yet is unpublished", run: dirty,
+		goals: []goal{
+			{"unpublish with 800 MiB dirty / umount and unlink", term{what: "unpublish, 800 MiB dirty", way: plugin}, term{what: "unpublish, 800 MiB dirty", way: floor}, atMost(0.15), ""},
+		},
+	},
+	{
+		name: "inside", title: "I/O in a volume, beside the same file without a loop device", run: inside,
+		goals: []goal{
+			{"4 KiB random reads / without loop", term{what: "4 KiB random read", way: plugin}, term{what: "4 KiB random read", way: floor}, atLeast(0.9), ""},
+			{"4 KiB random writes / without loop", term{what: "4 KiB random write", way: plugin}, term{what: "4 KiB random write", way: floor}, atLeast(0.9), ""},
+			{"1 MiB sequential reads / without loop", term{what: "1 MiB sequential read", way: plugin}, term{what: "1 MiB sequential read", way: floor}, atLeast(0.9), ""},
+			{"1 MiB sequential writes / without loop", term{what: "1 MiB sequential write", way: plugin}, term{what: "1 MiB sequential write", way: floor}, atLeast(0.9), ""},
+		},
+	},
+	{
+		name: "crowd", title: "Publish beside volumes that are mounted", pools: ramXFS, run: crowd,
+		goals: []goal{
+			{"publish beside 1000 / floor there", term{"publish", plugin, most}, term{"publish", floor, most}, atMost(1.25).reaching(crowdSize), ""},
+			{"publish beside 1000 / beside few", term{"publish", plugin, most}, term{"publish", plugin, few}, atMost(1.2).reaching(crowdSize), ""},
+		},
+	},
+	{
+		name: "sizes", title: "100 volumes of 100 sizes never seen before, 32 at once", pools: ramXFS, run: sizes,
+		goals: []goal{
+			{"100 sizes: published", term{what: "done", way: plugin}, term{}, atLeast(100), ""},
+			{"100 sizes: all of them (s)", term{what: "all published", way: plugin}, term{}, atMost(15), ""},
+			{"one size never seen, alone (ms)", term{what: "one alone", way: plugin}, term{}, atMost(1000), "ext4"},
+			{"the slowest size, once seen / the commonest", term{what: "publish, seen", way: "slowest"}, term{what: "publish, seen", way: "commonest"}, atMost(1.25), ""},
+		},
+	},
+	{
+		name: "claims", title: "Claims beside claims, and a restart with all of them", pools: ramXFS, run: claims,
+		goals: []goal{
+			{"CreateVolume beside 10,000 / beside few", term{"CreateVolume", plugin, most}, term{"CreateVolume", plugin, few}, atMost(1.2).reaching(claimCount), ""},
+			{"GetCapacity beside 10,000 (ms)", term{"GetCapacity", plugin, most}, term{}, atMost(1).reaching(claimCount), ""},
+			{"ListVolumes of 10,000 (ms)", term{"ListVolumes", plugin, most}, term{}, atMost(50).reaching(claimCount), ""},
+			{"ready after a restart with 10,000 (ms)", term{"ready after restart", plugin, most}, term{}, atMost(2000).reaching(claimCount), ""},
+			{"a sweep of 10,000 (ms)", term{"sweep", plugin, most}, term{}, atMost(2000).reaching(claimCount), ""},
+			{"RSS with 10,000 (MiB)", term{"RSS", plugin, most}, term{}, atMost(64).reaching(claimCount), ""},
+		},
+	},
+}
+
+// nowhere matches no pool: the case runs before there is one.
+var nowhere = regexp.MustCompile("^$")
+
+// unit of what a series measures.
+func unit(what string) string {
+	if u, ok := units[what]; ok {
+		return u
+	}
+	return "1/s"
+}
+
+// list prints the table.
+func list(w io.Writer) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	defer t.Flush()
+	for _, c := range cases {
+		fmt.Fprintf(t, "%s\t%s\t\n", c.name, c.title)
+		for _, g := range c.goals {
+			fmt.Fprintf(t, "\t  %s\t%s\n", g.row, g.bound)
+		}
+	}
+}

@@ -1,0 +1,178 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"syscall"
+	"time"
+
+	"github.com/u-root/u-root/pkg/cpio"
+)
+
+// templates formats images by the command format, which needs no pool: those that the other ways clone and copy. In
+// turns with that it boots the same kernel, with an init that powers the VM off: what no VM can go below.
+func (b *bench) templates(ctx context.Context) error {
+	n := 1
+	if b.o.cases.MatchString("template") {
+		n = b.n(5, 2)
+	}
+	if err := os.Setenv("XDG_CACHE_HOME", filepath.Join(b.dir, "cache")); err != nil { // where format keeps the unpacked kernel
+		return err
+	}
+	began := time.Now()
+	accel := ""
+	for i := range n + 1 {
+		for _, fs := range b.shuffled(filesystems) {
+			took, on, err := b.format(ctx, fs)
+			if err != nil {
+				return err
+			}
+			accel = on
+			if i > 0 && n > 1 { // the first one unpacks the kernel
+				b.add(key{Case: "template", FS: fs, What: "template build", Way: plugin}, milliseconds(took))
+			}
+			if i > 0 && n > 1 {
+				if err := b.vmFloor(ctx, accel, fs); err != nil {
+					return err
+				}
+			}
+		}
+		if n == 1 {
+			break
+		}
+	}
+	if n > 1 {
+		if err := b.coldTemplates(ctx); err != nil {
+			return err
+		}
+		b.say("%-10s %-8s %5.1f s, by emulation: %t", "", "template", time.Since(began).Seconds(), accel == "tcg")
+	}
+	return nil
+}
+
+// coldTemplates formats after the page cache was dropped, as it is when a machine has just booted.
+func (b *bench) coldTemplates(ctx context.Context) error {
+	for _, fs := range filesystems {
+		if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("1"), 0); err != nil {
+			return err
+		}
+		took, _, err := b.format(ctx, fs)
+		if err != nil {
+			return err
+		}
+		b.add(key{Case: "template", FS: fs, What: "template build, cold", Way: plugin}, milliseconds(took))
+	}
+	return nil
+}
+
+var madeUnder = regexp.MustCompile(`made by .* on Linux \S+ under (\w+)`)
+
+// format makes an image by the command, and keeps the last one of each filesystem.
+func (b *bench) format(ctx context.Context, fs string) (took time.Duration, accel string, err error) {
+	image := filepath.Join(b.dir, fs+".img")
+	os.Remove(image)
+	began := time.Now()
+	out, err := run(ctx, b.o.binary, "format", "--fs", fs, "--size", "1Gi", "--output", image)
+	took = time.Since(began)
+	if err != nil {
+		return 0, "", err
+	}
+	m := madeUnder.FindStringSubmatch(out)
+	if m == nil {
+		return 0, "", fmt.Errorf("format does not say under which accelerator: %s", out)
+	}
+	b.images[fs] = image
+	return took, m[1], nil
+}
+
+// vmFloor boots the kernel that format has unpacked.
+func (b *bench) vmFloor(ctx context.Context, accel, fs string) error {
+	kernels, err := filepath.Glob(filepath.Join(b.dir, "cache", "csi-disktemplate", "vmlinux-*"))
+	if err != nil || len(kernels) != 1 {
+		return errors.Join(err, fmt.Errorf("format has unpacked %d kernels, not one", len(kernels)))
+	}
+	initrd := filepath.Join(b.dir, "poweroff.cpio")
+	if err := writeInitramfs(initrd); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", floorVM(kernels[0], initrd, accel)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	began := time.Now()
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("the VM that only powers off: %w\n%s", err, out.Bytes())
+	}
+	if bytes.Contains(out.Bytes(), []byte("panic")) {
+		return fmt.Errorf("the VM that only powers off: its kernel says\n%s", out.Bytes())
+	}
+	b.add(key{Case: "template", FS: fs, What: "template build", Way: floor}, milliseconds(time.Since(began)))
+	return nil
+}
+
+// floorVM is QEMU's command line: the machine of the formatting VM, without disks.
+func floorVM(kernel, initrd, accel string) []string {
+	args := []string{
+		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-M", "microvm", "-m", "256", "-smp", "1",
+		"-kernel", kernel, "-initrd", initrd, "-chardev", "stdio,id=con,signal=off", "-serial", "chardev:con",
+	}
+	line := "console=ttyS0 quiet panic=-1 cryptomgr.notests"
+	if accel == "kvm" {
+		return append(args, "-accel", "kvm", "-cpu", "host", "-append", line)
+	}
+	return append(args, "-accel", "tcg,thread=multi,tb-size=128", "-cpu", "max", "-append", line+fmt.Sprintf(" tsc_early_khz=%d", cpuKHz()))
+}
+
+// writeInitramfs writes an archive with an init that does nothing but reboot(2).
+func writeInitramfs(path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	w := cpio.Newc.Writer(f)
+	err = cpio.WriteRecords(w, []cpio.Record{
+		cpio.Directory("dev", 0o755), cpio.CharDev("dev/console", 0o600, 5, 1),
+		cpio.StaticFile("init", string(powerOff()), 0o755),
+	})
+	if err == nil {
+		err = cpio.WriteTrailer(w)
+	}
+	return errors.Join(err, f.Close())
+}
+
+// powerOff is a program for x86-64 Linux, the smallest that there is for this: an ELF header, one segment, and
+// reboot(LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2, LINUX_REBOOT_CMD_POWER_OFF).
+func powerOff() []byte {
+	code := []byte{
+		0xb8, 169, 0, 0, 0, // mov eax, SYS_reboot
+		0xbf, 0xad, 0xde, 0xe1, 0xfe, // mov edi, 0xfee1dead
+		0xbe, 0x69, 0x19, 0x12, 0x28, // mov esi, 672274793
+		0xba, 0xdc, 0xfe, 0x21, 0x43, // mov edx, 0x4321fedc
+		0x0f, 0x05, // syscall
+		0xeb, 0xfe, // loop for ever, should it return
+	}
+	const at, headers = 0x400000, 64 + 56
+	var b bytes.Buffer
+	put := func(fields ...any) {
+		for _, f := range fields {
+			binary.Write(&b, binary.LittleEndian, f)
+		}
+	}
+	b.WriteString("\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00")
+	put(uint16(2), uint16(62), uint32(1), uint64(at+headers), uint64(64), uint64(0), uint32(0), uint16(64), uint16(56), uint16(1), uint16(0), uint16(0), uint16(0))
+	size := uint64(headers + len(code))
+	put(uint32(1), uint32(5), uint64(0), uint64(at), uint64(at), size, size, uint64(4096))
+	b.Write(code)
+	return b.Bytes()
+}

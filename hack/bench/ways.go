@@ -1,0 +1,160 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/harness"
+)
+
+// A way is one way to a mounted filesystem, and back. Only publish and unpublish are timed.
+type way interface {
+	// prepare makes what is there before in any case, as the directories that kubelet makes.
+	prepare(v *volume) error
+	publish(ctx context.Context, v *volume) error
+	unpublish(ctx context.Context, v *volume) error
+	// tidy removes what is left after that.
+	tidy(v *volume) error
+}
+
+// The ways, as series and tables name them.
+const (
+	plugin     = "plugin"
+	floor      = "floor"
+	floorUUID  = "floor+uuid"
+	habit      = "mkfs"
+	otherHabit = "cp --reflink"
+	emptyDir   = "emptyDir"
+	peer       = "peer"
+)
+
+// volume is one volume by any way.
+type volume struct {
+	fs     string
+	size   int64
+	id     string
+	pod    string // its directory
+	target string // where it is mounted
+	image  string // its file, of the ways that have one
+	loop   int
+	device string
+	csi    *harness.Volume
+}
+
+// overCSI is the plugin, or another driver: the calls that kubelet makes for an inline volume.
+type overCSI struct{ client *harness.Client }
+
+func (w overCSI) prepare(v *volume) error                      { return v.csi.MakeDirs() }
+func (w overCSI) publish(ctx context.Context, v *volume) error { return w.client.Publish(ctx, v.csi) }
+func (w overCSI) unpublish(ctx context.Context, v *volume) error {
+	return w.client.Unpublish(ctx, v.csi)
+}
+func (w overCSI) tidy(v *volume) error { return os.RemoveAll(v.pod) }
+
+// spawned is what the two habits share: an image of its own, and programs that are started one after the other.
+type spawned struct {
+	// make are the commands that make the image, from a formatted one if they need it.
+	make func(v *volume) [][]string
+	runs *int // how many programs were started
+}
+
+// newFilesystem is the habit: mkfs with its defaults, but for 4 KiB sectors, for which direct I/O on a reflinked xfs asks.
+func newFilesystem(v *volume) [][]string {
+	mkfs := map[string][]string{
+		"ext4":  {"mkfs.ext4", "-q", "-F", v.image},
+		"xfs":   {"mkfs.xfs", "-q", "-s", "size=4096", v.image},
+		"btrfs": {"mkfs.btrfs", "-q", v.image},
+	}
+	return [][]string{{"truncate", "--size", fmt.Sprint(v.size), v.image}, mkfs[v.fs]}
+}
+
+// copyOf is the other habit: a copy of a formatted image, which shares its extents.
+func copyOf(templates map[string]string) func(*volume) [][]string {
+	return func(v *volume) [][]string {
+		return [][]string{{"cp", "--reflink=always", templates[v.fs], v.image}}
+	}
+}
+
+func (w spawned) prepare(v *volume) error { return os.MkdirAll(v.target, 0o750) }
+
+func (w spawned) publish(ctx context.Context, v *volume) error {
+	for _, line := range w.make(v) {
+		if _, err := w.spawn(ctx, line...); err != nil {
+			return err
+		}
+	}
+	out, err := w.spawn(ctx, "losetup", "--find", "--show", "--direct-io=on", "--sector-size=4096", v.image)
+	if err != nil {
+		return err
+	}
+	v.device = strings.TrimSpace(out)
+	_, err = w.spawn(ctx, "mount", "-t", v.fs, "-o", strings.Join(append(mountData(v.fs), "rw"), ","), v.device, v.target)
+	return err
+}
+
+func (w spawned) unpublish(ctx context.Context, v *volume) error {
+	for _, line := range [][]string{{"umount", v.target}, {"losetup", "--detach", v.device}, {"rm", v.image}} {
+		if _, err := w.spawn(ctx, line...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w spawned) tidy(v *volume) error { return os.RemoveAll(v.pod) }
+
+func (w spawned) spawn(ctx context.Context, line ...string) (string, error) {
+	*w.runs++
+	return run(ctx, line...)
+}
+
+// run runs a command that ends with this process, and returns what it printed.
+func run(ctx context.Context, line ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("%s: %w\n%s", strings.Join(line, " "), err, out)
+	}
+	return string(out), nil
+}
+
+// dir is an emptyDir: a directory, which a container runtime then binds to the container's path.
+type dir struct{}
+
+func (dir) prepare(v *volume) error { return os.MkdirAll(v.target, 0o750) }
+
+func (dir) publish(_ context.Context, v *volume) error {
+	if err := os.Mkdir(v.image, 0o777); err != nil {
+		return err
+	}
+	return os.NewSyscallError("bind", unix.Mount(v.image, v.target, "", unix.MS_BIND, ""))
+}
+
+func (dir) unpublish(_ context.Context, v *volume) error {
+	return errors.Join(os.NewSyscallError("umount", unix.Unmount(v.target, unix.UMOUNT_NOFOLLOW)), os.RemoveAll(v.image))
+}
+
+func (dir) tidy(v *volume) error { return os.RemoveAll(v.pod) }
+
+// mountData are the filesystem's options with which the plugin mounts a volume, too.
+func mountData(fs string) []string {
+	if fs == "xfs" {
+		return []string{"nouuid"}
+	}
+	return nil
+}
+
+// imagePath is where the ways that are not the plugin have a volume's file.
+func imagePath(beside, id string) string { return filepath.Join(beside, id) }
