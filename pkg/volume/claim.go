@@ -158,6 +158,9 @@ func page[T any](ids []string, after string, limit int, read func(id string) (T,
 		i++
 	}
 	var last string
+	if limit == 0 {
+		found = make([]T, 0, len(ids)-i)
+	}
 	for ids = ids[i:]; len(ids) > 0; {
 		n := len(ids)
 		if limit > 0 { // one more than the page has room for tells whether there is a next page

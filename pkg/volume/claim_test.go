@@ -898,8 +898,8 @@ func readAll(t testing.TB, path string) []byte {
 	return b
 }
 
-// BenchmarkClaim makes a claim durably, and publishes it to its first pod. With a thousand
-// other claims it takes longer: their promises are added up.
+// BenchmarkClaim makes a claim durably, and publishes it to its first pod, alone and beside a
+// thousand other claims.
 func BenchmarkClaim(b *testing.B) {
 	for _, kind := range testenv.PoolKinds {
 		for _, others := range []int{0, 1000} {

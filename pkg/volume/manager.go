@@ -77,18 +77,24 @@ func NewManager(c Config) (*Manager, error) {
 		return nil, err
 	}
 	images := image.NewStore(c.Pool)
+	// This reads all records, several at a time, and the Store remembers them for the ledger.
+	endings := newEndings()
+	promises, err := space.New(c.Pool, images, space.Config{Headroom: c.Headroom, Overcommit: c.Overcommit, Ended: endings.patiently})
+	if err != nil {
+		root.Close()
+		return nil, err
+	}
 	ledger, err := quota.New(c.Pool, images, c.Limits)
 	if err != nil {
 		root.Close()
 		return nil, err
 	}
 	devices := device.New(c.Pool, images)
-	endings := newEndings()
 	copies := &copies{images: images, root: root, devices: devices, freeze: defaultFreeze}
 	mounts := mounter{pool: c.Pool, images: images, root: root, devices: devices}
 	m := &Manager{
 		pool: c.Pool, images: images, root: root, devices: devices, quota: ledger,
-		space:    space.New(c.Pool, images, space.Config{Headroom: c.Headroom, Overcommit: c.Overcommit, Ended: endings.patiently}),
+		space:    promises,
 		copies:   copies,
 		contents: contents{templates: c.Templates, images: images, copies: copies, misses: &misses{}},
 		mounts:   mounts,
@@ -96,7 +102,7 @@ func NewManager(c Config) (*Manager, error) {
 		cloned:   c.Cloned,
 	}
 	m.growth = growth{images: images, mounts: mounts, work: &m.work, tool: c.GrowFilesystem}
-	m.sweeper = sweep.New(sweep.Config{Pool: c.Pool, Images: images, Root: root, Quota: ledger, Lock: m.locks.volume, Thaw: copies.thawLeft})
+	m.sweeper = sweep.New(sweep.Config{Pool: c.Pool, Images: images, Root: root, Quota: ledger, Space: promises, Lock: m.locks.volume, Thaw: copies.thawLeft})
 	m.work.ctx, m.work.cancel = context.WithCancel(context.Background())
 	return m, nil
 }

@@ -10,8 +10,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 	"time"
+
+	"k8s.io/klog/v2"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
@@ -52,6 +55,59 @@ func (n *node) copyClaim(v image.Record, copies int) []string {
 		ids = append(ids, v.ID)
 	}
 	return ids
+}
+
+// TestSweepCorrectsPromises adds and removes claims behind the plugin's back. Until the next sweep
+// they count with the space that they take, or as if they were there.
+func TestSweepCorrectsPromises(t *testing.T) {
+	for _, kind := range testenv.PoolKinds {
+		t.Run(kind.Name, func(t *testing.T) {
+			n := newNode(t, kind, 4*gib)
+			available := func() int64 {
+				t.Helper()
+				left, err := n.Available(image.Thin)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return left
+			}
+			first := n.mustCreate(disk("first", 100*mib))
+			before := available()
+			ids := n.copyClaim(first, 5)
+			if left := available(); left < before-mib {
+				t.Errorf("before a sweep %d MiB are available, and were %d", left/mib, before/mib)
+			}
+			out := testenv.CaptureLog(t, "0")
+			for _, there := range []bool{true, false} {
+				want := before
+				if there {
+					want -= 500 * mib
+				}
+				n.mustSweep(sweep.Options{})
+				if left := available(); left < want-mib || left > want+mib {
+					t.Errorf("after a sweep %d MiB are available, not %d", left/mib, want/mib)
+				}
+				klog.Flush()
+				if !strings.Contains(out.String(), "counted wrongly") || !strings.Contains(out.String(), "images=5") {
+					t.Errorf("the log is %s", out)
+				}
+				out.Reset()
+				if there {
+					for _, id := range ids {
+						if err := os.Remove(n.pool.Volume(id)); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+			}
+			n.mustSweep(sweep.Options{})
+			klog.Flush()
+			if strings.Contains(out.String(), "counted wrongly") {
+				t.Errorf("the log is %s", out)
+			}
+			n.mustDelete(first.ID)
+		})
+	}
 }
 
 // TestChangedRecords changes a record that the plugin remembers, several times within one tick of

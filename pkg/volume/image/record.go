@@ -6,6 +6,7 @@ package image
 import (
 	"fmt"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -151,3 +152,11 @@ func CheckID(id string) error {
 // maps and messages.
 func VolumeKey(id string) string   { return "volumes/" + id }
 func SnapshotKey(id string) string { return "snapshots/" + id }
+
+// OfKey returns the id in a key, and whether it is that of a snapshot.
+func OfKey(key string) (id string, snapshot bool) {
+	if id, ok := strings.CutPrefix(key, SnapshotKey("")); ok {
+		return id, true
+	}
+	return strings.TrimPrefix(key, VolumeKey("")), false
+}

@@ -26,6 +26,20 @@ type Store struct {
 	removed   atomic.Int64
 	volumes   records[Record]
 	snapshots records[SnapshotRecord]
+	watch     func(key string) (changed func())
+}
+
+// Watch has watch called before a claim or a snapshot gets its name, loses it, or gets another
+// size, and what it returns afterwards, however that went. All such changes go through the Store.
+// An inline volume is told of only when it is removed. Watch is called before the Store is used.
+func (s *Store) Watch(watch func(key string) (changed func())) { s.watch = watch }
+
+// changing tells the watcher of a change that begins.
+func (s *Store) changing(key string) (changed func()) {
+	if s.watch == nil {
+		return func() {}
+	}
+	return s.watch(key)
 }
 
 // NewStore returns the Store of a pool.
@@ -121,6 +135,7 @@ func (s *Store) Link(img *Image) error {
 // Publish gives the image of a claim its name, durably. From here on the volume exists. If
 // it fails, it leaves nothing.
 func (s *Store) Publish(img *Image) error {
+	defer s.changing(VolumeKey(img.ID()))()
 	return publish(img.File, s.pool.Volume(img.ID()), func() error { return s.Remove(img.ID()) })
 }
 
@@ -134,6 +149,7 @@ func (s *Store) DescribeSnapshot(f *os.File, r SnapshotRecord) (*Snapshot, error
 // If it fails, it leaves nothing.
 func (s *Store) PublishSnapshot(snap *Snapshot) error {
 	id := snap.Record.ID
+	defer s.changing(SnapshotKey(id))()
 	return publish(snap.File, s.pool.Snapshot(id), func() error { return s.RemoveSnapshot(id) })
 }
 
@@ -147,6 +163,7 @@ func publish(f *os.File, path string, remove func() error) error {
 
 // Remove removes the name of a volume's image. An image that does not exist is fine.
 func (s *Store) Remove(id string) error {
+	defer s.changing(VolumeKey(id))()
 	defer s.removed.Add(1)
 	return s.pool.RemoveVolume(id)
 }
@@ -164,6 +181,7 @@ func (s *Store) RemoveDurably(id string) error {
 
 // RemoveSnapshot removes a snapshot, durably.
 func (s *Store) RemoveSnapshot(id string) error {
+	defer s.changing(SnapshotKey(id))()
 	defer s.removed.Add(1)
 	path := s.pool.Snapshot(id)
 	if err := tmpfile.Remove(path); err != nil {
@@ -174,6 +192,7 @@ func (s *Store) RemoveSnapshot(id string) error {
 
 // Resize makes the image of a volume larger, durably, and updates its record.
 func (s *Store) Resize(img *Image, bytes int64) error {
+	defer s.changing(VolumeKey(img.ID()))()
 	larger := img.Record
 	larger.Version, larger.Spec.Size = recordVersion, bytes
 	if err := s.boundAs(img, larger); err != nil && !errors.Is(err, pool.ErrProjectTaken) {
@@ -291,14 +310,14 @@ func (s *Store) HasName(device, inode uint64) (bool, error) {
 		return false, err
 	}
 	for _, id := range ids {
-		fi, err := os.Lstat(s.pool.Volume(id))
+		st, err := s.pool.StatVolume(id)
 		if errors.Is(err, os.ErrNotExist) {
 			continue // deleted meanwhile
 		}
 		if err != nil {
 			return false, err
 		}
-		if st := fi.Sys().(*syscall.Stat_t); st.Ino == inode && st.Dev == device {
+		if st.Inode == inode && st.Device == device {
 			return true, nil
 		}
 	}

@@ -21,6 +21,8 @@ type Demand struct {
 	reserved bool // in all layers
 }
 
+func (d *Demand) held() held { return held{thin: d.Thin, firm: d.Firm} }
+
 // Claim is the demand of a new claim of the given bytes, or of one that grows by them.
 func Claim(key string, bytes int64, p image.Provisioning) Demand {
 	d := Demand{Key: key, reserved: p.Reserves()}
@@ -33,7 +35,7 @@ type budget struct {
 	total, available, headroom int64
 	thin                       int64 // thin claims, by size
 	firm                       int64 // thick claims by size, snapshots by what they may come to take
-	others                     int64 // everything else, by what it takes now
+	others                     int64 // everything else, by what it takes now; see [others]
 	overcommit                 float64
 	limit                      string // the layer below the pool that has less room than the pool; see [pool.Space]
 }

@@ -18,9 +18,19 @@
 // What the pool has is the least of what its layers have: see [pool.Space]. Whoever fills a
 // filesystem below the pool takes space of it, except of thick claims.
 //
-// There is no ledger: the sum is taken from the images each time it is asked for. Only
-// demands of volumes that are being made are kept in memory, so that two requests are not
-// promised the same space. Both may be refused where either alone would fit.
+// # Sums
+//
+// What was promised is added up as it changes, so that a request costs the same beside any
+// number of images. The images stay the truth. They are read when the plugin starts. Whenever
+// the Store changes one, that one is read again. Each sweep reads all of them, and what was
+// counted wrongly is logged, and right from then on. Demands of volumes that are being made are
+// in the sums too. Whether a demand fits is decided while the sums are locked, so that no two
+// requests are promised the same space.
+//
+// What claims have taken of their promises cannot be added up: pods write without a word. So a
+// demand is first checked as if claims had taken nothing, and all that is taken of the pool
+// were others'. Only if it does not fit that way, all images are looked at. What is found is
+// kept for a while, and looked at anew before anything is refused.
 //
 // Source: statfs(2), and st_blocks in stat(2), which counts shared extents once per file.
 package space
@@ -29,11 +39,8 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"maps"
-	"os"
-	"slices"
+	"hash/maphash"
 	"sync"
-	"syscall"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -63,24 +70,35 @@ type Space struct {
 	cfg    Config
 
 	mu       sync.Mutex
-	pending  map[*Demand]bool      // demands of volumes and snapshots that are being made
-	promises map[string]remembered // by volume id; replaced as a whole, never changed
+	sums     sums
+	changes  map[string]int // how many operations are changing an image at the moment, by key
+	measured measurement    // the latest one
+
+	measuring sync.Mutex
+	turns     [16]sync.Mutex // one for the images of each key's hash; see [Space.look]
+	seed      maphash.Seed
 
 	freeing   sync.Mutex
 	freeAgain time.Time // when the pool may be synced and trimmed again, for want of space
 	freedOf   int64     // how many images had been removed at the last time
 }
 
-// New returns the Space of a pool.
-func New(p *pool.Pool, images *image.Store, c Config) *Space {
+// New adds up what the images of a pool were promised, and returns its Space. From here on the
+// Store tells it of changes.
+func New(p *pool.Pool, images *image.Store, c Config) (*Space, error) {
 	c.Overcommit = cmp.Or(c.Overcommit, 1)
-	return &Space{pool: p, images: images, cfg: c, pending: map[*Demand]bool{}}
+	s := &Space{pool: p, images: images, cfg: c, sums: newSums(), changes: map[string]int{}, seed: maphash.MakeSeed()}
+	if _, err := s.recount(); err != nil {
+		return nil, err
+	}
+	images.Watch(s.changing)
+	return s, nil
 }
 
 // Admit returns [pool.ErrFull], with the figures, if the pool cannot promise a demand, and
 // [pool.ErrCannotReserve] if it cannot reserve what is to be reserved.
-// Otherwise it counts the demand until release is called: a volume that is being made has no
-// image yet that could be counted.
+// Otherwise it counts the demand until release is called, or until its image has its name and
+// counts itself.
 func (s *Space) Admit(d Demand) (release func(), err error) {
 	if d.reserved {
 		if err := s.pool.CanReserve(); err != nil {
@@ -88,26 +106,60 @@ func (s *Space) Admit(d Demand) (release func(), err error) {
 		}
 	}
 	s.mu.Lock()
-	others := slices.Collect(maps.Keys(s.pending))
-	s.pending[&d] = true
+	s.sums.begin(&d)
 	s.mu.Unlock()
 	release = func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		delete(s.pending, &d)
+		s.sums.end(&d)
 	}
-	err = s.retryFreed(func() error {
-		b, err := s.survey(others)
-		if err != nil {
-			return err
-		}
-		return b.refuse(d)
-	})
-	if err != nil {
+	if err := s.retryFreed(func() error { return s.promise(&d) }); err != nil {
 		release()
 		return nil, err
 	}
 	return release, nil
+}
+
+// promise counts a demand if it fits. It looks at all images only if that can make a difference.
+func (s *Space) promise(d *Demand) error {
+	asked := time.Now()
+	has, err := s.has()
+	if err != nil {
+		return err
+	}
+	if s.count(d, has, used(has)) == nil {
+		return nil
+	}
+	m, err := s.kept()
+	if err != nil {
+		return err
+	}
+	if err := s.count(d, m.has, m.others); err == nil || m.start.After(asked) {
+		return err
+	}
+	if m, err = s.measure(asked); err != nil {
+		return err
+	}
+	return s.count(d, m.has, m.others)
+}
+
+// count counts a demand, unless it is too large.
+func (s *Space) count(d *Demand, has pool.Space, others int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.budget(has, others).refuse(*d); err != nil {
+		return err
+	}
+	s.sums.count(d)
+	return nil
+}
+
+// budget is what the pool has and has promised. s.mu is locked.
+func (s *Space) budget(has pool.Space, others int64) budget {
+	return budget{
+		total: has.Total, available: has.Available, headroom: s.headroom(has), overcommit: s.cfg.Overcommit, limit: has.Limit,
+		thin: s.sums.total.thin, firm: s.sums.total.firm, others: others,
+	}
 }
 
 // AdmitInline returns [pool.ErrFull] if no more than the headroom is free.
@@ -184,10 +236,8 @@ func (s *Space) free() {
 func (s *Space) CheckNotMaking(key string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for d := range s.pending {
-		if d.Key == key {
-			return fmt.Errorf("%w: %s is being made, and can be deleted after that; try again", errdefs.ErrUnderWay, key)
-		}
+	if s.sums.makes(key) != nil {
+		return fmt.Errorf("%w: %s is being made, and can be deleted after that; try again", errdefs.ErrUnderWay, key)
 	}
 	return nil
 }
@@ -198,80 +248,11 @@ func (s *Space) Available(p image.Provisioning) (int64, error) {
 	if p.Reserves() && s.pool.CanReserve() != nil {
 		return 0, nil
 	}
-	s.mu.Lock()
-	pending := slices.Collect(maps.Keys(s.pending))
-	s.mu.Unlock()
-	b, err := s.survey(pending)
+	m, err := s.kept()
 	if err != nil {
 		return 0, err
 	}
-	return b.largest(p) / diskfs.MiB * diskfs.MiB, nil
-}
-
-// survey adds up all images of the pool, and the demands of those that are being made.
-func (s *Space) survey(pending []*Demand) (budget, error) {
-	if err := s.pool.Check(); err != nil { // images are found by their paths
-		return budget{}, err
-	}
-	has, err := s.pool.Space()
-	if err != nil {
-		return budget{}, err
-	}
-	b := budget{total: has.Total, available: has.Available, headroom: s.headroom(has), overcommit: s.cfg.Overcommit, limit: has.Limit}
-	counted := map[string]bool{}
-	for _, d := range pending {
-		b.thin += d.Thin
-		b.firm += d.Firm
-		counted[d.Key] = true
-	}
-	ours := int64(0)
-	claims := s.recall()
-	for _, kind := range []struct {
-		names func() ([]string, error)
-		path  func(string) string
-		key   func(string) string
-		add   func(name string, st *syscall.Stat_t)
-	}{
-		{s.pool.Templates, s.pool.Template, func(key string) string { return "templates/" + key },
-			func(_ string, st *syscall.Stat_t) { b.others += st.Blocks * 512 }},
-		{s.pool.Snapshots, s.pool.Snapshot, image.SnapshotKey,
-			func(_ string, st *syscall.Stat_t) { b.firm += st.Blocks * 512 }},
-		{s.pool.Volumes, s.pool.Volume, image.VolumeKey,
-			func(id string, st *syscall.Stat_t) { b.add(st, claims.of(id, st, s.images.GetClaim)) }},
-	} {
-		names, err := kind.names()
-		if err != nil {
-			return budget{}, err
-		}
-		for _, name := range names {
-			fi, err := os.Lstat(kind.path(name))
-			if errors.Is(err, os.ErrNotExist) {
-				continue // gone meanwhile
-			}
-			if err != nil {
-				return budget{}, err
-			}
-			st := fi.Sys().(*syscall.Stat_t)
-			ours += st.Blocks * 512
-			if !counted[kind.key(name)] {
-				kind.add(name, st)
-			}
-		}
-	}
-	s.remember(claims)
-	// The pool may share its filesystem with others. `ours` counts shared extents several
-	// times, so this is a lower bound of what they take.
-	b.others += max(0, has.Total-has.Available-ours)
-	return b, nil
-}
-
-// add counts a claim by its promise, and an inline volume by what it takes.
-func (b *budget) add(st *syscall.Stat_t, p promise) {
-	if !p.claim {
-		b.others += st.Blocks * 512
-		return
-	}
-	thin, firm, _ := p.provisioning.Promise(p.bytes)
-	b.thin += thin
-	b.firm += firm
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.budget(m.has, m.others).largest(p) / diskfs.MiB * diskfs.MiB, nil
 }

@@ -64,7 +64,7 @@ func (s *Sweeper) again(id string) (foundVolume, error) {
 	if err != nil {
 		return foundVolume{}, err
 	}
-	v, err := s.findVolume(id, loops, table)
+	v, err := s.findVolume(id, byInode(loops), table)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return v, ErrOutdated
 	}

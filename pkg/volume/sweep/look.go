@@ -6,8 +6,10 @@ package sweep
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
@@ -89,25 +91,40 @@ func (s *Sweeper) findVolumes(f *finds, loops map[int]poolLoop, table place.Tabl
 	if err != nil {
 		return err
 	}
-	for _, id := range ids {
-		v, err := s.findVolume(id, loops, table)
-		if errors.Is(err, errdefs.ErrNotFound) { // deleted meanwhile
+	devices := byInode(loops)
+	found, errs := make([]foundVolume, len(ids)), make([]error, len(ids))
+	image.Each(len(ids), func(i int) { found[i], errs[i] = s.findVolume(ids[i], devices, table) })
+	for i, id := range ids {
+		if errors.Is(errs[i], errdefs.ErrNotFound) { // deleted meanwhile
 			continue
 		}
-		if err != nil {
-			f.strange = append(f.strange, strange{"file " + id, s.Pool.Volume(id), err.Error()})
+		if errs[i] != nil {
+			f.strange = append(f.strange, strange{"file " + id, s.Pool.Volume(id), errs[i].Error()})
 			continue
 		}
-		f.volumes = append(f.volumes, v)
-		for _, index := range v.loops {
+		f.volumes = append(f.volumes, found[i])
+		for _, index := range found[i].loops {
 			delete(loops, index)
 		}
 	}
 	return nil
 }
 
+// inode is what stat(2) tells a file by.
+type inode struct{ device, number uint64 }
+
+// byInode lists the devices of each file.
+func byInode(loops map[int]poolLoop) map[inode][]int {
+	devices := map[inode][]int{}
+	for _, index := range slices.Sorted(maps.Keys(loops)) {
+		of := inode{loops[index].device, loops[index].inode}
+		devices[of] = append(devices[of], index)
+	}
+	return devices
+}
+
 // findVolume looks at one volume.
-func (s *Sweeper) findVolume(id string, loops map[int]poolLoop, table place.Table) (foundVolume, error) {
+func (s *Sweeper) findVolume(id string, devices map[inode][]int, table place.Table) (foundVolume, error) {
 	if err := image.CheckID(id); err != nil {
 		return foundVolume{}, fmt.Errorf("%w; the file is not one of ours: move it away", err)
 	}
@@ -121,12 +138,7 @@ func (s *Sweeper) findVolume(id string, loops map[int]poolLoop, table place.Tabl
 		return foundVolume{}, err
 	}
 	st := fi.Sys().(*syscall.Stat_t)
-	v := foundVolume{Record: img.Record, path: img.Path()}
-	for index, l := range loops {
-		if l.device == st.Dev && l.inode == st.Ino {
-			v.loops = append(v.loops, index)
-		}
-	}
+	v := foundVolume{Record: img.Record, path: img.Path(), loops: devices[inode{st.Dev, st.Ino}]}
 	v.places = table.Of(v.Record, v.loops)
 	if _, v.frozen, err = img.Frozen(); err != nil {
 		return v, err
@@ -149,10 +161,7 @@ func (s *Sweeper) findSnapshots(f *finds) error {
 		return err
 	}
 	for _, id := range ids {
-		snap, err := s.Images.OpenSnapshot(id)
-		if err == nil {
-			err = snap.Close()
-		}
+		_, err := s.Images.GetSnapshot(id)
 		if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 			f.strange = append(f.strange, strange{"file " + id, s.Pool.Snapshot(id), err.Error()})
 		}
@@ -161,20 +170,44 @@ func (s *Sweeper) findSnapshots(f *finds) error {
 }
 
 // findLost keeps those of the remaining loop devices whose volume was deleted.
-func (s *Sweeper) findLost(f *finds, loops map[int]poolLoop, table place.Table) error {
+func (s *Sweeper) findLost(f *finds, loops map[int]poolLoop, table place.Table) (err error) {
+	var named map[inode]bool // read if there is a device to ask for
 	for index, l := range loops {
 		if !l.ours {
 			continue
 		}
-		if named, err := s.Images.HasName(l.device, l.inode); err != nil {
-			return err
-		} else if named { // the device of a volume that cannot be read
+		if named == nil {
+			if named, err = s.named(); err != nil {
+				return err
+			}
+		}
+		if named[inode{l.device, l.inode}] { // the device of a volume that cannot be read
 			continue
 		}
 		l.mounted = table.ByLoop[index]
 		f.loops = append(f.loops, l.foundLoop)
 	}
 	return nil
+}
+
+// named are the files that have the name of a volume.
+func (s *Sweeper) named() (map[inode]bool, error) {
+	ids, err := s.Pool.Volumes()
+	if err != nil {
+		return nil, err
+	}
+	named := map[inode]bool{}
+	for _, id := range ids {
+		st, err := s.Pool.StatVolume(id)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // deleted meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		named[inode{st.Device, st.Inode}] = true
+	}
+	return named, nil
 }
 
 // findMounts looks for mounted disk images that are not at the target of their volume.

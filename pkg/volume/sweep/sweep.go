@@ -23,6 +23,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/quota"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/space"
 )
 
 // Config is what a Sweeper works with. All of it is required.
@@ -31,6 +32,7 @@ type Config struct {
 	Images *image.Store
 	Root   *place.Root
 	Quota  *quota.Ledger
+	Space  *space.Space
 	// Lock keeps other operations from a volume until unlock is called. An error leaves the
 	// volume to the next sweep.
 	Lock func(id string) (unlock func(), err error)
@@ -68,6 +70,9 @@ type Options struct {
 func (s *Sweeper) Sweep(ctx context.Context, o Options) ([]Action, error) {
 	// If the path leads to another pool by now, every conclusion would be wrong.
 	err := s.Pool.Check()
+	if err == nil {
+		err = s.Space.Recount() // several records at a time; the ledger finds them read
+	}
 	if err == nil {
 		err = s.Quota.Recount()
 	}
