@@ -18,7 +18,8 @@ import (
 )
 
 // Health returns what is wrong with a claim. It looks at the image, at its devices, and at
-// where it is mounted.
+// where it is mounted: at the first of the paths where it is, or, if it is at none of them,
+// anywhere.
 //
 // A claim whose image is gone returns [errdefs.ErrNotFound], unless it is still mounted at
 // one of the paths.
@@ -42,7 +43,7 @@ func (m *Manager) Health(id string, paths ...string) ([]health.Condition, error)
 		return nil, err
 	}
 	if img.Mode() != image.ModeDiskImage {
-		more, err := m.deviceConditions(img)
+		more, err := m.deviceConditions(img, paths)
 		if err != nil {
 			return nil, err
 		}
@@ -130,8 +131,8 @@ func orElse(r image.Record, has int64) string {
 	return fmt.Sprintf("expand the claim to at least %d bytes", has)
 }
 
-func (m *Manager) deviceConditions(img *image.Image) ([]health.Condition, error) {
-	loops, err := loopdev.Find(img.File)
+func (m *Manager) deviceConditions(img *image.Image, paths []string) ([]health.Condition, error) {
+	loops, err := loopdev.Known(img.File)
 	if err != nil {
 		return nil, err
 	}
@@ -146,13 +147,12 @@ func (m *Manager) deviceConditions(img *image.Image) ([]health.Condition, error)
 			break // report each reason once
 		}
 	}
-	places, err := m.root.MountpointsOf(img, loops)
-	if err != nil || img.Mode() != image.ModeFilesystem || len(places) == 0 {
-		return found, err
+	if img.Mode() != image.ModeFilesystem {
+		return found, nil
 	}
-	rel, err := m.root.RelMounted(places[0])
-	if err != nil {
-		return nil, err
+	rel, err := m.someMount(img, loops, paths)
+	if err != nil || rel == "" {
+		return found, err
 	}
 	there, err := m.root.Identify(img, rel)
 	switch {
@@ -171,6 +171,20 @@ func (m *Manager) deviceConditions(img *image.Image) ([]health.Condition, error)
 		return found, err
 	}
 	return append(found, *gaveUp), nil
+}
+
+// someMount returns where a volume is mounted, preferably at one of the paths, or "".
+func (m *Manager) someMount(img *image.Image, loops []int, paths []string) (rel string, err error) {
+	for _, path := range paths {
+		if rel, err := m.root.Locate(img, path); err == nil {
+			return rel, nil
+		}
+	}
+	places, err := m.root.MountpointsOf(img, loops)
+	if err != nil || len(places) == 0 {
+		return "", err
+	}
+	return m.root.RelMounted(places[0])
 }
 
 // gaveUp looks at the filesystem of a volume that is mounted at a path. It returns nil if the

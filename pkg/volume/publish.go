@@ -102,7 +102,7 @@ func (m *Manager) checkSingleTarget(img *image.Image, rel, staging string) error
 	}
 	var loops []int
 	if img.Mode() != image.ModeDiskImage {
-		if loops, err = loopdev.Find(img.File); err != nil || len(loops) == 0 {
+		if loops, err = loopdev.Known(img.File); err != nil {
 			return err
 		}
 	}

@@ -207,7 +207,7 @@ func (m *Manager) Unstage(id, staging string) error {
 		return err
 	}
 	defer img.Close()
-	loops, err := loopdev.Find(img.File)
+	loops, err := loopdev.Known(img.File)
 	if err != nil {
 		return err
 	}

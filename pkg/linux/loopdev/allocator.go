@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"sync"
 
 	"github.com/moby/sys/mountinfo"
@@ -279,7 +280,8 @@ func Remove(index int) error {
 	return nil
 }
 
-// configure attaches the file with all its properties in one call.
+// configure attaches the file with all its properties in one call. The device keeps an open
+// file description of its own, so that [Find] can tell it from the caller's.
 //
 // "LOOP_CONFIGURE (since Linux 5.8): Setup and configure all loop device
 // parameters in a single step" loop(4)
@@ -287,8 +289,13 @@ func (d *Device) configure(backing *os.File, o Options) error {
 	config := unix.LoopConfig{Size: BlockSize, Info: unix.LoopInfo64{Flags: o.flags()}}
 	name := config.Info.File_name[:]
 	copy(name[:len(name)-1], o.Name)
-	err := sys.On(backing, func(backingFd int) error {
-		config.Fd = uint32(backingFd)
+	own, err := again(backing)
+	if err != nil {
+		return fmt.Errorf("attach %s: %w", backing.Name(), err)
+	}
+	defer own.Close()
+	err = sys.On(own, func(ownFd int) error {
+		config.Fd = uint32(ownFd)
 		return sys.Effect("LOOP_CONFIGURE", d.file, func(fd int) error { return unix.IoctlLoopConfigure(fd, &config) })
 	})
 	switch {
@@ -298,6 +305,17 @@ func (d *Device) configure(backing *os.File, o Options) error {
 		return fmt.Errorf("LOOP_CONFIGURE %s with %s: %w", d.Path(), backing.Name(), err)
 	}
 	return nil
+}
+
+// again opens a file once more, for what it is open for, whether or not it has a name.
+func again(f *os.File) (*os.File, error) {
+	return sys.OpenAt(f.Name(), f, func(fd int) (int, error) {
+		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+		if err != nil {
+			return 0, err
+		}
+		return unix.Open("/proc/self/fd/"+strconv.Itoa(fd), flags&unix.O_ACCMODE|unix.O_CLOEXEC, 0)
+	})
 }
 
 func (o Options) flags() uint32 {

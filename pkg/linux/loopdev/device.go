@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -59,30 +58,6 @@ func openNode(index, mode int) (*Device, error) {
 		return nil, err
 	}
 	return &Device{index: index, file: f}, nil
-}
-
-// OpenBacked opens a device that has the file, or returns [ErrNotAttached]. It compares
-// the inode after it has opened the device, since before that the device could have become
-// another file's.
-func OpenBacked(backing *os.File) (*Device, error) {
-	indices, err := Find(backing)
-	if err != nil {
-		return nil, err
-	}
-	for _, i := range indices {
-		d, err := Open(i)
-		if errors.Is(err, ErrNotAttached) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		if ok, err := d.Backs(backing); err == nil && ok {
-			return d, nil
-		}
-		d.Close()
-	}
-	return nil, fmt.Errorf("%w: no loop device has %s", ErrNotAttached, backing.Name())
 }
 
 // Path is the path of the device's node, as it is where /dev is the kernel's devtmpfs:
@@ -221,82 +196,14 @@ func (d *Device) status() (*unix.LoopInfo64, error) {
 		return err
 	})
 	if errors.Is(err, unix.ENXIO) {
+		seen.forget(d.index)
 		return nil, fmt.Errorf("%w: LOOP_GET_STATUS64 %s: %w", ErrNotAttached, d.Path(), err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("LOOP_GET_STATUS64 %s: %w", d.Path(), err)
 	}
+	seen.set(d.index, inode{info.Device, info.Inode})
 	return info, nil
-}
-
-// Attached returns the indices of all attached devices, whoever attached them.
-func Attached() ([]int, error) {
-	nodes, err := existing()
-	if err != nil {
-		return nil, err
-	}
-	return slices.DeleteFunc(nodes, func(i int) bool { return !attached(i) }), nil
-}
-
-// Find returns the indices of all devices that have the file. It compares inodes, so
-// the file's name does not matter. Devices may come and go meanwhile: the answer stays true
-// only if the caller keeps others from attaching and detaching the file.
-func Find(backing *os.File) ([]int, error) {
-	nodes, err := Attached()
-	if err != nil {
-		return nil, err
-	}
-	var found []int
-	for _, i := range nodes {
-		ok, err := backs(i, backing)
-		if errors.Is(err, ErrNotAttached) {
-			// It is free, or being detached, which cannot happen while somebody has it open.
-			continue
-		}
-		if err != nil && attached(i) {
-			// This device may have the file. If Find left it out, the caller would attach the
-			// file a second time, which makes two filesystems on one disk.
-			return nil, err
-		}
-		if ok {
-			found = append(found, i)
-		}
-	}
-	return found, nil
-}
-
-func backs(index int, f *os.File) (bool, error) {
-	d, err := Open(index)
-	if err != nil {
-		return false, err
-	}
-	defer d.Close()
-	return d.Backs(f)
-}
-
-// existing returns all loop devices that the kernel has, in no particular order.
-func existing() ([]int, error) {
-	dir, err := os.Open("/sys/block")
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return nil, err
-	}
-	var nodes []int
-	for _, name := range names {
-		if i, ok := IndexOf("/dev/" + name); ok {
-			nodes = append(nodes, i)
-		}
-	}
-	return nodes, nil
-}
-
-// attached looks at sysfs, which disturbs nobody, while opening the device could.
-func attached(index int) bool {
-	return unix.Access("/sys/block/loop"+strconv.Itoa(index)+"/loop", unix.F_OK) == nil
 }
 
 func nameOf(index int) string { return "loop" + strconv.Itoa(index) }

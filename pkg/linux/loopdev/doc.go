@@ -12,6 +12,9 @@
 // chose at the attachment, cut at 63 bytes. [BackingFile] is the path from that
 // time, which for an O_TMPFILE stays "(deleted)" for ever. Both are for people to read.
 //
+// [Find] proves that no device has a file without looking at the devices, by a lease on the
+// file (find.go). It looks at all of them only if something has the file open.
+//
 // Caveats: an autoclear device detaches when its last descriptor, mount or holder goes.
 // An open [Device], or a Find that is running, delays that, so look at
 // /sys/block/loopN/loop before relying on it. Any process may attach a file to any
@@ -25,6 +28,6 @@
 //
 // Nodes are opened in a devtmpfs of this process (package devfs), so /dev does not matter.
 //
-// Sources: loop(4), include/uapi/linux/loop.h, drivers/block/loop.c,
+// Sources: loop(4), F_SETLEASE in fcntl(2), fs/locks.c, include/uapi/linux/loop.h, drivers/block/loop.c,
 // Documentation/ABI/stable/sysfs-block (logical_block_size, write_cache, discard_max_bytes).
 package loopdev

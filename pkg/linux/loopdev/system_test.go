@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/openat"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
 )
 
@@ -301,7 +302,7 @@ const devices, workers = 64, 8
 
 func TestAttachConcurrently(t *testing.T) {
 	dir := testenv.XFS.Pool(t)
-	files := images(t, dir)
+	files := images(t, dir, devices)
 	var a Allocator
 	for range 3 {
 		attached, err := attachAll(files, a.Attach)
@@ -328,7 +329,7 @@ func TestAttachConcurrently(t *testing.T) {
 // number of devices must not grow with time, since nobody removes them.
 func TestDevicesAreUsedAgain(t *testing.T) {
 	dir := testenv.XFS.Pool(t)
-	files := images(t, dir)
+	files := images(t, dir, devices)
 	var a Allocator
 	stay, err := attachAll(files[:48], a.Attach)
 	defer detachAll(stay)
@@ -404,8 +405,8 @@ func TestGivenDevicesAreNotFree(t *testing.T) {
 	}
 }
 
-func images(t testing.TB, dir string) (files []*os.File) {
-	for i := range devices {
+func images(t testing.TB, dir string, n int) (files []*os.File) {
+	for i := range n {
 		files = append(files, image(t, filepath.Join(dir, fmt.Sprint("image", i))))
 	}
 	return files
@@ -444,7 +445,7 @@ func detachAll(all []*Device) error {
 // BenchmarkAttach attaches 64 files from 8 goroutines: with an Allocator, and with
 // LOOP_CTL_GET_FREE and a retry on EBUSY, as losetup(8) does it.
 func BenchmarkAttach(b *testing.B) {
-	files := images(b, testenv.XFS.Pool(b))
+	files := images(b, testenv.XFS.Pool(b), devices)
 	var a Allocator
 	b.Run("Allocator", func(b *testing.B) {
 		benchmark(b, files, a.Attach)
@@ -508,18 +509,161 @@ func benchmark(b *testing.B, files []*os.File, one func(*os.File, Options) (*Dev
 	}
 }
 
-// BenchmarkFind looks for one of 64 attached files.
+// BenchmarkFind looks for the devices of one file while 1000 others are attached.
 func BenchmarkFind(b *testing.B) {
-	files := images(b, testenv.XFS.Pool(b))
-	all, err := attachAll(files, new(Allocator).Attach)
+	files := images(b, testenv.XFS.Pool(b), 1001)
+	all, err := attachAll(files[1:], new(Allocator).Attach)
 	defer detachAll(all)
 	if err != nil {
 		b.Fatal(err)
 	}
-	for b.Loop() {
-		if found, err := Find(files[0]); len(found) != 1 || err != nil {
-			b.Fatal(found, err)
+	for want, name := range []string{"not attached", "attached"} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				if found, err := Find(files[want]); len(found) != want || err != nil {
+					b.Fatal(found, err)
+				}
+			}
+		})
+	}
+	b.Run("known", func(b *testing.B) {
+		for b.Loop() {
+			if found, err := Known(files[1]); len(found) != 1 || err != nil {
+				b.Fatal(found, err)
+			}
 		}
+	})
+	b.Run("one of its devices", func(b *testing.B) {
+		for b.Loop() {
+			d, err := OpenBacked(files[1])
+			if err != nil {
+				b.Fatal(err)
+			}
+			d.Close()
+		}
+	})
+}
+
+// TestAlone: only a file that nobody else has open, and no loop device has, is alone. The
+// descriptor that was attached counts like any other.
+func TestAlone(t *testing.T) {
+	for name, pool := range pools {
+		t.Run(name, func(t *testing.T) {
+			dir := pool(t)
+			f := image(t, filepath.Join(dir, "f"))
+			is := func(when string, want bool) {
+				t.Helper()
+				if got := alone(f); got != want {
+					t.Errorf("%s: alone is %v, want %v", when, got, want)
+				}
+			}
+			is("new", true)
+			for _, flags := range []int{os.O_RDONLY, os.O_WRONLY, os.O_RDWR} {
+				other, err := os.OpenFile(f.Name(), flags, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				is(fmt.Sprintf("with flags %#x", flags), false)
+				other.Close()
+				is("closed", true)
+			}
+			d := attach(t, new(Allocator), f, Options{AutoClear: true})
+			is("attached", false)
+			at := filepath.Join(t.TempDir(), "at")
+			testenv.Run(t, "mkfs.ext4", "-q", "-b", "4096", d.Path())
+			if err := os.Mkdir(at, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			testenv.Run(t, "mount", d.Path(), at)
+			if err := d.Close(); err != nil {
+				t.Fatal(err)
+			}
+			is("mounted", false)
+			testenv.Umount(t, at)
+			testenv.Eventually(t, "the file to be alone again", func() bool { return alone(f) })
+			losetup := testenv.Run(t, "losetup", "--find", "--show", "--read-only", f.Name())
+			is("attached by another program", false)
+			if found, err := Find(f); err != nil || len(found) != 1 || pathOf(found[0]) != strings.TrimSpace(losetup) {
+				t.Errorf("found %v, want %s: %v", found, losetup, err)
+			}
+			testenv.Run(t, "losetup", "--detach", strings.TrimSpace(losetup))
+			testenv.Eventually(t, "the file to be alone again", func() bool { return alone(f) })
+		})
+	}
+}
+
+// TestLeaseDisturbsNobody opens a file again and again while its devices are looked for, as a
+// sweep does.
+func TestLeaseDisturbsNobody(t *testing.T) {
+	dir, err := os.Open(testenv.XFS.Pool(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	f := image(t, filepath.Join(dir.Name(), "f"))
+	var wg sync.WaitGroup
+	for _, flags := range []int{unix.O_RDWR, unix.O_RDWR | unix.O_NONBLOCK, unix.O_RDONLY | unix.O_NONBLOCK} {
+		wg.Go(func() {
+			for range 1000 {
+				other, err := openat.Open(dir, "f", flags)
+				if err != nil {
+					t.Errorf("flags %#x: %v", flags, err)
+					return
+				}
+				other.Close()
+			}
+		})
+	}
+	opened := make(chan struct{})
+	go func() { wg.Wait(); close(opened) }()
+	proven := 0
+	for {
+		if alone(f) {
+			proven++
+		}
+		select {
+		case <-opened:
+			if proven == 0 {
+				t.Error("the file was never alone")
+			}
+			return
+		default:
+		}
+	}
+}
+
+// TestKnown: devices that others attached before the first look are known, and those that this
+// process attached since. What is gone is not.
+func TestKnown(t *testing.T) {
+	dir := testenv.XFS.Pool(t)
+	f := image(t, filepath.Join(dir, "f"))
+	losetup := strings.TrimSpace(testenv.Run(t, "losetup", "--find", "--show", "--sector-size", "4096", f.Name()))
+	theirs, _ := IndexOf(losetup)
+	was := seen.isComplete()
+	defer func() { seen.complete = was || seen.complete }()
+	seen.complete = false
+	known := func(when string, want ...int) {
+		t.Helper()
+		got, err := Known(f)
+		slices.Sort(got)
+		slices.Sort(want)
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: %v, want %v: %v", when, got, want, err)
+		}
+	}
+	known("first look", theirs)
+	d := attach(t, new(Allocator), f, Options{ReadOnly: true})
+	known("attached", theirs, d.Index())
+	if err := d.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, "the device to be detached", func() bool { return !attached(d.Index()) })
+	known("detached", theirs)
+	testenv.Run(t, "losetup", "--detach", losetup)
+	testenv.Eventually(t, "the device to be detached", func() bool { return !attached(theirs) })
+	known("both detached")
+	if _, err := OpenBacked(f); !errors.Is(err, ErrNotAttached) {
+		t.Errorf("OpenBacked: %v", err)
 	}
 }
 

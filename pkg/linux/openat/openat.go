@@ -23,15 +23,33 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
 )
 
+const (
+	// patience is longer than a loaded machine keeps a thread from ending its lease. Without a
+	// bound, whoever owns a file could keep its openers for 45 s (/proc/sys/fs/lease-break-time).
+	patience = time.Second
+	poll     = 100 * time.Microsecond
+)
+
 // Open opens a file that exists. flags are those of open(2), without O_CREAT.
 //
+// With O_NONBLOCK it waits a moment for another's lease to end. Package loopdev takes leases
+// of some microseconds.
+//
 // "If pathname is relative, then it is interpreted relative to the directory
-// referred to by the file descriptor dirfd" openat(2)
+// referred to by the file descriptor dirfd [...] EWOULDBLOCK: The O_NONBLOCK flag was
+// specified, and an incompatible lease was held on the file (see fcntl(2))." openat(2)
 func Open(dir *os.File, name string, flags int) (*os.File, error) {
 	path := filepath.Join(dir.Name(), name)
-	f, err := sys.OpenAt(path, dir, func(fd int) (int, error) {
-		return unix.Openat(fd, name, flags|unix.O_CLOEXEC, 0)
-	})
+	var f *os.File
+	var err error
+	for deadline := time.Now().Add(patience); ; time.Sleep(poll) {
+		f, err = sys.OpenAt(path, dir, func(fd int) (int, error) {
+			return unix.Openat(fd, name, flags|unix.O_CLOEXEC, 0)
+		})
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
+			break
+		}
+	}
 	if err != nil {
 		return nil, &os.PathError{Op: "openat", Path: path, Err: err}
 	}

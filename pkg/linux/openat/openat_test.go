@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestDirectoryStaysTheSame moves the directory away and puts another in its place.
@@ -80,4 +82,34 @@ func TestStat(t *testing.T) {
 	if _, err := Stat(dir, "missing"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a file that does not exist: %v", err)
 	}
+}
+
+// TestOpenWaitsForLeases: a lease of another makes an opener with O_NONBLOCK wait, and not for
+// ever.
+func TestOpenWaitsForLeases(t *testing.T) {
+	dir, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	held, err := os.Create(filepath.Join(dir.Name(), "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	lease := func(kind int) {
+		if _, err := unix.FcntlInt(held.Fd(), unix.F_SETLEASE, kind); err != nil {
+			t.Errorf("F_SETLEASE %d: %v", kind, err)
+		}
+	}
+	lease(unix.F_WRLCK)
+	if f, err := Open(dir, "file", unix.O_RDONLY|unix.O_NONBLOCK); !errors.Is(err, unix.EWOULDBLOCK) {
+		t.Errorf("Open of a file with a lease: %v, %v", f, err)
+	}
+	time.AfterFunc(50*time.Millisecond, func() { lease(unix.F_UNLCK) })
+	f, err := Open(dir, "file", unix.O_RDONLY|unix.O_NONBLOCK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
 }

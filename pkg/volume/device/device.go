@@ -68,10 +68,23 @@ func (d *Devices) Nameless(f *os.File, purpose string) (*loopdev.Device, error) 
 // A reader beside a writer has a device of its own, and so a page cache of its own. It may
 // not see changes of data that it has read once.
 func (d *Devices) Block(img *image.Image, readOnly bool) (*loopdev.Device, error) {
-	loops, err := loopdev.Find(img.File)
-	if err != nil {
-		return nil, err
+	// Most often a known device fits. Only if there is none whatsoever, the image may get one more.
+	for _, find := range []func(*os.File) ([]int, error){loopdev.Known, loopdev.Find} {
+		loops, err := find(img.File)
+		if err != nil {
+			return nil, err
+		}
+		if dev, err := attached(img, loops, readOnly); err != nil || dev != nil {
+			return dev, err
+		}
 	}
+	d.images.Refill(img)
+	return d.attach(img, loopdev.Options{ReadOnly: readOnly})
+}
+
+// attached returns the one of a block volume's loop devices that is read-only or not, as is
+// asked for, or nil if there is none.
+func attached(img *image.Image, loops []int, readOnly bool) (*loopdev.Device, error) {
 	for _, index := range loops {
 		dev, err := loopdev.Open(index)
 		if errors.Is(err, loopdev.ErrNotAttached) {
@@ -94,8 +107,7 @@ func (d *Devices) Block(img *image.Image, readOnly bool) (*loopdev.Device, error
 			return nil, err
 		}
 	}
-	d.images.Refill(img)
-	return d.attach(img, loopdev.Options{ReadOnly: readOnly})
+	return nil, nil
 }
 
 // prepared returns a device that an image has already, in the state that the volume needs, or
@@ -122,7 +134,7 @@ func (d *Devices) attach(img *image.Image, o loopdev.Options) (*loopdev.Device, 
 
 // UpdateSize makes all loop devices of an image as large as the image.
 func UpdateSize(img *image.Image) error {
-	loops, err := loopdev.Find(img.File)
+	loops, err := loopdev.Known(img.File)
 	if err != nil {
 		return err
 	}

@@ -53,7 +53,7 @@ func (r *Root) checkAttached(img *image.Image, rel string) error {
 		return err
 	}
 	dir.Close()
-	loops, err := loopdev.Find(img.File)
+	loops, err := loopdev.Known(img.File)
 	if err == nil && len(loops) == 0 {
 		err = r.notAt(img, rel)
 	}

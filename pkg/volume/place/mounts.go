@@ -134,15 +134,19 @@ func (r *Root) Mountpoints(img *image.Image) ([]string, error) {
 	var loops []int
 	if img.Mode() != image.ModeDiskImage {
 		var err error
-		if loops, err = loopdev.Find(img.File); err != nil || len(loops) == 0 {
+		if loops, err = loopdev.Known(img.File); err != nil {
 			return nil, err
 		}
 	}
 	return r.MountpointsOf(img, loops)
 }
 
-// MountpointsOf is [Root.Mountpoints] for a caller that knows the volume's loop devices.
+// MountpointsOf is [Root.Mountpoints] for a caller that knows the volume's loop devices. It reads
+// the whole mount table, unless the volume has no device that could be mounted.
 func (r *Root) MountpointsOf(v Owner, loops []int) ([]string, error) {
+	if len(loops) == 0 && v.Mode() != image.ModeDiskImage {
+		return nil, nil
+	}
 	isOurs := func(device string) bool {
 		index, ok := loopdev.IndexOf(device)
 		return ok && slices.Contains(loops, index)
