@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -56,7 +57,10 @@ const (
 // get EBUSY. An Allocator gives each device to one goroutine at a time.
 // Other processes do not know about it, so it skips the devices that they took.
 //
-// Nobody is told when an autoclear device becomes free. So when the Allocator has run out
+// A device that detached itself is used again as soon as somebody in this process has looked at
+// it ([Open]), for example to see that an unmounted volume is gone.
+//
+// Nobody is told when other devices become free. So when the Allocator has run out
 // of devices, it looks for free ones in sysfs, which takes 5 µs per device, and in the
 // mount table. Making a new device takes 300 µs instead, and leaves one more for ever.
 // So with N devices it looks once in N/4 attachments at most. That costs 20 µs per
@@ -64,7 +68,7 @@ const (
 // which bounds N to 5/3 of the most devices that were ever attached at once.
 type Allocator struct {
 	mu     sync.Mutex   // held during a look, and never during an attachment
-	free   []int        // free at the last look, and not given out since
+	free   []int        // free at the last look or given back since, and not given out
 	trying map[int]bool // given to a goroutine: sysfs may still show them as free
 	nodes  int          // how many devices there were at the last look
 	handed int          // how often take was called since the last look
@@ -101,6 +105,9 @@ func (a *Allocator) Attach(backing *os.File, o Options) (*Device, error) {
 			_ = Remove(index)
 		}
 		a.done(index)
+		if err == nil && o.AutoClear {
+			seen.lend(index, a)
+		}
 		if !errors.Is(err, errTaken) && !errors.Is(err, errUnfit) && !errors.Is(err, unix.ENOENT) { // ENOENT: it was removed since
 			return d, err
 		}
@@ -113,6 +120,9 @@ func (a *Allocator) Attach(backing *os.File, o Options) (*Device, error) {
 		}
 		var d *Device
 		if d, err = attachIfFree(index, backing, o); err == nil {
+			if o.AutoClear && !o.NoDiscard {
+				seen.lend(index, a)
+			}
 			return d, nil
 		}
 		if !errors.Is(err, errTaken) {
@@ -144,6 +154,16 @@ func (a *Allocator) take() (index int, ok bool, err error) {
 	}
 	a.trying[index] = true
 	return index, true, nil
+}
+
+// giveBack takes a device that detached itself. Its node is bind-mounted nowhere: it was
+// attached for a mount or a moment, and not for a pod to open.
+func (a *Allocator) giveBack(index int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !slices.Contains(a.free, index) {
+		a.free = append(a.free, index)
+	}
 }
 
 func (a *Allocator) done(index int) {

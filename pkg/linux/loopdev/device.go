@@ -122,6 +122,7 @@ func (d *Device) Keep() error {
 	if err != nil {
 		return fmt.Errorf("LOOP_SET_STATUS64 %s: %w", d.Path(), err)
 	}
+	seen.lend(d.index, nil)
 	return nil
 }
 

@@ -144,9 +144,11 @@ type sights struct {
 	files    map[int]inode
 	devices  map[inode][]int
 	complete bool // all that were attached at one moment were seen
+	// lent are the devices that an Allocator attached and that will detach themselves.
+	lent map[int]*Allocator
 }
 
-var seen = sights{files: map[int]inode{}, devices: map[inode][]int{}}
+var seen = sights{files: map[int]inode{}, devices: map[inode][]int{}, lent: map[int]*Allocator{}}
 
 func (s *sights) set(index int, f inode) {
 	s.mu.Lock()
@@ -159,10 +161,26 @@ func (s *sights) set(index int, f inode) {
 	s.devices[f] = append(s.devices[f], index)
 }
 
+// forget notes that a device has no file. One that was lent goes back to its Allocator.
 func (s *sights) forget(index int) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	from := s.lent[index]
 	s.drop(index)
+	s.mu.Unlock()
+	if from != nil {
+		from.giveBack(index)
+	}
+}
+
+// lend notes that a device will detach itself, or with nil that it will not.
+func (s *sights) lend(index int, from *Allocator) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if from == nil {
+		delete(s.lent, index)
+	} else {
+		s.lent[index] = from
+	}
 }
 
 func (s *sights) drop(index int) {
@@ -171,6 +189,7 @@ func (s *sights) drop(index int) {
 		return
 	}
 	delete(s.files, index)
+	delete(s.lent, index)
 	s.devices[f] = slices.DeleteFunc(s.devices[f], func(i int) bool { return i == index })
 	if len(s.devices[f]) == 0 {
 		delete(s.devices, f)

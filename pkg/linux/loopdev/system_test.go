@@ -360,6 +360,51 @@ func TestDevicesAreUsedAgain(t *testing.T) {
 	}
 }
 
+// TestGivenBack: a device that detached itself is used again without a look at all devices. One
+// that was to stay attached is not, since a pod may have its node.
+func TestGivenBack(t *testing.T) {
+	f := image(t, filepath.Join(testenv.XFS.Pool(t), "f"))
+	a := Allocator{nodes: 1000} // as if it had just looked, and found none
+	gone := func(d *Device, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		testenv.Eventually(t, "the device to be detached", func() bool {
+			other, err := Open(d.Index())
+			if err == nil {
+				other.Close()
+			}
+			return errors.Is(err, ErrNotAttached)
+		})
+	}
+	first := attach(t, &a, f, Options{AutoClear: true})
+	gone(first, first.Close())
+	if !slices.Equal(a.free, []int{first.Index()}) {
+		t.Fatalf("loop%d was not given back: %v", first.Index(), a.free)
+	}
+	second := attach(t, &a, f, Options{AutoClear: true})
+	if second.Index() != first.Index() {
+		t.Errorf("loop%d was attached, and loop%d is free", second.Index(), first.Index()) // or taken by another program
+	}
+	if err := second.Keep(); err != nil {
+		t.Fatal(err)
+	}
+	gone(second, second.Detach())
+	third := attach(t, &a, f, Options{})
+	gone(third, third.Detach())
+	fourth := attach(t, &a, f, Options{AutoClear: true, NoDiscard: true})
+	gone(fourth, fourth.Close())
+	if len(a.free) > 0 {
+		t.Errorf("%v were given back, which were kept or refuse discards", a.free)
+	}
+	for _, d := range []*Device{second, third, fourth} {
+		if err := Remove(d.Index()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestGivenDevicesAreNotFree: a pod can detach the file of its device. The device must not
 // get the next volume then, which the pod could use.
 func TestGivenDevicesAreNotFree(t *testing.T) {
