@@ -65,8 +65,8 @@ func (o *pluginOptions) add(f *pflag.FlagSet) {
 }
 
 func (o *pluginOptions) addTemplates(f *pflag.FlagSet) {
-	addValue(f, &o.maxVMs, "max-formatting-vms", strconv.Itoa(template.DefaultMaxBuilds), atLeastOne,
-		"how many templates are built at the same time; each takes a processor and about 310 MiB of memory")
+	addValue(f, &o.maxVMs, "max-formatting-vms", strconv.Itoa(vmformat.DefaultVMs), atLeastOne,
+		"how many VMs build templates at the same time, each up to 16 of them; a VM takes a processor and 310 MiB of memory")
 	addValue(f, &o.maxBuildsPerHour, "max-template-builds-per-hour", strconv.Itoa(template.DefaultBuildsPerHour), upperCount[int](),
 		"how many templates may be built in a row, and then per hour, evenly; 0 means no limit")
 	addValue(f, &o.templateCache, "template-cache", "20%", poolShare,

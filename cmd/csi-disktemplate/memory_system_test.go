@@ -117,7 +117,7 @@ func memoryRequest(t *testing.T) int64 {
 // 100 MiB, may not pass through the plugin's own memory as a whole. After the builds it takes no
 // more than its manifest asks for.
 func TestMemory(t *testing.T) {
-	n := harnesstest.New(t, testenv.XFS.Mount(t, 1<<30))
+	n := harnesstest.New(t, testenv.XFS.Mount(t, 4<<30))
 	for i, most := range []int64{mostFirstMemory, mostMemory} {
 		p := startPlugin(t, n, testenv.Binary(t))
 		p.built = 10 * i // other sizes, and so other templates
@@ -195,7 +195,7 @@ func (c cgroup) read(name string) float64 {
 func BenchmarkMemory(b *testing.B) {
 	for b.Loop() {
 		group := newCgroup(b)
-		p := startPlugin(b, harnesstest.New(b, testenv.XFS.Mount(b, 1<<30)), group.wrap(testenv.Binary(b)))
+		p := startPlugin(b, harnesstest.New(b, testenv.XFS.Mount(b, 4<<30)), group.wrap(testenv.Binary(b)))
 		time.Sleep(3 * time.Second) // the plugin reads the formatter's files meanwhile
 		report := func(field, unit string) { b.ReportMetric(float64(p.memory(field))/(1<<20), unit) }
 		report("VmRSS", "idle-MiB")

@@ -50,6 +50,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 		return err
 	}
 	defer owner.Unlock()
+	o.vm.VMs, o.vm.Save = o.maxVMs, true
 	formatter, err := newFormatter(o.vm, p.CacheDir())
 	if err != nil {
 		return err
@@ -134,7 +135,7 @@ func templateConfig(o pluginOptions, p *pool.Pool, formatter *vmformat.Formatter
 		Pool:          p,
 		Fingerprint:   formatter.Fingerprint,
 		Format:        formatFunc(formatter),
-		MaxBuilds:     o.maxVMs,
+		MaxBuilds:     o.maxVMs * vmformat.MaxOrders, // the formatter bounds the VMs
 		BuildsPerHour: o.maxBuildsPerHour,
 		Budget:        templateBudget(p, o.templateCache),
 		Observe:       observeBuilds(r),

@@ -22,7 +22,7 @@ const digestBlock = 4096
 func digest(f *os.File) (string, error) {
 	h := sha256.New()
 	zero := make([]byte, digestBlock)
-	buf := make([]byte, 256*digestBlock)
+	buf := make([]byte, 64*digestBlock) // for each of the templates that are built at once
 	var at [8]byte
 	for e, err := range sparse.Data(f) {
 		if err != nil {

@@ -49,12 +49,11 @@ func (e noFormatter) Unwrap() []error { return []error{ErrNoFormatter, e.error} 
 // six times the time limit of a VM, so that a hung build ends before the waiting ones give up.
 const defaultLockTimeout = 600 * time.Second
 
-// DefaultMaxBuilds bounds the load on a node when many different disks are asked for at once.
-// A build takes a processor and some hundred MiB of memory.
+// DefaultMaxBuilds is for a formatter that does not bound its own load.
 const DefaultMaxBuilds = 2
 
 // DefaultBuildsPerHour bounds the load on a node when somebody asks for new kinds of disks
-// again and again: at 1.5 to 5 s a build, 3 to 10 minutes of one processor in an hour, and twice
+// again and again: at 0.5 to 5 s a build, 1 to 10 minutes of one processor in an hour, and twice
 // that in the first hour.
 //
 // Honest use stays far below it. A node builds one template for each kind of disk that its

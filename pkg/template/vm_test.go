@@ -101,6 +101,64 @@ func fourCallers(t *testing.T, dir string) {
 	wg.Wait()
 }
 
+// TestManySizes asks for 12 sizes of every filesystem at once. A few VMs build them all, each as it was
+// asked for.
+func TestManySizes(t *testing.T) {
+	p := newPool(t, testenv.XFS)
+	formatter, err := vmformat.New(vmformat.Config{Init: testenv.Binary(t), CacheDir: testenv.CacheDir(t), Save: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var vms sync.Map
+	s := newStore(t, p, func(c *Config) {
+		c.MaxBuilds = 2 * vmformat.MaxOrders
+		c.Fingerprint = formatter.Fingerprint
+		c.Format = func(ctx context.Context, f *os.File, spec diskfs.Spec) (Provenance, error) {
+			r, err := formatter.Format(ctx, f, spec, nil)
+			vms.Store(r.Elapsed, true) // no two VMs take the same time to the nanosecond
+			return Provenance{Fingerprint: r.Fingerprint, UUID: r.UUID}, err
+		}
+	})
+	const sizes = 12
+	var wg sync.WaitGroup
+	for i := range sizes {
+		for _, fs := range diskfs.Names() {
+			spec := diskfs.Spec{Filesystem: fs, Size: int64(300+i) << 20}
+			wg.Go(func() {
+				tmpl, err := s.Ensure(t.Context(), spec)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer tmpl.Close()
+				if tmpl.Hit || !tmpl.Spec.Equal(spec) {
+					t.Errorf("%s: there already: %v; it is %s", spec, tmpl.Hit, tmpl.Spec)
+				}
+			})
+		}
+	}
+	wg.Wait()
+	used := 0
+	vms.Range(func(any, any) bool { used++; return true })
+	templates, err := p.Templates()
+	if err != nil || len(templates) != sizes*len(diskfs.Names()) {
+		t.Errorf("%d templates are there: %v", len(templates), err)
+	}
+	if t.Logf("%d VMs built %d templates", used, len(templates)); used > len(templates)/3 {
+		t.Errorf("%d VMs built %d templates", used, len(templates))
+	}
+	for _, i := range []int{0, sizes - 1} {
+		for _, fs := range diskfs.Names() {
+			tmpl, err := s.Ensure(t.Context(), diskfs.Spec{Filesystem: fs, Size: int64(300+i) << 20})
+			if err != nil {
+				t.Fatal(err)
+			}
+			testenv.Fsck(t, fs, p.Template(tmpl.Key))
+			tmpl.Close()
+		}
+	}
+}
+
 // BenchmarkClone clones templates of every filesystem, size and kind of pool. That is one step of
 // making a volume.
 func BenchmarkClone(b *testing.B) {

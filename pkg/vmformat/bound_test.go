@@ -16,8 +16,6 @@ import (
 	"github.com/u-root/u-root/pkg/cpio"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
 )
 
 // TestBoundByKernel runs TestBound of pkg/volume in a VM: the kernel of the image has project
@@ -27,7 +25,7 @@ func TestBoundByKernel(t *testing.T) {
 	testenv.Root(t)
 	dir := testenv.Dir(t)
 	f := newFormatter(t, func(c *Config) { c.Init = volumeTests(t, dir) })
-	r, err := f.gather(diskfs.Spec{Filesystem: "xfs", Size: 300 << 20})
+	r, err := f.gather("xfs")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,14 +33,12 @@ func TestBoundByKernel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	order := slices.Clone(r.job.Modules)
+	modules := slices.Concat(r.setup.Drivers, r.setup.Modules)
 	for _, name := range loop {
-		at := modulesDir + moduleName(name) + ".ko"
-		r.files[at] = file{mode: cpio.S_IFREG | 0o444, open: func() (*os.File, error) { return openModule(name) }}
-		order = append(order, at)
+		modules = append(modules, r.addModule(name, ""))
 	}
 	list := filepath.Join(dir, "order")
-	if err := os.WriteFile(list, []byte(strings.Join(order, "\n")), 0o600); err != nil {
+	if err := os.WriteFile(list, []byte(strings.Join(modules, "\n")), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	r.files[modulesDir+"order"] = file{mode: cpio.S_IFREG | 0o444, open: func() (*os.File, error) { return os.Open(list) }}
@@ -56,7 +52,7 @@ func TestBoundByKernel(t *testing.T) {
 	if err := disk.Truncate(4 << 30); err != nil {
 		t.Fatal(err)
 	}
-	o := v.run(t.Context(), disk, func(guest.Stage) {})
+	o := v.run(t.Context(), []*order{{file: disk}})
 	said := strings.Join(o.console, "\n")
 	t.Logf("%s, %v:\n%s", o.elapsed, o.exit, said)
 	if !strings.Contains(said, "--- PASS: TestBound/inline") || !strings.Contains(said, "tests ended with 0 <nil>") {

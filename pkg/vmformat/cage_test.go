@@ -70,7 +70,7 @@ func field(file, name string) string {
 func TestCage(t *testing.T) {
 	v, template := broken(t, nil, nil)
 	looked := false
-	o := v.run(t.Context(), template, func(stage guest.Stage) {
+	o := runOne(t.Context(), v, template, func(stage guest.Stage) {
 		if stage != guest.StageMkfs {
 			return
 		}
@@ -85,7 +85,7 @@ func TestCage(t *testing.T) {
 		for name, look := range map[string]func(*testing.T, process, *vm, string){
 			"nobody": isNobody, "bounded": isBounded, "files": hasItsFiles, "mounts": hasItsMounts, "namespaces": hasItsNamespaces,
 		} {
-			t.Run(name, func(t *testing.T) { look(t, process{t, qemu.pid}, v, template.Name()) })
+			t.Run(name, func(t *testing.T) { look(t, process{t, qemu.pid}, v, template.file.Name()) })
 		}
 	})
 	if err := o.judge(); err != nil || !looked {
@@ -133,13 +133,13 @@ func isBounded(t *testing.T, qemu process, v *vm, _ string) {
 	t.Logf("VmPeak %s, VmHWM %s, %d descriptors", field(status, "VmPeak"), field(status, "VmHWM"), len(qemu.links("fd")))
 }
 
-// hasItsFiles checks that QEMU has the template and the verdict in memory open, and no other
+// hasItsFiles checks that QEMU has the template and the control disk in memory open, and no other
 // file of the node.
 func hasItsFiles(t *testing.T, qemu process, _ *vm, template string) {
 	have := map[string]int{}
 	for fd, to := range qemu.links("fd") {
 		kind := to
-		if to != template { // socket:[123], pipe:[123], anon_inode:[eventfd], /memfd:verdict (deleted)
+		if to != template { // socket:[123], pipe:[123], anon_inode:[eventfd], /memfd:control (deleted)
 			kind, _, _ = strings.Cut(to, ":")
 		}
 		have[kind]++
@@ -154,7 +154,7 @@ func hasItsFiles(t *testing.T, qemu process, _ *vm, template string) {
 		t.Errorf("QEMU has %d sockets, want 1", have["socket"])
 	}
 	if have[template] == 0 || have["/memfd"] == 0 {
-		t.Error("the template or the verdict is not open: the test looked at another process")
+		t.Error("the template or the control disk is not open: the test looked at another process")
 	}
 }
 

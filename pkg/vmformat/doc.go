@@ -24,9 +24,12 @@
 //
 // [Formatter.Fingerprint] names everything that decides the bytes, by content.
 //
-// Caveat: the package has no cache of what it formatted. Two calls run two VMs.
+// A VM takes much longer to boot than to format most files. So calls that wait for a VM share the
+// next one (queue.go), and a VM that has booted is saved, to be restored for later calls (saved.go).
+//
+// Caveat: the package has no cache of what it formatted. Two calls format twice.
 //
 // Sources: qemu-system-x86_64(1), QEMU's docs/system/i386/microvm.rst and
-// docs/interop/qmp-spec, Documentation/arch/x86/boot.rst,
+// docs/interop/qmp-spec and docs/devel/migration.rst, Documentation/arch/x86/boot.rst,
 // Documentation/driver-api/early-userspace/buffer-format.rst.
 package vmformat

@@ -21,18 +21,28 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
 )
 
-// broken prepares a VM that makes an ext4 of 64 MiB, and lets a test break it.
-func broken(t *testing.T, tamper func(*recipe), damage func(*vm)) (*vm, *os.File) {
+// kit is a recipe and a job that a test may tamper with.
+type kit struct {
+	*recipe
+	job *guest.Job
+}
+
+// broken prepares a VM that boots and makes an ext4 of 64 MiB, and lets a test break it.
+func broken(t *testing.T, tamper func(kit), damage func(*vm)) (*vm, *order) {
 	t.Helper()
 	testenv.Root(t)
 	f := newFormatter(t, nil)
 	spec := diskfs.Spec{Filesystem: "ext4", Size: 64 << 20}
-	r, err := f.gather(spec)
+	r, err := f.gather(spec.Filesystem)
+	if err != nil {
+		t.Fatal(err)
+	}
+	job, err := newJob(spec)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if tamper != nil {
-		tamper(r)
+		tamper(kit{r, &job})
 	}
 	v, err := f.plan(r, AccelTCG)
 	if err != nil {
@@ -46,16 +56,22 @@ func broken(t *testing.T, tamper func(*recipe), damage func(*vm)) (*vm, *os.File
 	if err := file.Truncate(spec.Size); err != nil {
 		t.Fatal(err)
 	}
-	return v, file
+	return v, &order{ctx: t.Context(), file: file, spec: spec, job: job}
+}
+
+// runOne runs a VM with one order.
+func runOne(ctx context.Context, v *vm, o *order, progress func(guest.Stage)) outcome {
+	o.ctx, o.progress = ctx, progress
+	return v.run(ctx, []*order{o}).of(0)
 }
 
 // mustFail runs a broken VM and checks that the error for the operator contains the words.
-func mustFail(t *testing.T, v *vm, file *os.File, words ...string) outcome {
+func mustFail(t *testing.T, v *vm, o *order, words ...string) outcome {
 	t.Helper()
-	o := v.run(t.Context(), file, func(guest.Stage) {})
-	err := o.judge()
+	out := runOne(t.Context(), v, o, nil)
+	err := out.judge()
 	if !errors.Is(err, ErrFormat) {
-		t.Fatalf("%+v is judged %v, want ErrFormat", o, err)
+		t.Fatalf("%+v is judged %v, want ErrFormat", out, err)
 	}
 	t.Logf("the operator reads: %v", err)
 	for _, w := range words {
@@ -63,11 +79,11 @@ func mustFail(t *testing.T, v *vm, file *os.File, words ...string) outcome {
 			t.Errorf("the message lacks %q", w)
 		}
 	}
-	return o
+	return out
 }
 
 func TestFailureMissingLibrary(t *testing.T) {
-	v, f := broken(t, func(r *recipe) {
+	v, f := broken(t, func(r kit) {
 		for name := range r.files {
 			if strings.HasPrefix(name, guest.LibDir+"/libext2fs") {
 				delete(r.files, name)
@@ -81,7 +97,7 @@ func TestFailureMissingLibrary(t *testing.T) {
 }
 
 func TestFailureMkfs(t *testing.T) {
-	v, f := broken(t, func(r *recipe) {
+	v, f := broken(t, func(r kit) {
 		r.job.Mkfs = append(r.job.Mkfs[:1:1], "-F", "-O", "nosuchfeature", guest.DevicePlaceholder)
 	}, nil)
 	o := mustFail(t, v, f, "mkfs failed with exit code 1", "nosuchfeature")
@@ -92,22 +108,22 @@ func TestFailureMkfs(t *testing.T) {
 
 // TestFailureMkfsWroteNothing has a mkfs that exits with 0 and writes nothing.
 func TestFailureMkfsWroteNothing(t *testing.T) {
-	v, f := broken(t, func(r *recipe) { r.job.Mkfs = []string{r.job.Mkfs[0], "-n", "-F", "-q", guest.DevicePlaceholder} }, nil)
+	v, f := broken(t, func(r kit) { r.job.Mkfs = []string{r.job.Mkfs[0], "-n", "-F", "-q", guest.DevicePlaceholder} }, nil)
 	mustFail(t, v, f, fmt.Sprintf("exit code %d", guest.ExitUnwritten), "left no valid filesystem")
 }
 
 func TestFailureChecker(t *testing.T) {
-	v, f := broken(t, func(r *recipe) { r.job.Check = []string{r.job.Check[0], "-fn", "/dev/nonexistent"} }, nil)
+	v, f := broken(t, func(r kit) { r.job.Check = []string{r.job.Check[0], "-fn", "/dev/nonexistent"} }, nil)
 	mustFail(t, v, f, "check failed with exit code 8", "No such file")
 }
 
 func TestFailureMount(t *testing.T) {
-	v, f := broken(t, func(r *recipe) { r.job.MountData = "nosuchoption" }, nil)
+	v, f := broken(t, func(r kit) { r.job.MountData = "nosuchoption" }, nil)
 	mustFail(t, v, f, "the guest's kernel cannot mount the new ext4", "nosuchoption")
 }
 
 func TestFailureInitExits(t *testing.T) {
-	v, f := broken(t, func(r *recipe) { r.init[guest.InitPath] = r.files["/bin/mkfs.ext4"] }, nil)
+	v, f := broken(t, func(r kit) { r.init[guest.InitPath] = r.files["/bin/mkfs.ext4"] }, nil)
 	o := mustFail(t, v, f, "crashed or its init ended early", "guest-reset", "Kernel panic")
 	if o.exit != nil {
 		t.Errorf("QEMU: %v, want none: it exits with 0 at a reset", o.exit)
@@ -130,7 +146,7 @@ func TestFailureKernelImages(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var r *recipe
-			v, f := broken(t, func(rr *recipe) { r = rr }, func(v *vm) { v.timeout = 20 * time.Second })
+			v, f := broken(t, func(k kit) { r = k.recipe }, func(v *vm) { v.timeout = 20 * time.Second })
 			vmlinuz, err := os.ReadFile(r.kernel.path)
 			if err != nil {
 				t.Fatal(err)
@@ -152,7 +168,7 @@ func TestFailureKernelImages(t *testing.T) {
 }
 
 func TestFailureHang(t *testing.T) {
-	v, f := broken(t, func(r *recipe) {
+	v, f := broken(t, func(r kit) {
 		if err := addProgram(r.files, "/bin/sleep", "/bin/sleep"); err != nil {
 			t.Fatal(err)
 		}
@@ -180,7 +196,7 @@ func TestFailureTruncatedInitramfs(t *testing.T) {
 
 func TestFailureKilled(t *testing.T) {
 	v, f := broken(t, nil, nil)
-	o := v.run(t.Context(), f, func(stage guest.Stage) {
+	o := runOne(t.Context(), v, f, func(stage guest.Stage) {
 		if stage == guest.StageMkfs {
 			syscall.Kill(findProcess(v.nonce), syscall.SIGKILL)
 		}
@@ -194,7 +210,7 @@ func TestCancel(t *testing.T) {
 	v, f := broken(t, nil, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	err := v.run(ctx, f, func(guest.Stage) { cancel() }).judge()
+	err := runOne(ctx, v, f, func(guest.Stage) { cancel() }).judge()
 	if !errors.Is(err, context.Canceled) || !errors.Is(err, ErrFormat) {
 		t.Errorf("the run is judged %v", err)
 	}
@@ -208,14 +224,14 @@ func TestCancel(t *testing.T) {
 func TestFailurePoolFull(t *testing.T) {
 	for _, werror := range []string{"stop", "ignore"} {
 		t.Run("werror="+werror, func(t *testing.T) {
-			v, _ := broken(t, nil, func(v *vm) { v.werror = werror })
+			v, f := broken(t, nil, func(v *vm) { v.werror = werror })
 			dir := testenv.XFS.Mount(t, 300<<20)
-			f := image(t, dir)
-			if err := f.Truncate(64 << 20); err != nil {
+			f.file = image(t, dir)
+			if err := f.file.Truncate(64 << 20); err != nil {
 				t.Fatal(err)
 			}
 			testenv.Fill(t, dir)
-			o := v.run(t.Context(), f, func(guest.Stage) {})
+			o := runOne(t.Context(), v, f, nil)
 			err := o.judge()
 			t.Logf("the verdict says OK: %v; the operator reads: %v", o.verdict.OK, err)
 			if !errors.Is(err, ErrNoSpace) || !errors.Is(err, ErrFormat) {

@@ -23,7 +23,7 @@ func hear(said io.Reader) (events, string, error) {
 	ev, err := monitor(struct {
 		io.Reader
 		io.Writer
-	}{said, &answers})
+	}{said, &answers}, ignored)
 	return ev, answers.String(), err
 }
 
@@ -38,7 +38,7 @@ func FuzzQEMU(f *testing.F) {
 		`{"event": "BLOCK_IO_ERROR", "data": {"operation": "write", "nospace": true, "reason": "No space"}}`,
 		`{"event": "SHUTDOWN", "data": {"reason": "guest-shutdown"}} {"error": {"desc": "` + strings.Repeat("é", 5000) + `"}}`,
 		`{"event": "BLOCK_IO_ERROR", "data": {"reason": "` + strings.Repeat("é", 5000) + `"}}`,
-		guest.StagePrefix + "mkfs\r\nKernel panic - not syncing: \xff\n\n" + strings.Repeat("ä", 1000) + "\n",
+		guest.StagePrefix + "mkfs 3\r\nKernel panic - not syncing: \xff\n\n" + strings.Repeat("ä", 1000) + "\n",
 		strings.Repeat("x\n", 50) + strings.Repeat("\xff", 2000),
 	} {
 		f.Add([]byte(s), uint8(3))
@@ -101,11 +101,11 @@ func judged(t *testing.T, o outcome, pass bool) {
 
 func fuzzConsole(t *testing.T, b []byte, piece int, ev events) {
 	t.Helper()
-	var stages, slowStages []guest.Stage
-	c := &console{progress: func(s guest.Stage) { stages = append(stages, s) }}
+	var stages, slowStages []string
+	c := &console{progress: func(s guest.Stage, job int) { stages = append(stages, fmt.Sprint(s, job)) }}
 	c.Write(b)
 	lines, panicked := c.last()
-	slow := &console{progress: func(s guest.Stage) { slowStages = append(slowStages, s) }}
+	slow := &console{progress: func(s guest.Stage, job int) { slowStages = append(slowStages, fmt.Sprint(s, job)) }}
 	for rest := b; len(rest) > 0; rest = rest[min(piece, len(rest)):] {
 		slow.Write(rest[:min(piece, len(rest))])
 	}
@@ -123,6 +123,6 @@ func fuzzConsole(t *testing.T, b []byte, piece int, ev events) {
 	}
 	o := good()
 	o.events, o.console, o.panic = ev, lines, panicked
-	o.verdict, o.noVerdict = guest.ParseVerdict(b, o.nonce)
+	o.verdict, o.noVerdict = guest.ParseVerdict(b, "n")
 	judged(t, o, false)
 }

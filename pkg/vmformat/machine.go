@@ -37,10 +37,14 @@ type machine struct {
 // accelerator is the part of a machine that differs by how the guest's instructions are
 // run. Nothing in it may decide the bytes of a template: the fingerprint leaves it out.
 type accelerator struct {
+	name    Accel
 	accel   string          // -accel
 	cpu     string          // -cpu
 	devices []string        // device nodes that QEMU opens
 	cmdline func() []string // more words of the kernel's command line
+	// saves tells whether a VM that has booted is saved, and restored for later batches. That is
+	// worth it where a boot takes long. Under KVM it was never tried.
+	saves bool
 }
 
 // kernelForm is the form of an installed kernel, and the way to the one that QEMU boots.
@@ -64,18 +68,21 @@ var amd64 = machine{
 	console:       "ttyS0",
 	accelerators: map[Accel]accelerator{
 		AccelKVM: {
+			name:    AccelKVM,
 			accel:   "kvm",
 			cpu:     "host",
 			devices: []string{kvm.Device},
 			cmdline: func() []string { return nil },
 		},
 		AccelTCG: {
+			name:  AccelTCG,
 			accel: fmt.Sprintf("tcg,thread=multi,tb-size=%d", translatedMiB),
 			// max has RDRAND. Without it mkfs waits seconds for randomness.
 			cpu: "max",
 			// microvm has no timer that the kernel could calibrate the emulated TSC
 			// with. Without this hint it hangs.
 			cmdline: func() []string { return []string{fmt.Sprintf("tsc_early_khz=%d", hostKHz())} },
+			saves:   true,
 		},
 	},
 }

@@ -27,30 +27,45 @@ type ioFail struct {
 const reasonGuestShutdown = "guest-shutdown"
 
 // qmpMessage is the part of the QEMU Machine Protocol that this client understands: the
-// greeting, the answers to its two commands, and events.
+// greeting, the answers to its commands, and events.
 type qmpMessage struct {
 	QMP   json.RawMessage `json:"QMP"`
 	Error *struct {
 		Desc string `json:"desc"`
 	} `json:"error"`
+	Return struct {
+		Status string `json:"status"` // of query-status
+	} `json:"return"`
 	Event string `json:"event"`
 	Data  struct {
 		Reason    string `json:"reason"`
 		Operation string `json:"operation"`
 		NoSpace   bool   `json:"nospace"`
+		Status    string `json:"status"` // of MIGRATION
 	} `json:"data"`
 }
 
-// maxMonitor bounds what is read from a QEMU, in bytes. A format takes some hundred. A QEMU
-// that says more than this has been taken over.
+// maxMonitor bounds what is read from a QEMU, in bytes. A format takes some hundred, and one that
+// saves the VM some thousand. A QEMU that says more than this has been taken over.
 const maxMonitor = 1 << 20
 
 // short bounds the text that an error quotes. QEMU's own words are shorter.
 func short(s string) string { return fmt.Sprintf("%.200s", s) }
 
+// execute is a command of QMP.
+func execute(conn io.Writer, command string, arguments map[string]any) error {
+	m := map[string]any{"execute": command}
+	if arguments != nil {
+		m["arguments"] = arguments
+	}
+	return json.NewEncoder(conn).Encode(m)
+}
+
 // monitor speaks QMP until the other end closes. A disk that fails stops the VM
 // (werror=stop). QEMU would then wait for ever, so it is told to quit at once.
-func monitor(conn io.ReadWriter) (events, error) {
+//
+// heard gets everything else that QEMU says.
+func monitor(conn io.ReadWriter, heard func(qmpMessage) error) (events, error) {
 	var ev events
 	in := json.NewDecoder(io.LimitReader(conn, maxMonitor))
 	for {
@@ -61,10 +76,10 @@ func monitor(conn io.ReadWriter) (events, error) {
 			}
 			return ev, err
 		}
-		var command string
+		var err error
 		switch {
 		case m.QMP != nil:
-			command = "qmp_capabilities"
+			err = execute(conn, "qmp_capabilities", nil)
 		case m.Error != nil:
 			return ev, fmt.Errorf("QEMU's monitor: %s", short(m.Error.Desc))
 		case m.Event == "SHUTDOWN":
@@ -73,12 +88,12 @@ func monitor(conn io.ReadWriter) (events, error) {
 			if ev.ioError == nil {
 				ev.ioError = &ioFail{operation: short(m.Data.Operation), noSpace: m.Data.NoSpace, reason: short(m.Data.Reason)}
 			}
-			command = "quit"
+			err = execute(conn, "quit", nil)
+		default:
+			err = heard(m)
 		}
-		if command != "" {
-			if err := json.NewEncoder(conn).Encode(map[string]string{"execute": command}); err != nil {
-				return ev, err
-			}
+		if err != nil {
+			return ev, err
 		}
 	}
 }

@@ -24,9 +24,9 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
 )
 
-// recipe is everything that decides the bytes of a template, as data: the kernel, the files
-// beside it, and the job. The machine is the one that they are for. The files' content is tens
-// of MiB: it is read when it is packed or hashed, and never kept.
+// recipe is everything but the job that decides the bytes of a filesystem's templates, as data:
+// the kernel and the files beside it. The machine is the one that they are for. The files' content
+// is tens of MiB: it is read when it is packed or hashed, and never kept.
 //
 // The binary that is init does not decide them. Its part is the guest's source, which is in the
 // fingerprint: see [guest.Source].
@@ -35,19 +35,20 @@ type recipe struct {
 	kernel  kernel
 	files   map[string]file // by path in the initramfs; all of it but init and the job
 	init    map[string]file // the binary, and its libraries if it has any
-	job     guest.Job
+	setup   guest.Setup
 }
 
 type file struct {
 	mode uint64
+	from string // the file of this machine
 	open func() (*os.File, error)
 }
 
 const modulesDir = "/modules/"
 
-// gather reads everything that formatting spec's filesystem needs.
-func (f *Formatter) gather(spec diskfs.Spec) (*recipe, error) {
-	fs, err := diskfs.Lookup(spec.Filesystem)
+// gather reads everything that formatting a filesystem needs.
+func (f *Formatter) gather(filesystem string) (*recipe, error) {
+	fs, err := diskfs.Lookup(filesystem)
 	if err != nil {
 		return nil, err
 	}
@@ -76,40 +77,48 @@ func (f *Formatter) gather(spec diskfs.Spec) (*recipe, error) {
 	if err := addProgram(r.init, guest.InitPath, f.cfg.Init); err != nil {
 		return nil, err
 	}
-	modules, err := k.load(append(slices.Clone(m.modules), fs.Modules...))
+	r.setup.Version = []string{"/bin/" + fs.Mkfs, "-V"}
+	drivers, err := k.load(m.modules)
 	if err != nil {
 		return nil, err
 	}
-	var order []string
-	for _, name := range modules {
-		at := modulesDir + moduleName(name) + ".ko"
-		r.files[at] = file{mode: cpio.S_IFREG | 0o444, open: func() (*os.File, error) {
-			f, err := openModule(name)
-			if err != nil {
-				return nil, missing(k.modulesHint(), "%w", err)
-			}
-			return f, nil
-		}}
-		order = append(order, at)
+	modules, err := k.load(fs.Modules)
+	if err != nil {
+		return nil, err
 	}
-	r.job, err = newJob(spec, order)
-	return r, err
+	for _, name := range drivers {
+		r.setup.Drivers = append(r.setup.Drivers, r.addModule(name, k.modulesHint()))
+	}
+	for _, name := range modules {
+		r.setup.Modules = append(r.setup.Modules, r.addModule(name, k.modulesHint()))
+	}
+	return r, nil
 }
 
-// newJob decides every command that the guest will run.
-func newJob(spec diskfs.Spec, modules []string) (guest.Job, error) {
+// addModule adds a kernel module, and returns its path.
+func (r *recipe) addModule(name, hint string) string {
+	at := modulesDir + moduleName(name) + ".ko"
+	r.files[at] = file{mode: cpio.S_IFREG | 0o444, from: name, open: func() (*os.File, error) {
+		f, err := openModule(name)
+		if err != nil {
+			return nil, missing(hint, "%w", err)
+		}
+		return f, nil
+	}}
+	return at
+}
+
+// newJob decides every command that the guest will run for a template.
+func newJob(spec diskfs.Spec) (guest.Job, error) {
 	fs, err := diskfs.Lookup(spec.Filesystem)
 	if err != nil {
 		return guest.Job{}, err
 	}
-	mkfs := "/bin/" + fs.Mkfs
 	return guest.Job{
 		Filesystem: spec.Filesystem,
 		Size:       spec.Size,
 		Label:      spec.Label,
-		Modules:    modules,
-		Version:    []string{mkfs, "-V"},
-		Mkfs:       append([]string{mkfs}, fs.MkfsArgs(guest.DevicePlaceholder, spec.Label, spec.Options)...),
+		Mkfs:       append([]string{"/bin/" + fs.Mkfs}, fs.MkfsArgs(guest.DevicePlaceholder, spec.Label, spec.Options)...),
 		Check:      append([]string{"/bin/" + fs.Checker}, fs.CheckArgs(guest.DevicePlaceholder)...),
 		MountData:  strings.Join(fs.ROMountData, ","),
 	}, nil
@@ -126,7 +135,7 @@ func addProgram(files map[string]file, at, from string) error {
 		if _, have := files[at]; have {
 			continue
 		}
-		files[at] = file{mode: cpio.S_IFREG | 0o555, open: func() (*os.File, error) {
+		files[at] = file{mode: cpio.S_IFREG | 0o555, from: from, open: func() (*os.File, error) {
 			f, err := os.Open(from)
 			if err != nil {
 				return nil, missing("reinstall its package", "%w", err)
@@ -135,6 +144,17 @@ func addProgram(files map[string]file, at, from string) error {
 		}}
 	}
 	return nil
+}
+
+// sources lists the files of this machine that the recipe consists of, and more.
+func (r *recipe) sources(more ...string) []string {
+	paths := append(more, r.kernel.path)
+	for _, files := range []map[string]file{r.files, r.init} {
+		for _, f := range files {
+			paths = append(paths, f.from)
+		}
+	}
+	return paths
 }
 
 // writeFiles packs files in the format that the kernel unpacks: first the directories, then the
@@ -194,11 +214,11 @@ func (f file) write(rw cpio.RecordWriter, name string) error {
 	return nil
 }
 
-// initramfs packs the whole archive: the files, init, the job, and as the last entry the marker,
+// initramfs packs the whole archive: the files, init, its setup, and as the last entry the marker,
 // which tells the guest that nothing is missing. It returns the base digest of the very bytes
 // that it wrote: see baseDigest.
 func (r *recipe) initramfs(w io.Writer) (base string, err error) {
-	job, err := json.Marshal(r.job)
+	setup, err := json.Marshal(r.setup)
 	if err != nil {
 		return "", err
 	}
@@ -211,12 +231,12 @@ func (r *recipe) initramfs(w io.Writer) (base string, err error) {
 	}
 	err = cpio.WriteRecords(cpio.Newc.Writer(w), []cpio.Record{
 		cpio.CharDev("dev/console", 0o600, 5, 1), // init's stdout before devtmpfs is mounted
-		cpio.StaticFile(guest.JobPath[1:], string(job), 0o444),
+		cpio.StaticFile(guest.SetupPath[1:], string(setup), 0o444),
 		cpio.StaticFile(guest.MarkerPath[1:], guest.Marker, 0o444),
 		cpio.TrailerRecord,
 	})
 	if err != nil {
-		return "", fmt.Errorf("packing the VM's job: %w", err)
+		return "", fmt.Errorf("packing the VM's setup: %w", err)
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
@@ -238,10 +258,9 @@ func (r *recipe) baseDigest() (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), err
 }
 
-// fingerprint condenses a base digest and a job to 16 hex digits. It leaves out the module
-// paths: their order follows from the modules, which the base covers.
+// fingerprint condenses a base digest and a job to 16 hex digits. The setup is in neither: the
+// order of the modules follows from the modules, which the base covers.
 func fingerprint(base string, job guest.Job) string {
-	job.Modules = nil
 	b, err := json.Marshal(job)
 	if err != nil {
 		panic(err) // cannot happen: a job is strings and numbers

@@ -102,16 +102,12 @@ func text(t testing.TB, mode uint64, content string) file {
 	if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return file{mode, func() (*os.File, error) { return os.Open(name) }}
+	return file{mode, name, func() (*os.File, error) { return os.Open(name) }}
 }
 
 // testRecipe returns a recipe that contains nothing of this machine.
-func testRecipe(t testing.TB, spec diskfs.Spec) *recipe {
+func testRecipe(t testing.TB) *recipe {
 	t.Helper()
-	job, err := newJob(spec, []string{"/modules/virtio.ko"})
-	if err != nil {
-		t.Fatal(err)
-	}
 	return &recipe{
 		kernel: kernel{digest: "k"},
 		files: map[string]file{
@@ -119,15 +115,14 @@ func testRecipe(t testing.TB, spec diskfs.Spec) *recipe {
 			"/lib/libc.so.6":     text(t, 0o555|cpio.S_IFREG, "libc"),
 			"/modules/virtio.ko": text(t, 0o444|cpio.S_IFREG, "virtio"),
 		},
-		init: map[string]file{"/init": text(t, 0o555|cpio.S_IFREG, "init")},
-		job:  job,
+		init:  map[string]file{"/init": text(t, 0o555|cpio.S_IFREG, "init")},
+		setup: guest.Setup{Drivers: []string{"/modules/virtio.ko"}},
 	}
 }
 
 func TestInitramfs(t *testing.T) {
-	spec := diskfs.Spec{Filesystem: "ext4", Size: 64 << 20}
 	var first, second bytes.Buffer
-	r := testRecipe(t, spec)
+	r := testRecipe(t)
 	base, err := r.initramfs(&first)
 	if err != nil {
 		t.Fatal(err)
@@ -135,7 +130,7 @@ func TestInitramfs(t *testing.T) {
 	if alone, err := r.baseDigest(); err != nil || alone != base {
 		t.Errorf("the digest of what was packed is %s, and without packing %s: %v", base, alone, err)
 	}
-	if again, err := testRecipe(t, spec).initramfs(&second); err != nil || again != base || !bytes.Equal(first.Bytes(), second.Bytes()) {
+	if again, err := testRecipe(t).initramfs(&second); err != nil || again != base || !bytes.Equal(first.Bytes(), second.Bytes()) {
 		t.Errorf("the archive is not reproducible: %v", err)
 	}
 	records, err := cpio.ReadAllRecords(cpio.Newc.Reader(bytes.NewReader(first.Bytes())))
@@ -149,7 +144,7 @@ func TestInitramfs(t *testing.T) {
 			t.Errorf("%s: time %d, owner %d:%d", r.Name, r.MTime, r.UID, r.GID)
 		}
 	}
-	want := "bin lib modules bin/mkfs.ext4 lib/libc.so.6 modules/virtio.ko dev mnt proc sys init dev/console job.json zz-complete"
+	want := "bin lib modules bin/mkfs.ext4 lib/libc.so.6 modules/virtio.ko dev mnt proc sys init dev/console setup.json zz-complete"
 	if got := strings.Join(names, " "); got != want {
 		t.Errorf("the archive contains %s, want %s", got, want)
 	}
@@ -159,7 +154,7 @@ func TestInitramfs(t *testing.T) {
 func TestFingerprint(t *testing.T) {
 	spec := diskfs.Spec{Filesystem: "ext4", Size: 64 << 20}
 	of := func(spec diskfs.Spec, change func(*recipe)) string {
-		r := testRecipe(t, spec)
+		r := testRecipe(t)
 		if change != nil {
 			change(r)
 		}
@@ -167,7 +162,11 @@ func TestFingerprint(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return fingerprint(base, r.job)
+		job, err := newJob(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fingerprint(base, job)
 	}
 	base := of(spec, nil)
 	if len(base) != 16 || base != of(spec, nil) {

@@ -228,14 +228,14 @@ func TestKernelInMemory(t *testing.T) {
 // TestBootAsIs boots a bzImage whose kernel cannot be unpacked, as one that is compressed with
 // lzo. QEMU unpacks it.
 func TestBootAsIs(t *testing.T) {
-	v, f := broken(t, func(r *recipe) {
+	v, f := broken(t, func(r kit) {
 		r.kernel.digest = strings.Repeat("0", 64) // nothing is kept of it
 		r.kernel.form.unpack = func(io.Writer, io.Reader) error { return errBootAsIs }
 	}, nil)
 	if !strings.Contains(v.kernel.path, "vmlinuz") {
 		t.Errorf("QEMU boots %q", v.kernel.path)
 	}
-	if err := v.run(t.Context(), f, func(guest.Stage) {}).judge(); err != nil {
+	if err := runOne(t.Context(), v, f, nil).judge(); err != nil {
 		t.Error(err)
 	}
 }
@@ -399,7 +399,7 @@ func BenchmarkPack(b *testing.B) {
 		b.Run(fs, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				r, err := f.gather(diskfs.Spec{Filesystem: fs, Size: 1 << 30})
+				r, err := f.gather(fs)
 				if err != nil {
 					b.Fatal(err)
 				}

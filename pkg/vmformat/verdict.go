@@ -4,6 +4,7 @@
 package vmformat
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os/exec"
@@ -15,20 +16,67 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
 )
 
-// outcome is everything that was seen of one VM's run.
+// outcome is everything that was seen of one VM's run. [outcome.of] adds one order's verdict.
 type outcome struct {
-	nonce     string
-	timeout   time.Duration
-	exit      error // nil: QEMU exited with 0
-	timedOut  bool  // killed at the deadline
-	canceled  error // why the caller gave up; nil if it did not
-	events    events
-	monitor   error // failure of the monitor's connection
+	orders   []*order
+	start    time.Time
+	restored bool          // it did not boot
+	saved    bool          // it was saved
+	ready    time.Duration // from the start until the guest was told to go on
+	control  []byte        // the control disk at the end; nil if it could not be read
+
+	timeout  time.Duration
+	exit     error // nil: QEMU exited with 0
+	timedOut bool  // killed at the deadline
+	canceled error // why the caller gave up; nil if it did not
+	events   events
+	monitor  error    // failure of the monitor's connection
+	console  []string // last lines printed
+	panic    string   // the kernel's reason, if it printed one
+	elapsed  time.Duration
+
 	verdict   guest.Verdict
-	noVerdict error    // why there is no verdict; nil if there is one
-	console   []string // last lines printed
-	panic     string   // the kernel's reason, if it printed one
-	elapsed   time.Duration
+	noVerdict error // why there is no verdict; nil if there is one
+}
+
+// of returns the outcome for one order.
+func (o outcome) of(i int) outcome {
+	order := o.orders[i]
+	if err := context.Cause(order.ctx); err != nil {
+		o.canceled = err
+	}
+	if o.control == nil {
+		o.noVerdict = fmt.Errorf("%w: the disk with it cannot be read", guest.ErrNoVerdict)
+		return o
+	}
+	at := guest.VerdictAt(i)
+	o.verdict, o.noVerdict = guest.ParseVerdict(o.control[at:at+guest.VerdictSize], order.nonce)
+	return o
+}
+
+// onceMore tells whether an order whose outcome is a failure gets a VM of its own that boots. That
+// is so if the VM failed, and not mkfs or a check, and if others in the VM, or its being restored,
+// may have been the cause.
+func (o outcome) onceMore() bool {
+	refused := o.noVerdict == nil && !o.verdict.OK
+	return o.canceled == nil && !errors.Is(o.exit, cage.ErrBuild) && !refused && (o.restored || len(o.orders) > 1)
+}
+
+// report says how an order was carried out, as far as the VM goes.
+func (o outcome) report(order *order, v *vm) Report {
+	return Report{
+		Fingerprint: fingerprint(v.base, order.job),
+		UUID:        o.verdict.UUID,
+		Kernel:      o.verdict.Kernel,
+		Mkfs:        o.verdict.Mkfs,
+		Accelerator: v.accel.name,
+		Restored:    o.restored,
+		Boot:        o.ready,
+		Drivers:     o.orders[0].entered.Sub(o.start) - o.ready,
+		Make:        time.Duration(o.verdict.MkfsMS) * time.Millisecond,
+		Check:       time.Duration(o.verdict.CheckMS) * time.Millisecond,
+		Elapsed:     o.elapsed,
+	}
 }
 
 // judge returns nil only if every witness agrees: QEMU exited with 0 and in time, the guest

@@ -5,12 +5,14 @@ package vmformat
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,6 +20,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/cage"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/memfile"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
@@ -30,8 +33,11 @@ type vm struct {
 	qemu    string // path of QEMU
 	kernel  bootable
 	initrd  *os.File // a memfile, whose offset is 0
+	state   *os.File // of a VM that was saved, at its beginning; then there is neither kernel nor initrd
+	save    *os.File // where the VM is saved once it has booted; nil if it is not
 	base    string   // base digest of the files in initrd
-	nonce   string
+	parts   []part   // what the VM is made of, if it is to be saved
+	nonce   string   // names the VM; the nonces of its orders begin with it
 	timeout time.Duration
 	memory  int    // MiB
 	caged   bool   // only root can build a cage
@@ -51,7 +57,7 @@ const (
 
 // Limits of a caged QEMU. Measured (VmPeak, open descriptors) while QEMU 7.2 formats under
 // TCG: 0.62 to 0.65 GiB and 16 descriptors for each filesystem, at its smallest size and
-// at 100 GiB, with 6 to 8 threads. QEMU may start 64 more threads for its disks, with a
+// at 100 GiB, with 6 to 8 threads. Each further disk takes two descriptors. QEMU may start 64 more threads for its disks, with a
 // stack of 8 MiB each.
 //
 // Without the last two settings QEMU took up to 2.3 GiB, and more on a machine with more
@@ -59,20 +65,46 @@ const (
 // heap.
 const (
 	qemuAddressSpace = 2 << 30
-	qemuFiles        = 64
+	qemuFiles        = 128
 
 	translatedMiB = 128
 	oneHeap       = "MALLOC_ARENA_MAX=1" // mallopt(3)
 )
 
-// Descriptors that QEMU inherits, after stdin, stdout and stderr.
-const (
-	fdTemplate = 3 + iota
-	fdVerdict
-	fdQMP
-	fdInitrd // without a cage only
-	fdKernel // without a cage only, and if the kernel is in memory
-)
+// Descriptors that QEMU inherits, after stdin, stdout and stderr. Those of the templates come
+// first.
+const fdTemplates = 3
+
+// inherited are these descriptors, in their order.
+type inherited struct {
+	templates       int
+	files           []*os.File
+	control, qmp    int
+	state           int // to restore from
+	initrd, vmlinux int // without a cage only; vmlinux only if the kernel is in memory
+}
+
+// add appends a file, and returns the descriptor that QEMU has of it.
+func (h *inherited) add(f *os.File) int {
+	h.files = append(h.files, f)
+	return fdTemplates + len(h.files) - 1
+}
+
+// inherit decides what QEMU inherits.
+func (v *vm) inherit(templates []*os.File, control, qmp *os.File) *inherited {
+	h := &inherited{templates: len(templates), files: slices.Clone(templates)}
+	h.control, h.qmp = h.add(control), h.add(qmp)
+	switch {
+	case v.state != nil:
+		h.state = h.add(v.state)
+	case !v.caged:
+		h.initrd = h.add(v.initrd)
+		if v.kernel.memory != nil {
+			h.vmlinux = h.add(v.kernel.memory)
+		}
+	}
+	return h
+}
 
 // findQEMU returns the path of the machine's QEMU, or of the configured one.
 func (f *Formatter) findQEMU(m machine) (string, error) {
@@ -92,21 +124,33 @@ func (f *Formatter) findQEMU(m machine) (string, error) {
 	return p, nil
 }
 
-// plan decides the VM for a recipe. The caller closes it.
-func (f *Formatter) plan(r *recipe, accel Accel) (*vm, error) {
-	qemu, err := f.findQEMU(r.machine)
+// newVM decides what all VMs have in common.
+func (f *Formatter) newVM(accel Accel) (*vm, error) {
+	m, err := machineOf(runtime.GOARCH)
 	if err != nil {
 		return nil, err
 	}
-	v := &vm{
-		machine: r.machine,
-		accel:   r.machine.accelerators[accel],
+	qemu, err := f.findQEMU(m)
+	if err != nil {
+		return nil, err
+	}
+	return &vm{
+		machine: m,
+		accel:   m.accelerators[accel],
 		qemu:    qemu,
 		nonce:   newNonce(),
 		timeout: f.cfg.Timeout,
 		memory:  memoryMiB,
 		caged:   os.Geteuid() == 0,
 		werror:  "stop",
+	}, nil
+}
+
+// plan decides the VM that boots a recipe. The caller closes it.
+func (f *Formatter) plan(r *recipe, accel Accel) (*vm, error) {
+	v, err := f.newVM(accel)
+	if err != nil {
+		return nil, err
 	}
 	if v.kernel, err = f.unpacked(r.kernel); err != nil {
 		return nil, err
@@ -124,6 +168,17 @@ func (f *Formatter) plan(r *recipe, accel Accel) (*vm, error) {
 	return v, nil
 }
 
+// restore decides the VM that goes on where another one was saved. The caller closes it.
+func (f *Formatter) restore(s *saved, accel Accel) (*vm, error) {
+	v, err := f.newVM(accel)
+	if err != nil {
+		return nil, err
+	}
+	v.base = s.base
+	v.state, err = again(s.state)
+	return v, err
+}
+
 // unpacked is [kernel.unpacked] for one caller at a time: the next finds what the first kept, and
 // there is one decompressor in memory.
 func (f *Formatter) unpacked(k kernel) (bootable, error) {
@@ -134,7 +189,7 @@ func (f *Formatter) unpacked(k kernel) (bootable, error) {
 
 // close drops what is in memory. A cage that was built has dropped it already.
 func (v *vm) close() {
-	for _, f := range []*os.File{v.kernel.memory, v.initrd} {
+	for _, f := range []*os.File{v.kernel.memory, v.initrd, v.state, v.save} {
 		if f != nil {
 			f.Close()
 		}
@@ -142,47 +197,74 @@ func (v *vm) close() {
 }
 
 // args is QEMU's command line.
-func (v *vm) args() []string {
-	kernel, initrd := cagedKernel, cagedInitrd
-	if !v.caged {
-		kernel, initrd = v.kernel.path, fmt.Sprintf("/proc/self/fd/%d", fdInitrd)
-		if kernel == "" {
-			kernel = fmt.Sprintf("/proc/self/fd/%d", fdKernel)
-		}
-	}
+func (v *vm) args(h *inherited) []string {
 	args := []string{
-		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-name", "disktemplate-" + v.nonce,
 		"-M", v.machine.model, "-m", strconv.Itoa(v.memory), "-smp", "1",
-		"-kernel", kernel, "-initrd", initrd, "-append", v.cmdline(),
-		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fdQMP), "-mon", "chardev=qmp,mode=control",
+		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", h.qmp), "-mon", "chardev=qmp,mode=control",
 		"-chardev", "stdio,id=con,signal=off", "-serial", "chardev:con",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-accel", v.accel.accel, "-cpu", v.accel.cpu,
 	}
-	args = append(args, v.disk(fdTemplate, 1, guest.TemplateSerial)...)
-	return append(args, v.disk(fdVerdict, 2, guest.VerdictSerial)...)
+	args = append(args, v.origin(h)...)
+	args = append(args, inheritedDisk(h.control)...)
+	args = append(args, v.disk(h.control, guest.ControlSerial)...)
+	for i := range guest.MaxJobs {
+		at := fdTemplates + i
+		if i < h.templates {
+			args = append(args, inheritedDisk(at)...)
+		} else {
+			at += fdEmpty
+			args = append(args, "-blockdev", fmt.Sprintf("driver=null-co,node-name=d%d,size=%d,read-zeroes=on", at, diskfs.MiB))
+		}
+		args = append(args, v.disk(at, guest.Disk(i))...)
+	}
+	return args
 }
 
-// disk attaches an inherited descriptor as a virtio disk.
+// fdEmpty makes the names of empty disks differ from those of inherited ones.
+const fdEmpty = 100
+
+// origin is where the VM comes from: a kernel that boots, or a VM that was saved.
+func (v *vm) origin(h *inherited) []string {
+	if v.state != nil {
+		return []string{"-incoming", fmt.Sprintf("fd:%d", h.state)}
+	}
+	kernel, initrd := cagedKernel, cagedInitrd
+	if !v.caged {
+		kernel, initrd = v.kernel.path, fmt.Sprintf("/proc/self/fd/%d", h.initrd)
+		if kernel == "" {
+			kernel = fmt.Sprintf("/proc/self/fd/%d", h.vmlinux)
+		}
+	}
+	return []string{"-kernel", kernel, "-initrd", initrd, "-append", v.cmdline()}
+}
+
+// inheritedDisk makes an inherited descriptor a block node of QEMU.
 //
-// QEMU never flushes, since the host syncs the file once, at the end. write-zeroes=off
-// keeps mkfs from allocating what it means to leave sparse. A write error stops the VM, so
-// that the guest never sees a success that was none.
-func (v *vm) disk(fd, set int, serial string) []string {
+// QEMU never flushes, since the host syncs the file once, at the end.
+func inheritedDisk(fd int) []string {
 	return []string{
-		"-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, set),
-		"-blockdev", fmt.Sprintf("driver=file,node-name=f%d,filename=/dev/fdset/%d,locking=off,cache.no-flush=on,discard=unmap", set, set),
-		"-blockdev", fmt.Sprintf("driver=raw,node-name=d%d,file=f%d,cache.no-flush=on,discard=unmap,detect-zeroes=unmap", set, set),
-		"-device", fmt.Sprintf("%s,drive=d%d,serial=%s,write-zeroes=off,werror=%s,rerror=stop", v.machine.disk, set, serial, v.werror),
+		"-add-fd", fmt.Sprintf("fd=%d,set=%[1]d", fd),
+		"-blockdev", fmt.Sprintf("driver=file,node-name=f%d,filename=/dev/fdset/%[1]d,locking=off,cache.no-flush=on,discard=unmap", fd),
+		"-blockdev", fmt.Sprintf("driver=raw,node-name=d%d,file=f%[1]d,cache.no-flush=on,discard=unmap,detect-zeroes=unmap", fd),
 	}
 }
 
+// disk attaches a block node as a virtio disk. All disks are there in all VMs, with a job or
+// without: a saved VM can be restored only to the same machine.
+//
+// write-zeroes=off keeps mkfs from allocating what it means to leave sparse. A write error stops
+// the VM, so that the guest never sees a success that was none.
+func (v *vm) disk(node int, serial string) []string {
+	return []string{"-device", fmt.Sprintf("%s,drive=d%d,serial=%s,write-zeroes=off,werror=%s,rerror=stop", v.machine.disk, node, serial, v.werror)}
+}
+
 // cmdline is the kernel's command line. A panic ends the VM at once (panic=-1 with
-// -no-reboot). The kernel hands the words after "--" to init.
+// -no-reboot).
 func (v *vm) cmdline() string {
 	words := []string{"console=" + v.machine.console, "quiet", "panic=-1", "cryptomgr.notests"}
-	words = append(words, v.accel.cmdline()...)
-	return strings.Join(append(words, "--", guest.NonceArg+v.nonce), " ")
+	return strings.Join(append(words, v.accel.cmdline()...), " ")
 }
 
 // cageSpec gives QEMU its own files and libraries and nothing else.
@@ -192,12 +274,14 @@ func (v *vm) cageSpec() cage.Spec {
 	// CPU is enough for one processor for the guest and one for all else until the deadline.
 	// The limit ends a QEMU whose plugin hangs.
 	s.Limits = cage.Limits{Memory: qemuAddressSpace, CPU: 2 * v.timeout, Files: qemuFiles}
-	if v.kernel.path == "" {
-		s.Files[cagedKernel] = v.kernel.memory
-	} else {
-		s.Binds[cagedKernel] = v.kernel.path
+	if v.state == nil {
+		if v.kernel.path == "" {
+			s.Files[cagedKernel] = v.kernel.memory
+		} else {
+			s.Binds[cagedKernel] = v.kernel.path
+		}
+		s.Files[cagedInitrd] = v.initrd
 	}
-	s.Files[cagedInitrd] = v.initrd
 	s.Devices = append(s.Devices, v.accel.devices...)
 	if !strings.HasPrefix(v.qemu, "/usr/") {
 		// QEMU's firmware lies beside it: /opt/qemu/bin/… needs /opt/qemu/share.
@@ -210,18 +294,15 @@ func (v *vm) cageSpec() cage.Spec {
 	return s
 }
 
-// run boots the VM and watches it until it has ended.
-func (v *vm) run(ctx context.Context, template *os.File, progress func(guest.Stage)) outcome {
-	o := outcome{nonce: v.nonce, timeout: v.timeout}
-	verdict, err := memfile.New("verdict")
-	if err == nil {
-		defer verdict.Close()
-		err = verdict.Truncate(guest.VerdictSize)
-	}
+// run boots or restores the VM, has it do its orders, and watches it until it has ended.
+func (v *vm) run(ctx context.Context, orders []*order) outcome {
+	o := outcome{orders: orders, timeout: v.timeout}
+	control, err := v.control(orders)
 	if err != nil {
 		o.exit = err
 		return o
 	}
+	defer control.Close()
 	ours, theirs, err := socketpair()
 	if err != nil {
 		o.exit = err
@@ -229,45 +310,84 @@ func (v *vm) run(ctx context.Context, template *os.File, progress func(guest.Sta
 	}
 	defer ours.Close()
 	defer theirs.Close()
-	files := []*os.File{fdTemplate - 3: template, fdVerdict - 3: verdict, fdQMP - 3: theirs}
-	if !v.caged {
-		files = append(files, v.initrd) // fdInitrd
-		if v.kernel.memory != nil {
-			files = append(files, v.kernel.memory) // fdKernel
-		}
+	stdin, input, err := os.Pipe()
+	if err != nil {
+		o.exit = err
+		return o
 	}
+	defer stdin.Close()
+	defer input.Close()
+	var templates []*os.File
+	for _, order := range orders {
+		templates = append(templates, order.file)
+	}
+	h := v.inherit(templates, control, theirs)
 
 	deadline, cancel := context.WithTimeout(ctx, v.timeout)
 	defer cancel()
-	con := &console{progress: progress}
-	cmd := exec.CommandContext(deadline, v.qemu, v.args()...)
-	cmd.Stdout, cmd.Stderr = con, con
-	cmd.ExtraFiles = files
+	begun := &start{qmp: ours, console: input, restored: v.state != nil, save: v.save}
+	con := &console{progress: func(s guest.Stage, job int) {
+		switch {
+		case s == guest.StageReady:
+			begun.onReady()
+		case job < len(orders):
+			orders[job].enter(s)
+		}
+	}}
+	cmd := exec.CommandContext(deadline, v.qemu, v.args(h)...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, con, con
+	cmd.ExtraFiles = h.files
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C", oneHeap}
 
 	// The monitor ends when both copies of QEMU's end are closed: QEMU's own, when it exits,
 	// and the one of this process.
 	var watch errgroup.Group
 	watch.Go(func() error {
-		o.events, o.monitor = monitor(ours)
+		o.events, o.monitor = monitor(ours, begun.onMonitor)
 		return nil
 	})
-	start := time.Now()
+	o.start = time.Now()
 	o.exit = v.start(cmd)
-	o.elapsed = time.Since(start)
+	o.elapsed = time.Since(o.start)
 	theirs.Close()
 	watch.Wait()
 
 	o.timedOut = deadline.Err() != nil && ctx.Err() == nil && o.exit != nil
 	o.canceled = context.Cause(ctx)
 	o.console, o.panic = con.last()
-	b := make([]byte, guest.VerdictSize)
-	if _, err := verdict.ReadAt(b, 0); err != nil {
-		o.noVerdict = err
-	} else {
-		o.verdict, o.noVerdict = guest.ParseVerdict(b, v.nonce)
+	o.saved, o.ready, o.restored = begun.saved, begun.ready.Sub(o.start), begun.restored
+	o.control = make([]byte, guest.ControlSize)
+	if _, err := control.ReadAt(o.control, 0); err != nil {
+		o.control = nil
 	}
 	return o
+}
+
+// control makes the disk with the batch.
+func (v *vm) control(orders []*order) (*os.File, error) {
+	seed := make([]byte, 32)
+	rand.Read(seed) // crypto/rand: never fails
+	batch := guest.Batch{Seed: seed, Time: time.Now().UnixNano()}
+	for i, o := range orders {
+		o.nonce = fmt.Sprintf("%s-%d", v.nonce, i)
+		batch.Orders = append(batch.Orders, guest.Order{Nonce: o.nonce, Job: o.job})
+	}
+	b, err := batch.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	f, err := memfile.New("control")
+	if err != nil {
+		return nil, err
+	}
+	if _, err = f.WriteAt(b, 0); err == nil {
+		err = f.Truncate(guest.ControlSize)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // start runs QEMU to its end, in a cage if the caller may build one.

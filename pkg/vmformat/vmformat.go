@@ -12,7 +12,10 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"k8s.io/klog/v2"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
@@ -51,8 +54,20 @@ type Config struct {
 	Init     string        // a binary of this source that calls guest.Main when guest.IsInit; "" is this process's own
 	CacheDir string        // where unpacked kernels are kept, if they can be; "" is csi-disktemplate below the user's cache directory
 	Accel    Accel         // "" is AccelAuto
-	Timeout  time.Duration // wall clock limit of one VM; 0 is DefaultTimeout
+	Timeout  time.Duration // wall clock limit of a VM with one file, and an eighth more for each further one; 0 is DefaultTimeout
+	VMs      int           // at the same time; 0 is DefaultVMs
+	// Save keeps a VM that has booted in CacheDir, and restores it for later calls, where the
+	// accelerator makes that worth while. It takes some 120 MiB for each filesystem, and is not done
+	// where less than 2 GiB are free. The files have no names, and end with the process.
+	Save bool
 }
+
+// DefaultVMs bounds the load on a node when many different disks are asked for at once. A VM takes
+// a processor and some hundred MiB of memory.
+const DefaultVMs = 2
+
+// MaxOrders is how many files one VM formats.
+const MaxOrders = guest.MaxJobs
 
 // DefaultTimeout is well above the 2–9 s that a format takes under TCG on a loaded two-core
 // machine. It is below the 2 minutes after which kubelet gives up a call, so that the error
@@ -62,16 +77,21 @@ const DefaultTimeout = 100 * time.Second
 // memoryMiB is the memory of a VM. It bounds the size of an ext4: see its MaxSize in diskfs.
 const memoryMiB = 256
 
-// Report says how a file was formatted.
+// Report says how a file was formatted. The durations follow each other, but for waiting: for a VM
+// that is free, and in it for the files that were ahead.
 type Report struct {
 	Fingerprint string
 	UUID        string
 	Kernel      string        // the guest's release
 	Mkfs        string        // mkfs's version line
 	Accelerator Accel         // AccelKVM or AccelTCG
-	Boot        time.Duration // on the guest's clock
+	Restored    bool          // the VM was not booted for this
+	Prepare     time.Duration // reading and packing what the VM is made of
+	Boot        time.Duration // from the start of QEMU until the guest goes on: a boot, or what it takes to restore one
+	Drivers     time.Duration // from then until the first mkfs
 	Make        time.Duration // mkfs and fsync, on the guest's clock
 	Check       time.Duration // on the guest's clock
+	Host        time.Duration // the host's own check, and its fsync
 	Elapsed     time.Duration // from the start of QEMU to its end
 }
 
@@ -79,11 +99,14 @@ type Report struct {
 type Formatter struct {
 	cfg   Config
 	accel func() (Accel, error) // decides once
+	queue queue
 
 	unpacking sync.Mutex // held while a kernel is unpacked
 
-	mu    sync.Mutex
-	memos map[string]*memo // by filesystem
+	mu     sync.Mutex
+	memos  map[string]*memo  // by filesystem
+	saved  map[string]*saved // by filesystem
+	saving map[string]bool   // by filesystem: a VM that boots is to be saved
 }
 
 // memo keeps the digest of a filesystem's files. Its lock is held while they are read, so
@@ -118,7 +141,11 @@ func New(c Config) (*Formatter, error) {
 			c.CacheDir = filepath.Join(dir, "csi-disktemplate")
 		}
 	}
-	f := &Formatter{cfg: c, memos: map[string]*memo{}}
+	if c.VMs == 0 {
+		c.VMs = DefaultVMs
+	}
+	f := &Formatter{cfg: c, memos: map[string]*memo{}, saved: map[string]*saved{}, saving: map[string]bool{}}
+	f.queue = queue{vms: c.VMs, run: f.run}
 	f.accel = sync.OnceValues(func() (Accel, error) { return chooseAccel(c.Accel, kvm.Usable) })
 	return f, nil
 }
@@ -168,7 +195,7 @@ func (f *Formatter) Fingerprint(spec diskfs.Spec) (string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.digest == "" {
-		r, err := f.gather(spec)
+		r, err := f.gather(spec.Filesystem)
 		if err != nil {
 			return "", err
 		}
@@ -176,7 +203,7 @@ func (f *Formatter) Fingerprint(spec diskfs.Spec) (string, error) {
 			return "", err
 		}
 	}
-	job, err := newJob(spec, nil)
+	job, err := newJob(spec)
 	if err != nil {
 		return "", err
 	}
@@ -192,7 +219,10 @@ func (f *Formatter) forget(filesystem string) {
 
 // Format makes a filesystem in file, as spec says, checks it, and makes it durable. file must
 // be empty and open for reading and writing. progress, if not nil, is called as the work
-// enters each stage. Canceling ctx kills the VM.
+// enters each stage. Canceling ctx kills the VM, unless it also formats for others.
+//
+// Calls that have to wait for a VM share the next one, if they are of one filesystem. If a VM fails
+// that was shared or restored, each file is formatted once more, in a VM of its own that boots.
 //
 // The report's fingerprint is that of the files that were used. If it differs from what
 // Fingerprint returned before, the machine's tools have been replaced meanwhile.
@@ -200,64 +230,192 @@ func (f *Formatter) Format(ctx context.Context, file *os.File, spec diskfs.Spec,
 	if err := spec.Validate(); err != nil {
 		return Report{}, err
 	}
-	accel, err := f.accel()
+	job, err := newJob(spec)
 	if err != nil {
 		return Report{}, err
 	}
-	r, err := f.gather(spec)
-	if err != nil {
-		return Report{}, err
+	o := &order{ctx: ctx, file: file, spec: spec, job: job, progress: progress, done: make(chan result, 1)}
+	f.queue.add(o)
+	defer context.AfterFunc(ctx, func() {
+		if f.queue.leave(o) {
+			o.end(Report{}, fmt.Errorf("%w: canceled: %w", ErrFormat, context.Cause(ctx)))
+		}
+	})()
+	r := <-o.done
+	if r.err != nil {
+		return Report{}, r.err
 	}
-	v, err := f.plan(r, accel)
-	if err != nil {
-		return Report{}, err
-	}
-	defer v.close()
-	if fi, err := file.Stat(); err != nil {
-		return Report{}, err
-	} else if fi.Size() != 0 {
-		return Report{}, fmt.Errorf("%s: formatting needs an empty file, this one has %s", file.Name(), size.Format(fi.Size()))
-	}
-	if err := extend(file, spec.Size); err != nil {
-		return Report{}, err
-	}
-	if progress == nil {
-		progress = func(guest.Stage) {}
-	}
-	progress(guest.StageBoot)
-	if err := failpoint.Before("execve"); err != nil {
-		return Report{}, fmt.Errorf("%w: starting QEMU: %w", ErrFormat, err)
-	}
-	o := v.run(ctx, file, progress)
-	if err := o.judge(); err != nil {
-		return Report{}, err
-	}
+	return f.accept(file, spec, r.report)
+}
+
+// accept is the host's part, once the guest has succeeded.
+func (f *Formatter) accept(file *os.File, spec diskfs.Spec, report Report) (Report, error) {
+	start := time.Now()
 	if err := verifyHost(file, spec); err != nil {
 		return Report{}, fmt.Errorf("%w: the guest reported success, but the host's check failed: %w", ErrFormat, err)
 	}
 	if err := tmpfile.Sync(file); err != nil {
 		return Report{}, noSpace(fmt.Errorf("%w: %w", ErrFormat, err))
 	}
-	report := Report{
-		Fingerprint: fingerprint(v.base, r.job),
-		UUID:        o.verdict.UUID,
-		Kernel:      o.verdict.Kernel,
-		Mkfs:        o.verdict.Mkfs,
-		Accelerator: accel,
-		Boot:        time.Duration(o.verdict.BootMS) * time.Millisecond,
-		Make:        time.Duration(o.verdict.MkfsMS) * time.Millisecond,
-		Check:       time.Duration(o.verdict.CheckMS) * time.Millisecond,
-		Elapsed:     o.elapsed,
-	}
+	report.Host = time.Since(start)
 	if known, err := f.Fingerprint(spec); err == nil && known != report.Fingerprint {
 		f.forget(spec.Filesystem)
 	}
 	return report, nil
 }
 
+// run does the orders of one VM.
+func (f *Formatter) run(orders []*order) {
+	filesystem, fresh := orders[0].spec.Filesystem, orders[0].alone
+	begun := time.Now()
+	v, err := f.prepare(filesystem, fresh)
+	if err != nil {
+		for _, o := range orders {
+			o.end(Report{}, err)
+		}
+		return
+	}
+	defer v.close()
+	prepared := time.Since(begun)
+	orders = extended(orders)
+	if len(orders) == 0 {
+		f.keep(filesystem, v, outcome{})
+		return
+	}
+	v.timeout += v.timeout / 8 * time.Duration(len(orders)-1)
+	out := outcome{exit: failpoint.Before("execve")}
+	if out.exit == nil {
+		ctx, cancel := whileAnybodyWaits(orders)
+		defer cancel()
+		out = v.run(ctx, orders)
+	}
+	out.orders = orders
+	f.keep(filesystem, v, out)
+	for i, o := range orders {
+		one := out.of(i)
+		err := one.judge()
+		switch {
+		case err == nil:
+			report := one.report(o, v)
+			report.Prepare = prepared
+			o.end(report, nil)
+		case one.onceMore() && o.reset() == nil:
+			klog.InfoS("A formatting VM failed; formatting once more, in a VM of its own", "spec", o.spec.String(), "err", err)
+			f.queue.add(o)
+		default:
+			o.end(Report{}, err)
+		}
+	}
+}
+
+// whileAnybodyWaits returns a context that ends when all callers have given up.
+func whileAnybodyWaits(orders []*order) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	var left atomic.Int64
+	left.Store(int64(len(orders)))
+	var stops []func() bool
+	for _, o := range orders {
+		stops = append(stops, context.AfterFunc(o.ctx, func() {
+			if left.Add(-1) == 0 {
+				cancel(context.Cause(o.ctx))
+			}
+		}))
+	}
+	return ctx, func() {
+		for _, stop := range stops {
+			stop()
+		}
+		cancel(nil)
+	}
+}
+
+// extended gives the files of orders their size, and returns the orders that succeeded.
+func extended(orders []*order) (good []*order) {
+	for _, o := range orders {
+		if err := extend(o.file, o.spec.Size); err != nil {
+			o.end(Report{}, err)
+			continue
+		}
+		o.enter(guest.StageBoot)
+		good = append(good, o)
+	}
+	return good
+}
+
+// prepare decides the VM for a filesystem: one that was saved, or one that boots.
+func (f *Formatter) prepare(filesystem string, fresh bool) (*vm, error) {
+	accel, err := f.accel()
+	if err != nil {
+		return nil, err
+	}
+	if s := f.lookup(filesystem); s != nil && !fresh {
+		if v, err := f.restore(s, accel); err == nil {
+			return v, nil
+		}
+	}
+	r, err := f.gather(filesystem)
+	if err != nil {
+		return nil, err
+	}
+	v, err := f.plan(r, accel)
+	if err == nil && !fresh && v.accel.saves && f.cfg.Save {
+		f.mayBeSaved(filesystem, v, r)
+	}
+	return v, err
+}
+
+// lookup returns the saved VM of a filesystem, or nil.
+func (f *Formatter) lookup(filesystem string) *saved {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := f.saved[filesystem]
+	if s != nil && s.changed() {
+		delete(f.saved, filesystem)
+		return nil
+	}
+	return s
+}
+
+// mayBeSaved has a VM saved that is about to boot, unless another one is.
+func (f *Formatter) mayBeSaved(filesystem string, v *vm, r *recipe) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	parts, err := partsOf(r.sources(v.qemu))
+	if err != nil || f.saving[filesystem] {
+		return
+	}
+	v.parts, v.save = parts, savePlace(f.cfg.CacheDir)
+	f.saving[filesystem] = v.save != nil
+}
+
+// keep takes over a VM that was saved. A VM that failed after it was restored is not used again.
+func (f *Formatter) keep(filesystem string, v *vm, out outcome) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	good := out.exit == nil && out.monitor == nil && out.events.shutdown == reasonGuestShutdown
+	if v.state != nil && !good && len(out.orders) > 0 {
+		delete(f.saved, filesystem)
+	}
+	if v.save == nil {
+		return
+	}
+	f.saving[filesystem] = false
+	if out.saved && good {
+		f.saved[filesystem] = &saved{state: v.save, base: v.base, parts: v.parts}
+		v.save = nil
+	}
+}
+
 // extend gives an empty file its size, without space.
 func extend(file *os.File, bytes int64) error {
-	err := file.Truncate(bytes)
+	fi, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	if fi.Size() != 0 {
+		return fmt.Errorf("%s: formatting needs an empty file, this one has %s", file.Name(), size.Format(fi.Size()))
+	}
+	err = file.Truncate(bytes)
 	var path *os.PathError
 	if errors.As(err, &path) {
 		err = path.Err // the file may have no name that a reader knows

@@ -63,7 +63,7 @@ func prepareVM() error {
 	disks, _ := filepath.Glob("/sys/block/vd*/serial")
 	for _, name := range disks {
 		serial, err := os.ReadFile(name)
-		if err != nil || strings.TrimSpace(string(serial)) != guest.TemplateSerial {
+		if err != nil || strings.TrimSpace(string(serial)) != guest.Disk(0) {
 			continue
 		}
 		disk := "/dev/" + filepath.Base(filepath.Dir(name))

@@ -1,9 +1,9 @@
 // Copyright The csi-disktemplate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package guest is the part of the product that runs inside the formatting VM, with the two
-// messages that it exchanges with the host: a [Job] in the initramfs, and a [Verdict] on a
-// small disk.
+// Package guest is the part of the product that runs inside the formatting VM, with the messages
+// that it exchanges with the host: a [Setup] in the initramfs, and on a small disk a [Batch] of
+// jobs, with a [Verdict] for each of them.
 //
 // The product's own binary is /init of that VM ([Main]). It checks everything that it
 // depends on. The initramfs must be whole, with [MarkerPath] as its last entry, because the
@@ -11,10 +11,14 @@
 // order in which the kernel names them. Once mkfs has returned, the template is a read-only
 // block device.
 //
-// The verdict is written last. A guest that panics, hangs or is killed leaves no verdict, and
-// the host treats a missing verdict as a failure.
+// Before it touches a disk, the guest says that it is ready, and waits for a line on its console.
+// There the host may save the VM, to restore it for later batches. The drivers of the disks are
+// loaded afterwards: they read the sizes of the disks as they are then.
+//
+// A job's verdict is written last. A guest that panics, hangs or is killed leaves no verdict of
+// the jobs that it had not done, and the host treats a missing verdict as a failure.
 //
 // Sources: Documentation/filesystems/ramfs-rootfs-initramfs.rst,
 // finit_module(2), BLKROSET in ioctl_blk(2), Documentation/ABI/stable/sysfs-block
-// (serial, stat), reboot(2).
+// (serial, stat), random(4), reboot(2).
 package guest

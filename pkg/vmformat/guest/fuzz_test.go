@@ -31,7 +31,7 @@ func FuzzVerdict(f *testing.F) {
 		} else if !errors.Is(err, ErrNoVerdict) || v.OK && v.Nonce == nonce {
 			t.Errorf("read %+v: %v", v, err)
 		}
-		if s, ok := ParseStage(string(disk)); ok && !strings.Contains(string(disk), StagePrefix+string(s)) {
+		if s, job, ok := ParseStage(string(disk)); ok && (job < 0 || job >= MaxJobs || !strings.Contains(string(disk), StagePrefix+string(s))) {
 			t.Errorf("%q is read as the stage %q", disk, s)
 		}
 
@@ -67,7 +67,7 @@ func FuzzVerdict(f *testing.F) {
 		}
 		// CRC-32 finds every single flipped bit of the JSON, and every one that matters of the
 		// header.
-		used := verdictHeader + int(binary.LittleEndian.Uint32(b[8:]))
+		used := header + int(binary.LittleEndian.Uint32(b[8:]))
 		at := int(bit) % (8 * used)
 		b[at/8] ^= 1 << (at % 8)
 		if v, err := ParseVerdict(b, nonce); err == nil {
@@ -84,7 +84,7 @@ func whole(t *testing.T, disk []byte, v Verdict, nonce string) {
 	if !bytes.HasPrefix(disk, verdictMagic[:]) || v.Nonce != nonce {
 		t.Fatalf("ParseVerdict accepted %+v", v)
 	}
-	body := disk[verdictHeader:][:binary.LittleEndian.Uint32(disk[8:])]
+	body := disk[header:][:binary.LittleEndian.Uint32(disk[8:])]
 	var again Verdict
 	if err := json.Unmarshal(body, &again); err != nil || again != v ||
 		crc32.Checksum(body, crc32.MakeTable(crc32.Castagnoli)) != binary.LittleEndian.Uint32(disk[12:]) {

@@ -4,12 +4,14 @@
 package guest
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -26,11 +28,7 @@ func IsInit() bool {
 	return os.Getpid() == 1 && os.Args[0] == InitPath
 }
 
-// diskWait bounds the wait for the two disks after their driver was loaded. Probing is
-// synchronous: the wait is for a kernel that defers it.
-const diskWait = 3 * time.Second
-
-// Main is PID 1 of the VM. It carries out the job, writes the verdict, and powers the VM off.
+// Main is PID 1 of the VM. It carries out the batch, writes the verdicts, and powers the VM off.
 // It does not return.
 func Main() {
 	for _, m := range []struct{ source, target, fstype string }{
@@ -42,20 +40,9 @@ func Main() {
 			fmt.Printf("csi-disktemplate: mounting %s: %v\n", m.target, err)
 		}
 	}
-	v := Verdict{Stage: StageBoot}
-	for _, arg := range os.Args[1:] {
-		if n, ok := strings.CutPrefix(arg, NonceArg); ok {
-			v.Nonce = n
-		}
-	}
-	if err := work(&v); err != nil {
-		v.OK = false
-		v.Error = err.Error()
-		fmt.Printf("csi-disktemplate: %s: %v\n%s\n", v.Stage, err, v.Output)
-	}
-	if err := deliver(v); err != nil {
-		// Without a verdict the host reports a failure, and shows the console's last lines.
-		fmt.Printf("csi-disktemplate: writing the verdict: %v\n", err)
+	if err := serve(); err != nil {
+		// Without verdicts the host reports a failure, and shows the console's last lines.
+		fmt.Printf("csi-disktemplate: %v\n", err)
 	}
 	unix.Sync()
 	err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
@@ -63,40 +50,129 @@ func Main() {
 	os.Exit(1) // the kernel panics, and the host sees that
 }
 
-// work does the whole job, and records in v how far it got.
-func work(v *Verdict) (err error) {
+// serve does all that needs no disk, waits until the host says to go on, and carries out the
+// batch. The host may save the VM while it waits, and go on with any number of copies of it.
+func serve() error {
+	if b, err := os.ReadFile(MarkerPath); err != nil || string(b) != Marker {
+		return errors.New("boot: the initramfs is truncated: its last entry is missing; give the VM more memory, or look for a full disk on the node")
+	}
+	var setup Setup
+	if b, err := os.ReadFile(SetupPath); err != nil {
+		return err
+	} else if err := json.Unmarshal(b, &setup); err != nil {
+		return fmt.Errorf("%s: %w", SetupPath, err)
+	}
+	if err := loadModules(setup.Modules); err != nil {
+		return err
+	}
+	common := Verdict{Stage: StageBoot, Kernel: release()}
+	if out, _ := run(setup.Version); out != "" {
+		common.Mkfs = strings.TrimSpace(strings.SplitN(strings.TrimSpace(out), "\n", 2)[0])
+	}
+
+	fmt.Println(StagePrefix + string(StageReady))
+	if _, err := os.Stdin.Read(make([]byte, 1)); err != nil {
+		return fmt.Errorf("waiting on the console: %w", err)
+	}
+
+	for i := range setup.Drivers {
+		// The bus comes with one of its drivers' dependencies, or is built in.
+		err := os.WriteFile(virtioBus+"/drivers_autoprobe", []byte("0"), 0)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		if err := loadModules(setup.Drivers[i : i+1]); err != nil {
+			return err
+		}
+	}
+	var disks disks
+	path, err := disks.find(ControlSerial)
+	if err != nil {
+		return err
+	}
+	control, err := os.OpenFile(path, os.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer control.Close()
+	batch, err := receive(control)
+	if err != nil {
+		return err
+	}
+	for i, order := range batch.Orders {
+		v := common
+		v.Nonce = order.Nonce
+		if err := work(&v, i, order.Job, &disks); err != nil {
+			v.OK = false
+			v.Error = err.Error()
+			fmt.Printf("csi-disktemplate: %s: %v\n%s\n", v.Stage, err, v.Output)
+		}
+		if err := deliver(v, i, control); err != nil {
+			fmt.Printf("csi-disktemplate: writing the verdict: %v\n", err)
+		}
+	}
+	return control.Sync()
+}
+
+// receive reads the batch, and makes the guest's clock and random numbers those of this run.
+func receive(control *os.File) (Batch, error) {
+	b := make([]byte, BatchSize)
+	if _, err := control.ReadAt(b, 0); err != nil {
+		return Batch{}, err
+	}
+	batch, err := ParseBatch(b)
+	if err != nil {
+		return Batch{}, err
+	}
+	now := unix.NsecToTimespec(batch.Time)
+	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &now); err != nil {
+		return Batch{}, fmt.Errorf("setting the clock: %w", err)
+	}
+	return batch, reseed(batch.Seed)
+}
+
+// reseed gives entropy to the kernel's random number generator, and makes it use that from now on:
+// RNDADDENTROPY and RNDRESEEDCRNG in random(4).
+func reseed(seed []byte) error {
+	random, err := os.OpenFile("/dev/random", os.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer random.Close()
+	var info struct { // struct rand_pool_info
+		bits, size int32
+		buf        [32]byte
+	}
+	info.size = int32(copy(info.buf[:], seed))
+	info.bits = 8 * info.size
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, random.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&info))); errno != 0 {
+		return fmt.Errorf("RNDADDENTROPY: %w", errno)
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, random.Fd(), rndReseedCRNG, 0); errno != 0 {
+		return fmt.Errorf("RNDRESEEDCRNG: %w", errno)
+	}
+	return nil
+}
+
+const rndReseedCRNG = 0x5207 // _IO('R', 0x07), include/uapi/linux/random.h
+
+// work does one job, and records in v how far it got.
+func work(v *Verdict, index int, job Job, disks *disks) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("init panicked: %v", p)
 		}
 	}()
-	if b, err := os.ReadFile(MarkerPath); err != nil || string(b) != Marker {
-		return errors.New("the initramfs is truncated: its last entry is missing; give the VM more memory, or look for a full disk on the node")
-	}
-	var job Job
-	if b, err := os.ReadFile(JobPath); err != nil {
+	disk, err := disks.find(Disk(index))
+	if err != nil {
 		return err
-	} else if err := json.Unmarshal(b, &job); err != nil {
-		return fmt.Errorf("%s: %w", JobPath, err)
 	}
 	fs, err := diskfs.Lookup(job.Filesystem)
 	if err != nil {
 		return err
 	}
-	if err := loadModules(job.Modules); err != nil {
-		return err
-	}
-	disk, err := findDisk(TemplateSerial)
-	if err != nil {
-		return err
-	}
-	v.Kernel = release()
-	if out, _ := run(job.Version); out != "" {
-		v.Mkfs = strings.TrimSpace(strings.SplitN(strings.TrimSpace(out), "\n", 2)[0])
-	}
-
-	v.enter(StageMkfs)
-	v.BootMS = uptime().Milliseconds()
+	start := time.Now()
+	v.enter(StageMkfs, index)
 	if err := v.command(job.Mkfs, disk); err != nil {
 		return err
 	}
@@ -105,11 +181,11 @@ func work(v *Verdict) (err error) {
 		return err
 	}
 	defer dev.Close()
-	v.MkfsMS = uptime().Milliseconds() - v.BootMS
+	v.MkfsMS = time.Since(start).Milliseconds()
 
 	// From here on nothing may change a byte of the template. The kernel is told to refuse
 	// writes, and the count of sectors written proves that there were none.
-	v.enter(StageCheck)
+	v.enter(StageCheck, index)
 	before, err := sectorsWritten(disk)
 	if err != nil {
 		return err
@@ -137,15 +213,15 @@ func work(v *Verdict) (err error) {
 	if v.Written != 0 {
 		return fmt.Errorf("the read-only check wrote %d sectors to the template", v.Written)
 	}
-	v.CheckMS = uptime().Milliseconds() - v.BootMS - v.MkfsMS
-	v.enter(StageDone)
+	v.CheckMS = time.Since(start).Milliseconds() - v.MkfsMS
+	v.enter(StageDone, index)
 	v.OK = true
 	return nil
 }
 
-func (v *Verdict) enter(s Stage) {
+func (v *Verdict) enter(s Stage, index int) {
 	v.Stage = s
-	fmt.Println(StagePrefix + string(s))
+	fmt.Printf("%s%s %d\n", StagePrefix, s, index)
 }
 
 // command runs one of the job's commands. If it fails, v gets its exit code and its output.
@@ -196,20 +272,47 @@ func loadModules(paths []string) error {
 	return nil
 }
 
-// findDisk returns the path of the disk with this virtio serial.
-func findDisk(serial string) (string, error) {
-	for deadline := time.Now().Add(diskWait); ; time.Sleep(5 * time.Millisecond) {
-		names, _ := filepath.Glob("/sys/block/vd*/serial")
+const virtioBus = "/sys/bus/virtio"
+
+// disks finds disks by their virtio serial. A disk takes some 20 ms until its driver has it (TCG), and
+// most disks have no job. So they are bound to their driver one by one, until the wanted one is
+// there.
+type disks struct {
+	known map[string]string // serial → path
+	tried map[string]bool   // virtio devices
+}
+
+// find returns the path of the disk with this serial.
+func (d *disks) find(serial string) (string, error) {
+	if d.known == nil {
+		d.known, d.tried = map[string]string{}, map[string]bool{}
+	}
+	devices, err := filepath.Glob(virtioBus + "/devices/*")
+	if err != nil {
+		return "", err
+	}
+	slices.SortFunc(devices, func(a, b string) int { return cmp.Or(len(a)-len(b), strings.Compare(a, b)) }) // by number
+	for _, device := range devices {
+		if d.known[serial] != "" {
+			break
+		}
+		if d.tried[device] {
+			continue
+		}
+		d.tried[device] = true
+		// Probing is synchronous. It fails for a device that is no disk, or has its driver.
+		os.WriteFile(virtioBus+"/drivers/virtio_blk/bind", []byte(filepath.Base(device)), 0)
+		names, _ := filepath.Glob(device + "/block/vd*/serial")
 		for _, name := range names {
-			b, err := os.ReadFile(name)
-			if err == nil && strings.TrimSpace(string(b)) == serial {
-				return "/dev/" + filepath.Base(filepath.Dir(name)), nil
+			if b, err := os.ReadFile(name); err == nil {
+				d.known[strings.TrimSpace(string(b))] = "/dev/" + filepath.Base(filepath.Dir(name))
 			}
 		}
-		if time.Now().After(deadline) {
-			return "", fmt.Errorf("no disk with serial %q appeared within %s", serial, diskWait)
-		}
 	}
+	if d.known[serial] == "" {
+		return "", fmt.Errorf("of %d virtio devices, none is a disk with the serial %q", len(devices), serial)
+	}
+	return d.known[serial], nil
 }
 
 // flush makes mkfs's writes durable in the image and drops the block device's page cache, so
@@ -269,25 +372,16 @@ func mountOnce(disk string, job Job) error {
 	return nil
 }
 
-// deliver writes the verdict to its disk and makes it durable there.
-func deliver(v Verdict) error {
+// deliver writes a job's verdict to its place on the control disk, and makes it durable there.
+func deliver(v Verdict, index int, control *os.File) error {
 	b, err := v.Marshal()
 	if err != nil {
 		return err
 	}
-	disk, err := findDisk(VerdictSerial)
-	if err != nil {
+	if _, err := control.WriteAt(b, VerdictAt(index)); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(disk, os.O_WRONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if _, err := f.WriteAt(b, 0); err != nil {
-		return err
-	}
-	return f.Sync()
+	return control.Sync()
 }
 
 func release() string {
@@ -296,13 +390,4 @@ func release() string {
 		return ""
 	}
 	return unix.ByteSliceToString(u.Release[:])
-}
-
-// uptime returns the time since the kernel started, so that it also measures the boot.
-func uptime() time.Duration {
-	var ts unix.Timespec
-	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
-		return 0
-	}
-	return time.Duration(ts.Nano())
 }

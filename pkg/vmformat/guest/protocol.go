@@ -10,47 +10,89 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"strconv"
 	"strings"
 )
 
 // Paths inside the initramfs, and names on which host and guest must agree.
 const (
 	InitPath   = "/init"
-	JobPath    = "/job.json"
+	SetupPath  = "/setup.json"
 	MarkerPath = "/zz-complete" // packed after everything else
 	Marker     = "csi-disktemplate initramfs is complete\n"
 	LibDir     = "/lib"
 
-	// TemplateSerial and VerdictSerial are the virtio-blk serials of the two disks.
-	TemplateSerial = "template"
-	VerdictSerial  = "verdict"
+	// ControlSerial is the virtio-blk serial of the disk with the [Batch], and the verdicts
+	// after it. Disk returns those of the templates.
+	ControlSerial = "control"
 
-	// NonceArg precedes the run's nonce among init's arguments. The kernel hands the
-	// words after "--" on its command line to init.
-	NonceArg = "nonce="
+	// MaxJobs is how many disks for templates a VM has. Those that have no job are empty.
+	MaxJobs = 16
 
-	// VerdictSize is the size of the verdict disk in bytes, one block.
+	// BatchSize is the space for the batch on the control disk, in bytes, from its beginning.
+	BatchSize = 64 << 10
+	// VerdictSize is the size of each verdict after the batch, in bytes, one block.
 	VerdictSize = 4096
+	// ControlSize is the size of the control disk, in bytes.
+	ControlSize = BatchSize + MaxJobs*VerdictSize
 
 	// StagePrefix starts a console line that announces a [Stage].
 	StagePrefix = "csi-disktemplate: stage "
 )
 
-// Stage is a step of the formatting as the guest announces it on its console.
+// Disk returns the virtio-blk serial of the disk for a batch's job of that index.
+func Disk(job int) string { return fmt.Sprintf("template%d", job) }
+
+// VerdictAt returns where on the control disk a job's verdict is, in bytes.
+func VerdictAt(job int) int64 { return BatchSize + int64(job)*VerdictSize }
+
+// Stage is a step of the work as the guest announces it on its console.
 type Stage string
 
-// The stages, in order.
+// The stages, in order. The first two are the VM's, the others those of each job.
 const (
 	StageBoot  Stage = "boot"  // from power-on until /init runs mkfs
+	StageReady Stage = "ready" // the guest waits for a line on its console
 	StageMkfs  Stage = "mkfs"  // mkfs and fsync
 	StageCheck Stage = "check" // superblock, read-only mount, checker
 	StageDone  Stage = "done"  // the verdict is being written
 )
 
-// ParseStage returns the stage that a console line announces, and whether it announces one.
-func ParseStage(line string) (Stage, bool) {
-	s, ok := strings.CutPrefix(strings.TrimSpace(line), StagePrefix)
-	return Stage(s), ok
+// ParseStage returns the stage that a console line announces and the index of its job, and
+// whether it announces one.
+func ParseStage(line string) (s Stage, job int, ok bool) {
+	rest, ok := strings.CutPrefix(strings.TrimSpace(line), StagePrefix)
+	if !ok {
+		return "", 0, false
+	}
+	word, number, _ := strings.Cut(rest, " ")
+	job, err := strconv.Atoi(number)
+	if err != nil || job < 0 || job >= MaxJobs {
+		job = 0
+	}
+	return Stage(word), job, true
+}
+
+// Setup tells the guest what to load. It is a file of the initramfs.
+type Setup struct {
+	Modules []string `json:"modules"` // files to load before the guest is ready, dependencies first
+	Drivers []string `json:"drivers"` // of the disks: to load when the guest has been told to go on
+	Version []string `json:"version"` // argv that prints mkfs's version
+}
+
+// Batch is the work of one VM. The host writes it to the control disk.
+type Batch struct {
+	// Seed makes the guest's random numbers those of this run: a VM that was saved after its
+	// boot would else draw the same ones each time it is restored.
+	Seed   []byte  `json:"seed"`
+	Time   int64   `json:"time"` // wall clock, in ns since 1970, for the same reason
+	Orders []Order `json:"orders"`
+}
+
+// Order is one job of a batch. Its disk is that of its index.
+type Order struct {
+	Nonce string `json:"nonce"` // for its verdict
+	Job   Job    `json:"job"`
 }
 
 // Job tells the guest what to make. It is data: the host has decided every word of it, and the
@@ -59,10 +101,8 @@ type Job struct {
 	Filesystem string   `json:"filesystem"`
 	Size       int64    `json:"size"` // bytes
 	Label      string   `json:"label,omitempty"`
-	Modules    []string `json:"modules"` // files to load, dependencies first
-	Version    []string `json:"version"` // argv that prints mkfs's version
-	Mkfs       []string `json:"mkfs"`    // argv; DevicePlaceholder stands for the disk
-	Check      []string `json:"check"`   // argv; DevicePlaceholder stands for the disk
+	Mkfs       []string `json:"mkfs"`  // argv; DevicePlaceholder stands for the disk
+	Check      []string `json:"check"` // argv; DevicePlaceholder stands for the disk
 	MountData  string   `json:"mountData,omitempty"`
 }
 
@@ -71,7 +111,7 @@ const DevicePlaceholder = "@DISK@"
 
 // Verdict is the guest's own report.
 type Verdict struct {
-	Nonce    string `json:"nonce"` // of this run, so that a stale verdict does not pass
+	Nonce    string `json:"nonce"` // of this order, so that no other verdict passes
 	OK       bool   `json:"ok"`
 	Stage    Stage  `json:"stage"`             // where it ended
 	ExitCode int    `json:"exitCode"`          // of the command that failed; ExitUnwritten if mkfs wrote nothing
@@ -80,7 +120,6 @@ type Verdict struct {
 	Kernel   string `json:"kernel,omitempty"`  // uname -r
 	Mkfs     string `json:"mkfs,omitempty"`    // its version line
 	UUID     string `json:"uuid,omitempty"`    // of the new filesystem
-	BootMS   int64  `json:"bootMillis"`        // kernel's uptime when mkfs started
 	MkfsMS   int64  `json:"mkfsMillis"`        // mkfs and fsync
 	CheckMS  int64  `json:"checkMillis"`       // everything after mkfs
 	Written  int64  `json:"checkWroteSectors"` // 512-byte sectors written after mkfs: must be 0
@@ -93,16 +132,73 @@ const ExitUnwritten = 64
 // ErrNoVerdict means that the verdict disk has no verdict of this run.
 var ErrNoVerdict = errors.New("no verdict")
 
-// A verdict disk begins with this header (little endian). The JSON follows.
+// A batch and a verdict begin with this header (little endian). The JSON follows.
 //
 //	 0  8 bytes  magic
 //	 8  uint32   length of the JSON
 //	12  uint32   crc32c of the JSON
-var verdictMagic = [8]byte{'C', 'S', 'I', 'D', 'T', 'V', '0', '1'}
+var (
+	verdictMagic = [8]byte{'C', 'S', 'I', 'D', 'T', 'V', '0', '1'}
+	batchMagic   = [8]byte{'C', 'S', 'I', 'D', 'T', 'B', '0', '1'}
+)
 
-const verdictHeader = 16
+const header = 16
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// seal puts a header before a body, and zeros behind it up to size.
+func seal(magic [8]byte, body []byte, size int) []byte {
+	b := make([]byte, size)
+	copy(b, magic[:])
+	binary.LittleEndian.PutUint32(b[8:], uint32(len(body)))
+	binary.LittleEndian.PutUint32(b[12:], crc32.Checksum(body, castagnoli))
+	copy(b[header:], body)
+	return b
+}
+
+// unseal returns the body behind a header.
+func unseal(magic [8]byte, b []byte) ([]byte, error) {
+	if len(b) < header || !bytes.Equal(b[:8], magic[:]) {
+		return nil, errors.New("it was never written")
+	}
+	n := binary.LittleEndian.Uint32(b[8:])
+	if uint64(n) > uint64(len(b)-header) {
+		return nil, fmt.Errorf("its length of %d bytes does not fit the disk", n)
+	}
+	body := b[header : header+int(n)]
+	if got, want := crc32.Checksum(body, castagnoli), binary.LittleEndian.Uint32(b[12:]); got != want {
+		return nil, fmt.Errorf("checksum %#x, expected %#x", got, want)
+	}
+	return body, nil
+}
+
+// Marshal encodes b as exactly [BatchSize] bytes.
+func (b Batch) Marshal() ([]byte, error) {
+	body, err := json.Marshal(b)
+	if err != nil {
+		return nil, err
+	}
+	if len(body) > BatchSize-header {
+		return nil, fmt.Errorf("the batch of %d orders is %d bytes too large for its disk", len(b.Orders), len(body)-BatchSize+header)
+	}
+	return seal(batchMagic, body, BatchSize), nil
+}
+
+// ParseBatch decodes what [Batch.Marshal] returned.
+func ParseBatch(b []byte) (Batch, error) {
+	var batch Batch
+	body, err := unseal(batchMagic, b)
+	if err == nil {
+		err = json.Unmarshal(body, &batch)
+	}
+	if err == nil && len(batch.Orders) > MaxJobs {
+		err = fmt.Errorf("it has %d orders", len(batch.Orders))
+	}
+	if err != nil {
+		return Batch{}, fmt.Errorf("the batch on the control disk: %w", err)
+	}
+	return batch, nil
+}
 
 // Marshal encodes v as exactly [VerdictSize] bytes. If it does not fit, Marshal cuts the
 // beginning of Output, since its end explains a failure, and then the end of Error.
@@ -112,7 +208,7 @@ func (v Verdict) Marshal() ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		if excess := verdictHeader + len(body) - VerdictSize; excess > 0 {
+		if excess := header + len(body) - VerdictSize; excess > 0 {
 			// JSON writes one byte as up to six, so this does not cut much more than needed.
 			cut := excess/6 + 1
 			switch {
@@ -125,31 +221,19 @@ func (v Verdict) Marshal() ([]byte, error) {
 			}
 			continue
 		}
-		b := make([]byte, VerdictSize)
-		copy(b, verdictMagic[:])
-		binary.LittleEndian.PutUint32(b[8:], uint32(len(body)))
-		binary.LittleEndian.PutUint32(b[12:], crc32.Checksum(body, castagnoli))
-		copy(b[verdictHeader:], body)
-		return b, nil
+		return seal(verdictMagic, body, VerdictSize), nil
 	}
 }
 
-// ParseVerdict decodes the verdict that the guest wrote. A disk without one, or with one of
-// another nonce, returns [ErrNoVerdict] with the reason.
+// ParseVerdict decodes a verdict that the guest wrote. Where there is none, or one of another
+// nonce, it returns [ErrNoVerdict] with the reason.
 func ParseVerdict(b []byte, nonce string) (Verdict, error) {
 	var v Verdict
-	if len(b) < verdictHeader || !bytes.Equal(b[:8], verdictMagic[:]) {
-		return v, fmt.Errorf("%w: the verdict disk was never written", ErrNoVerdict)
+	body, err := unseal(verdictMagic, b)
+	if err == nil {
+		err = json.Unmarshal(body, &v)
 	}
-	n := binary.LittleEndian.Uint32(b[8:])
-	if uint64(n) > uint64(len(b)-verdictHeader) {
-		return v, fmt.Errorf("%w: its length of %d bytes does not fit the disk", ErrNoVerdict, n)
-	}
-	body := b[verdictHeader : verdictHeader+int(n)]
-	if got, want := crc32.Checksum(body, castagnoli), binary.LittleEndian.Uint32(b[12:]); got != want {
-		return v, fmt.Errorf("%w: checksum %#x, expected %#x", ErrNoVerdict, got, want)
-	}
-	if err := json.Unmarshal(body, &v); err != nil {
+	if err != nil {
 		return Verdict{}, fmt.Errorf("%w: %w", ErrNoVerdict, err)
 	}
 	if v.Nonce != nonce {

@@ -6,6 +6,7 @@ package guest
 import (
 	"errors"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -69,11 +70,51 @@ func TestVerdictFits(t *testing.T) {
 }
 
 func TestParseStage(t *testing.T) {
-	if s, ok := ParseStage("  " + StagePrefix + "mkfs\r"); !ok || s != StageMkfs {
-		t.Errorf("the line is read as %q, %v", s, ok)
+	for line, want := range map[string]struct {
+		stage Stage
+		job   int
+	}{
+		"  " + StagePrefix + "mkfs 3\r":  {StageMkfs, 3},
+		StagePrefix + "ready":            {StageReady, 0},
+		StagePrefix + "check 99999":      {StageCheck, 0},
+		StagePrefix + "check -1":         {StageCheck, 0},
+		StagePrefix + "check three more": {StageCheck, 0},
+	} {
+		if s, job, ok := ParseStage(line); !ok || s != want.stage || job != want.job {
+			t.Errorf("%q is read as %q of job %d, %v", line, s, job, ok)
+		}
 	}
-	if _, ok := ParseStage("mkfs"); ok {
+	if _, _, ok := ParseStage("mkfs 3"); ok {
 		t.Error("a line without the prefix is read as a stage")
+	}
+}
+
+// TestBatch reads a batch back, and refuses what is no batch.
+func TestBatch(t *testing.T) {
+	batch := Batch{Seed: []byte{1}, Time: 2, Orders: []Order{{Nonce: "n", Job: Job{Filesystem: "ext4", Mkfs: []string{"mkfs", DevicePlaceholder}}}}}
+	b, err := batch.Marshal()
+	if err != nil || len(b) != BatchSize {
+		t.Fatalf("%d bytes, %v", len(b), err)
+	}
+	if got, err := ParseBatch(b); err != nil || !reflect.DeepEqual(got, batch) {
+		t.Errorf("the batch is read as %+v, %v", got, err)
+	}
+	verdict, err := Verdict{Nonce: "n"}.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	crowded, err := Batch{Orders: make([]Order, MaxJobs+1)}.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, disk := range map[string][]byte{"empty": nil, "zeros": make([]byte, BatchSize), "a verdict": verdict, "a flipped byte": flip(b, 30), "too many orders": crowded} {
+		if got, err := ParseBatch(disk); err == nil {
+			t.Errorf("%s: it is read as %+v", name, got)
+		}
+	}
+	long := Batch{Orders: []Order{{Nonce: strings.Repeat("n", BatchSize)}}}
+	if _, err := long.Marshal(); err == nil {
+		t.Error("a batch that does not fit was accepted")
 	}
 }
 
