@@ -104,7 +104,7 @@ func addVM(f *pflag.FlagSet, c *vmformat.Config) {
 		"accelerator of the formatting VM: auto is KVM where it works, else TCG")
 	f.StringVar(&c.Kernel, "kernel", "", "kernel of the formatting VM, a vmlinuz or vmlinux (default: the newest in /boot that has its modules in /lib/modules)")
 	f.StringVar(&c.QEMU, "qemu", "", "QEMU's binary (default: qemu-system-x86_64 on PATH)")
-	addValue(f, &c.Timeout, "format-timeout", vmformat.DefaultTimeout.String(), timeLimit, "how long one formatting VM may take")
+	addValue(f, &c.Timeout, "format-timeout", vmformat.DefaultTimeout.String(), timeLimit, "how long a formatting VM may take for one template; an eighth more for each further one")
 }
 
 // newFormatter makes the formatter that the flags describe. It keeps unpacked kernels in

@@ -33,7 +33,7 @@ func TestBoundByKernel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	modules := slices.Concat(r.setup.Drivers, r.setup.Modules)
+	modules := slices.Concat(r.setup.Modules, r.setup.Transports)
 	for _, name := range loop {
 		modules = append(modules, r.addModule(name, ""))
 	}

@@ -28,6 +28,7 @@ type machine struct {
 	kernelPackage string     // Debian package that has a kernel
 	kernel        kernelForm // form of the kernels that distributions install
 	modules       []string   // kernel modules that drive the disks, without their dependencies
+	transports    []string   // kernel modules that show the disks to them, whose dependencies are those of the drivers
 	model         string     // -M
 	disk          string     // -device of a disk
 	console       string     // the kernel's name of the serial port
@@ -62,7 +63,8 @@ var amd64 = machine{
 	qemuPackage:   "qemu-system-x86",
 	kernelPackage: "linux-image-cloud-amd64 (or another linux-image)",
 	kernel:        bzImage,
-	modules:       []string{"virtio_mmio", "virtio_blk"},
+	modules:       []string{"virtio_blk"},
+	transports:    []string{"virtio_mmio"},
 	model:         "microvm",
 	disk:          "virtio-blk-device",
 	console:       "ttyS0",

@@ -45,6 +45,14 @@ type qmpMessage struct {
 	} `json:"data"`
 }
 
+// failure returns why a command failed, or nil.
+func (m qmpMessage) failure() error {
+	if m.Error == nil {
+		return nil
+	}
+	return fmt.Errorf("QEMU's monitor: %s", short(m.Error.Desc))
+}
+
 // maxMonitor bounds what is read from a QEMU, in bytes. A format takes some hundred, and one that
 // saves the VM some thousand. A QEMU that says more than this has been taken over.
 const maxMonitor = 1 << 20
@@ -64,7 +72,7 @@ func execute(conn io.Writer, command string, arguments map[string]any) error {
 // monitor speaks QMP until the other end closes. A disk that fails stops the VM
 // (werror=stop). QEMU would then wait for ever, so it is told to quit at once.
 //
-// heard gets everything else that QEMU says.
+// heard gets everything else that QEMU says, also that a command failed.
 func monitor(conn io.ReadWriter, heard func(qmpMessage) error) (events, error) {
 	var ev events
 	in := json.NewDecoder(io.LimitReader(conn, maxMonitor))
@@ -80,8 +88,6 @@ func monitor(conn io.ReadWriter, heard func(qmpMessage) error) (events, error) {
 		switch {
 		case m.QMP != nil:
 			err = execute(conn, "qmp_capabilities", nil)
-		case m.Error != nil:
-			return ev, fmt.Errorf("QEMU's monitor: %s", short(m.Error.Desc))
 		case m.Event == "SHUTDOWN":
 			ev.shutdown = short(m.Data.Reason)
 		case m.Event == "BLOCK_IO_ERROR":

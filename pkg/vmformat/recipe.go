@@ -78,19 +78,21 @@ func (f *Formatter) gather(filesystem string) (*recipe, error) {
 		return nil, err
 	}
 	r.setup.Version = []string{"/bin/" + fs.Mkfs, "-V"}
-	drivers, err := k.load(m.modules)
+	modules, err := k.load(slices.Concat(m.modules, fs.Modules))
 	if err != nil {
 		return nil, err
 	}
-	modules, err := k.load(fs.Modules)
+	all, err := k.load(m.transports)
 	if err != nil {
 		return nil, err
-	}
-	for _, name := range drivers {
-		r.setup.Drivers = append(r.setup.Drivers, r.addModule(name, k.modulesHint()))
 	}
 	for _, name := range modules {
 		r.setup.Modules = append(r.setup.Modules, r.addModule(name, k.modulesHint()))
+	}
+	for _, name := range all {
+		if !slices.Contains(modules, name) {
+			r.setup.Transports = append(r.setup.Transports, r.addModule(name, k.modulesHint()))
+		}
 	}
 	return r, nil
 }

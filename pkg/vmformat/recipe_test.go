@@ -116,7 +116,7 @@ func testRecipe(t testing.TB) *recipe {
 			"/modules/virtio.ko": text(t, 0o444|cpio.S_IFREG, "virtio"),
 		},
 		init:  map[string]file{"/init": text(t, 0o555|cpio.S_IFREG, "init")},
-		setup: guest.Setup{Drivers: []string{"/modules/virtio.ko"}},
+		setup: guest.Setup{Modules: []string{"/modules/virtio.ko"}},
 	}
 }
 

@@ -134,6 +134,10 @@ func (s *start) onMonitor(m qmpMessage) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
+	case m.Error != nil && s.save != nil && !s.settled:
+		s.goOn() // without being saved
+	case m.Error != nil:
+		return m.failure()
 	case m.Event == "RESUME" && s.restored:
 		s.goOn()
 	case m.Event == "MIGRATION" && s.save != nil && (m.Data.Status == "completed" || m.Data.Status == "failed"):

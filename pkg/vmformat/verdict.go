@@ -72,7 +72,7 @@ func (o outcome) report(order *order, v *vm) Report {
 		Accelerator: v.accel.name,
 		Restored:    o.restored,
 		Boot:        o.ready,
-		Drivers:     o.orders[0].entered.Sub(o.start) - o.ready,
+		Disks:       o.orders[0].entered.Sub(o.start) - o.ready,
 		Make:        time.Duration(o.verdict.MkfsMS) * time.Millisecond,
 		Check:       time.Duration(o.verdict.CheckMS) * time.Millisecond,
 		Elapsed:     o.elapsed,

@@ -88,7 +88,7 @@ type Report struct {
 	Restored    bool          // the VM was not booted for this
 	Prepare     time.Duration // reading and packing what the VM is made of
 	Boot        time.Duration // from the start of QEMU until the guest goes on: a boot, or what it takes to restore one
-	Drivers     time.Duration // from then until the first mkfs
+	Disks       time.Duration // from then until the first mkfs: the disks appear
 	Make        time.Duration // mkfs and fsync, on the guest's clock
 	Check       time.Duration // on the guest's clock
 	Host        time.Duration // the host's own check, and its fsync

@@ -147,7 +147,7 @@ func TestSameCommandLine(t *testing.T) {
 }
 
 // ignored is for what else QEMU says.
-func ignored(qmpMessage) error { return nil }
+func ignored(m qmpMessage) error { return m.failure() }
 
 // TestMonitor plays QEMU, with a greeting, an answer and events.
 func TestMonitor(t *testing.T) {

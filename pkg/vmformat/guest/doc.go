@@ -12,8 +12,8 @@
 // block device.
 //
 // Before it touches a disk, the guest says that it is ready, and waits for a line on its console.
-// There the host may save the VM, to restore it for later batches. The drivers of the disks are
-// loaded afterwards: they read the sizes of the disks as they are then.
+// There the host may save the VM, to restore it for later batches. The module that shows the disks is
+// loaded afterwards: so they are seen as they are then.
 //
 // A job's verdict is written last. A guest that panics, hangs or is killed leaves no verdict of
 // the jobs that it had not done, and the host treats a missing verdict as a failure.

@@ -65,6 +65,10 @@ func serve() error {
 	if err := loadModules(setup.Modules); err != nil {
 		return err
 	}
+	// Disks that appear wait until they are asked for: see disks.
+	if err := os.WriteFile(virtioBus+"/drivers_autoprobe", []byte("0"), 0); err != nil {
+		return err
+	}
 	common := Verdict{Stage: StageBoot, Kernel: release()}
 	if out, _ := run(setup.Version); out != "" {
 		common.Mkfs = strings.TrimSpace(strings.SplitN(strings.TrimSpace(out), "\n", 2)[0])
@@ -75,15 +79,8 @@ func serve() error {
 		return fmt.Errorf("waiting on the console: %w", err)
 	}
 
-	for i := range setup.Drivers {
-		// The bus comes with one of its drivers' dependencies, or is built in.
-		err := os.WriteFile(virtioBus+"/drivers_autoprobe", []byte("0"), 0)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-		if err := loadModules(setup.Drivers[i : i+1]); err != nil {
-			return err
-		}
+	if err := loadModules(setup.Transports); err != nil {
+		return err
 	}
 	var disks disks
 	path, err := disks.find(ControlSerial)

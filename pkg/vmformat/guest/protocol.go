@@ -75,9 +75,9 @@ func ParseStage(line string) (s Stage, job int, ok bool) {
 
 // Setup tells the guest what to load. It is a file of the initramfs.
 type Setup struct {
-	Modules []string `json:"modules"` // files to load before the guest is ready, dependencies first
-	Drivers []string `json:"drivers"` // of the disks: to load when the guest has been told to go on
-	Version []string `json:"version"` // argv that prints mkfs's version
+	Modules    []string `json:"modules"`    // files to load before the guest is ready, dependencies first
+	Transports []string `json:"transports"` // show the disks: to load when the guest has been told to go on
+	Version    []string `json:"version"`    // argv that prints mkfs's version
 }
 
 // Batch is the work of one VM. The host writes it to the control disk.
