@@ -105,8 +105,8 @@ func (a *Allocator) Attach(backing *os.File, o Options) (*Device, error) {
 			_ = Remove(index)
 		}
 		a.done(index)
-		if err == nil && o.AutoClear {
-			seen.lend(index, a)
+		if err == nil {
+			a.lend(index, o)
 		}
 		if !errors.Is(err, errTaken) && !errors.Is(err, errUnfit) && !errors.Is(err, unix.ENOENT) { // ENOENT: it was removed since
 			return d, err
@@ -120,9 +120,7 @@ func (a *Allocator) Attach(backing *os.File, o Options) (*Device, error) {
 		}
 		var d *Device
 		if d, err = attachIfFree(index, backing, o); err == nil {
-			if o.AutoClear && !o.NoDiscard {
-				seen.lend(index, a)
-			}
+			a.lend(index, o)
 			return d, nil
 		}
 		if !errors.Is(err, errTaken) {
@@ -154,6 +152,14 @@ func (a *Allocator) take() (index int, ok bool, err error) {
 	}
 	a.trying[index] = true
 	return index, true, nil
+}
+
+// lend notes whether a device that was attached with these options comes back.
+func (a *Allocator) lend(index int, o Options) {
+	if !o.AutoClear || o.NoDiscard {
+		a = nil
+	}
+	seen.lend(index, a)
 }
 
 // giveBack takes a device that detached itself. Its node is bind-mounted nowhere: it was
