@@ -4,9 +4,11 @@
 package mount
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -127,6 +129,27 @@ func listed(f *os.File, root bool) (*Info, error) {
 		FSType: m.FSType, Source: m.Source, Root: m.Root, Mountpoint: m.Mountpoint,
 		Attr: attrOfWords(m.Options), Options: m.VFSOptions, Major: m.Major, Minor: m.Minor,
 	}, nil
+}
+
+// List returns the mounts of this process for which match returns true, and reads the whole
+// mount table for that. It looks only at mounts whose line contains one of the texts, as
+// proc_pid_mountinfo(5) spells it: to understand a line takes longer than to find a text in it.
+func List(match func(*mountinfo.Info) bool, texts ...string) ([]*mountinfo.Info, error) {
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	var lines bytes.Buffer
+	for line := range bytes.Lines(table) {
+		if slices.ContainsFunc(texts, func(text string) bool { return bytes.Contains(line, []byte(text)) }) {
+			lines.Write(line)
+		}
+	}
+	mounts, err := mountinfo.GetMountsFromReader(&lines, func(m *mountinfo.Info) (skip, stop bool) { return !match(m), false })
+	if err != nil {
+		return nil, fmt.Errorf("read mountinfo: %w", err)
+	}
+	return mounts, nil
 }
 
 // whereIs returns the ID of the mount that f is on, and f's path without links.

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -275,6 +277,20 @@ func TestAtAndIsMountPoint(t *testing.T) {
 	}
 	if m, err := Of(root); m != nil || err != nil {
 		t.Errorf("Of(%s): %+v, %v", root.Name(), m, err)
+	}
+}
+
+func TestList(t *testing.T) {
+	all, err := List(func(*mountinfo.Info) bool { return true }, "\n")
+	if err != nil || !slices.ContainsFunc(all, func(m *mountinfo.Info) bool { return m.Mountpoint == "/proc" }) {
+		t.Errorf("%d mounts without /proc: %v", len(all), err)
+	}
+	procs, err := List(func(m *mountinfo.Info) bool { return m.FSType == "proc" }, "no such text", "proc")
+	if err != nil || len(procs) == 0 || len(procs) >= len(all) {
+		t.Errorf("%d of %d mounts are of the type proc: %v", len(procs), len(all), err)
+	}
+	if none, err := List(func(*mountinfo.Info) bool { return true }, "no such text"); err != nil || len(none) > 0 {
+		t.Errorf("%v: %v", none, err)
 	}
 }
 

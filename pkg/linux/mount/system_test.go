@@ -14,6 +14,7 @@ import (
 	"testing"
 	"unsafe"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
@@ -709,6 +710,14 @@ func BenchmarkOf(b *testing.B) {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { f.Close() })
+	b.Run("list", func(b *testing.B) {
+		for b.Loop() {
+			all, err := List(func(m *mountinfo.Info) bool { return m.Mountpoint == last }, last)
+			if len(all) != 1 || err != nil {
+				b.Fatal(all, err)
+			}
+		}
+	})
 	for name, look := range map[string]func() (*Info, error){
 		"statmount": func() (*Info, error) { return Of(f) },
 		"mountinfo": func() (*Info, error) { return listed(f, true) },

@@ -151,7 +151,12 @@ func (r *Root) MountpointsOf(v Owner, loops []int) ([]string, error) {
 		index, ok := loopdev.IndexOf(device)
 		return ok && slices.Contains(loops, index)
 	}
-	mounts, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
+	// Of a device both forms have its name: /dev/loop7 as the source, /loop7 as the root.
+	texts := []string{DiskSource("")}
+	for _, index := range loops {
+		texts = append(texts, fmt.Sprint("/loop", index))
+	}
+	mounts, err := mount.List(func(i *mountinfo.Info) bool {
 		var ours bool
 		switch v.Mode() {
 		case image.ModeDiskImage:
@@ -161,10 +166,10 @@ func (r *Root) MountpointsOf(v Owner, loops []int) ([]string, error) {
 		case image.ModeBlock: // a bind of the node: its root is the node's path in devtmpfs
 			ours = i.FSType == "devtmpfs" && isOurs("/dev"+i.Root)
 		}
-		return !ours || !strings.HasPrefix(i.Mountpoint, r.resolved+"/"), false
-	})
+		return ours && strings.HasPrefix(i.Mountpoint, r.resolved+"/")
+	}, texts...)
 	if err != nil {
-		return nil, fmt.Errorf("read mountinfo: %w", err)
+		return nil, err
 	}
 	var at []string
 	for _, i := range mounts {
