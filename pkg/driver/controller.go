@@ -70,7 +70,7 @@ func (s *controllerServer) CreateVolume(ctx context.Context, req *csi.CreateVolu
 	if err != nil {
 		return nil, err
 	}
-	return &csi.CreateVolumeResponse{Volume: s.volume(v)}, nil
+	return &csi.CreateVolumeResponse{Volume: volumeOf(v, s.cfg.onlyHere())}, nil
 }
 
 func (s *controllerServer) DeleteVolume(_ context.Context, req *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
@@ -91,7 +91,7 @@ func (s *controllerServer) ControllerGetVolume(_ context.Context, req *csi.Contr
 	if err != nil {
 		return nil, err
 	}
-	return &csi.ControllerGetVolumeResponse{Volume: s.volume(v), Status: &csi.ControllerGetVolumeResponse_VolumeStatus{}}, nil
+	return &csi.ControllerGetVolumeResponse{Volume: volumeOf(v, s.cfg.onlyHere()), Status: &csi.ControllerGetVolumeResponse_VolumeStatus{}}, nil
 }
 
 func (s *controllerServer) ValidateVolumeCapabilities(_ context.Context, req *csi.ValidateVolumeCapabilitiesRequest) (*csi.ValidateVolumeCapabilitiesResponse, error) {
@@ -140,8 +140,9 @@ func (s *controllerServer) ListVolumes(_ context.Context, req *csi.ListVolumesRe
 		return nil, err
 	}
 	r := &csi.ListVolumesResponse{NextToken: tokenAfter(next)}
+	here, status := s.cfg.onlyHere(), &csi.ListVolumesResponse_VolumeStatus{} // the same for all
 	for _, v := range claims {
-		r.Entries = append(r.Entries, &csi.ListVolumesResponse_Entry{Volume: s.volume(v), Status: &csi.ListVolumesResponse_VolumeStatus{}})
+		r.Entries = append(r.Entries, &csi.ListVolumesResponse_Entry{Volume: volumeOf(v, here), Status: status})
 	}
 	return r, nil
 }
@@ -229,7 +230,7 @@ func (s *controllerServer) CreateSnapshot(ctx context.Context, req *csi.CreateSn
 	if err != nil {
 		return nil, err
 	}
-	return &csi.CreateSnapshotResponse{Snapshot: s.snapshot(snap)}, nil
+	return &csi.CreateSnapshotResponse{Snapshot: snapshotOf(snap, s.cfg.onlyHere())}, nil
 }
 
 func (s *controllerServer) DeleteSnapshot(ctx context.Context, req *csi.DeleteSnapshotRequest) (*csi.DeleteSnapshotResponse, error) {
@@ -251,7 +252,7 @@ func (s *controllerServer) GetSnapshot(_ context.Context, req *csi.GetSnapshotRe
 	if err != nil {
 		return nil, err
 	}
-	return &csi.GetSnapshotResponse{Snapshot: s.snapshot(snap)}, nil
+	return &csi.GetSnapshotResponse{Snapshot: snapshotOf(snap, s.cfg.onlyHere())}, nil
 }
 
 func (s *controllerServer) ListSnapshots(_ context.Context, req *csi.ListSnapshotsRequest) (*csi.ListSnapshotsResponse, error) {
@@ -265,8 +266,9 @@ func (s *controllerServer) ListSnapshots(_ context.Context, req *csi.ListSnapsho
 		return nil, err
 	}
 	r.NextToken = tokenAfter(next)
+	here := s.cfg.onlyHere() // the same for all
 	for _, snap := range snaps {
-		r.Entries = append(r.Entries, &csi.ListSnapshotsResponse_Entry{Snapshot: s.snapshot(snap)})
+		r.Entries = append(r.Entries, &csi.ListSnapshotsResponse_Entry{Snapshot: snapshotOf(snap, here)})
 	}
 	return r, nil
 }
@@ -305,37 +307,23 @@ func (s *controllerServer) ControllerListVolumeHealth(_ context.Context, req *cs
 	if err != nil {
 		return nil, err
 	}
-	claims, _, err := s.cfg.Volumes.ListClaims(after, 0)
+	found, next, err := s.cfg.Volumes.ListHealth(after, int(req.GetMaxEntries()))
 	if err != nil {
 		return nil, err
 	}
-	r := &csi.ControllerListVolumeHealthResponse{}
-	for _, v := range claims {
-		h, err := healthOf(s.cfg.Volumes, v.ID)
-		if code(err) == codes.NotFound { // deleted meanwhile
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		if len(h.GetHealthStatuses()) == 0 {
-			continue
-		}
-		if most := int(req.GetMaxEntries()); most > 0 && len(r.Entries) == most {
-			r.NextToken = tokenAfter(r.Entries[most-1].GetVolumeId())
-			break
-		}
-		r.Entries = append(r.Entries, h)
+	r := &csi.ControllerListVolumeHealthResponse{NextToken: tokenAfter(next)}
+	for _, v := range found {
+		r.Entries = append(r.Entries, conditionsOf(v.ID, v.Conditions))
 	}
 	return r, nil
 }
 
-// volume describes a volume in CSI's form.
-func (s *controllerServer) volume(v image.Record) *csi.Volume {
+// volumeOf describes a volume in CSI's form.
+func volumeOf(v image.Record, here []*csi.Topology) *csi.Volume {
 	out := &csi.Volume{
 		VolumeId:           v.ID,
 		CapacityBytes:      v.Spec.Size,
-		AccessibleTopology: []*csi.Topology{s.cfg.topology()},
+		AccessibleTopology: here,
 	}
 	switch {
 	case v.Source.Snapshot != "":
@@ -350,14 +338,14 @@ func (s *controllerServer) volume(v image.Record) *csi.Volume {
 	return out
 }
 
-func (s *controllerServer) snapshot(snap image.SnapshotRecord) *csi.Snapshot {
+func snapshotOf(snap image.SnapshotRecord, here []*csi.Topology) *csi.Snapshot {
 	return &csi.Snapshot{
 		SnapshotId:         snap.ID,
 		SourceVolumeId:     snap.Volume,
 		SizeBytes:          snap.Spec.Size,
 		CreationTime:       timestamppb.New(snap.Created),
 		ReadyToUse:         true,
-		AccessibleTopology: []*csi.Topology{s.cfg.topology()},
+		AccessibleTopology: here,
 	}
 }
 
@@ -365,6 +353,8 @@ func (s *controllerServer) snapshot(snap image.SnapshotRecord) *csi.Snapshot {
 func (c Config) topology() *csi.Topology {
 	return &csi.Topology{Segments: map[string]string{TopologyKey: c.NodeID}}
 }
+
+func (c Config) onlyHere() []*csi.Topology { return []*csi.Topology{c.topology()} }
 
 func (c Config) isHere(t *csi.Topology) bool { return t.GetSegments()[TopologyKey] == c.NodeID }
 

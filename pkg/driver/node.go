@@ -166,6 +166,10 @@ func healthOf(volumes *volume.Manager, id string, paths ...string) (*csi.VolumeH
 	if err != nil {
 		return nil, err
 	}
+	return conditionsOf(id, conditions), nil
+}
+
+func conditionsOf(id string, conditions []health.Condition) *csi.VolumeHealth {
 	h := &csi.VolumeHealth{VolumeId: id}
 	for _, c := range conditions {
 		status := map[health.Severity]csi.VolumeHealthErrorType{
@@ -175,7 +179,7 @@ func healthOf(volumes *volume.Manager, id string, paths ...string) (*csi.VolumeH
 		}[c.Severity]
 		h.HealthStatuses = append(h.HealthStatuses, &csi.VolumeHealth_VolumeHealthEntry{Status: status, Reason: c.Code, Message: c.Message()})
 	}
-	return h, nil
+	return h
 }
 
 func (s *nodeServer) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRequest) (*csi.NodeGetCapabilitiesResponse, error) {

@@ -158,13 +158,13 @@ func page[T any](ids []string, after string, limit int, read func(id string) (T,
 		i++
 	}
 	var last string
-	if limit == 0 {
-		found = make([]T, 0, len(ids)-i)
+	if ids = ids[i:]; limit == 0 {
+		found = make([]T, 0, len(ids))
 	}
-	for ids = ids[i:]; len(ids) > 0; {
-		n := len(ids)
+	for len(ids) > 0 {
+		n := min(len(ids), mostRead)
 		if limit > 0 { // one more than the page has room for tells whether there is a next page
-			n = min(n, max(limit-len(found)+1, leastAtOnce))
+			n = min(n, max(limit-len(found)+1, leastRead))
 		}
 		ones, errs := readImages(ids[:n], read)
 		for i, id := range ids[:n] {
@@ -183,9 +183,9 @@ func page[T any](ids []string, after string, limit int, read func(id string) (T,
 	return found, "", nil
 }
 
-// leastAtOnce is how many images are read at once at least, though a page needs fewer: some may
-// be no claims.
-const leastAtOnce = 16
+// Of the images that a page needs, so many are read at once: a few more than are needed, since
+// some may be no claims, and not so many that they take much memory.
+const leastRead, mostRead = 16, 512
 
 // readImages reads images, several at a time.
 func readImages[T any](ids []string, read func(id string) (T, error)) ([]T, []error) {

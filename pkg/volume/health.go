@@ -55,6 +55,28 @@ func (m *Manager) Health(id string, paths ...string) ([]health.Condition, error)
 	return conditions, nil
 }
 
+// VolumeHealth is what is wrong with a claim.
+type VolumeHealth struct {
+	ID         string
+	Conditions []health.Condition
+}
+
+// ListHealth lists the claims that have something wrong with them, as [Manager.ListClaims] lists
+// claims.
+func (m *Manager) ListHealth(after string, limit int) ([]VolumeHealth, string, error) {
+	ids, err := m.pool.Volumes()
+	if err != nil {
+		return nil, "", err
+	}
+	return page(ids, after, limit, func(id string) (VolumeHealth, error) {
+		found, err := m.Health(id)
+		if err == nil && len(found) == 0 {
+			err = fmt.Errorf("%w: nothing is wrong with volume %s", errdefs.ErrNotFound, id)
+		}
+		return VolumeHealth{id, found}, err
+	})
+}
+
 func (m *Manager) imageConditions(img *image.Image) ([]health.Condition, error) {
 	var found []health.Condition
 	if err := img.CheckLength(); errors.Is(err, errdefs.ErrState) {

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -150,6 +151,40 @@ func TestChangedRecords(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestHealthByPages lists the claims that have something wrong with them, by pages of every length.
+func TestHealthByPages(t *testing.T) {
+	n := newNode(t, testenv.XFS, gib)
+	var want, all []string
+	for i := range 9 {
+		v := n.mustCreate(disk(fmt.Sprint("v-", i), mib))
+		if all = append(all, v.ID); i%3 == 1 {
+			mustTruncate(t, n.pool.Volume(v.ID), 0)
+			want = append(want, v.ID)
+		}
+	}
+	for limit := range 5 {
+		var got []string
+		for after := ""; ; {
+			page, next, err := n.ListHealth(after, limit)
+			if err != nil || limit > 0 && len(page) > limit {
+				t.Fatalf("by %d: %+v: %v", limit, page, err)
+			}
+			for _, v := range page {
+				if got = append(got, v.ID); len(v.Conditions) != 1 || v.Conditions[0].Code != "BackingImageTruncated" {
+					t.Errorf("%s: %+v", v.ID, v.Conditions)
+				}
+			}
+			if after = next; after == "" {
+				break
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("by %d: %v, not %v", limit, got, want)
+		}
+	}
+	n.mustDelete(all...)
 }
 
 // BenchmarkRecord reads a record for the first time, and once more.

@@ -94,6 +94,7 @@ func (s *Sweeper) findVolumes(f *finds, loops map[int]poolLoop, table place.Tabl
 	devices := byInode(loops)
 	found, errs := make([]foundVolume, len(ids)), make([]error, len(ids))
 	image.Each(len(ids), func(i int) { found[i], errs[i] = s.findVolume(ids[i], devices, table) })
+	f.volumes = found[:0] // what is to be reported otherwise, or not at all, is taken out
 	for i, id := range ids {
 		if errors.Is(errs[i], errdefs.ErrNotFound) { // deleted meanwhile
 			continue
