@@ -26,8 +26,8 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/sweep"
 )
 
-// copyClaim gives a node many copies of a claim, behind its back: nothing is synced, and nothing
-// is added up. It returns their ids.
+// copyClaim gives a node many copies of a claim, behind its back: nothing is added up. It returns
+// their ids.
 func (n *node) copyClaim(v image.Record, copies int) []string {
 	n.t.Helper()
 	src, err := n.images.Open(v.ID)
@@ -54,6 +54,9 @@ func (n *node) copyClaim(v image.Record, copies int) []string {
 		}
 		f.Close()
 		ids = append(ids, v.ID)
+	}
+	if err := n.pool.Sync(); err != nil {
+		n.t.Fatal(err)
 	}
 	return ids
 }
