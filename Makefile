@@ -34,7 +34,7 @@ FUZZTIME := 10s
 TOOL := $(GO) tool -modfile=hack/tools/go.mod
 DEMO_DIR := /var/cache/csi-disktemplate-demo
 DEMO_FLAGS :=
-# bin/bench --help lists them. make bench BENCH_FLAGS="--out docs/bench" replaces the figures of the documents.
+# bin/bench --help lists them.
 BENCH_FLAGS :=
 
 section = @printf '\n=== %s\n' "$(1)"
@@ -133,6 +133,11 @@ bench: need-go ## Measure the plugin beside its floor and beside what people do 
 	@$(GO) build -o bin/bench ./hack/bench
 	@[ -z "$${SUDO_UID:-}" ] || chown -R --no-dereference "$$SUDO_UID:$$SUDO_GID" bin
 	@$(SUDO) env $(foreach v,BENCH_PEER_SOCKET BENCH_PEER_CALLS,"$(v)=$$$(v)") bin/bench --plugin bin/csi-disktemplate $(BENCH_FLAGS)
+
+.PHONY: bench-docs
+bench-docs: ## Run make bench, and keep its figures in docs/bench and in the README; asks for root
+	@$(MAKE) --no-print-directory bench BENCH_FLAGS="--out docs/bench $(BENCH_FLAGS)"
+	bin/bench --out docs/bench --quote README.md
 
 .PHONY: microbench
 microbench: need-go ## Run the benchmarks of single packages; asks for root

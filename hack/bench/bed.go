@@ -62,18 +62,17 @@ type bed struct {
 	*harness.Plugin
 	client *harness.Client
 
-	templates map[string]string // formatted images in beside, by filesystem
+	templates map[kind]string // formatted images in beside
 	loops     *indices
 	serial    atomic.Int64
-	spawned   int
 	ways      map[string]way
 }
 
 // newBed makes a pool and starts a plugin on it. The caller closes the bed, whatever the error.
-func (b *bench) newBed(ctx context.Context, kind poolKind) (*bed, error) {
-	d := &bed{kind: kind, dir: filepath.Join(b.dir, kind.name), loops: &b.loops}
+func (b *bench) newBed(ctx context.Context, p poolKind) (*bed, error) {
+	d := &bed{kind: p, dir: filepath.Join(b.dir, p.name), loops: &b.loops}
 	d.root, d.beside = filepath.Join(d.dir, "fs"), filepath.Join(d.dir, "fs", "beside")
-	d.node = harness.Node{Pool: filepath.Join(d.root, "pool"), Kubelet: filepath.Join(b.dir, kind.name+".kubelet")}
+	d.node = harness.Node{Pool: filepath.Join(d.root, "pool"), Kubelet: filepath.Join(b.dir, p.name+".kubelet")}
 	steps := []func() error{
 		func() error { return d.makePool(ctx) },
 		func() error { return d.copyTemplates(ctx, b.images) },
@@ -83,18 +82,22 @@ func (b *bench) newBed(ctx context.Context, kind poolKind) (*bed, error) {
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {
-			return d, fmt.Errorf("pool %s: %w", kind.name, err)
+			return d, fmt.Errorf("pool %s: %w", p.name, err)
 		}
 	}
 	d.ways = map[string]way{
 		plugin:     overCSI{d.client},
 		floor:      straight{d.templates, d.loops, false},
 		floorUUID:  straight{d.templates, d.loops, true},
-		habit:      spawned{newFilesystem, &d.spawned},
-		otherHabit: spawned{copyOf(d.templates), &d.spawned},
+		habit:      spawned{newFilesystem},
+		otherHabit: spawned{copyOf(d.templates)},
 		emptyDir:   dir{},
+		claim:      overClaims{d.client, d.node},
 	}
-	if b.peer != nil {
+	switch {
+	case b.peer != nil && os.Getenv("BENCH_PEER_CALLS") == "claim":
+		d.ways[peer] = overClaims{b.peer, d.node}
+	case b.peer != nil:
 		d.ways[peer] = overCSI{b.peer}
 	}
 	return d, nil
@@ -172,11 +175,11 @@ func noCopyOnWrite(path string) error {
 }
 
 // copyTemplates copies formatted images into the pool.
-func (d *bed) copyTemplates(ctx context.Context, images map[string]string) error {
-	d.templates = map[string]string{}
-	for name, image := range images {
-		d.templates[name] = filepath.Join(d.beside, "template-"+name)
-		if _, err := run(ctx, "cp", "--sparse=always", "--reflink=never", image, d.templates[name]); err != nil {
+func (d *bed) copyTemplates(ctx context.Context, images map[kind]string) error {
+	d.templates = map[kind]string{}
+	for of, image := range images {
+		d.templates[of] = filepath.Join(d.beside, "template-"+filepath.Base(image))
+		if _, err := run(ctx, "cp", "--sparse=always", "--reflink=never", image, d.templates[of]); err != nil {
 			return err
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -27,15 +28,22 @@ type key struct {
 	At   int    `json:"at,omitempty"`
 }
 
+// kind is what a formatted image is of.
+type kind struct {
+	fs   string
+	size int64
+}
+
 // bench is one run.
 type bench struct {
-	o     options
-	dir   string
-	began time.Time
-	rand  *rand.Rand
-	loops indices
-	// images are formatted images, one of each filesystem, from the command format.
-	images map[string]string
+	o                   options
+	dir                 string
+	began               time.Time
+	busyTicks, allTicks float64 // when it began: see others
+	rand                *rand.Rand
+	loops               indices
+	// images are formatted images, from the command format.
+	images map[kind]string
 	peer   *harness.Client
 
 	mu       sync.Mutex
@@ -49,8 +57,9 @@ type bench struct {
 func newBench(o options, dir string) (*bench, error) {
 	b := &bench{
 		o: o, dir: dir, began: time.Now(), rand: rand.New(rand.NewPCG(o.seed, 0)),
-		images: map[string]string{}, samples: map[key][]float64{}, seen: map[int]bool{},
+		images: map[kind]string{}, samples: map[key][]float64{}, seen: map[int]bool{},
 	}
+	b.busyTicks, b.allTicks = ticks()
 	var err error
 	if b.devices, err = existing(); err != nil {
 		return nil, err
@@ -71,12 +80,15 @@ func (b *bench) run(ctx context.Context) (err error) {
 		}
 		b.removeDevices()
 	}()
-	if err := b.templates(ctx); err != nil {
+	if err := b.makeImages(ctx); err != nil {
 		return err
 	}
-	for _, kind := range poolKinds {
-		if b.o.pools.MatchString(kind.name) {
-			b.onPool(ctx, kind)
+	for _, c := range b.wanted("") {
+		b.one(ctx, c, &bed{})
+	}
+	for _, p := range poolKinds {
+		if b.o.pools.MatchString(p.name) {
+			b.onPool(ctx, p)
 		}
 	}
 	if len(b.failures) > 0 {
@@ -85,38 +97,57 @@ func (b *bench) run(ctx context.Context) (err error) {
 	return ctx.Err()
 }
 
-// onPool runs the cases of one kind of pool.
-func (b *bench) onPool(ctx context.Context, kind poolKind) {
-	left := slices.DeleteFunc(slices.Clone(cases), func(c benchCase) bool {
-		return c.run == nil || !b.o.cases.MatchString(c.name) || c.pools != nil && !c.pools.MatchString(kind.name)
-	})
-	for len(left) > 0 && ctx.Err() == nil {
-		left = b.onBed(ctx, kind, left)
+// onPool runs the cases of one kind of pool. If such a pool cannot be made twice in a row, its other cases are left out.
+func (b *bench) onPool(ctx context.Context, p poolKind) {
+	failed := 0
+	for left := b.wanted(p.name); len(left) > 0 && ctx.Err() == nil && failed < 2; {
+		now := b.onBed(ctx, p, left)
+		failed++
+		if len(now) < len(left) {
+			failed = 0
+		}
+		left = now
 	}
 }
 
+// wanted are the cases that run on a pool, or, if it is "", before there is one.
+func (b *bench) wanted(pool string) []benchCase {
+	return slices.DeleteFunc(slices.Clone(cases), func(c benchCase) bool {
+		runs := pool != "" && c.pools == nil || c.pools != nil && c.pools.MatchString(pool)
+		return !runs || !b.o.cases.MatchString(c.name)
+	})
+}
+
+// one runs a case, and reports whether it went well.
+func (b *bench) one(ctx context.Context, c benchCase, d *bed) bool {
+	began := time.Now()
+	if err := c.run(ctx, b, d); err != nil {
+		b.fail("%s %s: %v", d.kind.name, c.name, err)
+		return false
+	}
+	b.say("%-10s %-8s %5.1f s", d.kind.name, c.name, time.Since(began).Seconds())
+	return true
+}
+
 // onBed runs cases on one pool until one fails, and returns those that are left.
-func (b *bench) onBed(ctx context.Context, kind poolKind, left []benchCase) []benchCase {
-	d, err := b.newBed(ctx, kind)
+func (b *bench) onBed(ctx context.Context, p poolKind, left []benchCase) []benchCase {
+	d, err := b.newBed(ctx, p)
 	defer func() {
 		if err := d.close(); err != nil {
-			b.fail("%s: cleaning up: %v", kind.name, err)
+			b.fail("%s: cleaning up: %v", p.name, err)
 		}
 	}()
 	if err == nil {
 		err = b.warm(ctx, d)
 	}
 	if err != nil {
-		b.fail("%s: %v", kind.name, err)
-		return nil
+		b.fail("%s: %v", p.name, err)
+		return left
 	}
 	for i, c := range left {
-		began := time.Now()
-		if err := c.run(ctx, b, d); err != nil {
-			b.fail("%s on %s: %v", c.name, kind.name, err)
+		if !b.one(ctx, c, d) {
 			return left[i+1:]
 		}
-		b.say("%-10s %-8s %5.1f s", kind.name, c.name, time.Since(began).Seconds())
 	}
 	return nil
 }
@@ -166,6 +197,19 @@ func (b *bench) n(full, quick int) int {
 		return quick
 	}
 	return full
+}
+
+// rounds counts so many rounds, and fewer, but not fewer than in a quick run, if they take longer than a limit: on a busy
+// machine the run takes no longer, and is less exact.
+func (b *bench) rounds(full, quick int, limit time.Duration) iter.Seq[int] {
+	return func(yield func(int) bool) {
+		began := time.Now()
+		for i := range b.n(full, quick) {
+			if i >= quick && time.Since(began) > limit || !yield(i) {
+				return
+			}
+		}
+	}
 }
 
 // shuffled is an order in which the ways take turns.

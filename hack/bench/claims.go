@@ -23,7 +23,7 @@ var errBudget = errors.New("it takes too long")
 // claims measures the calls of the controller beside more and more claims, and then a plugin that starts with all of
 // them. If making that many takes too long, the curve ends earlier, and the goals that need its end are not met.
 func claims(ctx context.Context, b *bench, d *bed) error {
-	budget := time.Now().Add(time.Duration(b.n(120, 30)) * time.Second)
+	budget := time.Now().Add(time.Duration(b.n(90, 30)) * time.Second)
 	made := 0
 	for _, at := range []int{1, 300, 1000, 3000, 5000, claimCount} {
 		if b.o.quick && at > 1000 {

@@ -70,7 +70,7 @@ func (d *bed) memory(field string) (float64, error) {
 // cost measures what a volume takes. The kernel's threads do part of the work for every way; they are not counted.
 func cost(ctx context.Context, b *bench, d *bed) error {
 	for _, fs := range filesystems {
-		for _, name := range b.shuffled(d.names(peer)) {
+		for _, name := range b.shuffled(d.names(peer, claim)) {
 			k := key{Case: "cost", Pool: d.kind.name, FS: fs, Way: name}
 			if err := b.costOf(ctx, d, k); err != nil {
 				return fmt.Errorf("%s of %s: %w", name, fs, err)

@@ -8,15 +8,24 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 )
 
-// dirtyMiB is what is written to a volume, and not synced, before it is unpublished.
-const dirtyMiB = 800
+const (
+	// dirtyMiB is what is written to a volume, and not synced, before it is unpublished.
+	dirtyMiB = 800
+	// dirtySize is the size of the volume. In a smaller one ext4 begins to write at once what is written to it: see
+	// ext4_nonda_switch in fs/ext4/inode.c.
+	dirtySize = 4 << 30
+)
 
 // dirty measures unpublish of a volume whose data are still in memory, beside umount and unlink of the same.
 func dirty(ctx context.Context, b *bench, d *bed) error {
 	for _, fs := range filesystems {
-		for range b.n(3, 1) {
+		if err := b.once(ctx, d, plugin, d.volume(fs, dirtySize)); err != nil { // builds the template
+			return err
+		}
+		for range b.rounds(3, 1, 6*time.Second) {
 			for _, name := range b.shuffled([]string{plugin, floor}) {
 				k := key{Case: "dirty", Pool: d.kind.name, FS: fs, Way: name}
 				if err := b.dirtyOf(ctx, d, k); err != nil {
@@ -29,7 +38,7 @@ func dirty(ctx context.Context, b *bench, d *bed) error {
 }
 
 func (b *bench) dirtyOf(ctx context.Context, d *bed, k key) error {
-	w, v := d.ways[k.Way], d.volume(k.FS, volumeSize)
+	w, v := d.ways[k.Way], d.volume(k.FS, dirtySize)
 	if err := w.prepare(v); err != nil {
 		return err
 	}

@@ -22,7 +22,7 @@ import (
 // Two clones of one image can be mounted without another UUID: ext4 does not care, xfs is mounted with nouuid, and btrfs
 // gives the second one a temporary fsid since Linux 6.7. So the floor leaves the UUID out, unless identify is set.
 type straight struct {
-	templates map[string]string
+	templates map[kind]string
 	loops     *indices
 	identify  bool
 }
@@ -35,7 +35,7 @@ func (w straight) prepare(v *volume) (err error) {
 }
 
 func (w straight) publish(_ context.Context, v *volume) error {
-	src, err := os.Open(w.templates[v.fs])
+	src, err := os.Open(w.templates[kind{v.fs, v.size}])
 	if err != nil {
 		return err
 	}
@@ -64,7 +64,7 @@ func (w straight) publish(_ context.Context, v *volume) error {
 	return nil
 }
 
-// attach takes another device if some other program has taken the volume's meanwhile.
+// attach takes another device for good if some other program has taken or removed the volume's meanwhile.
 func (w straight) attach(v *volume, file *os.File) (*os.File, error) {
 	for {
 		loop, err := os.OpenFile(loopPath(v.loop), os.O_RDWR, 0)
@@ -74,14 +74,13 @@ func (w straight) attach(v *volume, file *os.File) (*os.File, error) {
 			}
 			loop.Close()
 		}
-		if !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENXIO) { // ENXIO: it is being detached
+		// ENXIO: it is being detached. ENOENT: it was removed.
+		if !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENXIO) && !errors.Is(err, unix.ENOENT) {
 			return nil, err
 		}
-		taken := v.loop
 		if v.loop, err = w.loops.take(); err != nil {
 			return nil, err
 		}
-		w.loops.put(taken)
 	}
 }
 
@@ -99,9 +98,9 @@ func (w straight) tidy(v *volume) error {
 
 // newIdentity writes another UUID into a clone: the blocks of the superblocks, and nothing else.
 func newIdentity(fs string, src, dst *os.File) error {
-	kind, err := diskfs.Lookup(fs)
+	format, err := diskfs.Lookup(fs)
 	if err != nil {
 		return err
 	}
-	return kind.NewIdentity(src, dst, uuid.New())
+	return format.NewIdentity(src, dst, uuid.New())
 }

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"time"
 )
 
 // pattern is one job of fio. Its figure is I/O operations a second, or MiB a second.
@@ -59,10 +60,10 @@ func inside(ctx context.Context, b *bench, d *bed) error {
 			return err
 		}
 	}
-	for range b.n(3, 1) {
+	for range b.rounds(3, 1, 20*time.Second) {
 		for _, p := range patterns {
 			for _, name := range b.shuffled([]string{plugin, floor}) {
-				x, err := p.run(ctx, files[name], b.n(2, 1))
+				x, err := p.run(ctx, files[name])
 				if err != nil {
 					return err
 				}
@@ -76,10 +77,10 @@ func inside(ctx context.Context, b *bench, d *bed) error {
 	return b.takeAway(ctx, w, []*volume{v})
 }
 
-// run runs the pattern on a file for some seconds.
-func (p pattern) run(ctx context.Context, file string, seconds int) (float64, error) {
+// run runs the pattern on a file for a second.
+func (p pattern) run(ctx context.Context, file string) (float64, error) {
 	line := []string{"fio", "--name=bench", "--filename=" + file, "--direct=1", "--ioengine=libaio", "--output-format=json",
-		"--time_based", fmt.Sprintf("--runtime=%d", seconds), fmt.Sprintf("--size=%dM", fioMiB), "--randrepeat=0"}
+		"--time_based", "--runtime=1", fmt.Sprintf("--size=%dM", fioMiB), "--randrepeat=0"}
 	out, err := run(ctx, append(slices.Clone(line), p.args...)...)
 	if err != nil {
 		return 0, err

@@ -13,13 +13,13 @@ import (
 // does not slow the next one, whose turn it is by chance. The case rate measures it: there nobody rests.
 const pause = 5 * time.Millisecond
 
-// every says that a way takes part in each so many rounds only, because it is slow and its ratio far from any bound.
-var every = map[string]int{habit: 4, otherHabit: 4}
+// every says that a way takes part in each so many rounds only, because it is slow, or nothing depends on its figure.
+var every = map[string]int{habit: 4, otherHabit: 4, claim: 4}
 
 // life measures publish and unpublish of all ways, which take turns.
 func life(ctx context.Context, b *bench, d *bed) error {
 	for _, fs := range filesystems {
-		for i := range b.n(100, 20) {
+		for i := range b.rounds(100, 20, 8*time.Second) {
 			if err := b.round(ctx, d, key{Case: "life", FS: fs}, d.names(), i); err != nil {
 				return err
 			}

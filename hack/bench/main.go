@@ -30,6 +30,7 @@ type options struct {
 	binary, out, dir string
 	cases, pools     *regexp.Regexp
 	quick, list      bool
+	quote            string
 	seed             uint64
 }
 
@@ -40,14 +41,18 @@ func init() {
 
 func parse() (o options) {
 	cases := flag.String("rows", "", "measure only the cases whose name matches this `regexp` (default: all); see --list")
-	pools := flag.String("pools", "", "measure only on the pools whose name matches this `regexp` (default: all)")
+	pools := flag.String("pools", "", "measure only on the pools whose name matches this `regexp` (default: all; of a quick run, ram-xfs and disk-btrfs)")
 	flag.StringVar(&o.binary, "plugin", "bin/csi-disktemplate", "the plugin's `binary`")
 	flag.StringVar(&o.out, "out", "bin/bench.out", "`directory` for the table, the JSON and the plots")
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "`directory` on a disk, where the pools are made")
-	flag.BoolVar(&o.quick, "quick", false, "fewer of everything, in about three minutes")
+	flag.BoolVar(&o.quick, "quick", false, "fewer of everything, and two of the pools, in about three minutes")
+	flag.StringVar(&o.quote, "quote", "", "measure nothing; replace the figures in this `document` by those of the last run in --out")
 	flag.BoolVar(&o.list, "list", false, "list the cases, and what each should come to")
 	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "`seed` of the order in which the ways take turns")
 	flag.Parse()
+	if o.quick && *pools == "" {
+		*pools = "ram-xfs|disk-btrfs"
+	}
 	var errs [2]error
 	o.cases, errs[0] = regexp.Compile(*cases)
 	o.pools, errs[1] = regexp.Compile(*pools)
@@ -63,6 +68,13 @@ func main() {
 	o := parse()
 	if o.list {
 		list(os.Stdout)
+		return
+	}
+	if o.quote != "" {
+		if err := quoteIn(o.quote, filepath.Join(o.out, jsonName)); err != nil {
+			fmt.Fprintf(os.Stderr, "bench: %v\n", err)
+			os.Exit(1)
+		}
 		return
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
@@ -129,9 +141,11 @@ func measure(ctx context.Context, o options) error {
 	}
 	err = b.run(ctx)
 	if ctx.Err() != nil {
-		return errors.New("interrupted; everything was removed")
+		err = errors.New("interrupted; everything was removed")
+	} else {
+		err = errors.Join(err, b.write())
 	}
-	return errors.Join(err, b.write())
+	return errors.Join(err, os.RemoveAll(dir)) // the first process does so, too, if it is still there
 }
 
 // dropOthers takes the mounts of other programs' loop devices out of this mount namespace. A copy here would keep such a

@@ -22,7 +22,7 @@ import (
 var colors = map[string]color.Color{
 	plugin: color.RGBA{0xd5, 0x5e, 0x00, 255}, floor: color.RGBA{0, 0, 0, 255}, floorUUID: color.RGBA{0x88, 0x88, 0x88, 255},
 	habit: color.RGBA{0x00, 0x72, 0xb2, 255}, otherHabit: color.RGBA{0x56, 0xb4, 0xe9, 255},
-	emptyDir: color.RGBA{0x00, 0x9e, 0x73, 255}, peer: color.RGBA{0xcc, 0x79, 0xa7, 255},
+	emptyDir: color.RGBA{0x00, 0x9e, 0x73, 255}, claim: color.RGBA{0xe6, 0x9f, 0x00, 255}, peer: color.RGBA{0xcc, 0x79, 0xa7, 255},
 }
 
 // plots writes all plots for which there are samples.
@@ -59,7 +59,8 @@ func (b *bench) distribution(k key) (*plot.Plot, error) {
 	p := newPlot(fmt.Sprintf("%s %s, pool %s", k.What, k.FS, k.Pool), "ms", "share of calls")
 	p.X.Scale, p.X.Tick.Marker = plot.LogScale{}, plot.LogTicks{Prec: -1}
 	p.Y.Min, p.Y.Max = 0, 1
-	for _, way := range slices.Sorted(wayNames) {
+	found := false
+	for _, way := range wayNames {
 		k.Way = way
 		if len(b.samples[k]) == 0 {
 			continue
@@ -69,13 +70,15 @@ func (b *bench) distribution(k key) (*plot.Plot, error) {
 		for i, x := range sorted {
 			points[i] = plotter.XY{X: x, Y: float64(i+1) / float64(len(sorted))}
 		}
+		found = true
 		if err := addLine(p, way, points); err != nil {
 			return nil, err
 		}
 	}
-	if p.X.Min > p.X.Max { // nothing was added
+	if !found {
 		return nil, nil
 	}
+	p.X.Min, p.X.Max = 0.005, 300 // the same for all, with room for the legend
 	return p, nil
 }
 
@@ -86,7 +89,7 @@ func (b *bench) curves(name, beside string, whats []string) error {
 		p := newPlot(what, beside, "ms, median")
 		p.Y.Min = 0
 		found := false
-		for _, way := range slices.Sorted(wayNames) {
+		for _, way := range wayNames {
 			points := b.curve(name, what, way)
 			if len(points) < 2 {
 				continue
@@ -119,19 +122,11 @@ func (b *bench) curve(name, what, way string) (points plotter.XYs) {
 	return points
 }
 
-// wayNames yields the names of all ways.
-func wayNames(yield func(string) bool) {
-	for name := range colors {
-		if !yield(name) {
-			return
-		}
-	}
-}
-
 func newPlot(title, x, y string) *plot.Plot {
 	p := plot.New()
 	p.Title.Text, p.X.Label.Text, p.Y.Label.Text = title, x, y
 	p.Title.TextStyle.Font.Size, p.Legend.TextStyle.Font.Size = 10, 8
+	p.X.Label.TextStyle.Font.Size, p.Y.Label.TextStyle.Font.Size = 9, 9
 	p.X.Tick.Label.Font.Size, p.Y.Tick.Label.Font.Size = 8, 8
 	p.Legend.Top, p.Legend.Left = true, true
 	p.Add(plotter.NewGrid())

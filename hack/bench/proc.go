@@ -5,10 +5,12 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -41,6 +43,27 @@ func childrenTime(pid int) (time.Duration, error) {
 		ticks += n
 	}
 	return time.Duration(ticks) * time.Second / userHZ, nil
+}
+
+// idle waits until the plugin has had no child for a while. It may build templates after it has answered.
+func (d *bed) idle(ctx context.Context) error {
+	const quiet, patience = 500 * time.Millisecond, 3 * time.Minute
+	end, since := time.Now().Add(patience), time.Now()
+	for ; time.Since(since) < quiet; time.Sleep(50 * time.Millisecond) {
+		lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", d.PID()))
+		if err != nil {
+			return err
+		}
+		for _, list := range lists {
+			if b, err := os.ReadFile(list); err == nil && len(b) > 0 {
+				since = time.Now()
+			}
+		}
+		if time.Now().After(end) || ctx.Err() != nil {
+			return fmt.Errorf("the plugin still has children after %s: %w", patience, errors.Join(ctx.Err(), errors.New(d.Tail())))
+		}
+	}
+	return nil
 }
 
 // The kernel's process events: include/uapi/linux/connector.h and cn_proc.h.

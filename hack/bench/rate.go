@@ -13,14 +13,14 @@ import (
 
 // atOnce is how many volumes are made at the same time, and how many in all. One at a time nobody rests either, so that
 // what happens after an answer slows the next volume.
-var atOnce = []struct{ workers, volumes int }{{1, 32}, {8, 64}, {32, 128}}
+var atOnce = []struct{ workers, volumes int }{{1, 16}, {8, 64}, {32, 96}}
 
 // rate measures volumes a second: whole lives, each worker's one after the other, and publishing alone.
 func rate(ctx context.Context, b *bench, d *bed) error {
 	for _, fs := range filesystems {
-		for range b.n(3, 1) {
+		for range b.rounds(3, 1, 7*time.Second) {
 			for _, c := range atOnce {
-				for _, name := range b.shuffled(d.names(habit, otherHabit, emptyDir, floorUUID)) {
+				for _, name := range b.shuffled(d.names(habit, otherHabit, emptyDir, floorUUID, claim)) {
 					k := key{Case: "rate", Pool: d.kind.name, FS: fs, Way: name}
 					if err := b.rateOf(ctx, d, k, c.workers, c.volumes); err != nil {
 						return fmt.Errorf("%s of %s, %d at once: %w", name, fs, c.workers, err)

@@ -6,6 +6,7 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +20,9 @@ type report struct {
 	Series   []series `json:"series"`
 	Failures []string `json:"failures,omitempty"`
 }
+
+// jsonName is the name of the report in --out.
+const jsonName = "latest.json"
 
 // series sums up samples.
 type series struct {
@@ -131,17 +135,47 @@ func (b *bench) write() error {
 		return err
 	}
 	r := b.report()
-	out, err := json.MarshalIndent(r, "", " ")
+	out, err := r.json()
 	if err != nil {
 		return err
 	}
 	table := r.markdown()
 	os.Stdout.WriteString("\n" + goalsOnly(table))
 	return errors.Join(
-		os.WriteFile(filepath.Join(b.o.out, "latest.json"), append(out, '\n'), 0o644),
+		os.WriteFile(filepath.Join(b.o.out, jsonName), out, 0o644),
 		os.WriteFile(filepath.Join(b.o.out, "latest.md"), []byte(table), 0o644),
 		b.plots(),
 	)
+}
+
+// json is the report with one line for each goal and each series, so that two runs can be compared line by line.
+func (r report) json() ([]byte, error) {
+	goals, err := lines(r.Goals)
+	if err != nil {
+		return nil, err
+	}
+	all, err := lines(r.Series)
+	if err != nil {
+		return nil, err
+	}
+	m, err := json.MarshalIndent(r.Machine, "", " ")
+	if err != nil {
+		return nil, err
+	}
+	failures, err := json.Marshal(r.Failures)
+	return fmt.Appendf(nil, "{\n\"machine\": %s,\n\"goals\": %s,\n\"series\": %s,\n\"failures\": %s\n}\n", m, goals, all, failures), err
+}
+
+func lines[T any](all []T) (string, error) {
+	var rows []string
+	for _, x := range all {
+		row, err := json.Marshal(x)
+		if err != nil {
+			return "", err
+		}
+		rows = append(rows, string(row))
+	}
+	return "[\n" + strings.Join(rows, ",\n") + "\n]", nil
 }
 
 // goalsOnly is the part of the table that a terminal shows.

@@ -21,7 +21,7 @@ func (r report) markdown() string {
 		"the figures in parentheses, and 99% below the last one where there are 100 samples or more.\n\n")
 	m := r.Machine
 	for _, line := range [][2]string{
-		{"machine", m.String()}, {"disk", m.Disk}, {"load before", m.Load}, {"programs", strings.Join(m.Programs, "; ")},
+		{"machine", m.String()}, {"disk", m.Disk}, {"time of the processors that others took", fmt.Sprintf("%.0f%%", 100*m.Others)}, {"programs", strings.Join(m.Programs, "; ")},
 		{"plugin", m.Plugin}, {"commit", m.Commit}, {"run", fmt.Sprintf("%s, %d s, `bench %s`, seed %d", m.Date, m.Seconds, strings.Join(m.Command, " "), m.Seed)},
 	} {
 		fmt.Fprintf(&w, "- %s: %s\n", line[0], line[1])
@@ -29,9 +29,9 @@ func (r report) markdown() string {
 	for _, f := range r.Failures {
 		fmt.Fprintf(&w, "- **failed**: %s\n", f)
 	}
-	w.WriteString("\n" + goalsHeading + "\n| | pool | volume | measured | (range) | of | to | goal | met |\n|---|---|---|---|---|---|---|---|---|\n")
+	w.WriteString("\n" + goalsHeading + "\n| | pool | volume | beside | measured | (range) | of | to | goal | met |\n|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, g := range r.Goals {
-		fmt.Fprintf(&w, "| %s | %s | %s | **%s** | %s–%s | %s | %s | %s | %s |\n", g.Row, g.Pool, g.FS, figure(g.Value), figure(g.Low), figure(g.High),
+		fmt.Fprintf(&w, "| %s | %s | %s | %s | **%s** | %s–%s | %s | %s | %s | %s |\n", g.Row, g.Pool, g.FS, count(g.At), figure(g.Value), figure(g.Low), figure(g.High),
 			figure(g.Of), orNone(g.To), g.Goal, map[bool]string{true: "yes", false: "**no**"}[g.Met])
 	}
 	for _, c := range cases {
@@ -75,11 +75,7 @@ func (r report) caseTable(w *strings.Builder, c benchCase) {
 		if u := unit(what); u != "" {
 			what += ", " + u
 		}
-		beside := ""
-		if row.At > 0 {
-			beside = strconv.Itoa(row.At)
-		}
-		fmt.Fprintf(w, "| %s | %s | %s | %s |", what, row.Pool, row.FS, beside)
+		fmt.Fprintf(w, "| %s | %s | %s | %s |", what, row.Pool, row.FS, count(row.At))
 		for _, way := range ways {
 			fmt.Fprintf(w, " %s |", rows[row][way])
 		}
@@ -89,7 +85,7 @@ func (r report) caseTable(w *strings.Builder, c benchCase) {
 
 // rank is the order of the columns.
 func rank(way string) int {
-	i := slices.Index([]string{plugin, floor, floorUUID, habit, otherHabit, emptyDir, peer}, way)
+	i := slices.Index(wayNames, way)
 	if i < 0 {
 		return 99
 	}
@@ -115,6 +111,13 @@ func figure(x float64) string {
 		digits--
 	}
 	return strconv.FormatFloat(x, 'f', digits, 64)
+}
+
+func count(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.Itoa(n)
 }
 
 func orNone(x float64) string {

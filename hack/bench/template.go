@@ -19,45 +19,41 @@ import (
 	"github.com/u-root/u-root/pkg/cpio"
 )
 
-// templates formats images by the command format, which needs no pool: those that the other ways clone and copy. In
-// turns with that it boots the same kernel, with an init that powers the VM off: what no VM can go below.
-func (b *bench) templates(ctx context.Context) error {
-	n := 1
-	if b.o.cases.MatchString("template") {
-		n = b.n(5, 2)
-	}
+// makeImages formats the images that the other ways clone and copy, by the command format, which needs no pool.
+func (b *bench) makeImages(ctx context.Context) error {
 	if err := os.Setenv("XDG_CACHE_HOME", filepath.Join(b.dir, "cache")); err != nil { // where format keeps the unpacked kernel
 		return err
 	}
-	began := time.Now()
-	accel := ""
-	for i := range n + 1 {
+	sizes := []int64{volumeSize}
+	if b.o.cases.MatchString("dirty") {
+		sizes = append(sizes, dirtySize)
+	}
+	for _, size := range sizes {
+		for _, fs := range filesystems {
+			if _, _, err := b.format(ctx, kind{fs, size}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// builds measures the command format. In turns with it the same kernel boots with an init that powers the VM off: no VM
+// can go below that.
+func builds(ctx context.Context, b *bench, _ *bed) error {
+	for range b.rounds(5, 1, 40*time.Second) {
 		for _, fs := range b.shuffled(filesystems) {
-			took, on, err := b.format(ctx, fs)
+			took, accel, err := b.format(ctx, kind{fs, volumeSize})
 			if err != nil {
 				return err
 			}
-			accel = on
-			if i > 0 && n > 1 { // the first one unpacks the kernel
-				b.add(key{Case: "template", FS: fs, What: "template build", Way: plugin}, milliseconds(took))
-			}
-			if i > 0 && n > 1 {
-				if err := b.vmFloor(ctx, accel, fs); err != nil {
-					return err
-				}
+			b.add(key{Case: "template", FS: fs, What: "template build", Way: plugin}, milliseconds(took))
+			if err := b.vmFloor(ctx, accel, fs); err != nil {
+				return err
 			}
 		}
-		if n == 1 {
-			break
-		}
 	}
-	if n > 1 {
-		if err := b.coldTemplates(ctx); err != nil {
-			return err
-		}
-		b.say("%-10s %-8s %5.1f s, by emulation: %t", "", "template", time.Since(began).Seconds(), accel == "tcg")
-	}
-	return nil
+	return b.coldTemplates(ctx)
 }
 
 // coldTemplates formats after the page cache was dropped, as it is when a machine has just booted.
@@ -66,7 +62,7 @@ func (b *bench) coldTemplates(ctx context.Context) error {
 		if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("1"), 0); err != nil {
 			return err
 		}
-		took, _, err := b.format(ctx, fs)
+		took, _, err := b.format(ctx, kind{fs, volumeSize})
 		if err != nil {
 			return err
 		}
@@ -77,22 +73,24 @@ func (b *bench) coldTemplates(ctx context.Context) error {
 
 var madeUnder = regexp.MustCompile(`made by .* on Linux \S+ under (\w+)`)
 
-// format makes an image by the command, and keeps the last one of each filesystem.
-func (b *bench) format(ctx context.Context, fs string) (took time.Duration, accel string, err error) {
-	image := filepath.Join(b.dir, fs+".img")
+// format makes an image by the command, and keeps the last one of each kind.
+func (b *bench) format(ctx context.Context, of kind) (took time.Duration, accel string, err error) {
+	image := filepath.Join(b.dir, fmt.Sprintf("%s-%d.img", of.fs, of.size>>20))
 	os.Remove(image)
 	began := time.Now()
-	out, err := run(ctx, b.o.binary, "format", "--fs", fs, "--size", "1Gi", "--output", image)
+	cmd := exec.CommandContext(ctx, b.o.binary, "format", "--fs", of.fs, "--size", fmt.Sprint(of.size), "--output", image)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
+	out, err := cmd.CombinedOutput()
 	took = time.Since(began)
 	if err != nil {
-		return 0, "", err
+		return 0, "", fmt.Errorf("format: %w\n%s", err, out)
 	}
-	m := madeUnder.FindStringSubmatch(out)
+	m := madeUnder.FindSubmatch(out)
 	if m == nil {
 		return 0, "", fmt.Errorf("format does not say under which accelerator: %s", out)
 	}
-	b.images[fs] = image
-	return took, m[1], nil
+	b.images[of] = image
+	return took, string(m[1]), nil
 }
 
 // vmFloor boots the kernel that format has unpacked.

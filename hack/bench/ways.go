@@ -4,6 +4,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -36,8 +37,12 @@ const (
 	habit      = "mkfs"
 	otherHabit = "cp --reflink"
 	emptyDir   = "emptyDir"
+	claim      = "claim"
 	peer       = "peer"
 )
+
+// wayNames has all ways, in the order in which tables and plots show them.
+var wayNames = []string{plugin, floor, floorUUID, habit, otherHabit, emptyDir, claim, peer}
 
 // volume is one volume by any way.
 type volume struct {
@@ -62,11 +67,49 @@ func (w overCSI) unpublish(ctx context.Context, v *volume) error {
 }
 func (w overCSI) tidy(v *volume) error { return os.RemoveAll(v.pod) }
 
+// overClaims is the plugin, or another driver: the calls of the sidecars and kubelet for a claim, from its creation until a
+// pod has it.
+type overClaims struct {
+	client *harness.Client
+	node   harness.Node
+}
+
+func (w overClaims) prepare(*volume) error { return nil }
+
+func (w overClaims) publish(ctx context.Context, v *volume) error {
+	made, err := w.client.Create(ctx, harness.CreateRequest(v.id, v.size, harness.Mounted(v.fs), nil))
+	if err != nil {
+		return err
+	}
+	v.csi = w.node.Claim(made.VolumeId, harness.Mounted(v.fs), v.id)
+	v.csi.Context = made.VolumeContext
+	if err := v.csi.MakeDirs(); err != nil {
+		return err
+	}
+	if err := w.client.Stage(ctx, v.csi); err != nil {
+		return err
+	}
+	return w.client.Publish(ctx, v.csi)
+}
+
+func (w overClaims) unpublish(ctx context.Context, v *volume) error {
+	if err := w.client.Unpublish(ctx, v.csi); err != nil {
+		return err
+	}
+	if err := w.client.Unstage(ctx, v.csi); err != nil {
+		return err
+	}
+	return w.client.Delete(ctx, v.csi.ID)
+}
+
+func (w overClaims) tidy(v *volume) error {
+	return errors.Join(os.RemoveAll(v.pod), os.RemoveAll(filepath.Dir(v.csi.Staging)))
+}
+
 // spawned is what the two habits share: an image of its own, and programs that are started one after the other.
 type spawned struct {
 	// make are the commands that make the image, from a formatted one if they need it.
 	make func(v *volume) [][]string
-	runs *int // how many programs were started
 }
 
 // newFilesystem is the habit: mkfs with its defaults, but for 4 KiB sectors, for which direct I/O on a reflinked xfs asks.
@@ -80,9 +123,9 @@ func newFilesystem(v *volume) [][]string {
 }
 
 // copyOf is the other habit: a copy of a formatted image, which shares its extents.
-func copyOf(templates map[string]string) func(*volume) [][]string {
+func copyOf(templates map[kind]string) func(*volume) [][]string {
 	return func(v *volume) [][]string {
-		return [][]string{{"cp", "--reflink=always", templates[v.fs], v.image}}
+		return [][]string{{"cp", "--reflink=always", templates[kind{v.fs, v.size}], v.image}}
 	}
 }
 
@@ -90,22 +133,22 @@ func (w spawned) prepare(v *volume) error { return os.MkdirAll(v.target, 0o750) 
 
 func (w spawned) publish(ctx context.Context, v *volume) error {
 	for _, line := range w.make(v) {
-		if _, err := w.spawn(ctx, line...); err != nil {
+		if _, err := run(ctx, line...); err != nil {
 			return err
 		}
 	}
-	out, err := w.spawn(ctx, "losetup", "--find", "--show", "--direct-io=on", "--sector-size=4096", v.image)
+	out, err := run(ctx, "losetup", "--find", "--show", "--direct-io=on", "--sector-size=4096", v.image)
 	if err != nil {
 		return err
 	}
 	v.device = strings.TrimSpace(out)
-	_, err = w.spawn(ctx, "mount", "-t", v.fs, "-o", strings.Join(append(mountData(v.fs), "rw"), ","), v.device, v.target)
+	_, err = run(ctx, "mount", "-t", v.fs, "-o", strings.Join(append(mountData(v.fs), "rw"), ","), v.device, v.target)
 	return err
 }
 
 func (w spawned) unpublish(ctx context.Context, v *volume) error {
 	for _, line := range [][]string{{"umount", v.target}, {"losetup", "--detach", v.device}, {"rm", v.image}} {
-		if _, err := w.spawn(ctx, line...); err != nil {
+		if _, err := run(ctx, line...); err != nil {
 			return err
 		}
 	}
@@ -114,18 +157,15 @@ func (w spawned) unpublish(ctx context.Context, v *volume) error {
 
 func (w spawned) tidy(v *volume) error { return os.RemoveAll(v.pod) }
 
-func (w spawned) spawn(ctx context.Context, line ...string) (string, error) {
-	*w.runs++
-	return run(ctx, line...)
-}
-
-// run runs a command that ends with this process, and returns what it printed.
+// run runs a command that ends with this process, and returns its standard output.
 func run(ctx context.Context, line ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
-	out, err := cmd.CombinedOutput()
+	var errors bytes.Buffer
+	cmd.Stderr = &errors
+	out, err := cmd.Output()
 	if err != nil {
-		return "", fmt.Errorf("%s: %w\n%s", strings.Join(line, " "), err, out)
+		return "", fmt.Errorf("%s: %w\n%s%s", strings.Join(line, " "), err, out, errors.Bytes())
 	}
 	return string(out), nil
 }

@@ -1,0 +1,95 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+)
+
+// The lines between which a document quotes the last run.
+const (
+	quoteBegins = "<!-- bench: written by `make bench-docs` -->\n"
+	quoteEnds   = "<!-- /bench -->\n"
+)
+
+// quotedPool is the pool whose figures are quoted: the default one of the manifests is an xfs, and on a disk.
+const quotedPool = "disk-xfs"
+
+// quoted are the rows of the quoted table, as users know them. A template is built without a pool.
+var quoted = []struct {
+	name, pool string
+	key
+}{
+	{"inline volume published", quotedPool, key{Case: "life", What: "publish", Way: plugin}},
+	{"the same system calls, made straight", quotedPool, key{Case: "life", What: "publish", Way: floor}},
+	{"mkfs, losetup and mount instead", quotedPool, key{Case: "life", What: "publish", Way: habit}},
+	{"cp --reflink of a formatted image, losetup and mount instead", quotedPool, key{Case: "life", What: "publish", Way: otherHabit}},
+	{"inline volume unpublished", quotedPool, key{Case: "life", What: "unpublish", Way: plugin}},
+	{"claim created, staged and published", quotedPool, key{Case: "life", What: "publish", Way: claim}},
+	{"template built, once per kind of disk and node", "", key{Case: "template", What: "template build", Way: plugin}},
+}
+
+// quoteIn replaces the quotation in a document.
+func quoteIn(document, from string) error {
+	r, err := readReport(from)
+	if err != nil {
+		return err
+	}
+	text, err := os.ReadFile(document)
+	if err != nil {
+		return err
+	}
+	before, _, after, err := cutQuote(string(text))
+	if err != nil {
+		return fmt.Errorf("%s: %w", document, err)
+	}
+	return os.WriteFile(document, []byte(before+quoteBegins+quote(r)+quoteEnds+after), 0o644)
+}
+
+func readReport(path string) (r report, err error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return r, err
+	}
+	return r, json.Unmarshal(b, &r)
+}
+
+// cutQuote finds the quotation in a text.
+func cutQuote(text string) (before, quotation, after string, err error) {
+	before, rest, ok := strings.Cut(text, quoteBegins)
+	quotation, after, ends := strings.Cut(rest, quoteEnds)
+	if !ok || !ends {
+		return "", "", "", fmt.Errorf("the lines %q and %q are missing", strings.TrimSpace(quoteBegins), strings.TrimSpace(quoteEnds))
+	}
+	return before, quotation, after, nil
+}
+
+// quote is what a document quotes of a run.
+func quote(r report) string {
+	var w strings.Builder
+	fmt.Fprintf(&w, "| 1 GiB, xfs pool on a disk; medians in ms | %s |\n|---|---|---|---|\n", strings.Join(filesystems, " | "))
+	for _, q := range quoted {
+		fmt.Fprintf(&w, "| %s |", q.name)
+		for _, fs := range filesystems {
+			k := q.key
+			k.Pool, k.FS = q.pool, fs
+			fmt.Fprintf(&w, " %s |", figure(r.median(k)))
+		}
+		w.WriteString("\n")
+	}
+	return w.String()
+}
+
+// median is that of a series, or 0.
+func (r report) median(k key) float64 {
+	for _, s := range r.Series {
+		if s.key == k {
+			return s.Median
+		}
+	}
+	return 0
+}
