@@ -44,6 +44,7 @@ type bench struct {
 	loops               indices
 	// images are formatted images, from the command format.
 	images map[kind]string
+	accel  string // of the VM that formatted them
 	peer   *harness.Client
 
 	mu       sync.Mutex

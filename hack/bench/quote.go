@@ -30,7 +30,9 @@ var quoted = []struct {
 	{"cp --reflink of a formatted image, losetup and mount instead", quotedPool, key{Case: "life", What: "publish", Way: otherHabit}},
 	{"inline volume unpublished", quotedPool, key{Case: "life", What: "unpublish", Way: plugin}},
 	{"claim created, staged and published", quotedPool, key{Case: "life", What: "publish", Way: claim}},
-	{"template built, once per kind of disk and node", "", key{Case: "template", What: "template build", Way: plugin}},
+	{"first template of a filesystem after the plugin's start", "", key{Case: "template", What: "template build", Way: plugin}},
+	{"first volume of another size, with its template", "ram-xfs", key{Case: "sizes", What: "one alone", Way: plugin}},
+	{"the formatting VM's kernel booted and powered off, no more", "ram-xfs", key{Case: "sizes", What: "one alone", Way: floor}},
 }
 
 // quoteIn replaces the quotation in a document.

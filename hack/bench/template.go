@@ -30,7 +30,7 @@ func (b *bench) makeImages(ctx context.Context) error {
 	}
 	for _, size := range sizes {
 		for _, fs := range filesystems {
-			if _, _, err := b.format(ctx, kind{fs, size}); err != nil {
+			if _, err := b.format(ctx, kind{fs, size}); err != nil {
 				return err
 			}
 		}
@@ -38,17 +38,19 @@ func (b *bench) makeImages(ctx context.Context) error {
 	return nil
 }
 
-// builds measures the command format. In turns with it the same kernel boots with an init that powers the VM off: no VM
+// builds measures the command format, whose VM boots each time: later builds of a plugin restore theirs, see [sizes]. In turns with it the same kernel boots with an init that powers the VM off: no VM
 // can go below that.
 func builds(ctx context.Context, b *bench, _ *bed) error {
 	for range b.rounds(5, 1, 40*time.Second) {
 		for _, fs := range b.shuffled(filesystems) {
-			took, accel, err := b.format(ctx, kind{fs, volumeSize})
+			took, err := b.format(ctx, kind{fs, volumeSize})
 			if err != nil {
 				return err
 			}
-			b.add(key{Case: "template", FS: fs, What: "template build", Way: plugin}, milliseconds(took))
-			if err := b.vmFloor(ctx, accel, fs); err != nil {
+			k := key{Case: "template", FS: fs, What: "template build", Way: plugin}
+			b.add(k, milliseconds(took))
+			k.Way = floor
+			if err := b.vmFloor(ctx, k); err != nil {
 				return err
 			}
 		}
@@ -62,7 +64,7 @@ func (b *bench) coldTemplates(ctx context.Context) error {
 		if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("1"), 0); err != nil {
 			return err
 		}
-		took, _, err := b.format(ctx, kind{fs, volumeSize})
+		took, err := b.format(ctx, kind{fs, volumeSize})
 		if err != nil {
 			return err
 		}
@@ -73,8 +75,8 @@ func (b *bench) coldTemplates(ctx context.Context) error {
 
 var madeUnder = regexp.MustCompile(`made by .* on Linux \S+ under (\w+)`)
 
-// format makes an image by the command, and keeps the last one of each kind.
-func (b *bench) format(ctx context.Context, of kind) (took time.Duration, accel string, err error) {
+// format makes an image by the command, and keeps the last one of each kind, and the accelerator.
+func (b *bench) format(ctx context.Context, of kind) (took time.Duration, err error) {
 	image := filepath.Join(b.dir, fmt.Sprintf("%s-%d.img", of.fs, of.size>>20))
 	os.Remove(image)
 	began := time.Now()
@@ -83,18 +85,18 @@ func (b *bench) format(ctx context.Context, of kind) (took time.Duration, accel 
 	out, err := cmd.CombinedOutput()
 	took = time.Since(began)
 	if err != nil {
-		return 0, "", fmt.Errorf("format: %w\n%s", err, out)
+		return 0, fmt.Errorf("format: %w\n%s", err, out)
 	}
 	m := madeUnder.FindSubmatch(out)
 	if m == nil {
-		return 0, "", fmt.Errorf("format does not say under which accelerator: %s", out)
+		return 0, fmt.Errorf("format does not say under which accelerator: %s", out)
 	}
-	b.images[of] = image
-	return took, string(m[1]), nil
+	b.images[of], b.accel = image, string(m[1])
+	return took, nil
 }
 
-// vmFloor boots the kernel that format has unpacked.
-func (b *bench) vmFloor(ctx context.Context, accel, fs string) error {
+// vmFloor boots the kernel that format has unpacked, and adds how long that took to a series.
+func (b *bench) vmFloor(ctx context.Context, k key) error {
 	kernels, err := filepath.Glob(filepath.Join(b.dir, "cache", "csi-disktemplate", "vmlinux-*"))
 	if err != nil || len(kernels) != 1 {
 		return errors.Join(err, fmt.Errorf("format has unpacked %d kernels, not one", len(kernels)))
@@ -103,7 +105,7 @@ func (b *bench) vmFloor(ctx context.Context, accel, fs string) error {
 	if err := writeInitramfs(initrd); err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", floorVM(kernels[0], initrd, accel)...)
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", floorVM(kernels[0], initrd, b.accel)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
@@ -114,7 +116,7 @@ func (b *bench) vmFloor(ctx context.Context, accel, fs string) error {
 	if bytes.Contains(out.Bytes(), []byte("panic")) {
 		return fmt.Errorf("the VM that only powers off: its kernel says\n%s", out.Bytes())
 	}
-	b.add(key{Case: "template", FS: fs, What: "template build", Way: floor}, milliseconds(time.Since(began)))
+	b.add(k, milliseconds(time.Since(began)))
 	return nil
 }
 
