@@ -23,7 +23,7 @@ type disks struct {
 
 // CheckDisks looks at each disk.img in the pool: whether its pod made it larger than its volume,
 // which [Manager.DiskHealth] then returns, and whether the kernel still bounds its space. It
-// opens every image. A pod that owns its file can take it out of its bound.
+// opens each disk.img: a pod that owns its file can take it out of its bound.
 func (m *Manager) CheckDisks(ctx context.Context) error {
 	ids, err := m.pool.Volumes()
 	if err != nil {
@@ -50,14 +50,16 @@ func (m *Manager) CheckDisks(ctx context.Context) error {
 
 // checkDisk returns what is wrong with a volume, if it is a disk.img that has grown.
 func (m *Manager) checkDisk(id string) ([]health.Condition, error) {
-	img, err := m.images.Open(id)
-	if err != nil {
-		return nil, nil // deleted meanwhile, or one that other calls and the sweep complain of
-	}
-	defer img.Close()
-	if img.Mode() != image.ModeDiskImage {
+	// An image that is deleted meanwhile is of no concern here. Other calls and the sweep
+	// complain of one that cannot be read.
+	if r, err := m.images.Get(id); err != nil || r.Mode != image.ModeDiskImage {
 		return nil, nil
 	}
+	img, err := m.images.Open(id)
+	if err != nil {
+		return nil, nil
+	}
+	defer img.Close()
 	found, err := diskConditions(img)
 	found = slices.DeleteFunc(found, func(c health.Condition) bool { return c.Code != health.DiskImageGrown })
 	for i := range found {
