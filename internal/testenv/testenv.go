@@ -222,7 +222,7 @@ func DropOthers(keep ...string) string {
 }
 
 // DropOthersHere does the same for a thread in a mount namespace of its own.
-func DropOthersHere() error {
+func DropOthersHere(keep ...string) error {
 	table, err := os.Open("/proc/thread-self/mountinfo")
 	if err != nil {
 		return err
@@ -233,6 +233,9 @@ func DropOthersHere() error {
 		return err
 	}
 	for _, m := range mounts {
+		if slices.ContainsFunc(keep, func(dir string) bool { return m.Mountpoint == dir || strings.HasPrefix(m.Mountpoint, dir+"/") }) {
+			continue
+		}
 		// One that is below another was dropped with it.
 		if err := syscall.Unmount(m.Mountpoint, syscall.MNT_DETACH); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, syscall.ENOENT) {
 			return err

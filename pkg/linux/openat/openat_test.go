@@ -106,8 +106,13 @@ func TestOpenWaitsForLeases(t *testing.T) {
 	if f, err := Open(dir, "file", unix.O_RDONLY|unix.O_NONBLOCK); !errors.Is(err, unix.EWOULDBLOCK) {
 		t.Errorf("Open of a file with a lease: %v, %v", f, err)
 	}
-	time.AfterFunc(50*time.Millisecond, func() { lease(unix.F_UNLCK) })
+	dropped := make(chan struct{})
+	time.AfterFunc(50*time.Millisecond, func() {
+		defer close(dropped)
+		lease(unix.F_UNLCK)
+	})
 	f, err := Open(dir, "file", unix.O_RDONLY|unix.O_NONBLOCK)
+	<-dropped
 	if err != nil {
 		t.Fatal(err)
 	}
