@@ -61,7 +61,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	metrics := driver.NewMetrics(registry)
 	volumes, err := volume.NewManager(volume.Config{
 		Pool: p, Templates: store, TargetRoot: o.kubeletDir, GrowFilesystem: growfs.Grow, Headroom: o.headroom, Overcommit: o.overcommit, Limits: o.limits,
-		Cloned: metrics.Cloned,
+		Cloned: metrics.Cloned, Spare: formatter.Spare,
 	})
 	if err != nil {
 		return err

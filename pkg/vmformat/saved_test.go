@@ -136,6 +136,12 @@ func TestSaved(t *testing.T) {
 			}
 			format(false)
 			format(true)
+			state := f.saved[fs].state
+			f.Spare()
+			if fi, err := state.Stat(); err != nil || fi.Size() > 0 {
+				t.Errorf("a saved VM that was spared takes %d bytes: %v", fi.Size(), err)
+			}
+			format(false)
 			format(true)
 			if entries, err := os.ReadDir(f.cfg.CacheDir); err != nil || len(entries) != 1 {
 				t.Errorf("%v is in the cache, want the kernel only: %v", entries, err)

@@ -364,6 +364,20 @@ func (f *Formatter) prepare(filesystem string, fresh bool) (*vm, error) {
 	return v, err
 }
 
+// Spare gives back the space of the VMs that were saved. One that is just being restored fails:
+// its files are formatted once more, by a VM that boots. Where there is little space, none is
+// saved again.
+func (f *Formatter) Spare() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for filesystem, s := range f.saved {
+		if err := s.state.Truncate(0); err != nil { // closing would not do while QEMU has it open
+			klog.ErrorS(err, "The space of a saved VM is not given back before the plugin ends", "filesystem", filesystem)
+		}
+		delete(f.saved, filesystem)
+	}
+}
+
 // lookup returns the saved VM of a filesystem, or nil.
 func (f *Formatter) lookup(filesystem string) *saved {
 	f.mu.Lock()

@@ -19,6 +19,7 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
 
@@ -196,11 +197,47 @@ func TestSpaceOfEndings(t *testing.T) {
 	if err := writeSynced(filepath.Join(full.Target, "data"), make([]byte, 1200*size.MiB)); err != nil {
 		t.Fatal(err)
 	}
-	next := n.request("next", "ext4", 2*gib)
-	if _, err := n.PublishInline(t.Context(), next); err == nil {
-		t.Fatal("the pool has room for another volume, so that this test shows nothing")
-	}
+	n.mustHaveNoRoom("next")
 	n.mustUnpublish(full)
-	n.mustPublish(next)
-	n.mustUnpublish(next)
+	n.mustHaveRoom("next")
+}
+
+// TestSpareSpace asks for a volume when the space that is free is kept to save time.
+func TestSpareSpace(t *testing.T) {
+	var kept []*os.File
+	n := newNodeWith(t, testenv.XFS, 2*gib, Config{Headroom: size.Share{Percent: 50}, Spare: func() {
+		for _, f := range kept {
+			if err := f.Truncate(0); err != nil {
+				t.Error(err)
+			}
+		}
+	}})
+	n.mustHaveRoom("before") // with its template
+	f, err := n.pool.NewVolume()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := syscall.Fallocate(int(f.Fd()), 0, 0, 1200*size.MiB); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.space.Check(); !errors.Is(err, pool.ErrFull) {
+		t.Fatalf("got %v, want ErrFull", err)
+	}
+	kept = append(kept, f)
+	n.mustHaveRoom("spared")
+}
+
+func (n *node) mustHaveRoom(id string) {
+	n.t.Helper()
+	r := n.request(id, "ext4", 64*size.MiB)
+	n.mustPublish(r)
+	n.mustUnpublish(r)
+}
+
+func (n *node) mustHaveNoRoom(id string) {
+	n.t.Helper()
+	if _, err := n.PublishInline(n.t.Context(), n.request(id, "ext4", 64*size.MiB)); !errors.Is(err, pool.ErrFull) {
+		n.t.Fatalf("got %v, want ErrFull", err)
+	}
 }

@@ -44,6 +44,9 @@ type Config struct {
 	// Cloned, if not nil, is called once for each volume that was made from a template. A hit
 	// means that the template was there when the volume was asked for first.
 	Cloned func(hit bool)
+	// Spare, if not nil, gives back space of the pool that is only kept to save time. It is called
+	// before something is refused for want of space.
+	Spare func()
 }
 
 // Manager has the volumes of a pool. Its methods may be called at the same time. One
@@ -79,7 +82,12 @@ func NewManager(c Config) (*Manager, error) {
 	images := image.NewStore(c.Pool)
 	// This reads all records, several at a time, and the Store remembers them for the ledger.
 	endings := newEndings()
-	promises, err := space.New(c.Pool, images, space.Config{Headroom: c.Headroom, Overcommit: c.Overcommit, Ended: endings.patiently})
+	promises, err := space.New(c.Pool, images, space.Config{Headroom: c.Headroom, Overcommit: c.Overcommit, Spare: func() {
+		if c.Spare != nil {
+			c.Spare()
+		}
+		endings.patiently()
+	}})
 	if err != nil {
 		root.Close()
 		return nil, err

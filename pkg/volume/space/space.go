@@ -58,9 +58,9 @@ type Config struct {
 	Headroom size.Share
 	// Overcommit is how many times its own size the pool promises to thin claims; 0 is 1.
 	Overcommit float64
-	// Ended, if not nil, returns when the volumes that were deleted up to now have given their
-	// space back, or after a while.
-	Ended func()
+	// Spare, if not nil, is called before a demand is refused. It gives back what the pool can do
+	// without, and waits a while for what deleted volumes still take.
+	Spare func()
 }
 
 // Space is the space of a pool.
@@ -214,8 +214,8 @@ func (s *Space) free() {
 		return
 	}
 	s.freedOf = removed
-	if s.cfg.Ended != nil {
-		s.cfg.Ended()
+	if s.cfg.Spare != nil {
+		s.cfg.Spare()
 	}
 	start := time.Now()
 	err := s.pool.Sync()
