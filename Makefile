@@ -132,7 +132,7 @@ bench: need-go ## Measure the plugin beside its floor and beside what people do 
 	@$(MAKE) --no-print-directory build
 	@$(GO) build -o bin/bench ./hack/bench
 	@[ -z "$${SUDO_UID:-}" ] || chown -R --no-dereference "$$SUDO_UID:$$SUDO_GID" bin
-	@$(SUDO) env $(foreach v,BENCH_PEER_SOCKET BENCH_PEER_CALLS,"$(v)=$$$(v)") bin/bench --plugin bin/csi-disktemplate $(BENCH_FLAGS)
+	@$(SUDO) env $(foreach v,BENCH_PEER_SOCKET BENCH_PEER_CALLS,"$(v)=$${$(v):-}") bin/bench --plugin bin/csi-disktemplate $(BENCH_FLAGS)
 
 .PHONY: bench-docs
 bench-docs: ## Run make bench, and keep its figures in docs/bench and in the README; asks for root
