@@ -153,13 +153,14 @@ var cases = []benchCase{
 		goals: []goal{
 			{"publish beside 1000 / floor there", term{"publish", plugin, most}, term{"publish", floor, most}, atMost(1.25).reaching(crowdSize), ""},
 			{"publish beside 1000 / beside few", term{"publish", plugin, most}, term{"publish", plugin, few}, atMost(1.2).reaching(crowdSize), ""},
+			{"unpublish beside 1000 / beside few", term{"unpublish", plugin, most}, term{"unpublish", plugin, few}, atMost(1.2).reaching(crowdSize), ""},
 		},
 	},
 	{
 		name: "sizes", title: "100 volumes of 100 sizes never seen before, 32 at once", pools: ramXFS, run: sizes,
 		goals: []goal{
 			{"100 sizes: published", term{what: "done", way: plugin}, term{}, atLeast(100), ""},
-			{"100 sizes: all of them (s)", term{what: "all published", way: plugin}, term{}, atMost(15), ""},
+			{"100 sizes: all of them (s)", term{what: "all published", way: plugin}, term{}, atMost(15).reaching(100), ""},
 			{"a later template / VM's floor", term{what: "one alone", way: plugin}, term{what: "one alone", way: floor}, atMost(1.15), ""},
 			{"one size never seen, alone (ms)", term{what: "one alone", way: plugin}, term{}, atMost(1000), "ext4"},
 			{"the slowest size, once seen / the commonest", term{what: "publish, seen", way: "slowest"}, term{what: "publish, seen", way: "commonest"}, atMost(1.25), ""},

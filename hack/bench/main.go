@@ -110,7 +110,10 @@ func supervise(ctx context.Context, o options) (err error) {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	pass := context.AfterFunc(ctx, func() { cmd.Process.Signal(syscall.SIGTERM) })
+	pass := context.AfterFunc(ctx, func() {
+		fmt.Fprintf(os.Stderr, "bench: stopping: %v\n", context.Cause(ctx))
+		cmd.Process.Signal(syscall.SIGTERM)
+	})
 	defer pass()
 	return cmd.Wait()
 }
@@ -141,7 +144,7 @@ func measure(ctx context.Context, o options) error {
 	}
 	err = b.run(ctx)
 	if ctx.Err() != nil {
-		err = errors.New("interrupted; everything was removed")
+		err = fmt.Errorf("interrupted (%w); everything was removed", context.Cause(ctx))
 	} else {
 		err = errors.Join(err, b.write())
 	}

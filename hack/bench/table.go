@@ -21,7 +21,7 @@ func (r report) markdown() string {
 		"the figures in parentheses, and 99% below the last one where there are 100 samples or more.\n\n")
 	m := r.Machine
 	for _, line := range [][2]string{
-		{"machine", m.String()}, {"disk", m.Disk}, {"time of the processors that others took", fmt.Sprintf("%.0f%%", 100*m.Others)}, {"programs", strings.Join(m.Programs, "; ")},
+		{"machine", m.String()}, {"disk", m.Disk}, {"time of the processors that other programs and the kernel's threads took", fmt.Sprintf("%.0f%%", 100*m.Others)}, {"programs", strings.Join(m.Programs, "; ")},
 		{"plugin", m.Plugin}, {"commit", m.Commit}, {"run", fmt.Sprintf("%s, %d s, `bench %s`, seed %d", m.Date, m.Seconds, strings.Join(m.Command, " "), m.Seed)},
 	} {
 		fmt.Fprintf(&w, "- %s: %s\n", line[0], line[1])
