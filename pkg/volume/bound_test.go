@@ -412,7 +412,7 @@ func (n *node) boundCopied() {
 
 // boundStale: a limit that a crash left for the same inode is replaced.
 func (n *node) boundStale() {
-	r, disk := n.rawDisk("stale", 32*mib)
+	r, _ := n.rawDisk("stale", 32*mib)
 	_, project := n.usage(r.ID)
 	n.mustUnpublish(r)
 	dir, err := os.Open(n.pool.Root())
@@ -426,7 +426,7 @@ func (n *node) boundStale() {
 		}
 		defer quota.SetLimit(dir, id, 0)
 	}
-	r, disk = n.rawDisk("stale", 32*mib)
+	r, disk := n.rawDisk("stale", 32*mib)
 	n.mustEndAt(disk, 32*mib+image.Slack(32*mib))
 	n.mustUnpublish(r)
 }
