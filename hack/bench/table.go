@@ -19,15 +19,16 @@ func (r report) markdown() string {
 	w.WriteString("<!--\nCopyright The csi-disktemplate Authors.\nSPDX-License-Identifier: Apache-2.0\n-->\n\n# The last run\n\n")
 	w.WriteString("Written by `make bench`; [README.md](README.md) explains it. Times are medians, with 10% and 90% of the samples below\n" +
 		"the figures in parentheses, and 99% below the last one where there are 100 samples or more.\n\n")
+	w.WriteString("| | |\n|---|---|\n")
 	m := r.Machine
 	for _, line := range [][2]string{
 		{"machine", m.String()}, {"disk", m.Disk}, {"time of the processors that other programs and the kernel's threads took", fmt.Sprintf("%.0f%%", 100*m.Others)}, {"programs", strings.Join(m.Programs, "; ")},
 		{"plugin", m.Plugin}, {"commit", m.Commit}, {"run", fmt.Sprintf("%s, %d s, `bench %s`, seed %d", m.Date, m.Seconds, strings.Join(m.Command, " "), m.Seed)},
 	} {
-		fmt.Fprintf(&w, "- %s: %s\n", line[0], line[1])
+		fmt.Fprintf(&w, "| %s | %s |\n", line[0], line[1])
 	}
 	for _, f := range r.Failures {
-		fmt.Fprintf(&w, "- **failed**: %s\n", f)
+		fmt.Fprintf(&w, "| **failed** | %s |\n", f)
 	}
 	w.WriteString("\n" + goalsHeading + "\n| | pool | volume | beside | measured | (range) | of | to | goal | met |\n|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, g := range r.Goals {

@@ -89,7 +89,7 @@ func TestParseStage(t *testing.T) {
 	}
 }
 
-// TestBatch reads a batch back, and refuses what is no batch.
+// TestBatch reads a batch back. A damaged one is refused.
 func TestBatch(t *testing.T) {
 	batch := Batch{Seed: []byte{1}, Time: 2, Orders: []Order{{Nonce: "n", Job: Job{Filesystem: "ext4", Mkfs: []string{"mkfs", DevicePlaceholder}}}}}
 	b, err := batch.Marshal()
