@@ -35,6 +35,7 @@ type pluginOptions struct {
 	sharedResizer                bool
 	sweepInterval, trimInterval  time.Duration
 	limits                       quota.Limits
+	warm, warmMost               int
 	pool                         pool.Config
 	vm                           vmformat.Config
 }
@@ -55,6 +56,9 @@ func (o *pluginOptions) add(f *pflag.FlagSet) {
 	f.BoolVar(&o.sharedResizer, "shared-resizer", false, "one external-resizer serves all nodes: a volume that is not on this node is left to its own node, without an error")
 	addKubeletDir(f, &o.kubeletDir)
 	o.addTemplates(f)
+	addValue(f, &o.warm, "warm", "2", atLeastOne, "how many volumes of each kind of disk are kept ready before anybody asks for them, at least, once one was asked for")
+	addValue(f, &o.warmMost, "warm-max", "8", upperCount[int](),
+		"how many volumes of all kinds are kept ready; each takes up to 5 MiB of memory and 2 MiB of the pool; 0 means none")
 	addPool(f, &o.pool)
 	addValue(f, &o.pool.NodeHeadroom, "node-headroom", "20%", poolShare,
 		"space that new volumes leave free on a filesystem that is kubelet's too; kubelet evicts pods below 10% (nodefs) and 15% (imagefs)")

@@ -14,6 +14,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 )
 
 // newRegistry returns a registry with the metrics of the process, the pool and the formatter.
@@ -120,6 +121,51 @@ func registerEnding(r prometheus.Registerer, count func() int) {
 		Name: "csi_disktemplate_volumes_ending",
 		Help: "Deleted volumes and snapshots that still take space.",
 	}, func() float64 { return float64(count()) }))
+}
+
+var (
+	warmReady  = prometheus.NewDesc("csi_disktemplate_warm_volumes", "Volumes that are kept ready.", []string{"filesystem", "form"}, nil)
+	warmLevel  = prometheus.NewDesc("csi_disktemplate_warm_level", "How many volumes are to be kept ready.", []string{"filesystem", "form"}, nil)
+	warmOldest = prometheus.NewDesc("csi_disktemplate_warm_oldest_timestamp_seconds", "When the oldest volume that is kept ready was made; absent if there is none.", nil, nil)
+	warmTaken  = prometheus.NewDesc("csi_disktemplate_warm_taken_total", "New volumes that could have been ready, by whether one was.", []string{"form", "result"}, nil)
+)
+
+// warmMetrics are the metrics of the volumes that are kept ready.
+type warmMetrics struct{ volumes *volume.Manager }
+
+func (m warmMetrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{warmReady, warmLevel, warmOldest, warmTaken} {
+		ch <- d
+	}
+}
+
+func (m warmMetrics) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	shelves, taken := m.volumes.Warm()
+	type labels struct{ filesystem, form string }
+	ready, level := map[labels]int{}, map[labels]int{}
+	var oldest time.Time
+	for _, s := range shelves {
+		l := labels{s.Spec.Filesystem, string(s.Kind.Form)}
+		ready[l] += s.Ready
+		level[l] += s.Level
+		if s.Ready > 0 && (oldest.IsZero() || s.Oldest.Before(oldest)) {
+			oldest = s.Oldest
+		}
+	}
+	for l := range level {
+		gauge(warmReady, float64(ready[l]), l.filesystem, l.form)
+		gauge(warmLevel, float64(level[l]), l.filesystem, l.form)
+	}
+	if !oldest.IsZero() {
+		gauge(warmOldest, float64(oldest.Unix()))
+	}
+	for form, n := range taken {
+		ch <- prometheus.MustNewConstMetric(warmTaken, prometheus.CounterValue, float64(n.Hits), string(form), "hit")
+		ch <- prometheus.MustNewConstMetric(warmTaken, prometheus.CounterValue, float64(n.Misses), string(form), "miss")
+	}
 }
 
 // observeTrims counts the templates that --template-cache has removed.

@@ -61,7 +61,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	metrics := driver.NewMetrics(registry)
 	volumes, err := volume.NewManager(volume.Config{
 		Pool: p, Templates: store, TargetRoot: o.kubeletDir, GrowFilesystem: growfs.Grow, Headroom: o.headroom, Overcommit: o.overcommit, Limits: o.limits,
-		Cloned: metrics.Cloned, Spare: formatter.Spare,
+		Cloned: metrics.Cloned, Spare: formatter.Spare, Warm: o.warm, WarmMost: o.warmMost,
 	})
 	if err != nil {
 		return err
@@ -77,6 +77,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	}
 	registry.MustRegister(conditionMetric(ready))
 	registerEnding(registry, volumes.Ending)
+	registry.MustRegister(warmMetrics{volumes})
 	go warm(formatter)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {

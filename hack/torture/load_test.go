@@ -381,5 +381,5 @@ func TestRandomKills(t *testing.T) {
 			t.Errorf("there were %d templates, there are %d: %v", len(templates), len(now), err)
 		}
 		t.Logf("killed %d times; %d volumes and snapshots came and went", kills, l.ended)
-	}, onXFS, onBtrfs, inLoopback)
+	}, onXFS.keepingReady(), onBtrfs.keepingReady(), inLoopback.keepingReady())
 }

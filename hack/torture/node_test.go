@@ -82,13 +82,22 @@ type base struct {
 	kind testenv.Kind // of the filesystem that holds the pool
 	// loopback is for a pool in a file on that filesystem. A neighbour fills it now and then.
 	loopback bool
+	// ready is how many volumes the plugin keeps ready. Where effects are counted it is 0: those of
+	// making volumes ready would be among them.
+	ready int
 }
 
 var (
-	onXFS      = base{"xfs", testenv.XFS, false}
-	onBtrfs    = base{"btrfs", testenv.Btrfs, false}
-	inLoopback = base{"loopback", testenv.Ext4, true}
+	onXFS      = base{name: "xfs", kind: testenv.XFS}
+	onBtrfs    = base{name: "btrfs", kind: testenv.Btrfs}
+	inLoopback = base{name: "loopback", kind: testenv.Ext4, loopback: true}
 )
+
+// keepingReady is a base whose plugin keeps volumes ready.
+func (b base) keepingReady() base {
+	b.ready = 8
+	return b
+}
 
 // pool is the directory of the images, on a filesystem that is mounted already.
 func (b base) pool(mounted string) string {
@@ -100,10 +109,11 @@ func (b base) pool(mounted string) string {
 
 // flags are those of a plugin with a pool in such a directory.
 func (b base) flags(pool string) []string {
+	flags := []string{"--warm", "1", "--warm-max", fmt.Sprint(b.ready), "--http-endpoint", "127.0.0.1:0"}
 	if b.loopback {
-		return []string{"--pool", filepath.Dir(pool), "--loopback-pool-size", "8Gi", "--trim-interval", "1s"}
+		return append(flags, "--pool", filepath.Dir(pool), "--loopback-pool-size", "8Gi", "--trim-interval", "1s")
 	}
-	return []string{"--trim-interval", "0"} // its effects would be among those that are counted
+	return append(flags, "--trim-interval", "0") // its effects would be among those that are counted
 }
 
 // unmount unmounts a loopback pool.
@@ -236,6 +246,20 @@ func (n *node) mustHave(when, want string) {
 	}
 }
 
+// mustEnd kills the plugin, with which all must end that it kept ready.
+func (n *node) mustEnd() {
+	n.t.Helper()
+	n.kill()
+	ready := func() string {
+		found, err := n.Find()
+		n.must("looking for what is left", err)
+		return strings.Join(append(found.List(), found.Ready...), " ")
+	}
+	if left := harnesstest.Settles(ready, ""); left != "" {
+		n.t.Fatalf("with the plugin all must end that it kept ready; there is %s", left)
+	}
+}
+
 // must ends the test with an error.
 func (n *node) must(what string, err error) {
 	n.t.Helper()
@@ -256,6 +280,7 @@ func onPools(t *testing.T, race bool, test func(n *node), bases ...base) {
 			n.start()
 			n.warm()
 			test(n)
+			n.mustEnd()
 		})
 	}
 }

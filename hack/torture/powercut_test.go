@@ -39,7 +39,7 @@ type powercut struct {
 // repeated.
 func TestPowerCut(t *testing.T) {
 	random := seeded(t)
-	for _, b := range []base{onXFS, onBtrfs, inLoopback} {
+	for _, b := range []base{onXFS.keepingReady(), onBtrfs.keepingReady(), inLoopback.keepingReady()} {
 		t.Run(b.name, func(t *testing.T) {
 			kind := b.kind
 			outside := testenv.Mount(t, 64<<30, "mkfs.xfs", "-q")
@@ -51,7 +51,7 @@ func TestPowerCut(t *testing.T) {
 			n.start()
 			n.warm()
 			cuts := n.cut(random, outside, live, count(t, 12))
-			n.kill()
+			n.mustEnd()
 			b.unmount(t, at)
 			unmount(t, at)
 			held := 0

@@ -31,6 +31,7 @@ var rooms = map[string][]string{
 	"pkg/volume/space/":     {"pkg/volume/image", "pkg/volume/errdefs", "pkg/diskfs", "pkg/pool", "pkg/linux/openat", "pkg/size", "pkg/logs"},
 	"pkg/volume/place/":     {"pkg/volume/image", "pkg/volume/errdefs", "pkg/linux/", "pkg/logs"},
 	"pkg/volume/image/":     {"pkg/volume/errdefs", "pkg/diskfs", "pkg/pool", "pkg/linux/", "pkg/size", "pkg/logs"},
+	"pkg/volume/warm/":      {"pkg/diskfs", "pkg/linux/", "pkg/logs"},
 	"pkg/volume/errdefs/":   {},
 	"pkg/template/":         {"pkg/diskfs", "pkg/pool", "pkg/linux/", "pkg/size", "pkg/logs"},
 	"pkg/pool/":             {"pkg/linux/", "pkg/health", "pkg/size", "pkg/logs"},

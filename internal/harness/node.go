@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/moby/sys/mountinfo"
 
@@ -54,6 +55,7 @@ func (n Node) Staging(id string) string { return filepath.Join(n.StagingDir(id),
 type Found struct {
 	Images, Snapshots []string // names of files in the pool
 	Loops             []string // loop devices on files of the pool, without /dev
+	Ready             []string // those of volumes that a plugin keeps ready: they end with the plugin
 	Mounts            []string // below kubelet's directory, in the order in which they were mounted
 }
 
@@ -73,13 +75,28 @@ func (n Node) Find() (Found, error) {
 		return Found{}, err
 	}
 	for _, d := range devices {
+		if d.Label == readyLabel && !n.isVolume(images, d.Backing) {
+			found.Ready = append(found.Ready, d.Name)
+			continue
+		}
 		found.Loops = append(found.Loops, d.Name)
 	}
 	found.Mounts, err = Mounts(n.Kubelet)
 	return found, err
 }
 
-// List is all that was found, each with its kind in its name.
+// readyLabel is the name of a device that was attached ahead. It keeps the name when it becomes a volume's.
+const readyLabel = "(ready)"
+
+// isVolume reports whether a file is one of the images.
+func (n Node) isVolume(images []string, file loops.File) bool {
+	return slices.ContainsFunc(images, func(name string) bool {
+		is, err := loops.FileOf(filepath.Join(n.Pool, "volumes", name))
+		return err == nil && is == file
+	})
+}
+
+// List is all that was found of volumes that somebody asked for, each with its kind in its name.
 func (f Found) List() (all []string) {
 	for _, name := range f.Images {
 		all = append(all, "volumes/"+name)

@@ -28,6 +28,7 @@ type File struct{ Dev, Ino uint64 }
 // Device is an attached loop device.
 type Device struct {
 	Name    string // without /dev
+	Label   string // lo_file_name, which proves nothing
 	Number  uint64 // its device number
 	Path    string // the backing file's path, from sysfs: Documentation/ABI/testing/sysfs-block-loop
 	Backing File
@@ -90,7 +91,7 @@ func status(name string) (Device, error) {
 	if err != nil {
 		return Device{}, fmt.Errorf("/dev/%s: %w", name, os.NewSyscallError("LOOP_GET_STATUS64", err))
 	}
-	return Device{Name: name, Number: st.Rdev, Backing: File{Dev: info.Device, Ino: info.Inode}, Block: info.Rdevice}, nil
+	return Device{Name: name, Label: unix.ByteSliceToString(info.File_name[:]), Number: st.Rdev, Backing: File{Dev: info.Device, Ino: info.Inode}, Block: info.Rdevice}, nil
 }
 
 // Above returns the devices that are attached to a file, and those that are stacked on them: attached to a file of the

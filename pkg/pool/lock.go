@@ -139,6 +139,30 @@ func (p *Pool) Touched(name string) (time.Time, error) {
 	return fi.ModTime(), nil
 }
 
+// Note keeps v in the lockfile of that name, as JSON, or removes what was kept if v is nil. It
+// returns [os.ErrNotExist] if the lock was never taken.
+func (p *Pool) Note(name string, v any) error {
+	f, err := os.Open(p.lockfile(name))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if v == nil {
+		return RemoveRecord(f, noteAttr)
+	}
+	return SetRecord(f, noteAttr, v)
+}
+
+// Noted reads what [Pool.Note] kept into v. If that is nothing, it returns [ErrNoRecord].
+func (p *Pool) Noted(name string, v any) error {
+	f, err := os.Open(p.lockfile(name))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return GetRecord(f, noteAttr, v)
+}
+
 // LockImage takes the exclusive lock of an open image, and waits until ctx ends for
 // others that opened the image themselves. Then it returns [ErrLocked]. Closing f
 // releases the lock too.

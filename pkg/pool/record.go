@@ -27,6 +27,8 @@ const (
 	// StagedAttr holds the staging path of a block volume. Nothing is mounted at that
 	// path, so without the attribute nobody could tell whether the volume is still wanted.
 	StagedAttr Attr = "trusted.disktemplate.staged"
+	// noteAttr is an attribute of a lockfile: see [Pool.Note].
+	noteAttr Attr = "trusted.disktemplate.note"
 )
 
 // ErrNoRecord means that an image has no record, or none that can be read.

@@ -110,7 +110,7 @@ func (s *Store) build(key string, spec diskfs.Spec) error {
 	}
 	if err == nil {
 		s.queue.note(time.Since(start))
-		s.touch(key)
+		s.Touch(key)
 		s.trimAfter(key)
 	}
 	return err

@@ -134,6 +134,12 @@ func Key(spec diskfs.Spec, fingerprint string) string {
 	return fmt.Sprintf("%s-%dm-%s", spec.Filesystem, spec.Size/diskfs.MiB, fingerprint)
 }
 
+// KeyOf returns the key of the template that [Store.Ensure] builds for spec at this moment.
+func (s *Store) KeyOf(spec diskfs.Spec) (string, error) {
+	fp, err := s.cfg.Fingerprint(spec)
+	return Key(spec, fp), err
+}
+
 // Ensure returns the template of spec, and builds it if there is none. Errors are those of
 // [diskfs.Spec.Validate], [ErrBuilding], [ErrNoFormatter], [ErrTooMany], [pool.ErrFull],
 // [pool.ErrLocked], or those of [Config].Format.
@@ -147,18 +153,17 @@ func (s *Store) Ensure(ctx context.Context, spec diskfs.Spec) (*Template, error)
 	if fs, err := diskfs.Lookup(spec.Filesystem); err != nil || !fs.Formatted() {
 		return nil, fmt.Errorf("%w: filesystem %q has no template: its volumes are sparse files", diskfs.ErrInvalid, spec.Filesystem)
 	}
-	fp, err := s.cfg.Fingerprint(spec)
+	key, err := s.KeyOf(spec)
 	if err != nil {
 		return s.newest(spec, err)
 	}
-	key := Key(spec, fp)
 	defer s.hold(key)() // a template that somebody waits for is not trimmed
 	for tries := 0; ; tries++ {
 		// The lookup takes no lock, so a hit waits for nobody.
 		t, err := s.Lookup(key)
 		if err == nil {
 			t.Hit = tries == 0
-			s.touch(key)
+			s.Touch(key)
 			return t, nil
 		}
 		// If the template is absent right after its build, a clean-all came between, so try
@@ -257,7 +262,7 @@ func (s *Store) newest(spec diskfs.Spec, cause error) (*Template, error) {
 		return nil, fmt.Errorf("%w of %s: %w", ErrNoFormatter, spec, cause)
 	}
 	best.Hit = true
-	s.touch(best.Key)
+	s.Touch(best.Key)
 	klog.InfoS("Serving a template that cannot be built any more", "template", best.Key, "built", best.Built, "cause", cause)
 	return best, nil
 }

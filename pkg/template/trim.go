@@ -147,9 +147,9 @@ func (s *Store) lastUse(key string) time.Time {
 	return at
 }
 
-// touch notes that a template is used. A failure is only logged: a template of a full or
+// Touch notes that a template is used. A failure is only logged: a template of a full or
 // read-only pool can still be used.
-func (s *Store) touch(key string) {
+func (s *Store) Touch(key string) {
 	now := time.Now()
 	s.mu.Lock()
 	due := now.Sub(s.touched[key]) >= touchEvery

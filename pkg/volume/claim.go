@@ -67,16 +67,16 @@ func (m *Manager) createClaim(ctx context.Context, r ClaimRequest) (image.Record
 		return image.Record{}, Result{}, err
 	}
 	defer release()
-	img, res, err := m.contents.newImage(ctx, r.record())
+	vol, res, err := m.contents.newImage(ctx, r.record())
 	if err != nil {
 		return image.Record{}, res, err
 	}
-	defer img.Close()
-	if err := m.images.Publish(img); err != nil {
+	defer vol.close()
+	if err := m.images.Publish(vol.img); err != nil {
 		return image.Record{}, res, err
 	}
 	m.made(id, res) // here and not by the caller, who may be gone by now
-	return img.Record, res, nil
+	return vol.img.Record, res, nil
 }
 
 // existing looks for the claim that a request asks for. It removes a torn one that nobody

@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
@@ -32,27 +33,63 @@ type contents struct {
 	images    *image.Store
 	copies    *copies
 	misses    *misses
+	warm      warmth
+}
+
+// open is a volume's image, and its filesystem where that is mounted at no path yet.
+type open struct {
+	img  *image.Image
+	root *mount.Detached
+}
+
+// close closes what there is of both.
+func (o open) close() {
+	if o.root != nil {
+		o.root.Close()
+	}
+	if o.img != nil {
+		o.img.Close()
+	}
 }
 
 // newImage makes the image of a new volume: first the content that the record asks for, with
 // a filesystem identity of its own, then the record. The image has no name yet, and goes
-// away with its descriptor.
-func (c contents) newImage(ctx context.Context, r image.Record) (*image.Image, Result, error) {
+// away with its descriptor. One that is ready already only gets its record.
+func (c contents) newImage(ctx context.Context, r image.Record) (open, Result, error) {
+	r.Created = time.Now().UTC()
+	kind, fits := c.warm.kind(r)
+	if fits {
+		if v := c.warm.take(kind); v != nil {
+			r.Template, r.UUID = kind.Template, v.UUID
+			vol, err := c.describe(v.File, v.Root, r)
+			vol.img.Fresh, vol.img.Synced = v.Root == nil, true
+			return vol, Result{Template: r.Template, TemplateHit: !c.misses.has(r.ID)}, err
+		}
+	}
 	f, err := c.images.New()
 	if err != nil {
-		return nil, Result{}, err
+		return open{}, Result{}, err
 	}
-	r.Created = time.Now().UTC()
 	res, err := c.fill(ctx, f, &r)
-	var img *image.Image
-	if err == nil {
-		img, err = c.images.Describe(f, r)
-	}
 	if err != nil {
 		f.Close()
-		return nil, res, pool.Full(fmt.Errorf("volume %s: %w", r.ID, err))
+		return open{}, res, pool.Full(fmt.Errorf("volume %s: %w", r.ID, err))
 	}
-	return img, res, nil
+	if fits {
+		c.warm.want(kind, r)
+	}
+	vol, err := c.describe(f, nil, r)
+	return vol, res, err
+}
+
+// describe writes the record of a new image. If that fails, it closes the image and its filesystem.
+func (c contents) describe(f *os.File, root *mount.Detached, r image.Record) (vol open, err error) {
+	vol.root = root
+	if vol.img, err = c.images.Describe(f, r); err != nil {
+		vol.close()
+		return vol, pool.Full(fmt.Errorf("volume %s: %w", r.ID, err))
+	}
+	return vol, nil
 }
 
 // fill gives an empty file the content that a record asks for, and completes the record.
@@ -66,10 +103,10 @@ func (c contents) fill(ctx context.Context, f *os.File, r *image.Record) (Result
 	case !fs.Formatted():
 		return Result{}, c.images.Extend(r.Provisioning, f, r.Spec.Size)
 	}
-	return c.fillFromTemplate(ctx, f, fs, r)
+	return c.fillFromTemplate(ctx, f, r)
 }
 
-func (c contents) fillFromTemplate(ctx context.Context, f *os.File, fs *diskfs.Filesystem, r *image.Record) (Result, error) {
+func (c contents) fillFromTemplate(ctx context.Context, f *os.File, r *image.Record) (Result, error) {
 	t, err := c.templates.Ensure(ctx, r.Spec)
 	if err != nil || !t.Hit {
 		c.misses.note(r.ID)
@@ -78,15 +115,25 @@ func (c contents) fillFromTemplate(ctx context.Context, f *os.File, fs *diskfs.F
 		return Result{}, err
 	}
 	defer t.Close()
-	r.Template, r.UUID = t.Key, uuid.New()
-	res := Result{Template: t.Key, TemplateHit: !c.misses.has(r.ID)}
-	if err := c.images.Fill(ctx, r.Provisioning, f, t.File, r.Spec.Size); err != nil {
-		return res, fmt.Errorf("from template %s: %w", t.Key, err)
+	r.Template = t.Key
+	r.UUID, err = c.clone(ctx, f, t, r.Provisioning)
+	return Result{Template: t.Key, TemplateHit: !c.misses.has(r.ID)}, err
+}
+
+// clone gives an empty file the content of a template, with an identity of its own.
+func (c contents) clone(ctx context.Context, f *os.File, t *template.Template, p image.Provisioning) (uuid.UUID, error) {
+	fs, err := diskfs.Lookup(t.Spec.Filesystem)
+	if err != nil {
+		return uuid.UUID{}, err
+	}
+	if err := c.images.Fill(ctx, p, f, t.File, t.Spec.Size); err != nil {
+		return uuid.UUID{}, fmt.Errorf("from template %s: %w", t.Key, err)
 	}
 	// The image gets its UUID before anyone can mount it: a kernel refuses, or confuses, two
 	// filesystems with one UUID. The new blocks are built from the template's, which are in
 	// memory.
-	return res, fs.NewIdentity(t.File, f, r.UUID)
+	id := uuid.New()
+	return id, fs.NewIdentity(t.File, f, id)
 }
 
 // fillFromSource gives an empty file the content that its source has at this moment, within

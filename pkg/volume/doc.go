@@ -14,7 +14,8 @@
 //	template ─FICLONE→ unnamed image ─new UUID, record→ linked ─loop device→
 //	detached mount ─move_mount→ target
 //
-// Descriptors alone hold everything before the link. A diskImage volume is the image itself,
+// Descriptors alone hold everything before the link. So all but record, link and move_mount can be
+// done before anybody asks (warmth.go). A diskImage volume is the image itself,
 // bound to the file disk.img in a tmpfs that has room for nothing else. So a pod can neither
 // see the pool nor put a file there. A block volume is the node of a loop device.
 //
@@ -34,6 +35,7 @@
 //	device  the loop devices of images
 //	space   what the pool has promised, and to whom
 //	quota   what pods may ask of the node by inline volumes
+//	warm    volumes that are kept ready before anybody asks for them
 //	sweep   what crashes and lost calls leave: look, decide, act
 //	errdefs the kinds of error
 //

@@ -129,7 +129,7 @@ func TestDamagedImages(t *testing.T) {
 		t.Run(fs+"/inline, not yet mounted", func(t *testing.T) {
 			n := n.with(t)
 			r := n.request("inline", fs, sizes[fs])
-			img, _, err := n.contents.newImage(t.Context(), r.record())
+			img, err := n.newImage(r)
 			if err == nil {
 				err = errors.Join(n.images.Link(img), img.Close())
 			}
@@ -253,7 +253,7 @@ func TestForeignRecords(t *testing.T) {
 	snap := n.mustSnapshot("snapshot", foreign.ID)
 	n.mustPublish(inline)
 	n.mustUnpublish(inline) // its template stays
-	img, _, err := n.contents.newImage(t.Context(), inline.record())
+	img, err := n.newImage(inline)
 	if err == nil {
 		err = errors.Join(n.images.Link(img), img.Close())
 	}

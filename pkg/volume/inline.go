@@ -87,20 +87,21 @@ func (m *Manager) PublishInline(ctx context.Context, r InlineRequest) (res Resul
 		}
 	}()
 
-	img, err := m.resume(r, at)
+	var vol open
+	defer func() { vol.close() }()
+	vol.img, err = m.resume(r, at)
 	switch {
 	case err == nil:
-		defer img.Close()
 		res.Existed = true
 		if at.Mounted {
-			there, err := m.mountedAt(img, rel)
+			there, err := m.mountedAt(vol.img, rel)
 			if err != nil {
 				return res, err
 			}
 			if there.Complete {
-				return res, m.checkAlive(img, rel, there)
+				return res, m.checkAlive(vol.img, rel, there)
 			}
-			if err := m.root.Unmount(img, rel); err != nil {
+			if err := m.root.Unmount(vol.img, rel); err != nil {
 				return res, err
 			}
 		}
@@ -112,10 +113,9 @@ func (m *Manager) PublishInline(ctx context.Context, r InlineRequest) (res Resul
 		if at.Mounted {
 			return res, fmt.Errorf("%w: something else is mounted at target path %q; unpublish or unmount it first", errdefs.ErrExists, r.Target)
 		}
-		if img, res, err = m.makeInline(ctx, r); err != nil {
+		if vol, res, err = m.makeInline(ctx, r); err != nil {
 			return res, err
 		}
-		defer img.Close()
 		made.add(func() error { return m.removeInline(r.ID) })
 	default:
 		return res, err
@@ -128,36 +128,46 @@ func (m *Manager) PublishInline(ctx context.Context, r InlineRequest) (res Resul
 	}
 	defer target.Close()
 	if r.Mode == image.ModeDiskImage {
-		return res, m.mounts.disk(img, target, rel, r.Access)
+		return res, m.mounts.disk(vol.img, target, rel, r.Access)
 	}
-	mnt, err := m.detached(img, r.Access)
-	if err != nil {
+	if err := m.mount(&vol, r.Access); err != nil {
 		return res, err
 	}
-	defer mnt.Close()
-	return res, m.attach(img, mnt, target, rel)
+	return res, m.attach(vol.img, vol.root, target, rel)
+}
+
+// mount mounts a volume at no path yet, or gives the mount that it has the attributes of an access.
+func (m *Manager) mount(vol *open, access image.Access) (err error) {
+	if vol.root == nil {
+		vol.root, err = m.detached(vol.img, access)
+		return err
+	}
+	if access == (image.Access{}) { // as it was mounted
+		return nil
+	}
+	return vol.root.SetAttr(access.Attr())
 }
 
 // makeInline makes the image of an inline volume, if the limits and the pool's space allow.
-func (m *Manager) makeInline(ctx context.Context, r InlineRequest) (*image.Image, Result, error) {
+func (m *Manager) makeInline(ctx context.Context, r InlineRequest) (open, Result, error) {
 	release, err := m.quota.Reserve(r.ID, r.Pod.Namespace, r.Spec.Size)
 	if err != nil {
-		return nil, Result{}, err
+		return open{}, Result{}, err
 	}
 	defer release()
 	if err := m.space.AdmitInline(); err != nil {
-		return nil, Result{}, err
+		return open{}, Result{}, err
 	}
-	img, res, err := m.contents.newImage(ctx, r.record())
+	vol, res, err := m.contents.newImage(ctx, r.record())
 	if err != nil {
-		return nil, res, err
+		return open{}, res, err
 	}
-	if err := m.images.Link(img); err != nil {
-		img.Close()
-		return nil, res, err
+	if err := m.images.Link(vol.img); err != nil {
+		vol.close()
+		return open{}, res, err
 	}
 	m.quota.Settle(r.ID)
-	return img, res, nil
+	return vol, res, nil
 }
 
 // removeInline removes the name of an inline volume's image.

@@ -135,7 +135,7 @@ func TestRecount(t *testing.T) {
 		t.Fatal(err)
 	}
 	r, next := n.of("shop", "by-hand"), n.of("shop", "next")
-	img, _, err := n.contents.newImage(t.Context(), r.record())
+	img, err := n.newImage(r)
 	if err != nil {
 		t.Fatal(err)
 	}

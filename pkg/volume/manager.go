@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/singleflight"
 
@@ -22,6 +23,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/quota"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/space"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/sweep"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/warm"
 )
 
 // Config is what a Manager works with.
@@ -47,6 +49,9 @@ type Config struct {
 	// Spare, if not nil, gives back space of the pool that is only kept to save time. It is called
 	// before something is refused for want of space.
 	Spare func()
+	// Warm is how many volumes of each kind of disk are kept ready before anybody asks for them,
+	// once one was asked for, and WarmMost how many of all kinds; WarmMost 0 means none.
+	Warm, WarmMost int
 }
 
 // Manager has the volumes of a pool. Its methods may be called at the same time. One
@@ -80,45 +85,48 @@ func NewManager(c Config) (*Manager, error) {
 		return nil, err
 	}
 	images := image.NewStore(c.Pool)
-	// This reads all records, several at a time, and the Store remembers them for the ledger.
-	endings := newEndings()
-	promises, err := space.New(c.Pool, images, space.Config{Headroom: c.Headroom, Overcommit: c.Overcommit, Spare: func() {
-		if c.Spare != nil {
-			c.Spare()
-		}
-		endings.patiently()
-	}})
-	if err != nil {
-		root.Close()
-		return nil, err
-	}
-	ledger, err := quota.New(c.Pool, images, c.Limits)
-	if err != nil {
-		root.Close()
-		return nil, err
-	}
 	devices := device.New(c.Pool, images)
 	copies := &copies{images: images, root: root, devices: devices, freeze: defaultFreeze}
-	mounts := mounter{pool: c.Pool, images: images, root: root, devices: devices}
 	m := &Manager{
-		pool: c.Pool, images: images, root: root, devices: devices, quota: ledger,
-		space:    promises,
-		copies:   copies,
+		pool: c.Pool, images: images, root: root, devices: devices, copies: copies,
 		contents: contents{templates: c.Templates, images: images, copies: copies, misses: &misses{}},
-		mounts:   mounts,
-		endings:  endings,
+		mounts:   mounter{pool: c.Pool, images: images, root: root, devices: devices},
+		endings:  newEndings(),
 		cloned:   c.Cloned,
 	}
-	m.growth = growth{images: images, mounts: mounts, work: &m.work, tool: c.GrowFilesystem}
-	m.sweeper = sweep.New(sweep.Config{Pool: c.Pool, Images: images, Root: root, Quota: ledger, Space: promises, Lock: m.locks.volume, Thaw: copies.thawLeft})
+	// This reads all records, several at a time, and the Store remembers them for the ledger.
+	m.space, err = space.New(c.Pool, images, space.Config{Headroom: c.Headroom, Overcommit: c.Overcommit, Spare: func() { m.spare(c.Spare) }})
+	if err != nil {
+		root.Close()
+		return nil, err
+	}
+	if m.quota, err = quota.New(c.Pool, images, c.Limits); err != nil {
+		root.Close()
+		return nil, err
+	}
+	m.growth = growth{images: images, mounts: m.mounts, work: &m.work, tool: c.GrowFilesystem}
+	m.sweeper = sweep.New(sweep.Config{Pool: c.Pool, Images: images, Root: root, Quota: m.quota, Space: m.space, Lock: m.locks.volume, Thaw: copies.thawLeft})
 	m.work.ctx, m.work.cancel = context.WithCancel(context.Background())
+	m.contents.warm = warmth{templates: c.Templates}
+	m.contents.warm.stock = warm.New(m.stockConfig(c))
+	m.contents.warm.stock.Start()
 	return m, nil
+}
+
+// spare gives back what is only kept to save time, and waits for what deleted volumes still take.
+func (m *Manager) spare(others func()) {
+	if others != nil {
+		others()
+	}
+	m.contents.warm.stock.Drain()
+	m.endings.patiently()
 }
 
 // Close ends the work under way, which leaves nothing behind, and closes kubelet's directory.
 // Volumes stay as they are.
 func (m *Manager) Close() error {
 	m.work.cancel()
+	m.contents.warm.stock.Close()
 	m.work.wait.Wait()
 	return errors.Join(m.endings.wait(context.Background()), m.root.Close())
 }
@@ -175,7 +183,19 @@ func outlive[T any](ctx context.Context, b *background, key string, do func(cont
 type locks struct {
 	mu   sync.Mutex
 	held map[string]bool // by kind and id
+	left time.Time       // when the last one was let go
 }
+
+// quiet reports whether no operation is under way, and none has just ended: callers that make one
+// after the other are about to make the next.
+func (l *locks) quiet() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.held) == 0 && time.Since(l.left) > lull
+}
+
+// lull is longer than most callers take between two calls.
+const lull = 5 * time.Millisecond
 
 // volume locks a volume until unlock is called.
 func (l *locks) volume(id string) (unlock func(), err error) { return l.lock("volume " + id) }
@@ -197,6 +217,7 @@ func (l *locks) lock(key string) (unlock func(), err error) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		delete(l.held, key)
+		l.left = time.Now()
 	}, nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/openat"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
@@ -31,28 +32,42 @@ type mounter struct {
 // detached attaches an image and mounts the filesystem in it, at no path yet. Only the
 // mount holds the loop device.
 func (m mounter) detached(img *image.Image, access image.Access) (*mount.Detached, error) {
-	fs, err := diskfs.Lookup(img.Record.Spec.Filesystem)
-	if err != nil {
-		return nil, err
-	}
 	dev, err := m.devices.Mountable(img)
 	if err != nil {
 		return nil, err
 	}
 	defer dev.Close()
-	// A filesystem that became read-only and was unmounted cannot be mounted writable (EBUSY)
-	// while a process that is being started has a copy of its last mount.
-	var mnt *mount.Detached
-	for deadline := time.Now().Add(place.SettleTime); ; time.Sleep(place.SettlePoll) {
-		mnt, err = mount.New(mount.Config{FSType: fs.Name, Source: dev.Path(), Data: fs.MountData, Attr: access.Attr()})
-		if !errors.Is(err, syscall.EBUSY) || time.Now().After(deadline) {
-			break
-		}
-	}
+	mnt, err := onDevice(dev, img.Record.Spec.Filesystem, access)
 	if err != nil {
 		return nil, m.pool.FullIfNoRoom(fmt.Errorf("mounting volume %s: %w", img.ID(), err))
 	}
 	return mnt, nil
+}
+
+// ahead is [mounter.detached] for an image that is no volume yet.
+func (m mounter) ahead(f *os.File, filesystem string) (*mount.Detached, error) {
+	dev, err := m.devices.Nameless(f, place.ReadyDevice)
+	if err != nil {
+		return nil, err
+	}
+	defer dev.Close()
+	return onDevice(dev, filesystem, image.Access{})
+}
+
+// onDevice mounts the filesystem on a device, at no path yet.
+func onDevice(dev *loopdev.Device, filesystem string, access image.Access) (*mount.Detached, error) {
+	fs, err := diskfs.Lookup(filesystem)
+	if err != nil {
+		return nil, err
+	}
+	// A filesystem that became read-only and was unmounted cannot be mounted writable (EBUSY)
+	// while a process that is being started has a copy of its last mount.
+	for deadline := time.Now().Add(place.SettleTime); ; time.Sleep(place.SettlePoll) {
+		mnt, err := mount.New(mount.Config{FSType: fs.Name, Source: dev.Path(), Data: fs.MountData, Attr: access.Attr()})
+		if !errors.Is(err, syscall.EBUSY) || time.Now().After(deadline) {
+			return mnt, err
+		}
+	}
 }
 
 // disk binds an image to disk.img in a tmpfs at the target. The tmpfs has room for the

@@ -109,9 +109,10 @@ func (m *Manager) detached(img *image.Image, access image.Access) (*mount.Detach
 }
 
 // attach puts a volume's new mount on its target. If the image is not fresh, its filesystem
-// may have given up earlier, and something that cannot be seen here, for example in another
-// mount namespace, may keep it alive. The new mount shows that filesystem, so it is taken away
-// again, and attach returns [errdefs.ErrState].
+// may have given up earlier: while it was kept ready, or before, and then something that cannot be
+// seen here, for example in another mount namespace, may keep it alive. The new mount shows that
+// filesystem, so it is taken away again, and attach returns [errdefs.ErrUnderWay] or
+// [errdefs.ErrState].
 func (m *Manager) attach(img *image.Image, mnt *mount.Detached, target *os.File, rel string) error {
 	if err := mnt.Attach(target); err != nil || img.Fresh {
 		return err
@@ -127,6 +128,10 @@ func (m *Manager) attach(img *image.Image, mnt *mount.Detached, target *os.File,
 	mnt.Close() // while it is open, the mount is busy
 	if err := m.root.UnmountTop(rel); err != nil {
 		return err
+	}
+	if img.Synced { // nothing but the time since it was made ready has harmed it
+		m.contents.warm.stock.Drain()
+		return fmt.Errorf("%w: %s, while it was kept ready; try again to get a new one", errdefs.ErrUnderWay, why.Text)
 	}
 	return m.keptElsewhere(img, why, there.Device)
 }

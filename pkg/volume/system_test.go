@@ -87,6 +87,12 @@ func newNodeOn(t testing.TB, p *pool.Pool, c Config) *node {
 	return n
 }
 
+// newImage makes the image of an inline volume, without a name.
+func (n *node) newImage(r InlineRequest) (*image.Image, error) {
+	vol, _, err := n.contents.newImage(n.t.Context(), r.record())
+	return vol.img, err
+}
+
 // formatted are the disks that a VM has made for this process. Every test has a pool of its
 // own, but need not wait for a VM to make the same disk once more.
 var formatted = struct {
@@ -298,7 +304,7 @@ func TestPublishGoesOn(t *testing.T) {
 			n := &node{n.Manager, t, n.kubelet}
 			r := n.request("half-"+strings.ToLower(string(mode)), "ext4", 64<<20)
 			r.Mode = mode
-			img, _, err := n.contents.newImage(t.Context(), r.record())
+			img, err := n.newImage(r)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -540,7 +546,7 @@ func TestTorn(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			n := &node{n.Manager, t, n.kubelet}
 			r := n.request("torn", "ext4", 64<<20)
-			img, _, err := n.contents.newImage(t.Context(), r.record())
+			img, err := n.newImage(r)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -74,10 +74,14 @@ func (m *Manager) Trim(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	ids, err := m.images.IDs()
+	if err != nil {
+		return err
+	}
 	before := m.trims.volumes
 	m.trims.volumes = map[string]trim{} // forgets the volumes that are gone
 	for index, places := range table.ByLoop {
-		if err := m.trimDevice(ctx, index, places, before); err != nil {
+		if err := m.trimDevice(ctx, index, places, ids, before); err != nil {
 			return err
 		}
 	}
@@ -96,8 +100,8 @@ func (m *Manager) warnUntrimmed(what, message string, err error) {
 
 // trimDevice trims the volume that is mounted from a loop device, if there is one. It returns an
 // error only if ctx has ended.
-func (m *Manager) trimDevice(ctx context.Context, index int, places []string, before map[string]trim) error {
-	img, err := m.volumeOn(index)
+func (m *Manager) trimDevice(ctx context.Context, index int, places []string, ids map[image.FileID]string, before map[string]trim) error {
+	img, err := m.volumeOn(index, ids)
 	if err != nil || img == nil {
 		return context.Cause(ctx) // somebody else's device, or a volume that other calls complain of
 	}
@@ -119,7 +123,7 @@ func (m *Manager) trimDevice(ctx context.Context, index int, places []string, be
 }
 
 // volumeOn opens the volume that is behind a loop device, or returns nil.
-func (m *Manager) volumeOn(index int) (*image.Image, error) {
+func (m *Manager) volumeOn(index int, ids map[image.FileID]string) (*image.Image, error) {
 	dev, err := loopdev.Open(index)
 	if errors.Is(err, loopdev.ErrNotAttached) || errors.Is(err, os.ErrNotExist) {
 		return nil, nil
@@ -129,10 +133,11 @@ func (m *Manager) volumeOn(index int) (*image.Image, error) {
 	}
 	defer dev.Close()
 	info, err := dev.Info()
-	if err != nil || image.CheckID(info.Name) != nil {
+	id := ids[image.FileID{Device: info.Device, Inode: info.Inode}]
+	if err != nil || id == "" {
 		return nil, err
 	}
-	img, err := m.images.Open(info.Name) // a guess, which the inode then proves
+	img, err := m.images.Open(id)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return nil, nil
 	}

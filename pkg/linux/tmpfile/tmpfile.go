@@ -67,6 +67,13 @@ func Publish(f *os.File, path string) error {
 	if err := Sync(f); err != nil {
 		return err
 	}
+	return PublishSynced(f, path)
+}
+
+// PublishSynced is [Publish] for a file whose content was synced before. What was written to its
+// attributes since need not be: filesystems that order the name after the data order it after
+// these too.
+func PublishSynced(f *os.File, path string) error {
 	if err := Link(f, path); err != nil {
 		return err
 	}

@@ -18,7 +18,8 @@ import (
 type Image struct {
 	File   *os.File
 	Record Record
-	Fresh  bool // made by this call, so that it has no loop device yet
+	Fresh  bool // made by this call: it has no loop device yet, and nobody else has it
+	Synced bool // its content was made ahead, and was durable before it got its record
 }
 
 // ID is the volume's id.

@@ -122,7 +122,7 @@ func (s *Store) Describe(f *os.File, r Record) (*Image, error) {
 
 // Link gives the image of an inline volume its name. From here on the volume exists.
 func (s *Store) Link(img *Image) error {
-	if img.Mode() == ModeDiskImage {
+	if img.Mode() == ModeDiskImage && !img.Synced {
 		// An image with a name must be whole even after a power cut. The other modes need no
 		// sync here: attaching the loop device syncs the image before anything is mounted.
 		if err := tmpfile.Sync(img.File); err != nil {
@@ -136,7 +136,11 @@ func (s *Store) Link(img *Image) error {
 // it fails, it leaves nothing.
 func (s *Store) Publish(img *Image) error {
 	defer s.changing(VolumeKey(img.ID()))()
-	return publish(img.File, s.pool.Volume(img.ID()), func() error { return s.Remove(img.ID()) })
+	how := tmpfile.Publish
+	if img.Synced {
+		how = tmpfile.PublishSynced
+	}
+	return published(how(img.File, s.pool.Volume(img.ID())), func() error { return s.Remove(img.ID()) })
 }
 
 // DescribeSnapshot writes the record of a new snapshot, whose content is complete.
@@ -150,11 +154,11 @@ func (s *Store) DescribeSnapshot(f *os.File, r SnapshotRecord) (*Snapshot, error
 func (s *Store) PublishSnapshot(snap *Snapshot) error {
 	id := snap.Record.ID
 	defer s.changing(SnapshotKey(id))()
-	return publish(snap.File, s.pool.Snapshot(id), func() error { return s.RemoveSnapshot(id) })
+	return published(tmpfile.Publish(snap.File, s.pool.Snapshot(id)), func() error { return s.RemoveSnapshot(id) })
 }
 
-func publish(f *os.File, path string, remove func() error) error {
-	err := tmpfile.Publish(f, path)
+// published removes a name that could not be made durable.
+func published(err error, remove func() error) error {
 	if err != nil && !errors.Is(err, os.ErrExist) { // a file that exists is not the new one
 		err = errors.Join(err, remove())
 	}
@@ -292,7 +296,7 @@ func (s *Store) Exclusive(ctx context.Context, img *Image, patience time.Duratio
 // WasVolume reports whether the file behind a loop device was made as a volume of the pool.
 // It reads this from the path that the kernel keeps. The path ends in "(deleted)" if the
 // file had no name when it was attached, or has lost it since. The file may have a name by
-// now: see [Store.HasName].
+// now: see [Store.IDs].
 func (s *Store) WasVolume(dev *loopdev.Device) (bool, error) {
 	path, err := loopdev.BackingFile(dev.Index())
 	if err != nil {
@@ -302,26 +306,27 @@ func (s *Store) WasVolume(dev *loopdev.Device) (bool, error) {
 	return deleted && filepath.Dir(path) == s.Dir(), nil
 }
 
-// HasName reports whether a volume of the pool is the file with this device and inode number
-// (stat(2)).
-func (s *Store) HasName(device, inode uint64) (bool, error) {
-	ids, err := s.pool.Volumes()
+// FileID tells a file by what stat(2) says of it.
+type FileID struct{ Device, Inode uint64 }
+
+// IDs are the ids of all volumes by their files. It takes 1 µs for each.
+func (s *Store) IDs() (map[FileID]string, error) {
+	names, err := s.pool.Volumes()
 	if err != nil {
-		return false, err
+		return nil, err
 	}
-	for _, id := range ids {
+	ids := map[FileID]string{}
+	for _, id := range names {
 		st, err := s.pool.StatVolume(id)
 		if errors.Is(err, os.ErrNotExist) {
 			continue // deleted meanwhile
 		}
 		if err != nil {
-			return false, err
+			return nil, err
 		}
-		if st.Inode == inode && st.Device == device {
-			return true, nil
-		}
+		ids[FileID{st.Device, st.Inode}] = id
 	}
-	return false, nil
+	return ids, nil
 }
 
 // Dir is the directory of the volumes' images.

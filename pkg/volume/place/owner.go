@@ -60,21 +60,29 @@ func (l Lost) ID() string { return l.id }
 // Mode is the form in which the volume was published.
 func (l Lost) Mode() image.Mode { return l.mode }
 
+// ReadyDevice is the name of a device whose image was attached before it became a volume: to rename
+// it then would take longer than all the rest. Only inline volumes have such devices. No id of a
+// volume looks like that.
+const ReadyDevice = "(ready)"
+
 // Owns reports whether an attached device was the volume's. The inode behind the device
 // proves that its file was a volume of this pool and is none any more. Only then the
 // device's name tells which volume it was. A pod that may write to a block volume may also
 // rename its device (LOOP_SET_STATUS64 in drivers/block/loop.c), but it cannot remove the
 // name of its own image. The name proves nothing if the id is too long to fit into it.
+//
+// A [ReadyDevice] was some inline volume's. That one is asked for by its only target, and what is
+// mounted there has lost its image, so it is the one.
 func (l Lost) Owns(dev *loopdev.Device) (bool, error) {
 	info, err := dev.Info()
-	if err != nil || info.Name != l.id || len(info.Name) >= loopdev.MaxName {
+	if err != nil || info.Name != l.id && !(info.Name == ReadyDevice && l.mode == image.ModeFilesystem) || len(info.Name) >= loopdev.MaxName {
 		return false, err
 	}
 	if was, err := l.images.WasVolume(dev); err != nil || !was {
 		return false, err
 	}
-	named, err := l.images.HasName(info.Device, info.Inode)
-	return err == nil && !named, err
+	ids, err := l.images.IDs()
+	return err == nil && ids[image.FileID{Device: info.Device, Inode: info.Inode}] == "", err
 }
 
 var _, _ Owner = (*image.Image)(nil), Lost{}

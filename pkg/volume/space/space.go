@@ -171,7 +171,21 @@ func (s *Space) Check() error {
 	if err != nil {
 		return err
 	}
-	if headroom := s.headroom(has); has.Available <= headroom {
+	return s.checkFree(has, 0)
+}
+
+// CheckSpare is [Space.Check] for what the pool need not have: it leaves one part in so many of
+// the pool free beside the headroom.
+func (s *Space) CheckSpare(part int64) error {
+	has, err := s.pool.Space()
+	if err != nil {
+		return err
+	}
+	return s.checkFree(has, has.Total/part)
+}
+
+func (s *Space) checkFree(has pool.Space, spare int64) error {
+	if headroom := s.headroom(has) + spare; has.Available <= headroom {
 		limit := has.Limit
 		if limit != "" {
 			limit = "; " + limit

@@ -125,9 +125,9 @@ func (s *Sweeper) detachLost(l foundLoop) error {
 	if verb, _ := now.judge(); !here || verb != Detach || now.name != l.name {
 		return ErrOutdated
 	}
-	if named, err := s.Images.HasName(now.device, now.inode); err != nil {
+	if ids, err := s.Images.IDs(); err != nil {
 		return err
-	} else if named {
+	} else if ids[now.image] != "" {
 		return ErrOutdated
 	}
 	return device.Detach(place.NewLost(s.Images, l.name, image.ModeBlock), []int{l.index})

@@ -111,21 +111,18 @@ func (s *Sweeper) findVolumes(f *finds, loops map[int]poolLoop, table place.Tabl
 	return nil
 }
 
-// inode is what stat(2) tells a file by.
-type inode struct{ device, number uint64 }
-
 // byInode lists the devices of each file.
-func byInode(loops map[int]poolLoop) map[inode][]int {
-	devices := map[inode][]int{}
+func byInode(loops map[int]poolLoop) map[image.FileID][]int {
+	devices := map[image.FileID][]int{}
 	for _, index := range slices.Sorted(maps.Keys(loops)) {
-		of := inode{loops[index].device, loops[index].inode}
+		of := loops[index].image
 		devices[of] = append(devices[of], index)
 	}
 	return devices
 }
 
 // findVolume looks at one volume.
-func (s *Sweeper) findVolume(id string, devices map[inode][]int, table place.Table) (foundVolume, error) {
+func (s *Sweeper) findVolume(id string, devices map[image.FileID][]int, table place.Table) (foundVolume, error) {
 	if err := image.CheckID(id); err != nil {
 		return foundVolume{}, fmt.Errorf("%w; the file is not one of ours: move it away", err)
 	}
@@ -139,7 +136,7 @@ func (s *Sweeper) findVolume(id string, devices map[inode][]int, table place.Tab
 		return foundVolume{}, err
 	}
 	st := fi.Sys().(*syscall.Stat_t)
-	v := foundVolume{Record: img.Record, path: img.Path(), loops: devices[inode{st.Dev, st.Ino}]}
+	v := foundVolume{Record: img.Record, path: img.Path(), loops: devices[image.FileID{Device: st.Dev, Inode: st.Ino}]}
 	v.places = table.Of(v.Record, v.loops)
 	if _, v.frozen, err = img.Frozen(); err != nil {
 		return v, err
@@ -172,43 +169,23 @@ func (s *Sweeper) findSnapshots(f *finds) error {
 
 // findLost keeps those of the remaining loop devices whose volume was deleted.
 func (s *Sweeper) findLost(f *finds, loops map[int]poolLoop, table place.Table) (err error) {
-	var named map[inode]bool // read if there is a device to ask for
+	var named map[image.FileID]string // read if there is a device to ask for
 	for index, l := range loops {
 		if !l.ours {
 			continue
 		}
 		if named == nil {
-			if named, err = s.named(); err != nil {
+			if named, err = s.Images.IDs(); err != nil {
 				return err
 			}
 		}
-		if named[inode{l.device, l.inode}] { // the device of a volume that cannot be read
+		if named[l.image] != "" { // the device of a volume that cannot be read
 			continue
 		}
 		l.mounted = table.ByLoop[index]
 		f.loops = append(f.loops, l.foundLoop)
 	}
 	return nil
-}
-
-// named are the files that have the name of a volume.
-func (s *Sweeper) named() (map[inode]bool, error) {
-	ids, err := s.Pool.Volumes()
-	if err != nil {
-		return nil, err
-	}
-	named := map[inode]bool{}
-	for _, id := range ids {
-		st, err := s.Pool.StatVolume(id)
-		if errors.Is(err, os.ErrNotExist) {
-			continue // deleted meanwhile
-		}
-		if err != nil {
-			return nil, err
-		}
-		named[inode{st.Device, st.Inode}] = true
-	}
-	return named, nil
 }
 
 // findMounts looks for mounted disk images that are not at the target of their volume.
@@ -229,7 +206,7 @@ func (s *Sweeper) findMounts(f *finds, table place.Table) {
 // poolLoop is a loop device whose file is on the pool's filesystem.
 type poolLoop struct {
 	foundLoop
-	device, inode uint64
+	image image.FileID
 }
 
 // findLoops lists the loop devices whose file is on the pool's filesystem, by index. The
@@ -278,9 +255,10 @@ func (s *Sweeper) findLoop(index int, filesystem uint64) (l poolLoop, here bool,
 		return l, false, err
 	}
 	was, err := s.Images.WasVolume(dev)
-	whole := image.CheckID(info.Name) == nil && len(info.Name) < loopdev.MaxName // the name is a volume's id
+	// The name is a volume's id, or that of a device whose volume had none yet.
+	whole := (image.CheckID(info.Name) == nil || info.Name == place.ReadyDevice) && len(info.Name) < loopdev.MaxName
 	return poolLoop{
 		foundLoop: foundLoop{index: index, file: file, name: info.Name, autoClear: info.AutoClear, ours: was && whole},
-		device:    info.Device, inode: info.Inode,
+		image:     image.FileID{Device: info.Device, Inode: info.Inode},
 	}, true, err
 }

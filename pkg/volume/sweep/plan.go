@@ -77,7 +77,7 @@ type foundReplacement struct{ id, path string }
 type foundLoop struct {
 	index     int
 	file      string // path that the kernel keeps
-	name      string // lo_file_name: the volume's id, if ours is true
+	name      string // lo_file_name: the volume's id or [place.ReadyDevice], if ours is true
 	ours      bool   // its file was one of the pool's volumes, and has no name any more
 	autoClear bool
 	mounted   []string // where it, or its node, is mounted
@@ -178,9 +178,17 @@ func (l foundLoop) judge() (Verb, string) {
 	case !l.ours:
 		return "", "" // somebody else's file on the same filesystem, such as another pool's
 	case len(l.mounted) > 0:
-		return Leave, fmt.Sprintf("the image of volume %s was deleted, and the volume is still mounted at %s: copy the data from there, then unmount it", l.name, l.mounted[0])
+		return Leave, fmt.Sprintf("the image of %s was deleted, and the volume is still mounted at %s: copy the data from there, then unmount it", l.volume(), l.mounted[0])
 	case l.autoClear: // the device of an image that is just being made or copied looks the same
 		return "", ""
 	}
-	return Detach, fmt.Sprintf("the image of volume %s was deleted, and nothing has the device mounted", l.name)
+	return Detach, fmt.Sprintf("the image of %s was deleted, and nothing has the device mounted", l.volume())
+}
+
+// volume names the volume whose device it was.
+func (l foundLoop) volume() string {
+	if l.name == place.ReadyDevice {
+		return "an inline volume"
+	}
+	return "volume " + l.name
 }
