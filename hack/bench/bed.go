@@ -44,10 +44,11 @@ const (
 	stopTimeout = 30 * time.Second
 )
 
-// pluginFlags take away the limits that a benchmark would run into. Everything else is as users have it.
+// pluginFlags take away the limits that a benchmark would run into, and keep nothing ready: that has cases of its own.
+// Everything else is as users have it.
 var pluginFlags = []string{
 	"--headroom", "0", "--overcommit", "1000", "--max-inline-volumes", "0", "--template-cache", "0",
-	"--max-template-builds-per-hour", "0",
+	"--max-template-builds-per-hour", "0", "--warm-max", "0",
 	"--v", "2", // logs how long each sweep took
 }
 

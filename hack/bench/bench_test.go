@@ -49,11 +49,11 @@ func TestQuantile(t *testing.T) {
 
 func TestRatio(t *testing.T) {
 	of, to := []float64{2, 2.2, 1.8, 2, 2.4}, []float64{1, 1, 1, 1, 1}
-	r := ratioOf(of, to)
+	r := ratioOf(of, to, median, median)
 	if r.Value != 2 || r.Low < 1.8 || r.High > 2.4 || r.Low > r.Value || r.High < r.Value {
 		t.Errorf("the ratio is %+v", r)
 	}
-	if again := ratioOf(of, to); again != r {
+	if again := ratioOf(of, to, median, median); again != r {
 		t.Errorf("the same samples give %+v and %+v", r, again)
 	}
 }
@@ -83,10 +83,10 @@ func TestResults(t *testing.T) {
 		want float64
 		met  bool
 	}{
-		{goal{of: term{"publish", plugin, most}, to: term{"publish", floor, most}, bound: atMost(3)}, 3, 3, true},
-		{goal{of: term{"publish", plugin, most}, to: term{"publish", plugin, few}, bound: atMost(1.2)}, 3, 1.5, false},
-		{goal{of: term{"publish", plugin, few}, bound: atLeast(2)}, 2, 2, true},
-		{goal{of: term{"publish", plugin, most}, bound: atMost(5).reaching(1001)}, 3, 3, false},
+		{goal{of: term{what: "publish", way: plugin, at: most}, to: term{what: "publish", way: floor, at: most}, bound: atMost(3)}, 3, 3, true},
+		{goal{of: term{what: "publish", way: plugin, at: most}, to: term{what: "publish", way: plugin, at: few}, bound: atMost(1.2)}, 3, 1.5, false},
+		{goal{of: term{what: "publish", way: plugin, at: few}, bound: atLeast(2)}, 2, 2, true},
+		{goal{of: term{what: "publish", way: plugin, at: most}, bound: atMost(5).reaching(1001)}, 3, 3, false},
 	} {
 		got := b.results(c, w.g)
 		if len(got) != 1 || got[0].Of != w.of || got[0].Value != w.want || got[0].Met != w.met {

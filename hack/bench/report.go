@@ -45,8 +45,8 @@ type result struct {
 	FS   string `json:"fs,omitempty"`
 	At   int    `json:"at,omitempty"`
 	ratio
-	Of   float64 `json:"of"`           // the median that the goal is about
-	To   float64 `json:"to,omitempty"` // the median that it is compared with
+	Of   float64 `json:"of"`           // the median, or another quantile, that the goal is about
+	To   float64 `json:"to,omitempty"` // what it is compared with
 	Goal string  `json:"goal"`
 	Met  bool    `json:"met"`
 }
@@ -95,14 +95,14 @@ func (b *bench) results(c benchCase, g goal) (all []result) {
 
 func (b *bench) result(c benchCase, g goal, k key) (result, bool) {
 	at, of := b.at(k, g.of)
-	r := result{Row: g.row, Case: c.name, Pool: k.Pool, FS: k.FS, At: at, Of: median(of), Goal: g.bound.String()}
+	r := result{Row: g.row, Case: c.name, Pool: k.Pool, FS: k.FS, At: at, Of: g.of.of(of), Goal: g.bound.String()}
 	r.ratio = ratio{r.Of, slices.Min(of), slices.Max(of)}
 	if g.to != (term{}) {
 		_, to := b.at(k, g.to)
 		if to == nil {
 			return result{}, false
 		}
-		r.To, r.ratio = median(to), ratioOf(of, to)
+		r.To, r.ratio = g.to.of(to), ratioOf(of, to, g.of.of, g.to.of)
 	}
 	r.Met = g.met(r.Value, at)
 	return r, true

@@ -23,7 +23,7 @@ func quantile(sorted []float64, q float64) float64 {
 
 func median(samples []float64) float64 { return quantile(slices.Sorted(slices.Values(samples)), 0.5) }
 
-// ratio is a ratio of two medians, and how far it can be trusted.
+// ratio is a ratio of two medians, or other quantiles, and how far it can be trusted.
 type ratio struct {
 	Value float64 `json:"value"`
 	// Low and High are between what 90% of the ratios are that the same measurement could as well have given: the
@@ -35,19 +35,20 @@ type ratio struct {
 // resamples is enough for two digits of the bounds.
 const resamples = 500
 
-func ratioOf(of, to []float64) ratio {
+// ratioOf compares what two functions make of two sets of samples.
+func ratioOf(of, to []float64, valueOf, valueTo func([]float64) float64) ratio {
 	r := rand.New(rand.NewPCG(1, 2)) // the same numbers give the same bounds
-	draw := func(from []float64) float64 {
+	draw := func(from []float64, value func([]float64) float64) float64 {
 		drawn := make([]float64, len(from))
 		for i := range drawn {
 			drawn[i] = from[r.IntN(len(from))]
 		}
-		return median(drawn)
+		return value(drawn)
 	}
 	ratios := make([]float64, resamples)
 	for i := range ratios {
-		ratios[i] = draw(of) / draw(to)
+		ratios[i] = draw(of, valueOf) / draw(to, valueTo)
 	}
 	slices.Sort(ratios)
-	return ratio{median(of) / median(to), quantile(ratios, 0.05), quantile(ratios, 0.95)}
+	return ratio{valueOf(of) / valueTo(to), quantile(ratios, 0.05), quantile(ratios, 0.95)}
 }

@@ -32,6 +32,7 @@ type way interface {
 // The ways, as series and tables name them.
 const (
 	plugin     = "plugin"
+	ready      = "ready" // the plugin, when it has kept the volume ready
 	floor      = "floor"
 	floorUUID  = "floor+uuid"
 	habit      = "mkfs"
@@ -42,7 +43,7 @@ const (
 )
 
 // wayNames has all ways, in the order in which tables and plots show them.
-var wayNames = []string{plugin, floor, floorUUID, habit, otherHabit, emptyDir, claim, peer}
+var wayNames = []string{plugin, ready, floor, floorUUID, habit, otherHabit, emptyDir, claim, peer}
 
 // volume is one volume by any way.
 type volume struct {

@@ -109,7 +109,7 @@ func (b base) pool(mounted string) string {
 
 // flags are those of a plugin with a pool in such a directory.
 func (b base) flags(pool string) []string {
-	flags := []string{"--warm", "1", "--warm-max", fmt.Sprint(b.ready), "--http-endpoint", "127.0.0.1:0"}
+	flags := append([]string{"--warm", "1", "--warm-max", fmt.Sprint(b.ready)}, harness.AnyPort...)
 	if b.loopback {
 		return append(flags, "--pool", filepath.Dir(pool), "--loopback-pool-size", "8Gi", "--trim-interval", "1s")
 	}

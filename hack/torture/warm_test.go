@@ -7,12 +7,7 @@ package torture
 
 import (
 	"fmt"
-	"io"
-	"net/http"
-	"os"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -59,7 +54,7 @@ func (n *node) killWarm(op operation, w way) (kills int) {
 		n.arm(at, "kill")
 		err := op.call.do(n)
 		if err == nil {
-			n.waitFor("the next volume to be ready", func() bool { return !n.Alive() || n.allReady() })
+			n.waitFor("the next volume to be ready", func() bool { return !n.Alive() || n.AllReady() })
 		}
 		effects := n.trace()
 		n.disarm()
@@ -133,43 +128,9 @@ func (n *node) makeReady(op operation) {
 	n.t.Helper()
 	n.must(op.name+": the first", n.run(op.call))
 	n.must(op.name+": the end of the first", n.run(op.end...))
-	n.waitFor("a volume to be ready", n.allReady)
+	n.waitFor("a volume to be ready", n.AllReady)
 	n.must(op.name+": prepare", n.run(op.prepare...))
 }
-
-// allReady reports whether volumes are kept ready, and none is missing.
-func (n *node) allReady() bool {
-	n.t.Helper()
-	log, err := os.ReadFile(n.Log)
-	n.must("the log", err)
-	at := serving.FindSubmatch(log)
-	if at == nil {
-		return false
-	}
-	answer, err := http.Get("http://" + string(at[1]) + "/metrics")
-	if err != nil { // it was killed
-		return false
-	}
-	defer answer.Body.Close()
-	text, err := io.ReadAll(answer.Body)
-	if err != nil {
-		return false
-	}
-	sums := map[string]float64{}
-	for line := range strings.Lines(string(text)) {
-		if metric := warmMetric.FindStringSubmatch(line); metric != nil {
-			value, err := strconv.ParseFloat(metric[2], 64)
-			n.must("a metric", err)
-			sums[metric[1]] += value
-		}
-	}
-	return sums["level"] > 0 && sums["level"] == sums["volumes"]
-}
-
-var (
-	serving    = regexp.MustCompile(`"Serving health and metrics" address="([^"]+)"`)
-	warmMetric = regexp.MustCompile(`^csi_disktemplate_warm_(level|volumes)\{.*\} (\S+)`)
-)
 
 // waitFor waits until something is so.
 func (n *node) waitFor(what string, is func() bool) {
