@@ -117,6 +117,31 @@ func FuzzParseSize(f *testing.F) {
 	})
 }
 
+// FuzzParseSpec reads texts. An accepted one is a valid spec, which has one spelling at least.
+func FuzzParseSpec(f *testing.F) {
+	for _, s := range []string{
+		"xfs:10Gi", "ext4:1Gi:inode-size=512:label=data", "btrfs:1e9:nodesize=4096", "raw:1Gi", "ext4:1e999999999", ":::",
+		"xfs:1Gi:label=", "\xff",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		defer watchdog("ParseSpec")()
+		spec, err := ParseSpec(text)
+		if err != nil {
+			readable(t, err)
+			return
+		}
+		if err := spec.Validate(); err != nil || !lookup(t, spec.Filesystem).Formatted() {
+			t.Errorf("%q is read as %s: %v", text, spec, err)
+		}
+		spelled := strings.ReplaceAll(spec.String(), " ", ":")
+		if again, err := ParseSpec(spelled); err != nil || !again.Equal(spec) {
+			t.Errorf("%q is read as %s, and %q as %s: %v", text, spec, spelled, again, err)
+		}
+	})
+}
+
 // change encodes a change for sample.image.
 func change(place byte, at int, value ...byte) []byte {
 	return append([]byte{place, byte(at), byte(at >> 8), byte(len(value) - 1)}, value...)

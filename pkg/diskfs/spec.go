@@ -39,6 +39,47 @@ func (s Spec) Validate() error {
 	return fs.CheckOptions(s.Options)
 }
 
+// ParseSpec reads a spec as flags and lists of templates spell it: FILESYSTEM:SIZE, and behind it any of
+// :label=LABEL and :OPTION=VALUE. The filesystem must be one that is formatted, and the size is rounded up to
+// whole MiB. Errors are those of [Spec.Validate] and [Filesystem.ParseSize]. They do not repeat the whole text.
+func ParseSpec(text string) (Spec, error) {
+	parts := strings.Split(text, ":")
+	if len(parts) < 2 {
+		return Spec{}, fmt.Errorf("%w: must be FILESYSTEM:SIZE, as xfs:10Gi, and may have options behind it, "+
+			"as ext4:1Gi:inode-size=512:label=data", ErrInvalid)
+	}
+	fs, err := Lookup(parts[0])
+	if err != nil || !fs.Formatted() {
+		return Spec{}, fmt.Errorf("%w %.64q: must be one of %s", ErrUnknown, parts[0], strings.Join(Names(), ", "))
+	}
+	spec := Spec{Filesystem: fs.Name}
+	if spec.Size, err = fs.ParseSize(parts[1]); err != nil {
+		return Spec{}, fmt.Errorf("size %.32q: %w", parts[1], err)
+	}
+	if err := spec.parseOptions(parts[2:]); err != nil {
+		return Spec{}, err
+	}
+	return spec, spec.Validate()
+}
+
+// parseOptions reads label=LABEL and OPTION=VALUE, each name once.
+func (s *Spec) parseOptions(options []string) error {
+	values := map[string]string{}
+	for _, o := range options {
+		name, value, ok := strings.Cut(o, "=")
+		if _, twice := values[name]; !ok || name == "" || twice {
+			return fmt.Errorf("%w: option %.64q: must be NAME=VALUE, each name once", ErrInvalid, o)
+		}
+		values[name] = value
+	}
+	s.Label = values["label"]
+	delete(values, "label")
+	if len(values) > 0 {
+		s.Options = values
+	}
+	return nil
+}
+
 // Equal reports whether two specs describe the same content.
 func (s Spec) Equal(o Spec) bool {
 	return s.Filesystem == o.Filesystem && s.Size == o.Size && s.Label == o.Label && maps.Equal(s.Options, o.Options)
