@@ -16,6 +16,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/driver"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/prewarm"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
@@ -38,6 +39,7 @@ type pluginOptions struct {
 	warm, warmMost               int
 	pool                         pool.Config
 	vm                           vmformat.Config
+	prewarm                      prewarm.Config
 }
 
 func (o *pluginOptions) add(f *pflag.FlagSet) {
@@ -59,6 +61,7 @@ func (o *pluginOptions) add(f *pflag.FlagSet) {
 	addValue(f, &o.warm, "warm", "2", atLeastOne, "how many volumes of each kind of disk are kept ready before anybody asks for them, at least, once one was asked for")
 	addValue(f, &o.warmMost, "warm-max", "8", upperCount[int](),
 		"how many volumes of all kinds are kept ready; each takes up to 5 MiB of memory and 2 MiB of the pool; 0 means none")
+	addPrewarm(f, &o.prewarm)
 	addPool(f, &o.pool)
 	addValue(f, &o.pool.NodeHeadroom, "node-headroom", "20%", poolShare,
 		"space that new volumes leave free on a filesystem that is kubelet's too; kubelet evicts pods below 10% (nodefs) and 15% (imagefs)")
@@ -75,6 +78,14 @@ func (o *pluginOptions) addTemplates(f *pflag.FlagSet) {
 		"how many templates may be built in a row, and then per hour, evenly; 0 means no limit")
 	addValue(f, &o.templateCache, "template-cache", "20%", poolShare,
 		"space of the pool that templates may take, a quantity or a percentage; the least recently used are removed first; 0 means no limit")
+}
+
+func addPrewarm(f *pflag.FlagSet, c *prewarm.Config) {
+	addValue(f, &c.Specs, "prewarm", "", specList,
+		"templates to build before anybody asks, with commas between, as xfs:10Gi,ext4:1Gi:inode-size=512 (default: none)")
+	f.StringVar(&c.File, "prewarm-file", "", "file that lists more of them, one a line; it is read again when it changes (default: none)")
+	f.BoolVar(&c.Wait, "wait-for-prewarm", false,
+		"the plugin is ready (/readyz) only when each template that these flags list is there, or could not be built")
 }
 
 func addKubeletDir(f *pflag.FlagSet, dir *string) {

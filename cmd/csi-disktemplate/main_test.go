@@ -192,6 +192,20 @@ func TestFlags(t *testing.T) {
 	}
 }
 
+// TestPrewarmFlag checks which templates --prewarm lists.
+func TestPrewarmFlag(t *testing.T) {
+	for value, want := range map[string]string{
+		"":         "[]",
+		"xfs:10Gi": "[xfs 10Gi]",
+		"ext4:1Gi, xfs:10Gi:label=data:inode-size=1024,btrfs:1G": "[ext4 1Gi xfs 10Gi label=data inode-size=1024 btrfs 954Mi]",
+	} {
+		var o pluginOptions
+		if err := parse(t, &o, "--prewarm", value); err != nil || fmt.Sprint(o.prewarm.Specs) != want {
+			t.Errorf("%q is %v, %v", value, o.prewarm.Specs, err)
+		}
+	}
+}
+
 // TestRefusedFlags checks that a bad value is refused with the flag, the value and what is
 // allowed, in words of our own.
 func TestRefusedFlags(t *testing.T) {
@@ -231,6 +245,15 @@ func TestRefusedFlags(t *testing.T) {
 		{"template-cache", "5 GiB", "not negative; did you mean 5Gi?"},
 		{"max-inline-bytes-per-namespace", "-1", "negative"},
 		{"shared-resizer", "maybe", "true or false"},
+		{"wait-for-prewarm", "maybe", "true or false"},
+		{"prewarm", "xfs", "xfs:10Gi"},
+		{"prewarm", "ntfs:10Gi", "btrfs, ext4, xfs"},
+		{"prewarm", "raw:10Gi", "btrfs, ext4, xfs"},
+		{"prewarm", "ext4:1Gi,xfs:10GB", `"xfs:10GB": size "10GB": `},
+		{"prewarm", "ext4:1Gi,xfs:10GB", "did you mean 10G"},
+		{"prewarm", "ext4:1Gi,", "FILESYSTEM:SIZE"},
+		{"prewarm", "ext4:1Gi:inode-size=77", "256, 512, 1024"},
+		{"prewarm", "ext4:1Gi:label=a b", "letters"},
 	} {
 		err := parse(t, &pluginOptions{}, "--"+c.flag+"="+c.value)
 		mustSay(t, err, fmt.Sprintf("--%s %q: ", c.flag, c.value), c.says)
@@ -355,6 +378,8 @@ csi_disktemplate_condition{code="New"} 1
 csi_disktemplate_condition{code="NotRegistered"} 0
 csi_disktemplate_condition{code="PoolFull"} 1
 csi_disktemplate_condition{code="PoolUnusable"} 0
+csi_disktemplate_condition{code="PrewarmFailed"} 0
+csi_disktemplate_condition{code="PrewarmPending"} 0
 `
 	if got := page.Body.String(); got != want {
 		t.Errorf("the metrics are\n%s", got)

@@ -13,6 +13,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/prewarm"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 )
@@ -74,6 +75,21 @@ func (look conditionMetric) Collect(ch chan<- prometheus.Metric) {
 	}
 	for code, value := range holds {
 		ch <- prometheus.MustNewConstMetric(conditionDesc, prometheus.GaugeValue, value, code)
+	}
+}
+
+var prewarmDesc = prometheus.NewDesc("csi_disktemplate_prewarm_templates",
+	"Templates that --prewarm and --prewarm-file list, by state: there, missing or failing.", []string{"state"}, nil)
+
+// prewarmMetric counts the listed templates whenever it is read.
+type prewarmMetric func() prewarm.Counts
+
+func (count prewarmMetric) Describe(ch chan<- *prometheus.Desc) { ch <- prewarmDesc }
+
+func (count prewarmMetric) Collect(ch chan<- prometheus.Metric) {
+	c := count()
+	for state, n := range map[string]int{"there": c.There, "missing": c.Missing, "failing": c.Failing} {
+		ch <- prometheus.MustNewConstMetric(prewarmDesc, prometheus.GaugeValue, float64(n), state)
 	}
 }
 

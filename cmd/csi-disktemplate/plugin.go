@@ -20,6 +20,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/driver"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/growfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/prewarm"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
@@ -69,13 +70,15 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	defer volumes.Close()
 
 	logStart(o, p, formatter)
-	healthy := watched(volumes.PoolHealth, volumes.DiskHealth, formatter.Conditions)
+	o.prewarm.Templates = store
+	prewarmer := prewarm.New(o.prewarm)
+	healthy := watched(volumes.PoolHealth, volumes.DiskHealth, formatter.Conditions, prewarmer.Conditions)
 	healthy() // logs what is wrong from the start
-	ready := healthy
+	ready := joined(healthy, stamped(prewarmer.Pending))
 	if registration != nil {
-		ready = joined(healthy, stamped(registration.Conditions))
+		ready = joined(ready, stamped(registration.Conditions))
 	}
-	registry.MustRegister(conditionMetric(ready))
+	registry.MustRegister(conditionMetric(ready), prewarmMetric(prewarmer.Counts))
 	registerEnding(registry, volumes.Ending)
 	registry.MustRegister(warmMetrics{volumes})
 	go warm(formatter)
@@ -103,6 +106,10 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 		Volumes: volumes, MaxVolumes: o.maxVolumes, SharedResizer: o.sharedResizer, SweepInterval: o.sweepInterval, TrimInterval: o.trimInterval,
 		Health: healthy, Metrics: metrics, Registration: registration,
 	}
+	g.Go(func() error {
+		prewarmer.Run(ctx)
+		return nil
+	})
 	g.Go(func() error { return driver.Serve(ctx, config) })
 	err = g.Wait()
 	logStop(ctx, started, metrics, volumes)

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
 
@@ -171,6 +172,22 @@ var (
 		return d, err == nil && d >= 0
 	})
 )
+
+// specList is a list of the contents of disks. The error names the one that is wrong.
+var specList = kind[[]diskfs.Spec]{"list", func(s string) (specs []diskfs.Spec, err error) {
+	if s == "" {
+		return nil, nil
+	}
+	for text := range strings.SplitSeq(s, ",") {
+		text = strings.TrimSpace(text)
+		spec, err := diskfs.ParseSpec(text)
+		if err != nil {
+			return nil, fmt.Errorf("%.64q: %w", text, err)
+		}
+		specs = append(specs, spec)
+	}
+	return specs, nil
+}}
 
 // upperCount is the largest number of things that is allowed.
 func upperCount[T int | int64]() kind[T] {

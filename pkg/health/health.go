@@ -34,10 +34,12 @@ const (
 	FormatterUnavailable = "FormatterUnavailable"
 	NotRegistered        = "NotRegistered"
 	DiskImageGrown       = "DiskImageGrown" // of a volume, which is the object
+	PrewarmPending       = "PrewarmPending"
+	PrewarmFailed        = "PrewarmFailed" // of a template, or of a line or the whole of the list
 )
 
 // Codes are all codes of conditions of the plugin as a whole.
-var Codes = []string{PoolUnusable, PoolFull, FormatterUnavailable, NotRegistered, DiskImageGrown}
+var Codes = []string{PoolUnusable, PoolFull, FormatterUnavailable, NotRegistered, DiskImageGrown, PrewarmPending, PrewarmFailed}
 
 // Condition is one thing that is wrong.
 type Condition struct {

@@ -18,10 +18,17 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 )
 
-// join waits for the build of key, starting it if none is under way.
-func (s *Store) join(ctx context.Context, key string, spec diskfs.Spec) error {
+// purpose is why a template is built. The zero value is a call that waits for it.
+type purpose struct {
+	ahead bool      // nobody asked for it: it does not count for [Config].BuildsPerHour
+	used  time.Time // the last use to note; zero is the time of the build
+}
+
+// join waits for the build of key, starting it if none is under way. A build that is under way keeps
+// its own purpose.
+func (s *Store) join(ctx context.Context, key string, spec diskfs.Spec, why purpose) error {
 	done := s.builds.DoChan(key, func() (any, error) {
-		err := s.build(key, spec)
+		err := s.build(key, spec, why)
 		s.logFailed(key, err)
 		return nil, err
 	})
@@ -66,9 +73,9 @@ func (s *Store) logFailed(key string, err error) {
 
 // build makes the template of key, unless another process has made it by the time that this
 // one has the key's lock.
-func (s *Store) build(key string, spec diskfs.Spec) error {
+func (s *Store) build(key string, spec diskfs.Spec, why purpose) error {
 	// The turn comes before the lockfile, so that a refused build leaves nothing behind.
-	turn, err := s.pace.take()
+	turn, err := s.turnFor(why)
 	if err != nil {
 		if t, err := s.Lookup(key); err == nil { // it was built since the caller looked
 			return t.Close()
@@ -110,10 +117,30 @@ func (s *Store) build(key string, spec diskfs.Spec) error {
 	}
 	if err == nil {
 		s.queue.note(time.Since(start))
-		s.Touch(key)
+		s.noteBuilt(key, why)
 		s.trimAfter(key)
 	}
 	return err
+}
+
+// turnFor takes a turn, or makes one that counts for nothing.
+func (s *Store) turnFor(why purpose) (*turn, error) {
+	if why.ahead {
+		return &turn{}, nil
+	}
+	return s.pace.take()
+}
+
+// noteBuilt notes the last use of a template that was just built. One that nobody has used since is
+// as old as its purpose says, and its first use is noted at once.
+func (s *Store) noteBuilt(key string, why purpose) {
+	if why.used.IsZero() {
+		s.Touch(key)
+		return
+	}
+	if err := s.cfg.Pool.Touch(key, why.used); err != nil {
+		klog.ErrorS(err, "Noting a template's use failed", "template", key)
+	}
 }
 
 // create makes the template of key as a file without a name: first its content, then its

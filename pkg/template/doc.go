@@ -20,6 +20,10 @@
 // go first. The modification time of a template's lockfile says when it was last used, to within
 // an hour.
 //
+// [Store.Prewarm] builds a template before anybody asks for it, and behind everybody who asks.
+// [Store.Retain] has some templates trimmed last. [Store.Outdated] tells which kinds of disks an
+// upgrade of the formatter has left without a template.
+//
 // A template appears in one linkat, whole, verified and durable, or not at all.
 //
 // A machine that can no longer format, say because mkfs is gone, keeps serving the newest

@@ -38,8 +38,8 @@ func newPace(most int) pace {
 
 // turn is the right to begin one build.
 type turn struct {
-	pace *pace
-	used bool // the build began
+	pace *pace // nil: the build does not count
+	used bool  // the build began
 }
 
 // take takes a turn. If there is none, it returns [ErrTooMany], which says when to try again.
@@ -56,7 +56,7 @@ func (p *pace) take() (*turn, error) {
 
 // end gives the turn back if it was not used.
 func (t *turn) end() {
-	if !t.used {
+	if t.pace != nil && !t.used {
 		// Taking -1 adds one, and never makes more than the bucket holds. A Reservation would
 		// not do: it can be canceled only until its time has come, and this one's came at once.
 		t.pace.bucket.AllowN(t.pace.now(), -1)

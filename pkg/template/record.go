@@ -74,22 +74,32 @@ func identify(f *os.File) (identity, error) {
 	return identity{dev: st.Dev, ino: st.Ino, size: st.Size, mtime: st.Mtim, ctime: st.Ctim}, nil
 }
 
-// verify checks that an open image is the template of a key: its record, its size, its
-// superblocks, and the digest of all its data.
-func verify(f *os.File, key string) (Record, error) {
+// readRecord reads the record of an open image, and checks that it is one of a key and of a file of
+// that size. It reads no content.
+func readRecord(f *os.File, key string) (Record, *diskfs.Filesystem, error) {
 	var r Record
 	if err := pool.GetRecord(f, pool.TemplateAttr, &r); errors.Is(err, pool.ErrNoRecord) {
-		return r, fmt.Errorf("%w: %w", ErrCorrupt, err)
+		return r, nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	} else if err != nil {
-		return r, err
+		return r, nil, err
 	}
 	fi, err := f.Stat()
 	if err != nil {
-		return r, err
+		return r, nil, err
 	}
 	fs, err := r.fits(key, fi.Size())
 	if err != nil {
-		return r, fmt.Errorf("%w: %w", ErrCorrupt, err)
+		return r, nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	return r, fs, nil
+}
+
+// verify checks that an open image is the template of a key: its record, its size, its
+// superblocks, and the digest of all its data.
+func verify(f *os.File, key string) (Record, error) {
+	r, fs, err := readRecord(f, key)
+	if err != nil {
+		return r, err
 	}
 	sb, err := fs.Verify(f, r.Spec.Size, r.Spec.Label)
 	if errors.Is(err, diskfs.ErrCorrupt) {

@@ -34,6 +34,9 @@ var (
 	ErrChanged = errors.New("the formatter's files changed meanwhile")
 	// ErrTooMany means that so many templates were built lately that this one has to wait.
 	ErrTooMany = errors.New("too many templates were built lately")
+	// ErrNoRoom means that the templates that are retained take all of [Config].Budget. See
+	// [Store.Retain].
+	ErrNoRoom = errors.New("no room for another template")
 )
 
 // NoFormatter makes an error of [Config].Format an [ErrNoFormatter]: the machine lacks what err
@@ -72,7 +75,8 @@ type Config struct {
 	LockTimeout time.Duration // how long a build waits for another process; 0 is 10 minutes
 	MaxBuilds   int           // builds at the same time; 0 is DefaultMaxBuilds
 	// BuildsPerHour is how many builds may begin in a row, and then per hour, evenly; 0 means
-	// no limit. A call that finds a template, or joins a build, does not count.
+	// no limit. A call that finds a template, or joins a build, does not count, nor does
+	// [Store.Prewarm].
 	BuildsPerHour int
 	// Budget, if not nil, is called after each build. It returns how many bytes of the pool
 	// all templates together may take. The least recently used are removed until they fit.
@@ -101,6 +105,7 @@ type Store struct {
 	verified map[identity]Record
 	touched  map[string]time.Time // by key: when its use was noted last
 	holders  map[string]int       // by key: see hold
+	retained []diskfs.Spec        // see Retain
 }
 
 // NewStore returns a Store of c's pool.
@@ -147,11 +152,8 @@ func (s *Store) KeyOf(spec diskfs.Spec) (string, error) {
 // If the template is not ready two seconds before ctx's deadline, or when half of a time of less
 // than four seconds has passed, Ensure returns [ErrBuilding], which says what it waits for.
 func (s *Store) Ensure(ctx context.Context, spec diskfs.Spec) (*Template, error) {
-	if err := spec.Validate(); err != nil {
+	if err := hasTemplate(spec); err != nil {
 		return nil, err
-	}
-	if fs, err := diskfs.Lookup(spec.Filesystem); err != nil || !fs.Formatted() {
-		return nil, fmt.Errorf("%w: filesystem %q has no template: its volumes are sparse files", diskfs.ErrInvalid, spec.Filesystem)
 	}
 	key, err := s.KeyOf(spec)
 	if err != nil {
@@ -171,7 +173,7 @@ func (s *Store) Ensure(ctx context.Context, spec diskfs.Spec) (*Template, error)
 		if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, ErrCorrupt) || tries > 1 {
 			return nil, err
 		}
-		err = s.join(ctx, key, spec)
+		err = s.join(ctx, key, spec, purpose{})
 		if errors.Is(err, ErrNoFormatter) {
 			return s.newest(spec, err)
 		}
@@ -179,6 +181,17 @@ func (s *Store) Ensure(ctx context.Context, spec diskfs.Spec) (*Template, error)
 			return nil, err
 		}
 	}
+}
+
+// hasTemplate checks that a spec is valid, and of a filesystem that has templates.
+func hasTemplate(spec diskfs.Spec) error {
+	if err := spec.Validate(); err != nil {
+		return err
+	}
+	if fs, err := diskfs.Lookup(spec.Filesystem); err != nil || !fs.Formatted() {
+		return fmt.Errorf("%w: filesystem %q has no template: its volumes are sparse files", diskfs.ErrInvalid, spec.Filesystem)
+	}
+	return nil
 }
 
 // Lookup opens and verifies the template of a key. It returns [os.ErrNotExist] if there is no

@@ -26,10 +26,11 @@ const touchEvery = time.Hour
 
 // entry is what a budget needs to know of a template.
 type entry struct {
-	key   string
-	bytes int64 // space that it takes in the pool
-	used  time.Time
-	keep  bool // even if the budget is exceeded
+	key    string
+	bytes  int64 // space that it takes in the pool
+	used   time.Time
+	retain bool // as long as the others are enough to meet the budget: see Retain
+	keep   bool // even if the budget is exceeded
 }
 
 // removal is a template that is to go.
@@ -39,14 +40,14 @@ type removal struct {
 }
 
 // excess chooses the templates to remove so that the others take no more than budget bytes: the
-// least recently used ones, and none that is to be kept.
+// least recently used ones, those that are retained after all others, and none that is to be kept.
 func excess(entries []entry, budget int64) (remove []removal) {
 	var sum int64
 	for _, e := range entries {
 		sum += e.bytes
 	}
 	oldest := slices.SortedFunc(slices.Values(entries), func(a, b entry) int {
-		return cmp.Or(a.used.Compare(b.used), cmp.Compare(a.key, b.key))
+		return cmp.Or(cmp.Compare(a.rank(), b.rank()), a.used.Compare(b.used), cmp.Compare(a.key, b.key))
 	})
 	for _, e := range oldest {
 		if sum <= budget {
@@ -55,25 +56,47 @@ func excess(entries []entry, budget int64) (remove []removal) {
 		if e.keep {
 			continue
 		}
-		remove = append(remove, removal{e, fmt.Sprintf("templates take %s, more than the %s of --template-cache, and this one is the least recently used, at %s",
-			size.Format(sum), size.Format(budget), e.used.UTC().Format(time.DateTime))})
+		reason := fmt.Sprintf("templates take %s, more than the %s of --template-cache, and this one is the least recently used%s, at %s",
+			size.Format(sum), size.Format(budget), e.among(), e.used.UTC().Format(time.DateTime))
+		remove = append(remove, removal{e, reason})
 		sum -= e.bytes
 	}
 	return remove
 }
 
+// rank orders templates before their last use does.
+func (e entry) rank() int {
+	if e.retain {
+		return 1
+	}
+	return 0
+}
+
+// among says which templates a removed one is the oldest of.
+func (e entry) among() string {
+	if e.retain {
+		return " of those that --prewarm and --prewarm-file list"
+	}
+	return ""
+}
+
 // trimAfter meets the budget after a build. A failure is logged and does not fail the build.
 func (s *Store) trimAfter(built string) {
-	budget, err := int64(math.MaxInt64), error(nil)
-	if s.cfg.Budget != nil {
-		budget, err = s.cfg.Budget()
-	}
+	budget, err := s.budget()
 	if err == nil {
 		_, err = s.trim(budget, built)
 	}
 	if err != nil {
 		klog.ErrorS(err, "Trimming the templates failed")
 	}
+}
+
+// budget is how many bytes of the pool templates may take.
+func (s *Store) budget() (int64, error) {
+	if s.cfg.Budget == nil {
+		return math.MaxInt64, nil
+	}
+	return s.cfg.Budget()
 }
 
 // trim removes the least recently used templates until all of them take no more than budget
@@ -118,6 +141,7 @@ func (s *Store) entries(keep map[string]bool) ([]entry, error) {
 	if err != nil {
 		return nil, err
 	}
+	retain := s.retainedKeys()
 	var all []entry
 	for _, key := range keys {
 		fi, err := os.Lstat(s.cfg.Pool.Template(key))
@@ -131,7 +155,8 @@ func (s *Store) entries(keep map[string]bool) ([]entry, error) {
 			continue // not a template
 		}
 		all = append(all, entry{
-			key: key, bytes: fi.Sys().(*syscall.Stat_t).Blocks * 512, used: s.lastUse(key), keep: keep[key] || s.held(key),
+			key: key, bytes: fi.Sys().(*syscall.Stat_t).Blocks * 512, used: s.lastUse(key),
+			retain: retain[key], keep: keep[key] || s.held(key),
 		})
 	}
 	return all, nil

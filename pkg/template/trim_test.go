@@ -18,6 +18,7 @@ func TestExcess(t *testing.T) {
 	}
 	a, b, c := at(1, "a", 10, false), at(2, "b", 20, false), at(3, "c", 30, false)
 	kept := func(e entry) entry { e.keep = true; return e }
+	retained := func(e entry) entry { e.retain = true; return e }
 	for name, test := range map[string]struct {
 		entries []entry
 		budget  int64
@@ -34,6 +35,9 @@ func TestExcess(t *testing.T) {
 		"the latest is kept":         {[]entry{kept(c), a, b}, 0, "a b"},
 		"all are kept":               {[]entry{kept(c), kept(a), kept(b)}, 0, ""},
 		"too much is kept":           {[]entry{kept(c), a, b}, 29, "a b"},
+		"the oldest is retained":     {[]entry{c, retained(a), b}, 40, "b"},
+		"retained and too much":      {[]entry{c, retained(a), b}, 9, "b c a"},
+		"all are retained":           {[]entry{retained(c), retained(a), retained(b)}, 59, "a"},
 		"nobody knows when":          {[]entry{a, b, {key: "z", bytes: u}}, 30, "z"},
 		"used at the same time":      {[]entry{at(1, "y", 1, false), at(1, "x", 1, false), c}, 31, "x"},
 		"larger ones are not spared": {[]entry{at(1, "old", 1, false), at(2, "large", 100, false)}, 50, "old large"},
@@ -55,6 +59,11 @@ func TestExcess(t *testing.T) {
 	}
 	want := "templates take 50Mi, more than the 49Mi of --template-cache, and this one is the least recently used, at 2026-01-02 02:00:00"
 	if got := excess([]entry{c, a, b}, 49*u)[1].reason; got != want {
+		t.Errorf("the reason is %q, want %q", got, want)
+	}
+	want = "templates take 10Mi, more than the 9Mi of --template-cache, and this one is the least recently used" +
+		" of those that --prewarm and --prewarm-file list, at 2026-01-02 01:00:00"
+	if got := excess([]entry{retained(a)}, 9*u)[0].reason; got != want {
 		t.Errorf("the reason is %q, want %q", got, want)
 	}
 }

@@ -121,6 +121,13 @@ func (q *queue) leave(key string) {
 	delete(q.builds, key)
 }
 
+// busy reports whether a build is under way, or waits.
+func (q *queue) busy() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.builds) > 0
+}
+
 // meanOf is how many builds the mean is of. It follows a node that gets busy within some builds.
 const meanOf = 8
 
