@@ -277,12 +277,18 @@ func ephemeral(class, size string) string {
 	return fmt.Sprintf("ephemeral: {volumeClaimTemplate: {spec: {storageClassName: %s, accessModes: [ReadWriteOnce], resources: {requests: {storage: %s}}}}}", class, size)
 }
 
+// pluginPage returns a page of the plugin, which must answer 200.
+func pluginPage(t testing.TB, name string) string {
+	t.Helper()
+	ip := kubectl(t, "get", "pod", "-n", namespace, plugin(t), "-o", "jsonpath={.status.podIP}")
+	return on(t, "wget", "-q", "-O-", "http://"+ip+":9808/"+name)
+}
+
 // metric sums a counter of the plugin over its labels.
 func metric(t testing.TB, series string) float64 {
 	t.Helper()
-	ip := kubectl(t, "get", "pod", "-n", namespace, plugin(t), "-o", "jsonpath={.status.podIP}")
 	var sum float64
-	for line := range strings.Lines(on(t, "wget", "-q", "-O-", "http://"+ip+":9808/metrics")) {
+	for line := range strings.Lines(pluginPage(t, "metrics")) {
 		if strings.HasPrefix(line, series) {
 			var v float64
 			fmt.Sscan(line[strings.LastIndex(line, " "):], &v)

@@ -295,6 +295,22 @@ func TestDocumented(t *testing.T) {
 	}
 }
 
+// withComponents returns a directory in which a user adds components to an overlay.
+func withComponents(t testing.TB, overlay string, components ...string) string {
+	t.Helper()
+	dir := t.TempDir()
+	mine := filepath.Join(dir, "mine")
+	text := "resources: [../csi-disktemplate/deploy/kubernetes/overlays/" + overlay + "]\ncomponents:\n"
+	for _, component := range components {
+		text += "- ../csi-disktemplate/deploy/kubernetes/components/" + component + "\n"
+	}
+	if err := errors.Join(os.Symlink(root, filepath.Join(dir, "csi-disktemplate")), os.Mkdir(mine, 0o755),
+		os.WriteFile(filepath.Join(mine, "kustomization.yaml"), []byte(text), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	return mine
+}
+
 // TestComponents adds every component to the install that it is for, and looks at what changes.
 func TestComponents(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -309,21 +325,10 @@ func TestComponents(t *testing.T) {
 		"microk8s":     {"microk8s", []string{"snapshots"}, map[string]string{"plugin": "/var/snap/microk8s/", "claims": "/var/snap/microk8s/", "snapshots": "/var/snap/microk8s/"}},
 		"claims":       {"inline", nil, map[string]string{"claims": "csi-provisioner"}},
 		"loopback":     {"../base", nil, map[string]string{"plugin": "--loopback-pool-size=20Gi"}},
+		"prewarm":      {"loopback", nil, map[string]string{"plugin": "--prewarm-file=/etc/csi-disktemplate/templates"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			if err := os.Symlink(root, filepath.Join(dir, "csi-disktemplate")); err != nil {
-				t.Fatal(err)
-			}
-			mine := filepath.Join(dir, "mine")
-			text := "resources: [../csi-disktemplate/deploy/kubernetes/overlays/" + c.overlay + "]\ncomponents:\n"
-			for _, component := range append(c.more, name) {
-				text += "- ../csi-disktemplate/deploy/kubernetes/components/" + component + "\n"
-			}
-			if err := errors.Join(os.Mkdir(mine, 0o755), os.WriteFile(filepath.Join(mine, "kustomization.yaml"), []byte(text), 0o644)); err != nil {
-				t.Fatal(err)
-			}
-			manifest := kustomize(t, mine)
+			manifest := kustomize(t, withComponents(t, c.overlay, append(c.more, name)...))
 			validate(t, manifest)
 			all := objects(t, manifest)
 			checkLabels(t, all)
@@ -346,8 +351,49 @@ func TestComponents(t *testing.T) {
 		})
 	}
 	found, err := filepath.Glob(filepath.Join(root, "deploy/kubernetes/components/*"))
-	if err != nil || len(found) != 7 {
-		t.Errorf("expected 7 components, found %v: %v", found, err)
+	if err != nil || len(found) != 8 {
+		t.Errorf("expected 8 components, found %v: %v", found, err)
+	}
+}
+
+// TestPrewarm adds the component that reads a ConfigMap, then the ConfigMap, and then changes it. Nobody asks for the
+// templates, and the plugin is not restarted.
+func TestPrewarm(t *testing.T) {
+	t.Cleanup(func() {
+		if err := install(); err != nil {
+			t.Error(err)
+		}
+		freshSidecars(t)
+	})
+	if _, err := cluster(kustomize(t, withComponents(t, "snapshots", "prewarm")), "kubectl", "apply", "-f", "-"); err != nil {
+		t.Fatal(err)
+	}
+	pluginReady(t)
+	pod := plugin(t)
+	readyz := func() string { return pluginPage(t, "readyz") }
+	eventually(t, "/readyz", readyz, "degraded: PrewarmFailed", "/etc/csi-disktemplate/templates: no such file")
+	templates := func() string {
+		return kubectl(t, "exec", "-n", namespace, pod, "-c", "plugin", "--", "csi-disktemplate", "clean-all", "--dry-run")
+	}
+	list := func(lines string) {
+		t.Helper()
+		apply(t, fmt.Sprintf(`
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: prewarm, namespace: %s}
+data: {templates: %q}
+`, namespace, lines))
+	}
+	list("ext4:71Mi # first\nxfs:10GB\next4:72Mi:label=data\n")
+	eventually(t, "the templates", templates, "ext4-71m-", "ext4-72m-")
+	eventually(t, "/readyz", readyz, "degraded: PrewarmFailed", "line 2 of /etc/csi-disktemplate/templates", "did you mean 10G ")
+	list("ext4:73Mi\n")
+	eventually(t, "the templates", templates, "ext4-73m-")
+	if page := readyz(); strings.Contains(page, "PrewarmFailed") || !strings.HasPrefix(page, "ok\n") {
+		t.Errorf("/readyz says %s", page)
+	}
+	if plugin(t) != pod {
+		t.Error("the plugin was restarted")
 	}
 }
 
