@@ -6,18 +6,24 @@
 package volume
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
@@ -141,7 +147,7 @@ func TestWarmAgain(t *testing.T) {
 		}
 		n.mustUnpublish(r)
 	})
-	// Nobody finds a template that is gone worth keeping.
+	// A template that is gone is not built for that, and nothing is ready of it.
 	if _, err := n.contents.templates.Remove(keyOf(t, n)); err != nil {
 		t.Fatal(err)
 	}
@@ -150,6 +156,56 @@ func TestWarmAgain(t *testing.T) {
 		if ready, level := n.ready(); ready+level > 0 {
 			t.Errorf("%d of %d are ready of no template", ready, level)
 		}
+	})
+}
+
+// TestWarmAfterUpgrade changes the formatter between two processes. What was kept ready is kept of the
+// new template, once that is there.
+func TestWarmAfterUpgrade(t *testing.T) {
+	n := newNodeWith(t, testenv.XFS, 4<<30, Config{})
+	var version atomic.Int32
+	store := template.NewStore(template.Config{
+		Pool: n.pool,
+		Fingerprint: func(spec diskfs.Spec) (string, error) {
+			return fmt.Sprintf("%016x", version.Load()), nil
+		},
+		Format: func(ctx context.Context, f *os.File, spec diskfs.Spec) (template.Provenance, error) {
+			of, err := n.contents.templates.Ensure(ctx, spec)
+			if err != nil {
+				return template.Provenance{}, err
+			}
+			defer of.Close()
+			made := of.Provenance
+			made.Fingerprint = fmt.Sprintf("%016x", version.Load())
+			return made, errors.Join(f.Truncate(spec.Size), sparse.Copy(ctx, f, of.File))
+		},
+	})
+	defer store.Close()
+	config := Config{Pool: n.pool, Templates: store, TargetRoot: n.kubelet, Warm: 1, WarmMost: 8}
+	r := n.request("inline", "ext4", 64*mib)
+	again := func(do func(n *node)) {
+		t.Helper()
+		m, err := NewManager(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		do(&node{Manager: m, t: t, kubelet: n.kubelet})
+	}
+	again(func(n *node) {
+		n.mustPublish(r)
+		n.mustBeReady(1)
+		n.mustUnpublish(r)
+	})
+	version.Add(1)
+	again(func(n *node) {
+		time.Sleep(50 * time.Millisecond)
+		if ready, level := n.ready(); ready != 0 || level != 1 {
+			t.Errorf("%d of %d are ready", ready, level)
+		}
+		n.mustPublish(r) // builds the template
+		n.mustBeReady(1)
+		n.mustUnpublish(r)
 	})
 }
 

@@ -5,6 +5,8 @@ package warm
 
 import (
 	"context"
+	"errors"
+	"os"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -133,6 +135,9 @@ func (s *Stock) failed(ctx context.Context, k Kind, err error) {
 		sh.retry = time.Now().Add(retryAfter)
 	}
 	s.mu.Unlock()
+	if errors.Is(err, os.ErrNotExist) { // the template is gone, or is built anew after an upgrade
+		return
+	}
 	if show, left := s.repeats.Failed(k.Template, "ready"); show {
 		logs.Warn("A volume could not be made ready; pods wait for theirs to be made", "err", err, "template", k.Template, "form", k.Form, "notLogged", left)
 	}

@@ -55,7 +55,7 @@ type Config struct {
 	Level int
 	// Most is how many volumes of all kinds are kept; 0 means none.
 	Most int
-	// Make makes a volume ready from a template that is there.
+	// Make makes a volume ready from a template. Its error is [os.ErrNotExist] while that is not there.
 	Make func(ctx context.Context, k Kind, spec diskfs.Spec) (*Volume, error)
 	// Quiet reports whether nobody waits for the node at this moment.
 	Quiet func() bool
@@ -154,7 +154,7 @@ func (s *Stock) take(k Kind) (v *Volume, known bool) {
 	sh := s.shelves[k]
 	if sh == nil || len(sh.ready) == 0 {
 		s.taken[k.Form].Misses++
-		if sh != nil {
+		if sh != nil && sh.retry.IsZero() { // more would have helped
 			s.raise(sh, 2*sh.level)
 		}
 		return nil, sh != nil
