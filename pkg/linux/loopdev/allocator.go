@@ -34,6 +34,10 @@ type Options struct {
 	// since discards punch holes into the file. It takes a device of its own, which must be
 	// given to [Remove] afterwards.
 	NoDiscard bool
+	// DropFlushes makes a sync of what is on the device cost nothing and mean nothing. All writes
+	// still reach the file, in any order; a power cut may leave any of them out. Nothing changes
+	// while this kernel runs.
+	DropFlushes bool
 	// Name is lo_file_name, cut at [MaxName] bytes. It is for people to read and proves
 	// nothing: anybody may give any name.
 	Name string

@@ -24,7 +24,8 @@
 //
 // A device keeps its read-only bit, its write cache mode and its limit of discards when it
 // is detached. [Allocator.Attach] sets and checks all three, whoever had the device before:
-// see state.go.
+// see state.go. A device that drops flushes leaves that to the next program that takes it,
+// unless [Device.Prepare] is called with the zero Options before the end.
 //
 // Nodes are opened in a devtmpfs of this process (package devfs), so /dev does not matter.
 //

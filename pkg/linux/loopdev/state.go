@@ -20,7 +20,8 @@ import (
 //
 //   - its read-only bit (BLKROSET). A filesystem does not mount from such a device.
 //   - its write cache mode. In the mode "write through" the kernel drops flushes silently,
-//     and data that was synced is lost in a power cut.
+//     and data that was synced is lost in a power cut. To change it takes 8 to 20 ms, since the
+//     kernel stops the device's queue for that, and waits until every processor has noticed.
 //   - its limit of discards. With a limit of 0 the kernel also drops the granularity, and
 //     then accepts no other limit (queue_max_discard_sectors_store in block/blk-sysfs.c). So
 //     a device that refuses discards does so for ever. It is made for a single attachment,
@@ -44,7 +45,7 @@ func (d *Device) Prepare(o Options) error {
 	// A device without writes has nothing to flush. One that was attached read-only has no
 	// other mode than "write through".
 	if !o.ReadOnly {
-		if err := d.keepFlushes(); err != nil {
+		if err := d.setFlushes(o.flushes()); err != nil {
 			return err
 		}
 	}
@@ -124,25 +125,38 @@ func (d *Device) ReadOnly() (bool, error) {
 	return bit != 0, nil
 }
 
-// flushes is the write cache mode in which the kernel passes flushes on.
-const flushes = "write back"
+// flushMode is what the kernel does with flushes: a write cache mode of the device.
+type flushMode string
 
-// keepFlushes makes sure that a flush of the device syncs its file.
+const (
+	keepsFlushes flushMode = "write back"    // a flush of the device syncs its file
+	dropsFlushes flushMode = "write through" // a flush does nothing
+)
+
+// flushes is the mode that an attachment needs.
+func (o Options) flushes() flushMode {
+	if o.DropFlushes {
+		return dropsFlushes
+	}
+	return keepsFlushes
+}
+
+// setFlushes decides what the kernel does with flushes of the device.
 //
 // "write_cache: [RW] When read, this file will display whether the device has write back
 // caching enabled or not. It will return "write back" for the former case, and "write
 // through" for the latter. Writing to this file can change the kernels view of the device,
 // but it doesn't alter the device state." Documentation/ABI/stable/sysfs-block
-func (d *Device) keepFlushes() error {
+func (d *Device) setFlushes(want flushMode) error {
 	is, err := d.attribute("write_cache")
-	if err != nil || is == flushes {
+	if err != nil || is == string(want) {
 		return err
 	}
-	if err := d.setAttribute("write_cache", flushes); err != nil {
-		return fmt.Errorf("%w: the kernel drops flushes of %s (%s): %w", errUnfit, d.Path(), is, err)
+	if err := d.setAttribute("write_cache", string(want)); err != nil {
+		return fmt.Errorf("%w: the write cache of %s has the mode %q, want %q: %w", errUnfit, d.Path(), is, want, err)
 	}
-	if is, err = d.attribute("write_cache"); err == nil && is != flushes {
-		err = fmt.Errorf("%w: the kernel drops flushes of %s (%s)", errUnfit, d.Path(), is)
+	if is, err = d.attribute("write_cache"); err == nil && is != string(want) {
+		err = fmt.Errorf("%w: the write cache of %s has the mode %q, want %q", errUnfit, d.Path(), is, want)
 	}
 	return err
 }
@@ -233,7 +247,7 @@ func (d *Device) attribute(name string) (string, error) {
 }
 
 // setAttribute is called seldom: for state that others have left, and for devices that are
-// to refuse discards.
+// to refuse discards or to drop flushes.
 func (d *Device) setAttribute(name, value string) error {
 	err := sys.PathEffect(name, func() error { return os.WriteFile(d.queue(name), []byte(value+"\n"), 0) })
 	if err != nil {

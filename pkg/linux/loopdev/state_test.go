@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -161,6 +163,87 @@ func TestPrepare(t *testing.T) {
 	if err := Remove(d.Index()); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestDropFlushes attaches one device in turn for files whose flushes count and for files whose
+// flushes are dropped. What a file gets does not depend on the one before it.
+func TestDropFlushes(t *testing.T) {
+	f := image(t, filepath.Join(testenv.XFS.Pool(t), "file"))
+	index, err := add()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer Remove(index)
+	want := map[bool]string{false: "write back", true: "write through"}
+	is := func(d *Device, drops bool) {
+		t.Helper()
+		if got := sysfs(t, d, "queue/write_cache"); got != want[drops] {
+			t.Errorf("the write cache has the mode %q, want %q", got, want[drops])
+		}
+		if n := syncedWrites(t, d); (n == 0) != drops {
+			t.Errorf("%d flushes reached the file of a device that drops them: %v", n, drops)
+		}
+	}
+	for _, drops := range []bool{true, false, true, true, false, false} {
+		for _, autoClear := range []bool{true, false} {
+			d, err := attachIfFree(index, f, Options{DropFlushes: drops, AutoClear: autoClear})
+			if err != nil {
+				t.Fatal(err)
+			}
+			is(d, drops)
+			end := d.Detach
+			if autoClear {
+				end = d.Close
+			}
+			if err := end(); err != nil {
+				t.Fatal(err)
+			}
+			testenv.Eventually(t, "the device to be detached", func() bool { return !attached(index) })
+		}
+	}
+	d, err := attachIfFree(index, f, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Detach()
+	for _, drops := range []bool{true, false} {
+		if err := d.Prepare(Options{DropFlushes: drops}); err != nil {
+			t.Fatal(err)
+		}
+		is(d, drops)
+	}
+}
+
+// syncedWrites writes to a device and syncs it, some times, and returns how many flushes reached
+// its file: the 16th number in Documentation/ABI/stable/sysfs-block, stat.
+func syncedWrites(t *testing.T, d *Device) int {
+	t.Helper()
+	before := flushed(t, d)
+	w, err := os.OpenFile(d.Path(), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	for range 3 {
+		_, err := w.WriteAt(make([]byte, BlockSize), 0)
+		if err := errors.Join(err, w.Sync()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return flushed(t, d) - before
+}
+
+func flushed(t *testing.T, d *Device) int {
+	t.Helper()
+	fields := strings.Fields(sysfs(t, d, "stat"))
+	if len(fields) < 16 {
+		t.Fatalf("stat of %s has only %d fields", d.Path(), len(fields))
+	}
+	n, err := strconv.Atoi(fields[15])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // TestReadOnlyWhileHeld: a reader that still holds a detached device cannot write to it.
