@@ -20,6 +20,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/quota"
 )
 
@@ -35,6 +36,7 @@ type pluginOptions struct {
 	maxVolumes                   int64
 	sharedResizer                bool
 	sweepInterval, trimInterval  time.Duration
+	durability                   image.Durability
 	limits                       quota.Limits
 	warm, warmMost               int
 	pool                         pool.Config
@@ -67,6 +69,8 @@ func (o *pluginOptions) add(f *pflag.FlagSet) {
 		"space that new volumes leave free on a filesystem that is kubelet's too; kubelet evicts pods below 10% (nodefs) and 15% (imagefs)")
 	addValue(f, &o.headroom, "headroom", "5%", poolShare, "space of the pool that new volumes leave free: a quantity, as 10Gi, or a percentage")
 	addValue(f, &o.overcommit, "overcommit", "1", factor, "how many times its size the pool promises to thin claims; at 1 there is room to fill every claim")
+	addValue(f, &o.durability, "default-durability", string(image.Synced), oneOf(image.Durabilities...),
+		"durability of inline volumes that ask for none: in volatile ones a sync costs nothing, and a reboot of the node empties them")
 	addLimits(f, &o.limits)
 	addVM(f, &o.vm)
 }

@@ -30,6 +30,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/quota"
 )
 
@@ -175,17 +176,20 @@ func TestFlags(t *testing.T) {
 	}
 	want := quota.Limits{Size: 100 << 30, Volumes: 500}
 	if o.nodeID != "node1" || o.limits != want || o.headroom != (size.Share{Percent: 5}) || o.templateCache != (size.Share{Percent: 20}) || o.overcommit != 1 ||
+		o.durability != image.Synced ||
 		o.sweepInterval != 10*time.Minute || o.trimInterval != time.Minute || o.maxVMs != 2 || o.maxBuildsPerHour != 120 || o.maxVolumes != 1024 ||
 		o.vm != (vmformat.Config{Accel: vmformat.AccelAuto, Timeout: vmformat.DefaultTimeout}) || o.pool != (pool.Config{Dir: "/pool", NodeHeadroom: size.Share{Percent: 20}}) {
 		t.Errorf("the defaults are %+v", o)
 	}
 	if err := parse(t, &o, "--headroom", "1Gi", "--template-cache", "0", "--overcommit", "2.5", "--sweep-interval", "0", "--format-timeout", "90s", "--accel", "tcg",
 		"--max-formatting-vms", "0x10", "--max-template-builds-per-hour", "0", "--max-volumes-per-node", "0", "--max-inline-size", "0", "--max-inline-volumes", "7",
-		"--max-inline-volumes-per-namespace", "3", "--max-inline-bytes", "1Ti", "--max-inline-bytes-per-namespace", "1e30"); err != nil {
+		"--max-inline-volumes-per-namespace", "3", "--max-inline-bytes", "1Ti", "--max-inline-bytes-per-namespace", "1e30",
+		"--default-durability", "volatile"); err != nil {
 		t.Fatal(err)
 	}
 	want = quota.Limits{Volumes: 7, VolumesPerNamespace: 3, Bytes: 1 << 40, BytesPerNamespace: math.MaxInt64}
 	if o.limits != want || o.headroom != (size.Share{Bytes: 1 << 30}) || o.templateCache != (size.Share{}) || o.overcommit != 2.5 ||
+		o.durability != image.Volatile ||
 		o.sweepInterval != 0 || o.maxVMs != 16 || o.maxBuildsPerHour != 0 || o.maxVolumes != 0 ||
 		o.vm != (vmformat.Config{Accel: vmformat.AccelTCG, Timeout: 90 * time.Second}) {
 		t.Errorf("the flags are %+v", o)
@@ -244,6 +248,8 @@ func TestRefusedFlags(t *testing.T) {
 		{"max-inline-size", "10GiB", "no limit; did you mean 10Gi?"},
 		{"template-cache", "5 GiB", "not negative; did you mean 5Gi?"},
 		{"max-inline-bytes-per-namespace", "-1", "negative"},
+		{"default-durability", "", "synced, volatile"},
+		{"default-durability", "none", "synced, volatile"},
 		{"shared-resizer", "maybe", "true or false"},
 		{"wait-for-prewarm", "maybe", "true or false"},
 		{"prewarm", "xfs", "xfs:10Gi"},
@@ -412,7 +418,8 @@ func TestDefaults(t *testing.T) {
 		flag("headroom") != "5%" || flag("overcommit") != "1" || flag("max-volumes-per-node") != "1024" ||
 		flag("max-template-builds-per-hour") != "120" || flag("template-cache") != "20%" ||
 		flag("max-inline-size") != "100Gi" || flag("max-inline-volumes") != "500" || flag("max-inline-volumes-per-namespace") != "0" ||
-		flag("max-inline-bytes") != "0" || flag("max-inline-bytes-per-namespace") != "0" {
+		flag("max-inline-bytes") != "0" || flag("max-inline-bytes-per-namespace") != "0" ||
+		flag("default-durability") != "synced" {
 		t.Error("defaults changed")
 	}
 	t.Setenv("CSI_ENDPOINT", "unix:///other.sock")

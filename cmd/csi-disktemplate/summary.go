@@ -30,6 +30,7 @@ func logStart(o pluginOptions, p *pool.Pool, formatter *vmformat.Formatter) {
 			pairs = append(pairs, images.kind, len(names))
 		}
 	}
+	pairs = append(pairs, "defaultDurability", o.durability)
 	if accel, _, err := formatter.Accelerator(); err == nil {
 		pairs = append(pairs, "accelerator", accel)
 	}

@@ -99,6 +99,7 @@ func FuzzPublishRequest(f *testing.F) {
 		f.Add("v", "/t", uint8(0), "ext4", h, single, uint8(0), "", "", "", "", "")
 		f.Add("v", "/t", uint8(0), h, "", single, uint8(0), "", "", "", "", "")
 		f.Add("v", "/t", uint8(0), "", "", single, uint8(8), "", "", "", h, h)
+		f.Add("v", "/t", uint8(0), "", "", single, uint8(8), "", "", "", attrDurability, h)
 		f.Add(h, "/t", uint8(0), "", "", single, uint8(0), "", "", "", "", "")
 		f.Add("v", h, uint8(1), "", "", single, uint8(0), "", "", "", "", "")
 	}

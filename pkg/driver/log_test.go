@@ -47,7 +47,7 @@ func TestVerbosity(t *testing.T) {
 				t.Errorf("exit code %d", code)
 			}
 			t.Log(p.log)
-			size := regexp.MustCompile(`size="[0-9.]+Mi" free="[0-9.]+Mi" diskImagesBounded=(?:true|false) below="[a-z0-9]+ of ` + regexp.QuoteMeta(filepath.Dir(filepath.Dir(n.Pool))) + `/image, .* free" volumes=0 snapshots=0 templates=` + fmt.Sprint(1-c.built) + ` accelerator="tcg"`)
+			size := regexp.MustCompile(`size="[0-9.]+Mi" free="[0-9.]+Mi" diskImagesBounded=(?:true|false) below="[a-z0-9]+ of ` + regexp.QuoteMeta(filepath.Dir(filepath.Dir(n.Pool))) + `/image, .* free" volumes=0 snapshots=0 templates=` + fmt.Sprint(1-c.built) + ` defaultDurability="synced" accelerator="tcg"`)
 			for what, lines := range map[string]struct {
 				got  []string
 				want int

@@ -116,8 +116,11 @@ func (m *Metrics) Cloned(hit bool) {
 	m.templates.WithLabelValues(result).Inc()
 }
 
-// met logs whether a request's volume existed, and whether its template did.
+// met logs whether a request's volume existed, whether its template did, and how durable it is.
 func met(ctx context.Context, r volume.Result) {
+	if r.Durability != "" {
+		note(ctx, "durability", r.Durability)
+	}
 	if r.Existed {
 		note(ctx, "existed", true)
 	}

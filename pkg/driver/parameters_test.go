@@ -113,6 +113,7 @@ func TestBadClaimRequest(t *testing.T) {
 		"unknown parameter":   {req: create(mounted(""), "siez", "1Gi"), code: bad, says: []string{"parameter", `"siez"`, allowed}},
 		"parameter by case":   {req: create(mounted(""), "publishas", "filesystem"), code: bad, says: []string{`"publishas"`, allowed}},
 		"size as a parameter": {req: create(mounted(""), "size", "1Gi"), code: bad, says: []string{`"size"`, allowed}},
+		"durability":          {req: create(mounted(""), "durability", "volatile"), code: bad, says: []string{"parameter", `"durability"`, allowed}},
 		"unknown filesystem":  {req: create(mounted("zfs")), code: bad, says: []string{"fsType", `"zfs"`, "btrfs, ext4, xfs"}},
 		"fstype parameter":    {req: create(mounted(""), paramFSType, "zfs"), code: bad, says: []string{paramFSType, `"zfs"`, "btrfs, ext4, xfs"}},
 		"two filesystems":     {req: create(mounted("xfs"), paramFSType, "ext4"), code: bad, says: []string{paramFSType, `"ext4"`, `"xfs"`}},

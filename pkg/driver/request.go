@@ -31,12 +31,13 @@ const (
 // Attributes of an inline volume. Everybody who may create a pod may write them, so they are
 // hostile until they are checked here.
 const (
-	attrSize      = "size"
-	attrLabel     = "label"
-	attrPublishAs = "publishAs"
+	attrDurability = "durability"
+	attrSize       = "size"
+	attrLabel      = "label"
+	attrPublishAs  = "publishAs"
 )
 
-var attributes = []string{attrLabel, attrPublishAs, attrSize}
+var attributes = []string{attrDurability, attrLabel, attrPublishAs, attrSize}
 
 // defaultFilesystem is used if the pod or the StorageClass names none.
 const defaultFilesystem = "ext4"
@@ -72,6 +73,11 @@ func inlineRequest(req *csi.NodePublishVolumeRequest) (volume.InlineRequest, err
 	if v, ok := req.GetVolumeContext()[attrPublishAs]; ok {
 		if r.Mode, err = mountMode("volume attribute "+attrPublishAs, v); err != nil {
 			return none, err
+		}
+	}
+	if v, ok := req.GetVolumeContext()[attrDurability]; ok {
+		if r.Durability, err = image.ParseDurability(v); err != nil {
+			return none, invalid("volume attribute %s %w", attrDurability, err)
 		}
 	}
 	return r, r.Validate()

@@ -93,6 +93,10 @@ func TestPublishRequest(t *testing.T) {
 		"published as filesystem":      {req: inline("ext4", "publishAs", "filesystem"), want: request("ext4", 256*mib, nil)},
 		"published as disk image": {req: inline("ext4", "publishAs", "diskImage"),
 			want: request("ext4", 256*mib, func(r *volume.InlineRequest) { r.Mode = image.ModeDiskImage })},
+		"volatile": {req: inline("ext4", "durability", "volatile"),
+			want: request("ext4", 256*mib, func(r *volume.InlineRequest) { r.Durability = image.Volatile })},
+		"synced disk image": {req: inline("ext4", "durability", "synced", "publishAs", "diskImage"),
+			want: request("ext4", 256*mib, func(r *volume.InlineRequest) { r.Durability, r.Mode = image.Synced, image.ModeDiskImage })},
 		"slash after the target": {req: inline(""), want: request("ext4", 256*mib, nil),
 			change: func(r *csi.NodePublishVolumeRequest) { r.TargetPath += "/" }},
 		"longest volume id": {req: inline(""), want: request("ext4", 256*mib, func(r *volume.InlineRequest) { r.ID = strings.Repeat("v", 128) }),
@@ -119,6 +123,7 @@ func TestPublishRequest(t *testing.T) {
 			}
 			got.Spec, c.want.Spec = diskfs.Spec{}, diskfs.Spec{}
 			if got.ID != c.want.ID || got.Target != c.want.Target || got.Mode != c.want.Mode ||
+				got.Durability != c.want.Durability ||
 				got.ReadOnly != c.want.ReadOnly || got.NoATime != c.want.NoATime || got.Pod != c.want.Pod {
 				t.Errorf("is  %+v\nnot %+v", got, c.want)
 			}
@@ -134,7 +139,7 @@ func TestBadPublishRequest(t *testing.T) {
 		ext4Min     = "9Mi"
 		btrfsMin    = "109Mi"
 		xfsMin      = "300Mi"
-		allowed     = "label, publishAs, size"
+		allowed     = "durability, label, publishAs, size"
 		filesystems = "btrfs, ext4, xfs"
 		anID        = "letters, digits, '.', '_' or '-'"
 	)
@@ -186,6 +191,12 @@ func TestBadPublishRequest(t *testing.T) {
 		"label with NUL":       {req: inline("ext4", "label", "a\x00b"), code: bad, says: []string{"label", `"a\x00b"`, "letters"}},
 		"label not ASCII":      {req: inline("ext4", "label", "ä"), code: bad, says: []string{"label", `"ä"`, "letters"}},
 		"label with a line":    {req: inline("ext4", "label", "a\nb"), code: bad, says: []string{"label", `"a\nb"`, "letters"}},
+		"durability in words":  {req: inline("", "durability", "high"), code: bad, says: []string{"durability", `"high"`, "synced, volatile"}},
+		"durability empty":     {req: inline("", "durability", ""), code: bad, says: []string{"durability", `""`, "synced, volatile"}},
+		"durability by case":   {req: inline("", "durability", "Volatile"), code: bad, says: []string{"durability", `"Volatile"`, "synced, volatile"}},
+		"durability too long":  {req: inline("", "durability", strings.Repeat("v", 4096)), code: bad, says: []string{"durability", "vvv", "synced, volatile"}},
+		"volatile disk image": {req: inline("", "durability", "volatile", "publishAs", "diskImage"), code: bad,
+			says: []string{"durability", `"volatile"`, "publishAs", "diskImage", "filesystem", "leave durability out"}},
 		"published as block":   {req: inline("", "publishAs", "block"), code: bad, says: []string{"publishAs", `"block"`, "filesystem, diskImage"}},
 		"published as nothing": {req: inline("", "publishAs", ""), code: bad, says: []string{"publishAs", `""`, "filesystem, diskImage"}},
 		"published by case":    {req: inline("", "publishAs", "diskimage"), code: bad, says: []string{"publishAs", `"diskimage"`, "filesystem, diskImage"}},

@@ -4,6 +4,7 @@
 package volume
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 
@@ -26,6 +27,9 @@ func (r InlineRequest) compare(have image.Record) error {
 	diff.add("lifecycle", have.Lifecycle, image.Inline)
 	diff.add("publishAs", have.Mode, r.Mode)
 	diff.add("access", have.Access, r.Access)
+	if r.Durability != "" { // else any will do: the operator's default may have changed since
+		diff.add("durability", cmp.Or(have.Durability, image.Synced), r.Durability)
+	}
 	if err := diff.error("volume "+r.ID, "unpublish it first"); err != nil {
 		return err
 	}

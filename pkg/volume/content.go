@@ -25,6 +25,8 @@ type Result struct {
 	Template    string // key; "" if the volume needed no template
 	TemplateHit bool   // the template was there when the volume was asked for first
 	Existed     bool   // the volume existed already
+	// Durability is that of an inline volume that is a mounted filesystem.
+	Durability image.Durability
 }
 
 // contents makes new images: empty, from a template, or from a snapshot or volume.

@@ -30,7 +30,7 @@
 //
 // Each secret has a room of its own:
 //
-//	image   the file: record, integrity, lock, thin and thick
+//	image   the file: record, integrity, lock, thin and thick, volatile
 //	place   kubelet's directory and the mount table: targets, pods, whose a mount is
 //	device  the loop devices of images
 //	space   what the pool has promised, and to whom

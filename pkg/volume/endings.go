@@ -97,6 +97,11 @@ func end(img *image.Image, was place.Cleared) {
 		if err := dropUnwritten(img, was.Root); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 			klog.ErrorS(err, "A deleted volume could not be shut down; it is unmounted all the same, and written before that", "volume", img.ID())
 		}
+		// While the filesystem is mounted, nobody else can have the device.
+		if err := device.GiveBack(img, was.Device); err != nil {
+			klog.ErrorS(err, "The loop device of a deleted volatile volume still drops flushes, until the plugin uses it again",
+				"volume", img.ID(), "loopDevice", was.Device)
+		}
 		was.Root.Close()
 	}
 	device.LetGo(img, was.Device)

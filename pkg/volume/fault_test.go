@@ -270,7 +270,7 @@ func TestForeignRecords(t *testing.T) {
 		change func(record string) string
 		says   string
 	}{
-		"newer":         {func(r string) string { return strings.Replace(r, `"version":2`, `"version":3,"new":{"a":1}`, 1) }, upgrade},
+		"newer":         {func(r string) string { return strings.Replace(r, `"version":2`, `"version":4,"new":{"a":1}`, 1) }, upgrade},
 		"no version":    {func(r string) string { return strings.Replace(r, `"version":2`, `"version":0`, 1) }, upgrade},
 		"of another id": {func(r string) string { return strings.Replace(r, `"id":"`, `"id":"not-`, 1) }, upgrade},
 		"garbled":       {func(r string) string { return r[:len(r)/2] }, move},

@@ -60,12 +60,14 @@ func ids(t *testing.T, name string) {
 // for copies. A volume must not differ from itself, and copies must stay within the limits.
 func FuzzCopies(f *testing.F) {
 	for _, s := range []string{
-		"", "null", "{}", `[]`, `{"version":2,"id":"v"}`, `{"version":0,"id":"v"}`, `{"version":3,"id":"v"}`, `{"version":2,"id":"../v"}`, `{"version":1e99,"id":"v"}`,
+		"", "null", "{}", `[]`, `{"version":2,"id":"v"}`, `{"version":0,"id":"v"}`, `{"version":4,"id":"v"}`, `{"version":2,"id":"../v"}`, `{"version":1e99,"id":"v"}`,
 		`{"version":1,"id":"v","spec":{"filesystem":"ext4","size":268435456},"mode":"filesystem","target":"/t","readOnly":true,"pod":{"name":"p"}}`,
 		`{"version":2,"id":"v","lifecycle":"persistent","spec":{"filesystem":"xfs","size":314572800,"label":"l","options":{"rmapbt":"1"}},"mode":"diskImage",` +
 			`"uuid":"01234567-89ab-cdef-0123-456789abcdef","created":"2026-01-02T03:04:05.678Z","name":"v","thick":true,"source":{"snapshot":"s"}}`,
 		`{"version":2,"id":"v","lifecycle":"persistent","spec":{"filesystem":"raw","size":-1},"mode":"block"}`,
 		`{"version":2,"id":"v","spec":{"filesystem":"ext4","size":9223372036854775807},"mode":"filesystem"}`,
+		`{"version":3,"id":"v","spec":{"filesystem":"ext4","size":268435456},"mode":"filesystem",` +
+			`"durability":"volatile","boot":"b","lost":"2026-01-02T03:04:05Z"}`,
 		`{"version":2,"id":"v","name":"v","volume":"w","spec":{"filesystem":"btrfs","size":268435457},"mode":"filesystem"}`,
 	} {
 		f.Add([]byte(s), "v", int64(0), int64(0))
@@ -76,7 +78,7 @@ func FuzzCopies(f *testing.F) {
 		if image.CheckID(id) != nil {
 			return // no file has such a name
 		}
-		accepted := func(have string, version int) bool { return have == id && version >= 1 && version <= 2 }
+		accepted := func(have string, version int) bool { return have == id && version >= 1 && version <= 3 }
 		var r image.Record
 		if err := json.Unmarshal(b, &r); err == nil && accepted(r.ID, r.Version) {
 			sameAsItself(t, r)
@@ -94,7 +96,9 @@ func FuzzCopies(f *testing.F) {
 
 func sameAsItself(t *testing.T, r image.Record) {
 	t.Helper()
-	inline := InlineRequest{ID: r.ID, Target: r.Target, Spec: r.Spec, Mode: r.Mode, Access: r.Access, Pod: r.Pod}
+	inline := InlineRequest{
+		ID: r.ID, Target: r.Target, Spec: r.Spec, Mode: r.Mode, Access: r.Access, Pod: r.Pod, Durability: r.Durability,
+	}
 	if err := inline.compare(r); (err == nil) != (r.Lifecycle == image.Inline) {
 		t.Errorf("%+v as an inline volume: %v", r, err)
 	}

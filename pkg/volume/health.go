@@ -17,14 +17,17 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
 )
 
-// Health returns what is wrong with a claim. It looks at the image, at its devices, and at
+// Health returns what is wrong with a volume. It looks at the image, at its devices, and at
 // where it is mounted: at the first of the paths where it is, or, if it is at none of them,
 // anywhere.
 //
-// A claim whose image is gone returns [errdefs.ErrNotFound], unless it is still mounted at
+// A volume whose image is gone returns [errdefs.ErrNotFound], unless it is still mounted at
 // one of the paths.
 func (m *Manager) Health(id string, paths ...string) ([]health.Condition, error) {
-	img, err := m.images.OpenClaim(id)
+	if err := image.CheckID(id); err != nil {
+		return nil, err
+	}
+	img, err := m.images.Open(id)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		if gone, e := m.mountedWithoutImage(id, paths); e != nil || gone != "" {
 			return []health.Condition{{
@@ -69,6 +72,9 @@ func (m *Manager) ListHealth(after string, limit int) ([]VolumeHealth, string, e
 		return nil, "", err
 	}
 	return page(ids, after, limit, func(id string) (VolumeHealth, error) {
+		if _, err := m.images.GetClaim(id); err != nil {
+			return VolumeHealth{}, err
+		}
 		found, err := m.Health(id)
 		if err == nil && len(found) == 0 {
 			err = fmt.Errorf("%w: nothing is wrong with volume %s", errdefs.ErrNotFound, id)
@@ -78,7 +84,7 @@ func (m *Manager) ListHealth(after string, limit int) ([]VolumeHealth, string, e
 }
 
 func (m *Manager) imageConditions(img *image.Image) ([]health.Condition, error) {
-	var found []health.Condition
+	found := lossConditions(img.Record)
 	if err := img.CheckLength(); errors.Is(err, errdefs.ErrState) {
 		found = append(found, health.Condition{Code: "BackingImageTruncated", Severity: health.DataLoss, Text: err.Error()})
 	} else if err != nil {

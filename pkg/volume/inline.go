@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
@@ -25,6 +26,9 @@ type InlineRequest struct {
 	Mode   image.Mode
 	image.Access
 	Pod image.Pod
+	// Durability is what the pod asks for; empty leaves it to the operator, for a volume that
+	// exists to the operator at the time when it was made.
+	Durability image.Durability
 }
 
 // Validate checks a request without looking at the node. Errors are [errdefs.ErrInvalid]
@@ -36,12 +40,23 @@ func (r InlineRequest) Validate() error {
 	if !slices.Contains(image.MountModes, r.Mode) {
 		return fmt.Errorf("%w: publishAs %q: must be one of %s", errdefs.ErrInvalid, r.Mode, ModeList(image.MountModes))
 	}
+	if r.Durability != "" {
+		if _, err := image.ParseDurability(string(r.Durability)); err != nil {
+			return fmt.Errorf("%w: durability %w", errdefs.ErrInvalid, err)
+		}
+	}
+	if r.Durability.DropsFlushes() && r.Mode == image.ModeDiskImage {
+		return fmt.Errorf("%w: durability %q: is for publishAs %s, and not for %s, where the VM decides by the cache mode of its disk; "+
+			"leave durability out", errdefs.ErrInvalid, r.Durability, image.ModeFilesystem, r.Mode)
+	}
 	return r.Spec.Validate()
 }
 
 // record is the record that the volume's image gets.
 func (r InlineRequest) record() image.Record {
-	return image.Record{ID: r.ID, Spec: r.Spec, Mode: r.Mode, Target: r.Target, Access: r.Access, Pod: r.Pod}
+	return image.Record{
+		ID: r.ID, Spec: r.Spec, Mode: r.Mode, Target: r.Target, Access: r.Access, Pod: r.Pod, Durability: r.Durability,
+	}
 }
 
 // ModeList lists modes for a message.
@@ -92,7 +107,7 @@ func (m *Manager) PublishInline(ctx context.Context, r InlineRequest) (res Resul
 	vol.img, err = m.resume(r, at)
 	switch {
 	case err == nil:
-		res.Existed = true
+		res.Existed, res.Durability = true, vol.img.Record.Durability
 		if at.Mounted {
 			there, err := m.mountedAt(vol.img, rel)
 			if err != nil {
@@ -158,7 +173,10 @@ func (m *Manager) makeInline(ctx context.Context, r InlineRequest) (open, Result
 	if err := m.space.AdmitInline(); err != nil {
 		return open{}, Result{}, err
 	}
-	vol, res, err := m.contents.newImage(ctx, r.record())
+	record := r.record()
+	record.Durability, record.Lost = m.durabilityOf(r), m.losses.of(r.ID)
+	vol, res, err := m.contents.newImage(ctx, record)
+	res.Durability = record.Durability
 	if err != nil {
 		return open{}, res, err
 	}
@@ -179,9 +197,9 @@ func (m *Manager) removeInline(id string) error {
 	return nil
 }
 
-// resume opens the image that an earlier publish of the same volume left. If there is none,
-// or it is torn, resume returns [errdefs.ErrNotFound]. If the volume differs from what is
-// asked for, it returns the error of [InlineRequest.compare].
+// resume opens the image that an earlier publish of the same volume left. If there is none, or
+// it is torn or may be, resume returns [errdefs.ErrNotFound]. If the volume differs from what
+// is asked for, it returns the error of [InlineRequest.compare].
 func (m *Manager) resume(r InlineRequest, at place.Spot) (_ *image.Image, err error) {
 	img, err := m.images.Open(r.ID)
 	if err != nil {
@@ -198,18 +216,35 @@ func (m *Manager) resume(r InlineRequest, at place.Spot) (_ *image.Image, err er
 	if at.Mounted {
 		return img, nil
 	}
-	torn, err := img.Torn()
+	whole, err := m.isWhole(img)
 	if err != nil {
 		return nil, err
 	}
-	if !torn {
+	if whole {
 		return img, nil
 	}
-	logs.Warn("A power cut took the content of a volume; making it again", "volume", r.ID)
 	if err := m.removeInline(r.ID); err != nil {
 		return nil, err
 	}
 	return nil, fmt.Errorf("%w: volume %s", errdefs.ErrNotFound, r.ID)
+}
+
+// isWhole reports whether the image of a volume that is not mounted has all its content, and
+// logs what took it if not.
+func (m *Manager) isWhole(img *image.Image) (bool, error) {
+	if other, err := img.Record.OfAnotherBoot(); err != nil {
+		return false, err
+	} else if other {
+		m.losses.note(img.ID(), img.Record.Created)
+		logs.Warn("The node has rebooted since a volatile volume was made; making it again, without what it held",
+			"volume", img.ID(), "made", img.Record.Created.Format(time.RFC3339))
+		return false, nil
+	}
+	torn, err := img.Torn()
+	if torn {
+		logs.Warn("A power cut took the content of a volume; making it again", "volume", img.ID())
+	}
+	return !torn, err
 }
 
 // Unpublish unmounts a volume from its target, and deletes it if it is inline. A volume
@@ -228,6 +263,7 @@ func (m *Manager) Unpublish(id, target string) error {
 		return err
 	}
 	defer unlock()
+	m.losses.forget(id)
 	img, err := m.images.Open(id)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return m.unpublishLost(id, rel)

@@ -43,6 +43,9 @@ type Config struct {
 	Overcommit float64
 	// Limits are those of inline volumes; the zero value is none.
 	Limits quota.Limits
+	// DefaultDurability is what a new inline volume gets that asks for none; empty is
+	// [image.Synced].
+	DefaultDurability image.Durability
 	// Cloned, if not nil, is called once for each volume that was made from a template. A hit
 	// means that the template was there when the volume was asked for first.
 	Cloned func(hit bool)
@@ -74,7 +77,10 @@ type Manager struct {
 	endings  endings
 	trims    trims // up to the last Trim
 	disks    disks // up to the last CheckDisks
+	losses   losses
 	cloned   func(hit bool)
+
+	durability image.Durability // of new inline volumes that ask for none
 }
 
 // NewManager returns a Manager. It leaves alone what an earlier process of the same pool did
@@ -88,7 +94,7 @@ func NewManager(c Config) (*Manager, error) {
 	devices := device.New(c.Pool, images)
 	copies := &copies{images: images, root: root, devices: devices, freeze: defaultFreeze}
 	m := &Manager{
-		pool: c.Pool, images: images, root: root, devices: devices, copies: copies,
+		pool: c.Pool, images: images, root: root, devices: devices, copies: copies, durability: c.DefaultDurability,
 		contents: contents{templates: c.Templates, images: images, copies: copies, misses: &misses{}},
 		mounts:   mounter{pool: c.Pool, images: images, root: root, devices: devices},
 		endings:  newEndings(),
@@ -134,6 +140,7 @@ func (m *Manager) Close() error {
 // made reports a new volume to Config.Cloned.
 func (m *Manager) made(id string, res Result) {
 	m.contents.misses.forget(id)
+	m.losses.forget(id)
 	if res.Template != "" && m.cloned != nil {
 		m.cloned(res.TemplateHit)
 	}

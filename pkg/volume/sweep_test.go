@@ -310,7 +310,7 @@ func TestSweepSparesOthers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	img.Record.Version = 3
+	img.Record.Version = 4
 	if err := pool.SetRecord(img.File, pool.VolumeAttr, img.Record); err != nil {
 		t.Fatal(err)
 	}

@@ -22,6 +22,7 @@ func TestExamples(t *testing.T) {
 	type applied struct{ file, pod, says string }
 	for _, together := range [][]applied{{
 		{"inline.yaml", "inline", "/scratch"},
+		{"volatile.yaml", "volatile", "committed 100 rows"},
 		{"generic-ephemeral.yaml", "generic-ephemeral", "/scratch"},
 		{"claim.yaml", "claim", "UTC"},
 		{"block.yaml", "block", "hello"},
@@ -47,8 +48,8 @@ func TestExamples(t *testing.T) {
 
 	// There are no other examples.
 	files, err := filepath.Glob(filepath.Join(root, examples, "*.yaml"))
-	if err != nil || len(files) != 7 {
-		t.Errorf("expected 7 examples, found %s: %v", strings.Join(files, ", "), err)
+	if err != nil || len(files) != 8 {
+		t.Errorf("expected 8 examples, found %s: %v", strings.Join(files, ", "), err)
 	}
 }
 

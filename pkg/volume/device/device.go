@@ -113,7 +113,7 @@ func attached(img *image.Image, loops []int, readOnly bool) (*loopdev.Device, er
 // prepared returns a device that an image has already, in the state that the volume needs, or
 // closes it.
 func prepared(dev *loopdev.Device, img *image.Image, o loopdev.Options) (*loopdev.Device, error) {
-	if err := dev.Prepare(img.Record.Provisioning.Device(o)); err != nil {
+	if err := dev.Prepare(img.Record.Device(o)); err != nil {
 		dev.Close()
 		return nil, fmt.Errorf("volume %s: %w", img.ID(), err)
 	}
@@ -125,11 +125,31 @@ func (d *Devices) attach(img *image.Image, o loopdev.Options) (*loopdev.Device, 
 		return nil, err
 	}
 	o.Name = img.ID()
-	dev, err := d.loops.Attach(img.File, img.Record.Provisioning.Device(o))
+	dev, err := d.loops.Attach(img.File, img.Record.Device(o))
 	if err != nil {
 		return nil, d.pool.FullIfNoRoom(fmt.Errorf("attaching volume %s: %w", img.ID(), err))
 	}
 	return dev, nil
+}
+
+// GiveBack makes the device of a volume that is about to end pass flushes on, so that the next
+// program that takes the device finds it so. -1 means none.
+func GiveBack(img *image.Image, index int) error {
+	if index < 0 || !img.Record.Durability.DropsFlushes() {
+		return nil
+	}
+	dev, err := loopdev.Open(index)
+	if errors.Is(err, loopdev.ErrNotAttached) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	ours, err := img.Owns(dev)
+	if err == nil && ours {
+		err = dev.Prepare(loopdev.Options{})
+	}
+	return errors.Join(err, dev.Close())
 }
 
 // UpdateSize makes all loop devices of an image as large as the image.

@@ -8,7 +8,7 @@
 // two steps: an unnamed file gets its content ([Store.New], [Provisioning.Fill]), then its
 // record and its name ([Store.Link], [Store.Publish]). Both become visible in one
 // linkat(2), or neither does. So a file with a name is always a whole volume, except after
-// a power cut: see [Image.Torn].
+// a power cut: see [Image.Torn] and, for volatile volumes, [Record.OfAnotherBoot].
 //
 // Copying and growing may outlive the call that asked for them. So everybody who copies an
 // image as a whole, or changes all of it, holds its lock ([Store.Exclusive]). The lock is a

@@ -16,12 +16,14 @@ import (
 // after it is written and read again.
 func FuzzRecord(f *testing.F) {
 	for _, s := range []string{
-		"", "null", "{}", `[]`, `{"version":2,"id":"v"}`, `{"version":0,"id":"v"}`, `{"version":3,"id":"v"}`, `{"version":2,"id":"../v"}`, `{"version":1e99,"id":"v"}`,
+		"", "null", "{}", `[]`, `{"version":2,"id":"v"}`, `{"version":0,"id":"v"}`, `{"version":4,"id":"v"}`, `{"version":2,"id":"../v"}`, `{"version":1e99,"id":"v"}`,
 		`{"version":1,"id":"v","spec":{"filesystem":"ext4","size":268435456},"mode":"filesystem","target":"/t","readOnly":true,"pod":{"name":"p"}}`,
 		`{"version":2,"id":"v","lifecycle":"persistent","spec":{"filesystem":"xfs","size":314572800,"label":"l","options":{"rmapbt":"1"}},"mode":"diskImage",` +
 			`"uuid":"01234567-89ab-cdef-0123-456789abcdef","created":"2026-01-02T03:04:05.678Z","name":"v","thick":true,"source":{"snapshot":"s"}}`,
 		`{"version":2,"id":"v","lifecycle":"persistent","spec":{"filesystem":"raw","size":-1},"mode":"block"}`,
 		`{"version":2,"id":"v","spec":{"filesystem":"ext4","size":9223372036854775807},"mode":"filesystem"}`,
+		`{"version":3,"id":"v","spec":{"filesystem":"ext4","size":268435456},"mode":"filesystem",` +
+			`"durability":"volatile","boot":"b","lost":"2026-01-02T03:04:05Z"}`,
 		`{"version":2,"id":"v","name":"v","volume":"w","spec":{"filesystem":"btrfs","size":268435457},"mode":"filesystem"}`,
 	} {
 		f.Add([]byte(s), "v")
@@ -50,7 +52,7 @@ func readAgain[T any](t *testing.T, record *T, id, have string, version int) {
 		}
 		return
 	}
-	if have != id || version < 1 || version > recordVersion {
+	if have != id || version < 1 || version > volatileVersion {
 		t.Errorf("accepted version %d of %q for %q", version, have, id)
 	}
 	first, err := json.Marshal(record)

@@ -76,6 +76,11 @@ func (s Source) String() string {
 // Version 1 had inline volumes only.
 const recordVersion = 2
 
+// volatileVersion is the version of a volatile volume's [Record]. Plugins that read only up to
+// version 2 would mount the volume after a reboot. They read all other records of this plugin.
+// It is the highest version that this plugin reads.
+const volatileVersion = 3
+
 // Record describes a volume, in the attribute trusted.disktemplate of its image. It has
 // everything that the request asked for, so that a repeated request can be told from a
 // different one.
@@ -97,7 +102,12 @@ type Record struct {
 	// Inline volumes only.
 	Target string `json:"target,omitempty"`
 	Access
-	Pod Pod `json:"pod,omitzero"`
+	Pod        Pod        `json:"pod,omitzero"`
+	Durability Durability `json:"durability,omitempty"`
+	Boot       string     `json:"boot,omitempty"` // the boot that a volatile volume lives in: [boot.ID]
+	// Lost is when the volatile volume was made whose content a reboot took, and which this one
+	// replaced. It is zero if there was none.
+	Lost time.Time `json:"lost,omitzero"`
 }
 
 // checkClaim returns [errdefs.ErrNotFound] for an inline volume.
@@ -121,11 +131,11 @@ type SnapshotRecord struct {
 }
 
 func checkRecord(path, wantID, id string, version int) error {
-	if version >= 1 && version <= recordVersion && id == wantID {
+	if version >= 1 && version <= volatileVersion && id == wantID {
 		return nil
 	}
 	return fmt.Errorf("%w: %s: its record has version %d and id %q, and this plugin reads versions 1 to %d; upgrade the plugin or move the file away",
-		errdefs.ErrState, path, version, id, recordVersion)
+		errdefs.ErrState, path, version, id, volatileVersion)
 }
 
 // maxID is the limit of CSI 1.13 for every identifier ("Size Limits"), in bytes.

@@ -116,7 +116,9 @@ func (s *Store) NewSnapshot() (*os.File, error) { return s.pool.NewSnapshot() }
 
 // Describe writes the record of a new image, whose content is complete.
 func (s *Store) Describe(f *os.File, r Record) (*Image, error) {
-	r.Version = recordVersion
+	if err := r.stamp(); err != nil {
+		return nil, err
+	}
 	return &Image{File: f, Record: r, Fresh: true}, pool.SetRecord(f, pool.VolumeAttr, r)
 }
 
