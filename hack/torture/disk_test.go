@@ -15,9 +15,15 @@ import (
 	"strings"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/harness"
+	"github.com/csi-disktemplate/csi-disktemplate/internal/harness/harnesstest"
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+	linuxmount "github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 )
 
 // disk is a volume as the container orchestrator knows it: an inline one, or a claim.
@@ -29,6 +35,8 @@ type disk struct {
 	mode   string // filesystem, diskImage or block
 	thick  bool
 	source *csi.VolumeContentSource
+
+	volatile bool
 }
 
 const mib = 1 << 20
@@ -38,6 +46,13 @@ var sizes = map[string]int64{"ext4": 64 * mib, "xfs": 300 * mib, "btrfs": 128 * 
 
 func inline(id, fs, mode string) *disk {
 	return &disk{id: id, fs: fs, bytes: sizes[fs], inline: true, mode: mode}
+}
+
+// volatile is an inline volume whose syncs cost nothing. It is empty in each boot.
+func volatile(id, fs string) *disk {
+	d := inline(id, fs, "filesystem")
+	d.volatile = true
+	return d
 }
 
 func claim(id, fs, mode string) *disk { return &disk{id: id, fs: fs, bytes: sizes[fs], mode: mode} }
@@ -72,6 +87,9 @@ func (n *node) volume(d *disk) *harness.Volume {
 		attributes := map[string]string{"size": fmt.Sprint(d.bytes), "publishAs": d.mode}
 		if d.label != "" {
 			attributes["label"] = d.label
+		}
+		if d.volatile {
+			attributes["durability"] = "volatile"
 		}
 		v = n.Inline(d.id, d.fs, harness.Pod{Namespace: "torture", Name: "pod-of-" + d.id, UID: d.pod()}, attributes)
 	}
@@ -178,9 +196,83 @@ func (n *node) holds(d *disk, words ...string) error {
 	return fmt.Errorf("volume %s holds %.40q, expected %q", d.id, got, strings.Join(words, `" or "`))
 }
 
+// lacks returns an error if a published disk holds anything that a pod wrote.
+func (n *node) lacks(d *disk) error {
+	switch got, err := n.read(d); {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	default:
+		return fmt.Errorf("volume %s holds %.40q, expected nothing", d.id, got)
+	}
+}
+
+// flushes returns an error if a sync in a published filesystem makes no flush, or if one in a volatile volume does.
+func (n *node) flushes(d *disk) error {
+	if d.mode != "filesystem" {
+		return nil
+	}
+	root, err := os.OpenFile(n.volume(d).Target, unix.O_PATH, 0) // its filesystem may have shut down
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	is, err := linuxmount.Of(root)
+	if err != nil {
+		return err
+	}
+	if is == nil {
+		return fmt.Errorf("volume %s is not mounted", d.id)
+	}
+	mode, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(is.Source), "queue/write_cache"))
+	if err != nil {
+		return err
+	}
+	if drops := strings.TrimSpace(string(mode)) == "write through"; drops != d.volatile {
+		return fmt.Errorf("volume %s is on %s in the mode %q, and volatile is %v", d.id, is.Source, mode, d.volatile)
+	}
+	return nil
+}
+
+// endIn waits until an unpublished volume has ended, or the plugin was killed meanwhile.
+func (n *node) endIn(d *disk) error {
+	if err := n.unpublish(d); err != nil {
+		return err
+	}
+	harnesstest.Settles(n.volumes, "")
+	select {
+	case <-n.Exited():
+		return status.Error(codes.Unavailable, "the plugin was killed after its answer")
+	default:
+		return nil
+	}
+}
+
+// reboot kills the plugin, unmounts a disk and starts the plugin in another boot.
+func (n *node) reboot(d *disk) error {
+	n.kill()
+	n.unmountAll(d)
+	n.anotherBoot()
+	n.start()
+	return nil
+}
+
+// anotherBoot has the next plugin believe in another boot.
+func (n *node) anotherBoot() { n.boot = uuid.NewString() }
+
 // forget has kubelet forget the pod of a disk and all of its directories without calling the plugin: the node was
 // rebooted, and the pod was deleted meanwhile.
 func (n *node) forget(d *disk) {
+	n.t.Helper()
+	n.unmountAll(d)
+	if err := errors.Join(os.RemoveAll(n.podDir(d)), os.RemoveAll(n.StagingDir(d.id))); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// unmountAll unmounts a disk by hand.
+func (n *node) unmountAll(d *disk) {
 	n.t.Helper()
 	mounts, err := harness.Mounts(n.volume(d).Target)
 	if err != nil {
@@ -188,8 +280,5 @@ func (n *node) forget(d *disk) {
 	}
 	for _, m := range slices.Backward(mounts) {
 		testenv.Run(n.t, "umount", m)
-	}
-	if err := errors.Join(os.RemoveAll(n.podDir(d)), os.RemoveAll(n.StagingDir(d.id))); err != nil {
-		n.t.Fatal(err)
 	}
 }

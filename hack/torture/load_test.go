@@ -97,6 +97,7 @@ const wordPrefix = "of "
 func (w *worker) inlineLife() error {
 	form := someForms[w.rand.IntN(4)]
 	d := inline(w.id("inline"), form.fs, form.mode)
+	d.volatile = form.mode == "filesystem" && w.perhaps(2)
 	w.creating(d)
 	unpublish := func() error {
 		w.deleting(d)
@@ -115,7 +116,10 @@ func (w *worker) inlineLife() error {
 	}
 	w.there(d)
 	word := fmt.Sprint(wordPrefix, d.id, w.rand.Uint64())
-	err := w.write(d, word)
+	err := w.flushes(d)
+	if err == nil {
+		err = w.write(d, word)
+	}
 	if err == nil {
 		w.pause()
 		err = w.holds(d, word)
@@ -202,7 +206,10 @@ func (w *worker) use(d *disk) error {
 	if err := w.until(func() error { return w.stage(d) }); err != nil {
 		return err
 	}
-	return w.until(func() error { return w.publish(d) })
+	if err := w.until(func() error { return w.publish(d) }); err != nil {
+		return err
+	}
+	return w.flushes(d)
 }
 
 func (w *worker) release(d *disk) error {

@@ -68,7 +68,10 @@ type node struct {
 	race bool   // the plugin has the race detector
 	base base   // what the pool is on
 	fail string // the directory of plans for the failpoints
+	boot string // the id of the boot that the plugin believes in; "" is the kernel's
 	plan int
+	// How many volatile volumes were made again after power cuts.
+	emptied int
 	// How often a claim could not be used because a neighbour had filled the disk.
 	setbacks atomic.Int64
 	// One connection outlives all plugins, as a sidecar's does.
@@ -149,7 +152,7 @@ func (n *node) launch() {
 	n.Plugin = harnesstest.Launch(n.t, n.Node, harness.Command{
 		Binary: testenv.FailingBinary(n.t, n.race), ID: "node",
 		Flags: append([]string{"--accel", "tcg", "--headroom", "0"}, n.base.flags(n.Pool)...),
-		Env:   []string{failpoint.Env + "=" + n.fail, failpoint.InitEnv + "=" + testenv.Binary(n.t), "GORACE=halt_on_error=1 exitcode=66"},
+		Env:   []string{failpoint.Env + "=" + n.fail, failpoint.InitEnv + "=" + testenv.Binary(n.t), failpoint.BootEnv + "=" + n.boot, "GORACE=halt_on_error=1 exitcode=66"},
 	})
 }
 

@@ -27,6 +27,9 @@ func operations() (all []operation) {
 	} {
 		all = append(all, inlineOperations(d)...)
 	}
+	for _, d := range []*disk{volatile("volatile-ext4", "ext4"), volatile("volatile-xfs", "xfs")} {
+		all = append(all, volatileOperations(d)...)
+	}
 	thick := claim("claim-thick", "ext4", "filesystem")
 	thick.thick = true
 	for _, d := range []*disk{
@@ -48,7 +51,7 @@ func inlineOperations(d *disk) []operation {
 	return []operation{{
 		name:   "publish " + d.id,
 		call:   publish(d),
-		check:  []step{write(d, word), holds(d, word)},
+		check:  []step{flushes(d), write(d, word), holds(d, word)},
 		giveUp: []step{unpublish(d)},
 		end:    []step{unpublish(d)},
 		forget: d,
@@ -60,6 +63,24 @@ func inlineOperations(d *disk) []operation {
 		giveUp:  []step{unpublish(d)},
 		forget:  d,
 	}}
+}
+
+// volatileOperations are those of an inline volume, and its publish in another boot. Its device is given back after the
+// answer to unpublish: if the plugin is killed before that, the device may be the next volume's.
+func volatileOperations(d *disk) []operation {
+	next := inline("after-"+d.id, d.fs, "filesystem")
+	all := inlineOperations(d)
+	all[1].call = endIn(d)
+	all[1].end = []step{publish(next), flushes(next), unpublish(next)}
+	return append(all, operation{
+		name:    "publish in another boot " + d.id,
+		prepare: then(use(d, word), reboot(d)),
+		call:    publish(d),
+		check:   []step{flushes(d), lacks(d), write(d, word), holds(d, word)},
+		giveUp:  []step{unpublish(d)},
+		end:     []step{unpublish(d)},
+		forget:  d,
+	})
 }
 
 func claimOperations(d *disk) []operation {

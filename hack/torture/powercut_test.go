@@ -36,7 +36,7 @@ type powercut struct {
 
 // TestPowerCut cuts the power again and again while volumes come and go. Afterwards every volume, snapshot and template
 // whose call had answered is there and whole. One whose call had not is there and whole, or missing until the call is
-// repeated.
+// repeated. A volatile volume is empty, and no other drops flushes.
 func TestPowerCut(t *testing.T) {
 	random := seeded(t)
 	for _, b := range []base{onXFS.keepingReady(), onBtrfs.keepingReady(), inLoopback.keepingReady()} {
@@ -64,7 +64,7 @@ func TestPowerCut(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			t.Logf("%d power cuts, with %d volumes and snapshots that had to be there", len(cuts), held)
+			t.Logf("%d power cuts, with %d volumes and snapshots that had to be there; %d volatile ones were made again", len(cuts), held, n.emptied)
 			if held == 0 {
 				t.Error("there was never anything to lose")
 			}
@@ -103,6 +103,11 @@ func (n *node) cut(random *rand.Rand, outside, live string, times int) []powercu
 	n.must("the disk", err)
 	defer src.Close()
 	l := newLedger()
+	kept := volatile("kept", "ext4")
+	l.creating(kept)
+	n.must("a volatile volume", n.run(use(kept, word)...))
+	l.there(kept)
+	testenv.Run(n.t, "sync", "--file-system", n.Pool) // every cut has it, with what was written to it
 	var cuts []powercut
 	n.underLoad(random, l, func(ctx context.Context) {
 		for i := range times {
@@ -119,6 +124,7 @@ func (n *node) cut(random *rand.Rand, outside, live string, times int) []powercu
 			cuts = append(cuts, c)
 		}
 	})
+	n.must("the volatile volume", n.unpublish(kept))
 	n.mustHave("after all", "")
 	return cuts
 }
@@ -148,6 +154,7 @@ func (n *node) after(mounted string, c powercut, random *rand.Rand, when string)
 			n.volume(d) // makes its pod's directory
 		}
 	}
+	n.anotherBoot()
 	n.start()
 	ids := n.claims(when)
 	for _, id := range ids {
@@ -173,7 +180,11 @@ func (n *node) after(mounted string, c powercut, random *rand.Rand, when string)
 		n.noInline(when, inlines)
 	} else {
 		for _, d := range inlines { // the pods start again
-			n.must(when, n.run(publish(d), write(d, word), unpublish(d)))
+			n.must(when, n.run(publish(d), flushes(d)))
+			if d.volatile {
+				n.must(when, n.lacks(d))
+			}
+			n.must(when, n.run(write(d, word), unpublish(d)))
 		}
 	}
 	for id, e := range c.entries {
@@ -189,6 +200,9 @@ func (n *node) after(mounted string, c powercut, random *rand.Rand, when string)
 	n.must(when+": templates", n.templatesServe())
 	n.mustHave(when, "")
 	n.kill()
+	log, err := os.ReadFile(n.Log)
+	n.must(when, err)
+	n.emptied += strings.Count(string(log), "The node has rebooted since a volatile volume was made")
 	return held
 }
 
@@ -214,7 +228,7 @@ func (n *node) afterClaim(e entry) error {
 			return err
 		}
 	}
-	if err := n.run(stage(d), publish(d)); err != nil {
+	if err := n.run(stage(d), publish(d), flushes(d)); err != nil {
 		return err
 	}
 	err := n.holds(d, e.words...)

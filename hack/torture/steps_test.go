@@ -46,6 +46,11 @@ func holds(d *disk, words ...string) step {
 	return on("read", d, func(n *node, d *disk) error { return n.holds(d, words...) })
 }
 
+func lacks(d *disk) step   { return on("find nothing in", d, (*node).lacks) }
+func flushes(d *disk) step { return on("look at the device of", d, (*node).flushes) }
+func endIn(d *disk) step   { return on("unpublish and end", d, (*node).endIn) }
+func reboot(d *disk) step  { return on("reboot the node of", d, (*node).reboot) }
+
 func expand(d *disk, bytes int64) step {
 	return on("expand", d, func(n *node, d *disk) error { return n.expand(d, bytes) })
 }

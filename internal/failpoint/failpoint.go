@@ -35,6 +35,9 @@ const (
 	// The product can be that itself only if it is linked statically, and a build with the
 	// race detector is not.
 	InitEnv = "CSI_DISKTEMPLATE_INIT"
+	// BootEnv is the environment variable with the id of this boot of the node. With another id
+	// the node was rebooted, for the plugin.
+	BootEnv = "CSI_DISKTEMPLATE_BOOT"
 	// TraceFile is the beginning of a name. The plan's number follows.
 	TraceFile = "trace."
 )

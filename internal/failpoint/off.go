@@ -10,3 +10,6 @@ func Before(string) error { return nil }
 
 // Init returns the program that a test wants as the VM's init, or "".
 func Init() string { return "" }
+
+// Boot returns the id of the boot that a test wants, or "".
+func Boot() string { return "" }

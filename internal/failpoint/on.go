@@ -59,6 +59,9 @@ func Before(effect string) error {
 // Init returns the program that a test wants as the VM's init, or "".
 func Init() string { return os.Getenv(InitEnv) }
 
+// Boot returns the id of the boot that a test wants, or "".
+func Boot() string { return os.Getenv(BootEnv) }
+
 func trace(dir, effect string) {
 	f, err := os.OpenFile(filepath.Join(dir, fmt.Sprint(TraceFile, known)), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {

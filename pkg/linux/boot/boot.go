@@ -14,6 +14,8 @@ import (
 	"os"
 	"strings"
 	"sync"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
 )
 
 const path = "/proc/sys/kernel/random/boot_id"
@@ -23,6 +25,9 @@ const path = "/proc/sys/kernel/random/boot_id"
 // "The read-only files uuid and boot_id contain random strings [...]. The former is generated
 // afresh for each read, the latter was generated once." random(4)
 var ID = sync.OnceValues(func() (string, error) {
+	if id := failpoint.Boot(); id != "" {
+		return id, nil
+	}
 	b, err := os.ReadFile(path)
 	id := strings.TrimSpace(string(b))
 	if err == nil && id == "" {
