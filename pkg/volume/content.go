@@ -63,9 +63,12 @@ func (c contents) newImage(ctx context.Context, r image.Record) (open, Result, e
 	if fits {
 		if v := c.warm.take(kind); v != nil {
 			r.Template, r.UUID = kind.Template, v.UUID
+			res := Result{Template: r.Template, TemplateHit: !c.misses.has(r.ID)}
 			vol, err := c.describe(v.File, v.Root, r)
-			vol.img.Fresh, vol.img.Synced = v.Root == nil, true
-			return vol, Result{Template: r.Template, TemplateHit: !c.misses.has(r.ID)}, err
+			if err == nil {
+				vol.img.Fresh, vol.img.Synced = v.Root == nil, true
+			}
+			return vol, res, err
 		}
 	}
 	f, err := c.images.New()
@@ -89,7 +92,7 @@ func (c contents) describe(f *os.File, root *mount.Detached, r image.Record) (vo
 	vol.root = root
 	if vol.img, err = c.images.Describe(f, r); err != nil {
 		vol.close()
-		return vol, pool.Full(fmt.Errorf("volume %s: %w", r.ID, err))
+		return open{}, pool.Full(fmt.Errorf("volume %s: %w", r.ID, err))
 	}
 	return vol, nil
 }

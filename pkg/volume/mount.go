@@ -44,16 +44,6 @@ func (m mounter) detached(img *image.Image, access image.Access) (*mount.Detache
 	return mnt, nil
 }
 
-// ahead is [mounter.detached] for an image that is no volume yet.
-func (m mounter) ahead(f *os.File, filesystem string) (*mount.Detached, error) {
-	dev, err := m.devices.Nameless(f, place.ReadyDevice)
-	if err != nil {
-		return nil, err
-	}
-	defer dev.Close()
-	return onDevice(dev, filesystem, image.Access{})
-}
-
 // onDevice mounts the filesystem on a device, at no path yet.
 func onDevice(dev *loopdev.Device, filesystem string, access image.Access) (*mount.Detached, error) {
 	fs, err := diskfs.Lookup(filesystem)

@@ -120,6 +120,47 @@ func TestWarmClaim(t *testing.T) {
 	}
 }
 
+// TestWarmVolatile takes synced and volatile volumes that were ready in turn. Each has the device that it
+// asked for, and what is given back is as it is for everybody.
+func TestWarmVolatile(t *testing.T) {
+	n := newNodeWith(t, testenv.XFS, 4<<30, Config{Warm: 1, WarmMost: 8})
+	for i, d := range []image.Durability{image.Volatile, image.Synced} {
+		r := n.lasting(fmt.Sprint("first", i), "ext4", d)
+		n.mustPublish(r)
+		n.mustUnpublish(r)
+	}
+	n.mustBeReady(2)
+	for i, d := range []image.Durability{image.Volatile, image.Synced, image.Volatile, image.Synced} {
+		r := n.lasting(fmt.Sprint("volume", i), "ext4", d)
+		_, before := n.Warm()
+		n.mustPublish(r)
+		if _, after := n.Warm(); total(after).Hits != total(before).Hits+1 {
+			t.Errorf("hits %v, then %v", before, after)
+		}
+		if flushes := n.flushesOf(r); (flushes == 0) != (d == image.Volatile) {
+			t.Errorf("%d flushes of a %s volume", flushes, d)
+		}
+		if record := n.record(r.ID); record.Durability != d || (record.Boot == "") != (d == image.Synced) {
+			t.Errorf("the record is %+v", record)
+		}
+		n.mustUnpublish(r)
+		n.mustBeReady(2)
+	}
+	var devices []int
+	for _, index := range n.readyDevices() {
+		if queueSays(t, index, "write_cache") == "write through" {
+			devices = append(devices, index)
+		}
+	}
+	if len(devices) != 1 {
+		t.Fatalf("the devices %v drop flushes", devices)
+	}
+	n.contents.warm.stock.Drain()
+	if is := queueSays(t, devices[0], "write_cache"); is != "write back" {
+		t.Errorf("the device was given back in the mode %q", is)
+	}
+}
+
 // TestWarmAgain has another process of the plugin keep ready what the last one kept.
 func TestWarmAgain(t *testing.T) {
 	n := newNodeWith(t, testenv.XFS, 4<<30, Config{})
@@ -240,10 +281,14 @@ func TestWarmGaveUp(t *testing.T) {
 	}
 }
 
-// shutReady shuts down the filesystem that is ready, as the kernel does after an error.
-func (n *node) shutReady(fs string) {
+// readyDevices are the loop devices of volumes that are kept ready.
+func (n *node) readyDevices() (devices []int) {
 	n.t.Helper()
 	dir, err := os.Stat(n.images.Dir())
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	ids, err := n.images.IDs()
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -256,29 +301,39 @@ func (n *node) shutReady(fs string) {
 		if err != nil {
 			continue // another program's, which is gone
 		}
-		defer dev.Close()
 		info, err := dev.Info()
-		if err != nil || info.Name != place.ReadyDevice || info.Device != dir.Sys().(*syscall.Stat_t).Dev {
-			continue
+		dev.Close()
+		if err == nil && info.Name == place.ReadyDevice && info.Device == dir.Sys().(*syscall.Stat_t).Dev && ids[image.FileID{Device: info.Device, Inode: info.Inode}] == "" {
+			devices = append(devices, index)
 		}
-		if ids, err := n.images.IDs(); err != nil || ids[image.FileID{Device: info.Device, Inode: info.Inode}] != "" {
-			continue
-		}
-		again, err := mount.New(mount.Config{FSType: fs, Source: dev.Path()})
-		if err != nil {
-			n.t.Fatal(err)
-		}
-		defer again.Close()
-		root, err := mount.Open(again.File())
-		if err == nil {
-			err = errors.Join(fsctl.Shutdown(root), root.Close())
-		}
-		if err != nil {
-			n.t.Fatal(err)
-		}
-		return
 	}
-	n.t.Fatal("no filesystem is ready")
+	return devices
+}
+
+// shutReady shuts down the filesystem that is ready, as the kernel does after an error.
+func (n *node) shutReady(fs string) {
+	n.t.Helper()
+	devices := n.readyDevices()
+	if len(devices) != 1 {
+		n.t.Fatalf("the devices %v are ready, want one", devices)
+	}
+	dev, err := loopdev.Open(devices[0])
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer dev.Close()
+	again, err := mount.New(mount.Config{FSType: fs, Source: dev.Path()})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer again.Close()
+	root, err := mount.Open(again.File())
+	if err == nil {
+		err = errors.Join(fsctl.Shutdown(root), root.Close())
+	}
+	if err != nil {
+		n.t.Fatal(err)
+	}
 }
 
 // TestWarmLost takes the image of a volume away that was ready, and unpublishes the volume.

@@ -17,6 +17,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/device"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/warm"
 )
@@ -37,6 +38,9 @@ func (w warmth) kind(r image.Record) (k warm.Kind, fits bool) {
 	k.Form = warm.Unnamed
 	if r.Lifecycle == image.Inline && r.Mode == image.ModeFilesystem && !r.SUID && !r.Dev { // attributes are only added to a mount
 		k.Form = warm.Mounted
+		if r.Durability.DropsFlushes() {
+			k.Form = warm.Volatile
+		}
 	}
 	k.Template, err = w.templates.KeyOf(r.Spec)
 	return k, err == nil
@@ -90,7 +94,15 @@ func (m *Manager) makeReady(ctx context.Context, k warm.Kind, spec diskfs.Spec) 
 	if k.Form == warm.Unnamed {
 		return v, tmpfile.Sync(f)
 	}
-	v.Root, err = m.mounts.ahead(f, spec.Filesystem) // attaching syncs the image
+	dev, err := m.devices.Ready(f, k.Form == warm.Volatile) // attaching syncs the image
+	if err != nil {
+		return nil, err
+	}
+	defer dev.Close()
+	if k.Form == warm.Volatile {
+		v.Restore = func() error { return device.Restore(f, dev.Index()) }
+	}
+	v.Root, err = onDevice(dev, spec.Filesystem, image.Access{})
 	return v, err
 }
 

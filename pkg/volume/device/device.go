@@ -62,6 +62,12 @@ func (d *Devices) Nameless(f *os.File, purpose string) (*loopdev.Device, error) 
 	return d.loops.Attach(f, loopdev.Options{AutoClear: true, Name: purpose})
 }
 
+// Ready attaches an image that has no record yet, to a device that is detached when its last user
+// goes. With dropFlushes it is one for a volatile volume.
+func (d *Devices) Ready(f *os.File, dropFlushes bool) (*loopdev.Device, error) {
+	return d.loops.Attach(f, loopdev.Options{AutoClear: true, Name: place.ReadyDevice, DropFlushes: dropFlushes})
+}
+
 // Block returns the loop device of a block volume, and attaches the volume if need be. The
 // device stays attached when it is closed.
 //
@@ -138,6 +144,12 @@ func GiveBack(img *image.Image, index int) error {
 	if index < 0 || !img.Record.Durability.DropsFlushes() {
 		return nil
 	}
+	return Restore(img.File, index)
+}
+
+// Restore makes the device of a file pass flushes on. A device that the file does not have any more
+// stays as it is.
+func Restore(f *os.File, index int) error {
 	dev, err := loopdev.Open(index)
 	if errors.Is(err, loopdev.ErrNotAttached) {
 		return nil
@@ -145,7 +157,7 @@ func GiveBack(img *image.Image, index int) error {
 	if err != nil {
 		return err
 	}
-	ours, err := img.Owns(dev)
+	ours, err := dev.Backs(f)
 	if err == nil && ours {
 		err = dev.Prepare(loopdev.Options{})
 	}

@@ -116,10 +116,11 @@ func (s *Store) NewSnapshot() (*os.File, error) { return s.pool.NewSnapshot() }
 
 // Describe writes the record of a new image, whose content is complete.
 func (s *Store) Describe(f *os.File, r Record) (*Image, error) {
-	if err := r.stamp(); err != nil {
-		return nil, err
+	err := r.stamp()
+	if err == nil {
+		err = pool.SetRecord(f, pool.VolumeAttr, r)
 	}
-	return &Image{File: f, Record: r, Fresh: true}, pool.SetRecord(f, pool.VolumeAttr, r)
+	return &Image{File: f, Record: r, Fresh: true}, err
 }
 
 // Link gives the image of an inline volume its name. From here on the volume exists.

@@ -22,9 +22,13 @@ type Form string
 
 // The forms.
 const (
-	Mounted Form = "mounted" // attached, and mounted at no path
-	Unnamed Form = "unnamed" // an image, synced: for claims, block devices and disk.img
+	Mounted  Form = "mounted"  // attached, and mounted at no path
+	Volatile Form = "volatile" // the same, on a loop device that drops flushes
+	Unnamed  Form = "unnamed"  // an image, synced: for claims, block devices and disk.img
 )
+
+// Forms are all of them.
+var Forms = []Form{Mounted, Volatile, Unnamed}
 
 // Kind is what ready volumes have in common.
 type Kind struct {
@@ -38,15 +42,21 @@ type Volume struct {
 	UUID uuid.UUID
 	Root *mount.Detached // its filesystem; nil for an [Unnamed] one
 	Made time.Time
+	// Restore, if not nil, is called before a volume ends that nobody got. It takes back what would
+	// outlive its descriptors.
+	Restore func() error
 }
 
 // Close ends a volume that nobody got: what only its descriptors hold ends with them.
 func (v *Volume) Close() error {
-	var err error
-	if v.Root != nil {
-		err = v.Root.Close()
+	var errs []error
+	if v.Restore != nil {
+		errs = append(errs, v.Restore())
 	}
-	return errors.Join(err, v.File.Close())
+	if v.Root != nil {
+		errs = append(errs, v.Root.Close())
+	}
+	return errors.Join(append(errs, v.File.Close())...)
 }
 
 // Config says what is kept, and how it is made. Make, Quiet and Room are required, unless Most is 0.
@@ -111,10 +121,14 @@ func New(c Config) *Stock {
 	}
 	c.Level = min(max(c.Level, 1), c.Most)
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Stock{
+	s := &Stock{
 		cfg: c, ctx: ctx, cancel: cancel, wake: make(chan struct{}, 1), done: make(chan struct{}),
-		shelves: map[Kind]*shelf{}, taken: map[Form]*Taken{Mounted: {}, Unnamed: {}},
+		shelves: map[Kind]*shelf{}, taken: map[Form]*Taken{},
 	}
+	for _, form := range Forms {
+		s.taken[form] = &Taken{}
+	}
+	return s
 }
 
 // Start makes volumes in the background until Close.
