@@ -75,7 +75,7 @@ func (n Node) Find() (Found, error) {
 		return Found{}, err
 	}
 	for _, d := range devices {
-		if d.Label == readyLabel && !n.isVolume(images, d.Backing) {
+		if d.Label == ReadyLabel && !n.isVolume(images, d.Backing) {
 			found.Ready = append(found.Ready, d.Name)
 			continue
 		}
@@ -85,8 +85,8 @@ func (n Node) Find() (Found, error) {
 	return found, err
 }
 
-// readyLabel is the name of a device that was attached ahead. It keeps the name when it becomes a volume's.
-const readyLabel = "(ready)"
+// ReadyLabel is the name of a device that was attached ahead. It keeps the name when it becomes a volume's.
+const ReadyLabel = "(ready)"
 
 // isVolume reports whether a file is one of the images.
 func (n Node) isVolume(images []string, file loops.File) bool {

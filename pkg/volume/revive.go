@@ -109,13 +109,15 @@ func (m *Manager) detached(img *image.Image, access image.Access) (*mount.Detach
 }
 
 // attach puts a volume's new mount on its target. If the image is not fresh, its filesystem
-// may have given up earlier: while it was kept ready, or before, and then something that cannot be
-// seen here, for example in another mount namespace, may keep it alive. The new mount shows that
-// filesystem, so it is taken away again, and attach returns [errdefs.ErrUnderWay] or
-// [errdefs.ErrState].
+// may have given up earlier, and something that cannot be seen here, for example in another
+// mount namespace, may keep it alive. The new mount shows that filesystem, so it is taken away
+// again, and attach returns [errdefs.ErrState].
 func (m *Manager) attach(img *image.Image, mnt *mount.Detached, target *os.File, rel string) error {
 	if err := mnt.Attach(target); err != nil || img.Fresh {
 		return err
+	}
+	if img.Synced {
+		return m.checkReady(img, mnt, rel)
 	}
 	there, err := m.root.Identify(img, rel)
 	if err != nil {
@@ -129,9 +131,21 @@ func (m *Manager) attach(img *image.Image, mnt *mount.Detached, target *os.File,
 	if err := m.root.UnmountTop(rel); err != nil {
 		return err
 	}
-	if img.Synced { // nothing but the time since it was made ready has harmed it
-		m.contents.warm.stock.Drain()
-		return fmt.Errorf("%w: %s, while it was kept ready; try again to get a new one", errdefs.ErrUnderWay, why.Text)
-	}
 	return m.keptElsewhere(img, why, there.Device)
+}
+
+// checkReady looks at the filesystem of a volume that was kept ready, now that it is at its target:
+// whether it gave up meanwhile shows only in the mount table. Then it is taken away again, with all
+// others that are ready, and checkReady returns [errdefs.ErrUnderWay].
+func (m *Manager) checkReady(img *image.Image, mnt *mount.Detached, rel string) error {
+	is, err := place.VitalityOf(mnt.File())
+	if err == nil && is == place.Alive {
+		return nil
+	}
+	mnt.Close() // while it is open, the mount is busy
+	m.contents.warm.stock.Drain()
+	if err == nil {
+		err = fmt.Errorf("%w: the filesystem that was kept ready for volume %s gave up after an error (see dmesg); try again to get a new one", errdefs.ErrUnderWay, img.ID())
+	}
+	return errors.Join(err, m.root.UnmountTop(rel))
 }

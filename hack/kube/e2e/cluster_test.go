@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/csi-disktemplate/csi-disktemplate/internal/harness"
 	"github.com/csi-disktemplate/csi-disktemplate/internal/loops"
 )
 
@@ -217,7 +218,9 @@ func residue(t testing.TB) string {
 		true`)
 	_, volumes := poolLoops(t)
 	for _, d := range volumes {
-		left += fmt.Sprintln(d)
+		if d.Label != harness.ReadyLabel { // of volumes that are kept ready, and of such that have an image or a mount above
+			left += fmt.Sprintln(d)
+		}
 	}
 	return left
 }

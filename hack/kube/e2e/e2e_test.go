@@ -128,6 +128,12 @@ func TestUpgrade(t *testing.T) {
 	kubectl(t, "set", "image", "-n", namespace, "daemonset/plugin", "plugin="+next)
 	pluginReady(t)
 	mustGoOn("the upgrade")
+	eventually(t, "what the new plugin keeps ready", func() string {
+		return fmt.Sprintf("some are ready: %v", metric(t, "csi_disktemplate_warm_volumes") > 0)
+	}, "some are ready: true")
+	if built := metric(t, "csi_disktemplate_template_build_duration_seconds_count"); built != 0 {
+		t.Errorf("the new plugin built %g templates that were there", built)
+	}
 	remove(t, pods) // the new plugin unpublishes what the old one published
 	mustBeClean(t)
 }

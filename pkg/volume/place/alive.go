@@ -5,11 +5,14 @@ package place
 
 import (
 	"errors"
+	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
@@ -26,34 +29,55 @@ const (
 
 // Vitality looks at the filesystem of a mount that [Root.Identify] found at a path. If it was
 // unmounted meanwhile, the directory below is [Alive].
+func (r *Root) Vitality(m Mount, rel string) (Vitality, error) {
+	at, err := r.OpenDir(rel)
+	if err != nil {
+		if errors.Is(err, syscall.EIO) {
+			return ShutDown, nil
+		}
+		return Alive, err
+	}
+	defer at.Close()
+	return vitality(at, m.options)
+}
+
+// VitalityOf is [Root.Vitality] of a mount that was just attached. root is its root, open with
+// O_PATH.
+func VitalityOf(root *os.File) (Vitality, error) {
+	info, err := mount.Of(root)
+	if err != nil {
+		return Alive, err
+	}
+	if info == nil {
+		return Alive, fmt.Errorf("%w: %s was unmounted meanwhile; try again", errdefs.ErrState, root.Name())
+	}
+	return vitality(root, info.Options)
+}
+
+// vitality looks at a filesystem by its root and its options in the mount table.
 //
-// A shut-down ext4 has an option in the mount table. A shut-down xfs has none, but returns
+// A shut-down ext4 has an option there. A shut-down xfs has none, but returns
 // EIO when its root is read, while statfs(2) still works. A filesystem that became read-only
 // has "ro" or, for ext4 on newer kernels, "emergency_ro" among the options of its superblock.
 // The plugin never mounts one with "ro": see [mount.Attr].
-func (r *Root) Vitality(m Mount, rel string) (Vitality, error) {
-	options := strings.Split(m.options, ",")
-	if slices.Contains(options, "shutdown") {
+func vitality(root *os.File, options string) (Vitality, error) {
+	has := strings.Split(options, ",")
+	if slices.Contains(has, "shutdown") {
 		return ShutDown, nil
 	}
-	if err := r.read(rel); errors.Is(err, syscall.EIO) {
+	if err := read(root); errors.Is(err, syscall.EIO) {
 		return ShutDown, nil
 	} else if err != nil {
 		return Alive, err
 	}
-	if slices.Contains(options, "ro") || slices.Contains(options, "emergency_ro") {
+	if slices.Contains(has, "ro") || slices.Contains(has, "emergency_ro") {
 		return ReadOnly, nil
 	}
 	return Alive, nil
 }
 
 // read reads an entry of a directory.
-func (r *Root) read(rel string) error {
-	at, err := r.OpenDir(rel)
-	if err != nil {
-		return err
-	}
-	defer at.Close()
+func read(at *os.File) error {
 	dir, err := mount.Open(at)
 	if err != nil {
 		return err

@@ -156,10 +156,14 @@ func (s *Stock) Take(k Kind) *Volume {
 	}
 	v, known := s.take(k)
 	if known {
-		s.nudge()
+		time.AfterFunc(answerFirst, s.nudge)
 	}
 	return v
 }
+
+// answerFirst is how long the keeper sleeps on, so that it does not take the processor from the answer
+// to whoever took a volume.
+const answerFirst = 5 * time.Millisecond
 
 // take takes the oldest volume of a kind. If the kind is known, one is missing now.
 func (s *Stock) take(k Kind) (v *Volume, known bool) {
