@@ -19,7 +19,7 @@ import (
 func warmOperations() (all []operation) {
 	for _, d := range []*disk{
 		inline("inline-ext4", "ext4", "filesystem"), inline("inline-xfs", "xfs", "filesystem"),
-		inline("inline-btrfs", "btrfs", "filesystem"), inline("inline-image", "ext4", "diskImage"),
+		inline("inline-btrfs", "btrfs", "filesystem"), inline("inline-image", "ext4", "diskImage"), volatile("volatile-ext4", "ext4"),
 		claim("claim-ext4", "ext4", "filesystem"),
 	} {
 		operations := inlineOperations(d)

@@ -220,7 +220,11 @@ func openLoopbackImage(dir string, bytes int64) (*os.File, error) {
 		f.Close()
 		return nil, Full(err)
 	}
-	if err := tmpfile.Publish(f, path); err != nil {
+	err = tmpfile.Publish(f, path)
+	if err == nil { // this filesystem may be any
+		err = tmpfile.SyncDir(filepath.Dir(path))
+	}
+	if err != nil {
 		f.Close()
 		return nil, Full(err)
 	}

@@ -61,8 +61,12 @@ func Link(f *os.File, path string) error {
 //
 // The file is synced twice. The first sync makes sure that a file with a name is
 // complete, where the filesystem orders the name after the data (xfs). The second is for
-// btrfs: it logs nothing of an inode without a name (btrfs_log_inode_parent in
+// the name, and for btrfs: it logs nothing of an inode without a name (btrfs_log_inode_parent in
 // fs/btrfs/tree-log.c), and would log an inode that has only just got its name as empty.
+//
+// On ext4, xfs and btrfs that second sync makes the name durable. The former two change file and
+// directory in one transaction (ext4_link, xfs_link), and btrfs logs all names of an inode that was
+// linked (BTRFS_INODE_COPY_EVERYTHING in btrfs_link). On any other filesystem [SyncDir] must follow.
 func Publish(f *os.File, path string) error {
 	if err := Sync(f); err != nil {
 		return err
@@ -77,10 +81,7 @@ func PublishSynced(f *os.File, path string) error {
 	if err := Link(f, path); err != nil {
 		return err
 	}
-	if err := Sync(f); err != nil {
-		return err
-	}
-	return SyncDir(filepath.Dir(path))
+	return Sync(f)
 }
 
 // Replace gives f the name of another file, which loses it, and makes that durable. Until
