@@ -10,7 +10,8 @@
 //
 // A [Kind] is kept once somebody has asked for it. How many of it are ready follows use: the level
 // doubles when one was asked for and none was ready, and falls again when they are not needed. All kinds
-// together have at most [Config].Most. Kinds that were not used for longest make room for others.
+// together have at most [Config].Most. Kinds that were not used for longest make room for others that
+// were asked for twice.
 //
 // New ones are made one after the other, while no operation on a volume is under way, or one a
 // second where that never is so. Nothing is made, and all is given back, where [Config].Room says

@@ -97,7 +97,8 @@ type Stock struct {
 
 	mu      sync.Mutex
 	shelves map[Kind]*shelf
-	pause   time.Time // nothing is made before
+	asked   map[Kind]time.Time // when each kind was asked for last, and not ready
+	pause   time.Time          // nothing is made before
 	taken   map[Form]*Taken
 }
 
@@ -123,7 +124,7 @@ func New(c Config) *Stock {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Stock{
 		cfg: c, ctx: ctx, cancel: cancel, wake: make(chan struct{}, 1), done: make(chan struct{}),
-		shelves: map[Kind]*shelf{}, taken: map[Form]*Taken{},
+		shelves: map[Kind]*shelf{}, asked: map[Kind]time.Time{}, taken: map[Form]*Taken{},
 	}
 	for _, form := range Forms {
 		s.taken[form] = &Taken{}
@@ -184,15 +185,33 @@ func (s *Stock) take(k Kind) (v *Volume, known bool) {
 	return v, true
 }
 
-// Want has volumes of a kind be kept, since somebody was given one that was not ready.
+// Want has volumes of a kind be kept, since somebody was given one that was not ready. Where others
+// would have to go for it, it takes a second time within a day: a kind that is asked for once, such as
+// one of many sizes, drives out none.
 func (s *Stock) Want(k Kind, spec diskfs.Spec) {
 	if s == nil {
 		return
 	}
 	s.mu.Lock()
-	s.want(k, spec, s.cfg.Level)
+	if again := s.askedAgain(k); again || s.shelves[k] != nil || s.free() >= s.cfg.Level {
+		s.want(k, spec, s.cfg.Level)
+	}
 	s.mu.Unlock()
 	s.nudge()
+}
+
+// mostAsked bounds the memory of kinds that were asked for. A node has some ten.
+const mostAsked = 256
+
+// askedAgain notes that a kind is asked for, and reports whether it was before. s.mu is locked.
+func (s *Stock) askedAgain(k Kind) bool {
+	now := time.Now()
+	last, known := s.asked[k]
+	if !known && len(s.asked) >= mostAsked {
+		clear(s.asked)
+	}
+	s.asked[k] = now
+	return known && now.Sub(last) < forgotten
 }
 
 // want makes a kind's shelf, if it has none, and room for it. s.mu is locked.
@@ -207,39 +226,40 @@ func (s *Stock) want(k Kind, spec diskfs.Spec, level int) {
 	sh.used, sh.retry = time.Now(), time.Time{}
 }
 
+// free is how many more may be kept. s.mu is locked.
+func (s *Stock) free() int {
+	n := s.cfg.Most
+	for _, sh := range s.shelves {
+		n -= sh.level
+	}
+	return n
+}
+
 // raise raises a level as far as there is room. s.mu is locked.
 func (s *Stock) raise(sh *shelf, level int) {
-	room := s.cfg.Most
-	for _, other := range s.shelves {
-		room -= other.level
-	}
-	sh.level = max(sh.level, min(level, sh.level+room))
+	sh.level = max(sh.level, min(level, sh.level+s.free()))
 }
 
 // makeRoom lowers levels until there is room for n volumes: first those that are higher than
 // they must be, and then those of the kinds that were not used for longest. s.mu is locked.
 func (s *Stock) makeRoom(n int) {
-	for {
-		free := s.cfg.Most
-		var high, oldest *shelf
-		for _, sh := range s.shelves {
-			free -= sh.level
-			if sh.level > s.cfg.Level && (high == nil || sh.used.Before(high.used)) {
-				high = sh
-			}
-			if sh.level > 0 && (oldest == nil || sh.used.Before(oldest.used)) {
-				oldest = sh
-			}
-		}
-		switch {
-		case free >= n:
-			return
-		case high != nil:
+	for free := s.free(); free < n; free = s.free() {
+		if high := s.oldest(s.cfg.Level); high != nil {
 			high.level = max(s.cfg.Level, high.level-(n-free))
-		default:
-			oldest.level = 0 // the keeper gives its volumes back
+		} else {
+			s.oldest(0).level = 0 // the keeper gives its volumes back
 		}
 	}
+}
+
+// oldest is the shelf that was not used for longest, of those above a level, or nil. s.mu is locked.
+func (s *Stock) oldest(above int) (oldest *shelf) {
+	for _, sh := range s.shelves {
+		if sh.level > above && (oldest == nil || sh.used.Before(oldest.used)) {
+			oldest = sh
+		}
+	}
+	return oldest
 }
 
 // Drain gives back all that is ready, for whoever needs the space, and makes nothing for a while.
