@@ -81,7 +81,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	registry.MustRegister(conditionMetric(ready), prewarmMetric(prewarmer.Counts))
 	registerEnding(registry, volumes.Ending)
 	registry.MustRegister(warmMetrics{volumes})
-	go warm(formatter)
+	go readAhead(formatter)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		tick := time.NewTicker(lookInterval)
@@ -167,10 +167,10 @@ func templateBudget(p *pool.Pool, share size.Share) func() (int64, error) {
 	}
 }
 
-// warm makes the formatter read its files now, tens of MiB of kernel and programs, so that
+// readAhead makes the formatter read its files now, tens of MiB of kernel and programs, so that
 // the first volume does not wait for that. Its errors are dropped: missing files were
 // reported at start.
-func warm(formatter *vmformat.Formatter) {
+func readAhead(formatter *vmformat.Formatter) {
 	for _, name := range diskfs.Names() {
 		if fs, err := diskfs.Lookup(name); err == nil {
 			formatter.Fingerprint(diskfs.Spec{Filesystem: name, Size: fs.DefaultSize()})

@@ -35,8 +35,8 @@ func (s *Store) retainedKeys() map[string]bool {
 	s.mu.Unlock()
 	keys := map[string]bool{}
 	for _, spec := range specs {
-		if fp, err := s.cfg.Fingerprint(spec); err == nil {
-			keys[Key(spec, fp)] = true
+		if key, err := s.KeyOf(spec); err == nil {
+			keys[key] = true
 		}
 	}
 	return keys
@@ -45,8 +45,8 @@ func (s *Store) retainedKeys() map[string]bool {
 // Has reports whether there is a file of the name of spec's template. It reads no content. If the
 // fingerprint cannot be told, it assumes that there is.
 func (s *Store) Has(spec diskfs.Spec) bool {
-	fp, err := s.cfg.Fingerprint(spec)
-	return err != nil || s.exists(Key(spec, fp))
+	key, err := s.KeyOf(spec)
+	return err != nil || s.exists(key)
 }
 
 func (s *Store) exists(key string) bool {
@@ -66,11 +66,10 @@ func (s *Store) Prewarm(ctx context.Context, spec diskfs.Spec, used time.Time) e
 	if err := hasTemplate(spec); err != nil {
 		return err
 	}
-	fp, err := s.cfg.Fingerprint(spec)
+	key, err := s.KeyOf(spec)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNoFormatter, err)
 	}
-	key := Key(spec, fp)
 	defer s.hold(key)()
 	t, err := s.Lookup(key)
 	if err == nil {

@@ -9,7 +9,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
@@ -64,7 +63,7 @@ func describe(key string) (filesystem string, size int64) {
 
 // unshared is the space that the removal of a template frees.
 func (s *Store) unshared(e entry) (int64, error) {
-	f, err := os.OpenFile(s.cfg.Pool.Template(e.key), os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	f, err := s.open(e.key)
 	if err != nil {
 		return 0, err
 	}

@@ -60,12 +60,11 @@ func (s *Store) Demands() (map[string]Demand, error) {
 
 // Describe returns what the template of a key holds. It reads the record and no content.
 func (s *Store) Describe(key string) (diskfs.Spec, error) {
-	f, err := os.Open(s.cfg.Pool.Template(key))
+	f, err := s.open(key)
 	if err != nil {
 		return diskfs.Spec{}, err
 	}
 	defer f.Close()
-	var r Record
-	err = pool.GetRecord(f, pool.TemplateAttr, &r)
+	r, _, err := readRecord(f, key)
 	return r.Spec, err
 }

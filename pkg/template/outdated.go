@@ -4,9 +4,7 @@
 package template
 
 import (
-	"os"
 	"slices"
-	"syscall"
 	"time"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
@@ -45,7 +43,7 @@ func (s *Store) Outdated(since time.Time) ([]Outdated, error) {
 // outdated looks at one template. One that cannot be read, or that is not valid any more, is passed
 // over.
 func (s *Store) outdated(e entry) (o Outdated, ok bool) {
-	f, err := os.OpenFile(s.cfg.Pool.Template(e.key), os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	f, err := s.open(e.key)
 	if err != nil {
 		return o, false
 	}
@@ -54,11 +52,11 @@ func (s *Store) outdated(e entry) (o Outdated, ok bool) {
 	if err != nil || hasTemplate(r.Spec) != nil {
 		return o, false
 	}
-	fp, err := s.cfg.Fingerprint(r.Spec)
+	key, err := s.KeyOf(r.Spec)
 	if err != nil {
 		return o, false
 	}
-	o = Outdated{Spec: r.Spec, Used: e.used, key: Key(r.Spec, fp), bytes: e.bytes}
+	o = Outdated{Spec: r.Spec, Used: e.used, key: key, bytes: e.bytes}
 	return o, !s.exists(o.key)
 }
 

@@ -214,7 +214,7 @@ func (s *Store) Lookup(key string) (_ *Template, err error) {
 	if !fi.Mode().IsRegular() { // opening a FIFO would hang
 		return nil, fmt.Errorf("template %s: %w: it is not a regular file (%s)", key, ErrCorrupt, fi.Mode().Type())
 	}
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	f, err := s.open(key)
 	if err != nil {
 		return nil, err
 	}
@@ -224,6 +224,11 @@ func (s *Store) Lookup(key string) (_ *Template, err error) {
 		return nil, fmt.Errorf("template %s: %w", key, err)
 	}
 	return &Template{File: f, Record: r, letGo: letGo}, nil
+}
+
+// open opens a template for reading, whatever file has its name.
+func (s *Store) open(key string) (*os.File, error) {
+	return os.OpenFile(s.cfg.Pool.Template(key), os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 }
 
 func (s *Store) verifyOnce(f *os.File, key string) (Record, error) {
