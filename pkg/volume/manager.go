@@ -113,7 +113,7 @@ func NewManager(c Config) (*Manager, error) {
 	m.growth = growth{images: images, mounts: m.mounts, work: &m.work, tool: c.GrowFilesystem}
 	m.sweeper = sweep.New(sweep.Config{Pool: c.Pool, Images: images, Root: root, Quota: m.quota, Space: m.space, Lock: m.locks.volume, Thaw: copies.thawLeft})
 	m.work.ctx, m.work.cancel = context.WithCancel(context.Background())
-	m.contents.warm = warmth{templates: c.Templates}
+	m.contents.warm = warmth{pool: c.Pool, templates: c.Templates}
 	m.contents.warm.stock = warm.New(m.stockConfig(c))
 	m.contents.warm.stock.Start()
 	return m, nil

@@ -23,6 +23,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
@@ -279,6 +280,25 @@ func TestWarmGaveUp(t *testing.T) {
 			n.mustUnpublish(next)
 		})
 	}
+}
+
+// TestWarmCovered asks for volumes while something is mounted over a pool with some that are ready.
+func TestWarmCovered(t *testing.T) {
+	n := newNodeWith(t, testenv.XFS, 4<<30, Config{Warm: 1, WarmMost: 8})
+	inline, first, second := n.request("inline", "ext4", 64*mib), claim("first", "ext4", 64*mib), claim("second", "ext4", 64*mib)
+	n.mustPublish(inline)
+	n.mustUnpublish(inline)
+	v := n.mustCreate(first)
+	n.mustBeReady(2)
+	testenv.Run(t, "mount", "-t", "tmpfs", "cover", n.pool.Root())
+	_, err := n.PublishInline(t.Context(), inline)
+	refused(t, "publish", err, pool.ErrUnusable, "mounted over it")
+	_, _, err = n.CreateClaim(t.Context(), second)
+	refused(t, "create", err, pool.ErrUnusable, "mounted over it")
+	testenv.Run(t, "umount", n.pool.Root())
+	n.mustPublish(inline)
+	n.mustUnpublish(inline)
+	n.mustEnd(v)
 }
 
 // readyDevices are the loop devices of volumes that are kept ready.

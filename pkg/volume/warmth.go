@@ -15,6 +15,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/meminfo"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/device"
@@ -24,6 +25,7 @@ import (
 
 // warmth knows which new volumes can be taken from those that are kept ready.
 type warmth struct {
+	pool      *pool.Pool
 	stock     *warm.Stock
 	templates *template.Store
 }
@@ -46,8 +48,12 @@ func (w warmth) kind(r image.Record) (k warm.Kind, fits bool) {
 	return k, err == nil
 }
 
-// take takes a volume that is ready, or returns nil. It counts as a use of the template.
+// take takes a volume that is ready, or returns nil. It counts as a use of the template. From a pool
+// that fails [pool.Pool.Check] it takes none: making a volume then says why.
 func (w warmth) take(k warm.Kind) *warm.Volume {
+	if w.pool.Check() != nil {
+		return nil
+	}
 	v := w.stock.Take(k)
 	if v != nil {
 		w.templates.Touch(k.Template)
