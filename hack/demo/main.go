@@ -204,7 +204,8 @@ func (d *demo) unmountPool() error {
 	if err != nil || len(mounts) == 0 {
 		return err
 	}
-	if err := unix.Unmount(d.loopbackMount(), 0); err != nil {
+	// A process that is being started may have a copy of a volume's mount. Until that ends, the pool is busy.
+	if err := eventually(func() error { return unix.Unmount(d.loopbackMount(), 0) }); err != nil {
 		return fmt.Errorf("umount %s: %w", d.loopbackMount(), err)
 	}
 	pool := harness.Node{Pool: d.dir, Kubelet: kubeletDir}

@@ -318,9 +318,30 @@ func Eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// Unmount unmounts a mount, and what a failed test left below it. A mount namespace that
-// copied the mounts keeps a loop device on a file there, and so the mount, busy for some
-// milliseconds: see [Umount].
+// insist is [Try] again and again, until the command succeeds or patience ends. It is for what the
+// kernel refuses with EBUSY. The plugin ends deleted volumes after its answer, and a mount
+// namespace that copied their mounts keeps their loop devices for some milliseconds: see [Umount].
+// Each keeps the filesystem busy that its backing file is on.
+func insist(name string, args ...string) (out string, err error) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(poll) {
+		out, err = Try(name, args...)
+		if err == nil || time.Now().After(deadline) {
+			return out, err
+		}
+	}
+}
+
+// ReadOnly mounts a filesystem read-only that is mounted. The kernel refuses that while a file of it is
+// open for writing, or is open and has no name (sb_prepare_remount_readonly in fs/namespace.c).
+// ReadOnly waits for files that are about to be closed.
+func ReadOnly(t testing.TB, at string) {
+	t.Helper()
+	if out, err := insist("mount", "-o", "remount,ro", at); err != nil {
+		t.Fatalf("mounting %s read-only: %v\n%s", at, err, out)
+	}
+}
+
+// Unmount unmounts a mount, and what a failed test left below it. It waits while the mount is busy.
 func Unmount(t testing.TB, at string) {
 	t.Helper()
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(at))
@@ -333,28 +354,23 @@ func Unmount(t testing.TB, at string) {
 			exec.Command("umount", m).Run()
 		}
 	}
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		out, err := exec.Command("umount", at).CombinedOutput()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Errorf("umount %s: %v\n%s", at, err, out)
-			exec.Command("umount", "--lazy", at).Run() // leave nothing behind, even if something holds it
-			return
-		}
+	if out, err := insist("umount", at); err != nil {
+		t.Errorf("umount %s: %v\n%s", at, err, out)
+		exec.Command("umount", "--lazy", at).Run() // leave nothing behind, even if something holds it
 	}
 }
 
-// Umount unmounts a loop mount and waits until its superblock is gone too. The superblock
-// may stay longer: a mount namespace that copied the mount keeps it alive, and
-// tests that run at the same time make such namespaces for some milliseconds.
+// Umount unmounts a loop mount and waits until its superblock is gone too. The mount may be busy
+// for a moment. The superblock may stay longer: a mount namespace that copied the mount keeps it
+// alive, and tests that run at the same time make such namespaces for some milliseconds.
 func Umount(t testing.TB, at string) {
 	t.Helper()
 	source := strings.TrimSpace(Run(t, "findmnt", "-n", "-o", "SOURCE", "--mountpoint", at))
 	name := filepath.Join("/sys/block", filepath.Base(source), "loop/backing_file")
 	backing, err := os.ReadFile(name)
-	Run(t, "umount", at)
+	if out, err := insist("umount", at); err != nil {
+		t.Fatalf("umount %s: %v\n%s", at, err, out)
+	}
 	if err == nil {
 		Eventually(t, "the superblock of "+at+" to go", func() bool {
 			now, err := os.ReadFile(name)

@@ -138,7 +138,7 @@ func TestOtherFilesystemInside(t *testing.T) {
 func TestCheck(t *testing.T) {
 	at := testenv.XFS.Mount(t, 400<<20)
 	p := mustOpen(t, Config{Dir: filepath.Join(at, "pool")})
-	testenv.Run(t, "mount", "-o", "remount,ro", at)
+	testenv.ReadOnly(t, at)
 	if err := p.Check(); !errors.Is(err, ErrUnusable) || !strings.Contains(err.Error(), "read-only") {
 		t.Errorf("on a read-only filesystem: %v", err)
 	}
@@ -210,7 +210,7 @@ func TestLoopback(t *testing.T) {
 		elsewhere := testenv.Dir(t)
 		testenv.Run(t, "mount", "--bind", at, elsewhere)
 		p.Close()
-		testenv.Run(t, "umount", at)
+		testenv.Unmount(t, at)
 		p = loopback(t, dir, 500<<20)
 		if again := devices(); len(again) != 1 || again[0] != first[0] {
 			t.Errorf("the image was on %v and is on %v: two filesystems on one disk", first, again)
@@ -328,7 +328,7 @@ func TestMountForThread(t *testing.T) {
 			testenv.Unmount(t, elsewhere)
 		}
 	})
-	testenv.Run(t, "umount", at)
+	testenv.Unmount(t, at)
 	plugins, err := OpenExisting(elsewhere)
 	if err != nil {
 		t.Fatal(err)
@@ -445,7 +445,7 @@ func TestLoopbackAtOnce(t *testing.T) {
 	if n := testenv.Mounts(t, dir); n != 1 {
 		t.Errorf("there are %d mounts, want one", n)
 	}
-	testenv.Run(t, "umount", filepath.Join(dir, loopbackMount))
+	testenv.Unmount(t, filepath.Join(dir, loopbackMount))
 }
 
 // TestLockNamesHolder waits for a lock that another process holds for ever.

@@ -52,16 +52,17 @@ func (n *node) mustOpenImage(id string) *os.File {
 	return f
 }
 
-// mustBeEnded waits for the endings, and checks that no loop device has an image.
+// mustBeEnded waits until all volumes have ended, and no loop device has one of the images.
 func (n *node) mustBeEnded(images ...*os.File) {
 	n.t.Helper()
 	if err := n.endings.wait(n.t.Context()); err != nil {
 		n.t.Fatal(err)
 	}
-	for _, f := range images {
-		if loops, err := loopdev.Find(f); err != nil || len(loops) > 0 {
-			n.t.Errorf("%s is still attached: %v %v", f.Name(), loops, err)
-		}
+	for _, f := range images { // a process that is being started may have a copy of the mount
+		testenv.Eventually(n.t, "the loop device of "+f.Name()+" to go", func() bool {
+			loops, err := loopdev.Find(f)
+			return err == nil && len(loops) == 0
+		})
 	}
 	if count := n.Ending(); count != 0 {
 		n.t.Errorf("%d volumes are ending", count)
