@@ -75,7 +75,7 @@ func (n Node) Find() (Found, error) {
 		return Found{}, err
 	}
 	for _, d := range devices {
-		if d.Label == ReadyLabel && !n.isVolume(images, d.Backing) {
+		if n.isReady(d, images) {
 			found.Ready = append(found.Ready, d.Name)
 			continue
 		}
@@ -87,6 +87,16 @@ func (n Node) Find() (Found, error) {
 
 // ReadyLabel is the name of a device that was attached ahead. It keeps the name when it becomes a volume's.
 const ReadyLabel = "(ready)"
+
+// IsReady reports whether a loop device has a volume that is kept ready.
+func (n Node) IsReady(d loops.Device) (bool, error) {
+	images, err := names(filepath.Join(n.Pool, "volumes"))
+	return n.isReady(d, images), err
+}
+
+func (n Node) isReady(d loops.Device, images []string) bool {
+	return d.Label == ReadyLabel && !n.isVolume(images, d.Backing)
+}
 
 // isVolume reports whether a file is one of the images.
 func (n Node) isVolume(images []string, file loops.File) bool {

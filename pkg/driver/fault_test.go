@@ -45,6 +45,7 @@ func TestPoolTaken(t *testing.T) {
 			q := p.with(t)
 			inline := q.request("inline", "ext4", "size", "64Mi")
 			q.publish(inline)
+			q.await("volumes that are ready", q.AllReady)
 			testenv.Run(t, c.take[0], c.take[1:]...)
 			q.cannot("pool is not usable", n.Pool, c.says)
 			if _, err := q.NodeGetVolumeStats(t.Context(), &csi.NodeGetVolumeStatsRequest{VolumeId: "inline", VolumePath: inline.TargetPath}); err != nil {
@@ -82,13 +83,22 @@ func TestPoolTaken(t *testing.T) {
 		})
 	}
 	t.Run("read-only", func(t *testing.T) {
-		p := p.with(t)
-		if err := p.release(claim); err != nil { // a remount read-only needs that nothing is open for writing
+		q := p.with(t)
+		if err := q.release(claim); err != nil { // a remount read-only needs that nothing is open for writing
 			t.Fatal(err)
 		}
-		image := p.request("image", "ext4", "size", "64Mi", "publishAs", "diskImage")
-		p.publish(image)
-		testenv.Run(t, "mount", "-o", "remount,ro", at)
+		image := q.request("image", "ext4", "size", "64Mi", "publishAs", "diskImage")
+		q.publish(image)
+		q.await("volumes that are ready", q.AllReady)
+		if out, err := testenv.Try("mount", "-o", "remount,ro", at); err == nil || !strings.Contains(out, "busy") {
+			t.Errorf("mounting the pool read-only while volumes are kept ready: %v\n%s", err, out)
+		}
+		if code := q.terminate(); code != 0 {
+			t.Errorf("exit code %d", code)
+		}
+		p = n.start("--warm-max", "0")
+		p := p.with(t)
+		testenv.ReadOnly(t, at)
 		p.cannot("pool is not usable", n.Pool, "read-only", "remount it")
 		mustSay(t, p.stage(claim), codes.FailedPrecondition, "read-only", "remount it")
 		// The pod no longer has the volume. The image stays until it can be removed.

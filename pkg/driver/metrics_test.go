@@ -7,6 +7,7 @@ package driver
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"regexp"
 	"slices"
@@ -16,7 +17,8 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 )
 
-// TestMetricsAreDocumented compares the metrics of a plugin that nobody has called yet with the table in the documents.
+// TestMetricsAreDocumented compares the metrics of a plugin with the table in the documents: of one that nobody has called
+// yet, and, for what is absent until then, of one that keeps volumes ready.
 func TestMetricsAreDocumented(t *testing.T) {
 	documented := map[string]bool{}
 	b, err := os.ReadFile("../../docs/operating.md")
@@ -34,19 +36,13 @@ func TestMetricsAreDocumented(t *testing.T) {
 
 	p := newNode(t, testenv.XFS, 512<<20).start()
 	_, page := p.get("/metrics")
-	served := map[string]bool{}
-	for _, m := range regexp.MustCompile(`(?m)^# TYPE (\w+) (\w+)$`).FindAllStringSubmatch(page, -1) {
-		name, kind := m[1], m[2]
-		if strings.HasPrefix(name, "go_") || strings.HasPrefix(name, "process_") {
-			continue
-		}
-		sample := regexp.MustCompile(`(?m)^` + name + `(?:_count)?(?:\{(.*)\})? (\S+)$`).FindStringSubmatch(page)
-		if sample == nil {
-			t.Errorf("%s has no series before the first call", name)
-			continue
-		}
-		served[fmt.Sprint(name, " ", kind, " ", labelsIn(sample[1], `(\w+)="`))] = true
-	}
+	served := servedBy(t, page)
+	r := p.request("first", "ext4", "size", "64Mi")
+	p.publish(r)
+	p.unpublish(r)
+	p.await("volumes that are ready", p.AllReady)
+	_, later := p.get("/metrics")
+	maps.Copy(served, servedBy(t, later))
 	for metric := range served {
 		if !documented[metric] {
 			t.Errorf("%s is not documented", metric)
@@ -74,6 +70,25 @@ func TestMetricsAreDocumented(t *testing.T) {
 			t.Errorf("there is no %s at the start", series)
 		}
 	}
+}
+
+// servedBy returns the metrics of a page, with their types and labels. Each must have a series.
+func servedBy(t *testing.T, page string) map[string]bool {
+	t.Helper()
+	served := map[string]bool{}
+	for _, m := range regexp.MustCompile(`(?m)^# TYPE (\w+) (\w+)$`).FindAllStringSubmatch(page, -1) {
+		name, kind := m[1], m[2]
+		if strings.HasPrefix(name, "go_") || strings.HasPrefix(name, "process_") {
+			continue
+		}
+		sample := regexp.MustCompile(`(?m)^` + name + `(?:_count)?(?:\{(.*)\})? (\S+)$`).FindStringSubmatch(page)
+		if sample == nil {
+			t.Errorf("%s has no series", name)
+			continue
+		}
+		served[fmt.Sprint(name, " ", kind, " ", labelsIn(sample[1], `(\w+)="`))] = true
+	}
+	return served
 }
 
 // labelsIn returns what a pattern finds, sorted.

@@ -51,7 +51,7 @@ func (h *hidden) table() []*mountinfo.Info {
 }
 
 // volumes lists what the plugin has below kubelet's directory, and the loop devices on files of
-// its pool.
+// its pool, but those of volumes that are kept ready.
 func (h *hidden) volumes() string {
 	h.t.Helper()
 	var found []string
@@ -60,8 +60,11 @@ func (h *hidden) volumes() string {
 			found = append(found, m.Mountpoint)
 		}
 	}
+	node := harness.Node{Pool: h.seen(filepath.Join(h.Pool, "mnt"))}
 	for _, d := range h.devices() {
-		if d.Backing != h.image {
+		ready, err := node.IsReady(d)
+		h.must(err)
+		if d.Backing != h.image && !ready {
 			found = append(found, d.Name)
 		}
 	}

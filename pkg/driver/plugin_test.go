@@ -51,7 +51,7 @@ func (n *node) with(t *testing.T) *node { return &node{n.Node, t} }
 // volumes lists what there is of volumes: images, loop devices, mounts.
 func (n *node) volumes() string {
 	n.t.Helper()
-	if found := harnesstest.Find(n.t, n.Node); len(found) > 0 {
+	if found := n.find().List(); len(found) > 0 {
 		return strings.Join(found, " ")
 	}
 	return "none"
@@ -71,6 +71,16 @@ func (n *node) mustHave(want string) {
 	if got := harnesstest.Settles(n.volumes, want); got != want {
 		n.t.Errorf("there is %s\nexpected %s", got, want)
 	}
+}
+
+// find finds what there is of volumes.
+func (n *node) find() harness.Found {
+	n.t.Helper()
+	found, err := n.Find()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return found
 }
 
 // mounts lists the mounts below kubelet's directory.
@@ -169,6 +179,19 @@ func (p *plugin) with(t *testing.T) *plugin {
 	q := *p
 	q.node, q.log.t = p.node.with(t), t
 	return &q
+}
+
+// ends waits until the plugin has ended all that was deleted.
+func (p *plugin) ends() {
+	p.t.Helper()
+	p.await("deleted volumes to end", func() bool { return p.metric("csi_disktemplate_volumes_ending") == 0 })
+}
+
+// mustKeep is the node's, and begins when all that was deleted has ended: it is among the volumes until then.
+func (p *plugin) mustKeep(f func()) {
+	p.t.Helper()
+	p.ends()
+	p.node.mustKeep(f)
 }
 
 // await waits until something is so. The plugin must live.

@@ -153,7 +153,7 @@ func diskImage(p *plugin) {
 	if err != nil || fi.Size() != 300*mib {
 		p.t.Errorf("disk.img: %v", err)
 	}
-	testenv.NoLoopsBelow(p.t, p.Pool)
+	testenv.Eventually(p.t, "the loop devices of volumes to go", func() bool { return len(p.find().Loops) == 0 })
 	stats, err := p.NodeGetVolumeStats(p.t.Context(), &csi.NodeGetVolumeStatsRequest{VolumeId: r.VolumeId, VolumePath: r.TargetPath})
 	if err != nil || len(stats.GetUsage()) != 1 || stats.GetUsage()[0].Total != 300*mib {
 		p.t.Errorf("stats %v: %v", stats, err)

@@ -16,32 +16,45 @@ import (
 )
 
 // TestPoolVanishes takes the pool away from a plugin that nobody calls. The log says so at once, and then /readyz, the
-// metrics and the health calls do. When the pool is back, all of them say that, and the same process works on.
+// metrics and the health calls do, and the plugin gives back what it keeps ready. When the pool is back, all of them say that,
+// and the same process works on.
 func TestPoolVanishes(t *testing.T) {
 	for _, kind := range testenv.PoolKinds {
 		t.Run(kind.Name, func(t *testing.T) {
 			n := newNode(t, kind, 1<<30)
 			at := filepath.Dir(n.Pool)
-			p := n.start()
 			for _, c := range []struct {
 				name, says string
-				take, back []string
+				flags      []string
+				take       func(t *testing.T)
+				back       []string
 			}{
-				{"something mounted over it", "mount it again", []string{"mount", "-t", "tmpfs", "cover", at}, []string{"umount", at}},
-				{"read-only", "read-only", []string{"mount", "-o", "remount,ro", at}, []string{"mount", "-o", "remount,rw", at}},
+				{"something mounted over it", "mount it again", nil,
+					func(t *testing.T) { testenv.Run(t, "mount", "-t", "tmpfs", "cover", at) }, []string{"umount", at}},
+				// What is kept ready would keep the pool busy.
+				{"read-only", "read-only", []string{"--warm-max", "0"},
+					func(t *testing.T) { testenv.ReadOnly(t, at) }, []string{"mount", "-o", "remount,rw", at}},
 			} {
 				t.Run(c.name, func(t *testing.T) {
-					p := p.with(t)
+					p := n.with(t).start(c.flags...)
+					r := p.request("before", "ext4", "size", "64Mi")
+					p.publish(r)
+					p.unpublish(r)
+					p.ends()
+					if c.flags == nil {
+						p.await("volumes that are ready", p.AllReady)
+					}
 					p.saysUnusable(false, c.says)
 					began := func() []string { return p.log.lines(`] "A condition began`, `condition="PoolUnusable"`, c.says) }
 					ended := func() []string { return p.log.lines(`] "A condition ended"`, `condition="PoolUnusable"`, "lasted=") }
 					before := len(ended())
-					testenv.Run(t, c.take[0], c.take[1:]...)
+					c.take(t)
 					back := func() { testenv.Run(t, c.back[0], c.back[1:]...) }
 					defer func() { back() }()
 					p.await("a line of the log", func() bool { return len(began()) > 0 })
 					p.saysUnusable(true, c.says)
 					p.saysUnusable(true, c.says) // and logs it once
+					p.await("the end of what was ready", func() bool { return p.metric("csi_disktemplate_warm_volumes") == 0 })
 					back()
 					back = func() {}
 					p.await("a line of the log", func() bool { return len(ended()) > before })
@@ -49,9 +62,12 @@ func TestPoolVanishes(t *testing.T) {
 					if b, e := began(), ended(); len(b) != 1 || !strings.HasPrefix(b[0], "E") || len(e) != before+1 || !strings.HasPrefix(e[before], "I") {
 						t.Errorf("the log says\n%s%s", b, e)
 					}
-					r := p.request("afterwards", "ext4", "size", "64Mi")
+					r = p.request("afterwards", "ext4", "size", "64Mi")
 					p.publish(r)
 					p.unpublish(r)
+					if code := p.terminate(); code != 0 {
+						t.Errorf("exit code %d", code)
+					}
 				})
 			}
 		})
