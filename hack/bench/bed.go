@@ -93,6 +93,8 @@ func (b *bench) newBed(ctx context.Context, p poolKind) (*bed, error) {
 		habit:      spawned{newFilesystem},
 		otherHabit: spawned{copyOf(d.templates)},
 		emptyDir:   dir{},
+		volatile:   overVolatile{overCSI{d.client}},
+		tmpfs:      inMemory{},
 		claim:      overClaims{d.client, d.node},
 	}
 	switch {
@@ -301,7 +303,8 @@ func (d *bed) written() (int64, error) {
 	return sectors * 512, err
 }
 
-// names of the ways that take part in a case, sorted.
+// names of the ways that take part in a case about volumes' lives, sorted. Two ways differ only inside a volume.
 func (d *bed) names(without ...string) []string {
+	without = append(without, volatile, tmpfs)
 	return slices.DeleteFunc(slices.Sorted(maps.Keys(d.ways)), func(n string) bool { return slices.Contains(without, n) })
 }

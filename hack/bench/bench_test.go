@@ -104,6 +104,14 @@ func TestResults(t *testing.T) {
 	}
 }
 
+// TestNames: what differs only inside a volume takes no part in the cases about lives, whose figures would say nothing new.
+func TestNames(t *testing.T) {
+	d := bed{ways: map[string]way{volatile: nil, tmpfs: nil, plugin: nil, floor: nil, habit: nil}}
+	if got, want := d.names(habit), []string{floor, plugin}; !slices.Equal(got, want) {
+		t.Errorf("%v take part, not %v", got, want)
+	}
+}
+
 // TestCasesAreWhole: a case without a measurement, or a goal without a bound, would go unnoticed.
 func TestCasesAreWhole(t *testing.T) {
 	seen := map[string]bool{}

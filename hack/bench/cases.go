@@ -179,6 +179,13 @@ var cases = []benchCase{
 		},
 	},
 	{
+		name: "volatile", title: "8 KiB are written and synced, again and again", run: syncs,
+		goals: []goal{
+			{"synced writes in a volatile volume / in a synced one", term{what: "fsynced 8 KiB write", way: volatile},
+				term{what: "fsynced 8 KiB write", way: plugin}, atLeast(10), "btrfs"},
+		},
+	},
+	{
 		name: "crowd", title: "Publish beside volumes that are mounted", pools: ramXFS, run: crowd,
 		goals: []goal{
 			{"publish beside 1000 / floor there", term{what: "publish", way: plugin, at: most}, term{what: "publish", way: floor, at: most}, atMost(1.25).reaching(crowdSize), ""},

@@ -7,7 +7,8 @@
 // by its command line, its flags and CSI, and nothing of its packages. Beside the plugin it runs, turn by turn and in
 // random order, other ways to a mounted filesystem: the same system calls made straight (the floor), a new filesystem by
 // mkfs for each volume (the habit), a copy of a formatted image by cp --reflink (the other habit), an emptyDir, and any
-// other CSI driver whose socket BENCH_PEER_SOCKET names. Noise hits all of them alike, so ratios travel better than times.
+// other CSI driver whose socket BENCH_PEER_SOCKET names. Inside volumes it compares synced ones, volatile ones, an emptyDir
+// and a tmpfs. Noise hits all of them alike, so ratios travel better than times.
 //
 // What is measured, and how good it should be, is a table in cases.go. A measurement only records numbers. What they
 // come to is computed afterwards (report.go), and written as a table, as JSON and as plots.

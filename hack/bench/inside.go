@@ -77,7 +77,7 @@ func inside(ctx context.Context, b *bench, d *bed) error {
 	return b.takeAway(ctx, w, []*volume{v})
 }
 
-// run runs the pattern on a file for a second.
+// run runs the pattern on a file for a second, unless it says otherwise: of two equal options fio takes the last.
 func (p pattern) run(ctx context.Context, file string) (float64, error) {
 	line := []string{"fio", "--name=bench", "--filename=" + file, "--direct=1", "--ioengine=libaio", "--output-format=json",
 		"--time_based", "--runtime=1", fmt.Sprintf("--size=%dM", fioMiB), "--randrepeat=0"}

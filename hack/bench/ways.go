@@ -38,12 +38,17 @@ const (
 	habit      = "mkfs"
 	otherHabit = "cp --reflink"
 	emptyDir   = "emptyDir"
+	volatile   = "volatile" // the plugin, asked for a volatile volume
+	tmpfs      = "tmpfs"
 	claim      = "claim"
 	peer       = "peer"
 )
 
 // wayNames has all ways, in the order in which tables and plots show them.
-var wayNames = []string{plugin, ready, floor, floorUUID, habit, otherHabit, emptyDir, claim, peer}
+var wayNames = []string{plugin, volatile, ready, floor, floorUUID, habit, otherHabit, emptyDir, tmpfs, claim, peer}
+
+// contentWays are compared by what happens inside a volume.
+var contentWays = []string{plugin, volatile, emptyDir, tmpfs}
 
 // volume is one volume by any way.
 type volume struct {
@@ -67,6 +72,14 @@ func (w overCSI) unpublish(ctx context.Context, v *volume) error {
 	return w.client.Unpublish(ctx, v.csi)
 }
 func (w overCSI) tidy(v *volume) error { return os.RemoveAll(v.pod) }
+
+// overVolatile is the plugin, asked for volatile volumes.
+type overVolatile struct{ overCSI }
+
+func (w overVolatile) prepare(v *volume) error {
+	v.csi.Context["durability"] = "volatile"
+	return w.overCSI.prepare(v)
+}
 
 // overClaims is the plugin, or another driver: the calls of the sidecars and kubelet for a claim, from its creation until a
 // pod has it.
@@ -188,6 +201,21 @@ func (dir) unpublish(_ context.Context, v *volume) error {
 }
 
 func (dir) tidy(v *volume) error { return os.RemoveAll(v.pod) }
+
+// inMemory is an emptyDir of the medium Memory: a tmpfs.
+type inMemory struct{}
+
+func (inMemory) prepare(v *volume) error { return os.MkdirAll(v.target, 0o750) }
+
+func (inMemory) publish(_ context.Context, v *volume) error {
+	return os.NewSyscallError("mount tmpfs", unix.Mount("bench", v.target, "tmpfs", 0, fmt.Sprintf("size=%d", v.size)))
+}
+
+func (inMemory) unpublish(_ context.Context, v *volume) error {
+	return os.NewSyscallError("umount", unix.Unmount(v.target, unix.UMOUNT_NOFOLLOW))
+}
+
+func (inMemory) tidy(v *volume) error { return os.RemoveAll(v.pod) }
 
 // mountData are the filesystem's options with which the plugin mounts a volume, too.
 func mountData(fs string) []string {
