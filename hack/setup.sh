@@ -20,7 +20,9 @@ case "${1-}" in
 --demo) ;;
 --bench)
 	packages+=(fio)
-	programs+=(fio)
+	programs+=(fio initdb)
+	# Any version of PostgreSQL will do. Debian has its programs outside PATH.
+	compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || packages+=(postgresql)
 	;;
 --e2e) # for the node, and for building its images
 	packages+=(busybox-static containerd containernetworking-plugins gcc git iproute2 iptables kmod libc6-dev make openssl procps runc wget)
@@ -87,6 +89,13 @@ done
 
 echo "setup: installing ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
+# The benchmark makes its own database cluster, so Debian is to make and start none. If the file is there already, its
+# owner decides.
+cluster=/etc/postgresql-common/createcluster.conf
+if [[ " ${missing[*]} " == *" postgresql "* && ! -e $cluster ]]; then
+	mkdir -p "${cluster%/*}"
+	echo "create_main_cluster = false # written by csi-disktemplate's hack/setup.sh" >"$cluster"
+fi
 # A machine that has just booted may be updating itself, so wait for its lock.
 apt=(apt-get -q -y -o DPkg::Lock::Timeout=300)
 # The update of another repository's lists may fail while the packages are available.

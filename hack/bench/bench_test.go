@@ -139,6 +139,17 @@ func TestPowerOff(t *testing.T) {
 	}
 }
 
+// TestTransactions: pgbench's report has other figures beside the one that counts.
+func TestTransactions(t *testing.T) {
+	const out = "latency average = 2.974 ms\ninitial connection time = 8.061 ms\ntps = 1344.852411 (without initial connection time)\n"
+	if got, err := transactions(out); err != nil || got != 1344.852411 {
+		t.Errorf("%g transactions a second, %v", got, err)
+	}
+	if got, err := transactions("pgbench: error: client 0 aborted"); err == nil {
+		t.Errorf("a report without a rate says %g", got)
+	}
+}
+
 // TestForks: threads, and processes of others, do not count.
 func TestForks(t *testing.T) {
 	event := func(what, parent, child, childThread int32) []byte {

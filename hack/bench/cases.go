@@ -97,7 +97,7 @@ var units = map[string]string{
 	"template build": "ms", "template build, cold": "ms", "one alone": "ms", "one alone, first": "ms",
 	"all published": "s", "each waited": "s", "done": "",
 	"HWM, first build": "MiB", "HWM": "MiB", "RSS": "MiB",
-	"ready after restart": "ms", "sweep": "ms",
+	"ready after restart": "ms", "sweep": "ms", "initdb": "ms",
 	"1 MiB sequential read": "MiB/s", "1 MiB sequential write": "MiB/s",
 }
 
@@ -107,8 +107,12 @@ const (
 	claimCount = 10000
 )
 
-// ramXFS is where the cases run that do not depend on the pool: where the disk hides least.
-var ramXFS = regexp.MustCompile("^ram-xfs$")
+// ramXFS is where the cases run that do not depend on the pool: where the disk hides least. diskXFS is where programs run
+// in a volume: on a pool as most users have it.
+var (
+	ramXFS  = regexp.MustCompile("^ram-xfs$")
+	diskXFS = regexp.MustCompile("^disk-xfs$")
+)
 
 // cases is everything that is measured, in this order on each pool. To measure something else, add a row.
 var cases = []benchCase{
@@ -183,6 +187,15 @@ var cases = []benchCase{
 		goals: []goal{
 			{"synced writes in a volatile volume / in a synced one", term{what: "fsynced 8 KiB write", way: volatile},
 				term{what: "fsynced 8 KiB write", way: plugin}, atLeast(10), "btrfs"},
+		},
+	},
+	{
+		name: "postgres", title: "A database server in a volume", pools: diskXFS, run: postgres,
+		goals: []goal{
+			{"transactions in a volatile volume / in a tmpfs", term{what: "pgbench", way: volatile},
+				term{what: "pgbench", way: tmpfs}, atLeast(0.8), ""},
+			{"transactions in a volatile volume / in an emptyDir", term{what: "pgbench", way: volatile},
+				term{what: "pgbench", way: emptyDir}, atLeast(1), ""},
 		},
 	},
 	{

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"runtime"
 	"strconv"
@@ -60,6 +61,9 @@ func (b *bench) describe() machine {
 		if line := firstLine(program...); line != "" {
 			m.Programs = append(m.Programs, line)
 		}
+	}
+	if dir, err := postgresDir(); err == nil {
+		m.Programs = append(m.Programs, firstLine(filepath.Join(dir, "postgres"), "--version"))
 	}
 	return m
 }
