@@ -19,8 +19,8 @@ programs=(qemu-system-x86_64 mkfs.btrfs btrfs mkfs.xfs xfs_repair mkfs.ext4 e2fs
 case "${1-}" in
 --demo) ;;
 --bench)
-	packages+=(fio)
-	programs+=(fio initdb)
+	packages+=(fio git)
+	programs+=(fio git initdb)
 	# Any version of PostgreSQL will do. Debian has its programs outside PATH.
 	compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || packages+=(postgresql)
 	;;

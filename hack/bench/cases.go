@@ -95,6 +95,7 @@ var units = map[string]string{
 	"CPU": "ms", "processes": "", "space": "KiB",
 	"CreateVolume": "ms", "publish, 100 at once": "ms", "GetCapacity": "ms", "ListVolumes": "ms",
 	"template build": "ms", "template build, cold": "ms", "one alone": "ms", "one alone, first": "ms",
+	"checkout of 5000 files": "s", "build of 5000 objects": "s",
 	"all published": "s", "each waited": "s", "done": "",
 	"HWM, first build": "MiB", "HWM": "MiB", "RSS": "MiB",
 	"ready after restart": "ms", "sweep": "ms", "initdb": "ms",
@@ -196,6 +197,15 @@ var cases = []benchCase{
 				term{what: "pgbench", way: tmpfs}, atLeast(0.8), ""},
 			{"transactions in a volatile volume / in an emptyDir", term{what: "pgbench", way: volatile},
 				term{what: "pgbench", way: emptyDir}, atLeast(1), ""},
+		},
+	},
+	{
+		name: "files", title: "A checkout and a build: small files, which nobody syncs", pools: diskXFS, run: files,
+		goals: []goal{
+			{"a checkout in a volatile volume / in a tmpfs", term{what: "checkout of 5000 files", way: volatile},
+				term{what: "checkout of 5000 files", way: tmpfs}, atMost(1.25), ""},
+			{"a build in a volatile volume / in a tmpfs", term{what: "build of 5000 objects", way: volatile},
+				term{what: "build of 5000 objects", way: tmpfs}, atMost(1.25), ""},
 		},
 	},
 	{

@@ -57,7 +57,7 @@ func (b *bench) describe() machine {
 	if strings.Contains(field("/proc/cpuinfo", `(?m)^flags\s*:(.+)$`), " hypervisor") {
 		m.Accel = "yes"
 	}
-	for _, program := range [][]string{{"qemu-system-x86_64", "--version"}, {"mkfs.ext4", "-V"}, {"mkfs.xfs", "-V"}, {"mkfs.btrfs", "--version"}, {"losetup", "--version"}, {"fio", "--version"}} {
+	for _, program := range [][]string{{"qemu-system-x86_64", "--version"}, {"mkfs.ext4", "-V"}, {"mkfs.xfs", "-V"}, {"mkfs.btrfs", "--version"}, {"losetup", "--version"}, {"fio", "--version"}, {"git", "--version"}} {
 		if line := firstLine(program...); line != "" {
 			m.Programs = append(m.Programs, line)
 		}
