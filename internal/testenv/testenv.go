@@ -303,8 +303,9 @@ func InOwnDev(t testing.TB, run func()) {
 const (
 	// patience is how long something that is about to go may take. The kernel acts on a last
 	// close at once, but on a node udev may hold any block device open for a moment, and a
-	// process that is being started has a copy of the mount table.
-	patience = 5 * time.Second
+	// process that is being started has a copy of the mount table. Where many tests run at once,
+	// that takes seconds. Only a failure lasts that long.
+	patience = 30 * time.Second
 	poll     = 5 * time.Millisecond
 )
 

@@ -57,9 +57,9 @@ func Find(t testing.TB, n harness.Node) []string {
 }
 
 // Settles waits until a text is the wanted one, and returns the last. On a node udev may hold a block device open for a
-// moment, and a process that is being started may have a copy of a mount.
+// moment, and a process that is being started may have a copy of a mount. Where many tests run at once, that takes seconds.
 func Settles(get func() string, want string) (got string) {
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for got = get(); got != want && time.Now().Before(deadline); got = get() {
 		time.Sleep(5 * time.Millisecond)
 	}
