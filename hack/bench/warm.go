@@ -97,7 +97,7 @@ func (k keeper) bedOf(name string, d *bed) *bed {
 
 // takeReady has the ways take turns. While one does, nothing is made ready.
 func (b *bench) takeReady(ctx context.Context, d *bed, k keeper, at key) error {
-	for i := range b.rounds(120, 20, 12*time.Second) {
+	for i := range b.rounds(110, 20, 7*time.Second) {
 		for _, name := range b.shuffled([]string{ready, plugin, floor, habit}) {
 			if i%max(1, every[name]) != 0 {
 				continue
@@ -116,7 +116,7 @@ func (b *bench) takeReady(ctx context.Context, d *bed, k keeper, at key) error {
 // burst publishes 100 volumes at once, of which 16 are ready, or none.
 func (b *bench) burst(ctx context.Context, d *bed, k keeper, at key) error {
 	at.What = "publish, 100 at once"
-	for range b.rounds(3, 1, 10*time.Second) {
+	for range b.rounds(3, 1, 4*time.Second) {
 		for _, name := range b.shuffled([]string{ready, plugin}) {
 			if err := k.full(ctx); err != nil {
 				return err
@@ -148,7 +148,7 @@ func (b *bench) burst(ctx context.Context, d *bed, k keeper, at key) error {
 func (b *bench) withoutRest(ctx context.Context, d *bed, k keeper, at key) error {
 	const lives = 48
 	at.What = "lives/s, without rest"
-	for range b.rounds(5, 1, 10*time.Second) {
+	for range b.rounds(3, 1, 4*time.Second) {
 		for _, name := range b.shuffled([]string{ready, plugin}) {
 			at.Way = name
 			bed := k.bedOf(name, d)
@@ -189,7 +189,7 @@ func durable(ctx context.Context, b *bench, d *bed) (err error) {
 		if err := errors.Join(create[ready](first), k.forget(ctx, ready, first)); err != nil {
 			return err
 		}
-		for range b.rounds(60, 10, 8*time.Second) {
+		for range b.rounds(60, 10, 5*time.Second) {
 			for _, name := range b.shuffled([]string{ready, plugin, floor}) {
 				if err := k.full(ctx); err != nil {
 					return err
@@ -214,7 +214,7 @@ func durable(ctx context.Context, b *bench, d *bed) (err error) {
 // createMany creates claims that are ready, one by one and 32 at once.
 func (b *bench) createMany(ctx context.Context, k keeper, at key, claims int, create func(*volume) error) error {
 	at.Way = ready
-	for range b.rounds(3, 1, 10*time.Second) {
+	for range b.rounds(3, 1, 4*time.Second) {
 		for what, workers := range map[string]int{"creates/s, one by one": 1, "creates/s, 32 at once": 32} {
 			if err := k.full(ctx); err != nil {
 				return err
