@@ -24,7 +24,8 @@ var quoted = []struct {
 	name, pool string
 	key
 }{
-	{"inline volume published", quotedPool, key{Case: "life", What: "publish", Way: plugin}},
+	{"inline volume published, of those that are ready", quotedPool, key{Case: "warm", What: "publish", Way: ready}},
+	{"inline volume published, made on demand", quotedPool, key{Case: "life", What: "publish", Way: plugin}},
 	{"the same system calls, made straight", quotedPool, key{Case: "life", What: "publish", Way: floor}},
 	{"mkfs, losetup and mount instead", quotedPool, key{Case: "life", What: "publish", Way: habit}},
 	{"cp --reflink of a formatted image, losetup and mount instead", quotedPool, key{Case: "life", What: "publish", Way: otherHabit}},

@@ -13,11 +13,19 @@ import (
 	"time"
 )
 
-// syncedWrites appends to a file, as a database does to its log: each write changes data and metadata. Nothing is
-// allocated ahead. Disk statistics are left out, since fio takes longer for them than for the pattern.
-var syncedWrites = pattern{
-	"fsynced 8 KiB write", []string{"--rw=write", "--bs=8k", "--fsync=1", "--ioengine=psync", "--direct=0",
-		"--fallocate=none", "--size=256M", "--runtime=200ms", "--disk_util=0"}, "write", operations,
+// synced are two patterns: a file that grows, as a build's log does, where each write changes data and metadata, and one
+// that is there, as a database's log that is used again. Disk statistics are left out, since fio takes longer for them
+// than for the pattern.
+var synced = []pattern{
+	{"synced 8 KiB appends", syncedWrites("--fallocate=none", "--size=256M"), "write", operations},
+	{"synced 8 KiB overwrites", syncedWrites("--overwrite=1", fmt.Sprintf("--size=%dM", laidOutMiB)), "write", operations},
+}
+
+// laidOutMiB is the size of the file that is overwritten: that of one segment of PostgreSQL's log.
+const laidOutMiB = 16
+
+func syncedWrites(more ...string) []string {
+	return append([]string{"--rw=write", "--bs=8k", "--fsync=1", "--ioengine=psync", "--direct=0", "--runtime=200ms", "--disk_util=0"}, more...)
 }
 
 // syncs measures writes of which each is synced, in volumes of each filesystem and beside them.
@@ -25,7 +33,7 @@ func syncs(ctx context.Context, b *bench, d *bed) error {
 	if _, err := exec.LookPath("fio"); err != nil {
 		return fmt.Errorf("%w: %w", errMissing, err)
 	}
-	k := key{Case: "volatile", Pool: d.kind.name, What: syncedWrites.name}
+	k := key{Case: "volatile", Pool: d.kind.name}
 	all, err := b.openAll(ctx, d, k, emptyDir, tmpfs)
 	if err != nil {
 		return err
@@ -37,17 +45,36 @@ func syncs(ctx context.Context, b *bench, d *bed) error {
 		}
 		all = append(all, more...)
 	}
-	for range b.rounds(5, 1, 9*time.Second) {
+	for range b.rounds(4, 1, 12*time.Second) {
 		for _, i := range b.rand.Perm(len(all)) {
-			file := filepath.Join(all[i].v.target, "fio")
-			x, err := syncedWrites.run(ctx, file)
-			if err := errors.Join(err, os.RemoveAll(file), d.settle(all[i].v)); err != nil {
-				return err
+			for _, p := range synced {
+				if err := b.sync(ctx, d, all[i], p); err != nil {
+					return err
+				}
 			}
-			b.add(all[i].k, x)
 		}
 	}
 	return b.closeAll(ctx, d, all)
+}
+
+// sync measures a pattern in a volume, on a file that is as long as it is to be overwritten.
+func (b *bench) sync(ctx context.Context, d *bed, o opened, p pattern) error {
+	file := filepath.Join(o.v.target, "fio")
+	if err := errors.Join(fill(file, laidOutMiB), d.settle(o.v)); err != nil {
+		return err
+	}
+	if p.name == synced[0].name { // it begins with an empty one
+		if err := os.Truncate(file, 0); err != nil {
+			return err
+		}
+	}
+	x, err := p.run(ctx, file)
+	if err := errors.Join(err, os.RemoveAll(file), d.settle(o.v)); err != nil {
+		return err
+	}
+	o.k.What = p.name
+	b.add(o.k, x)
+	return nil
 }
 
 // opened is a published volume, and the series that is measured inside.

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/container-storage-interface/spec/lib/go/csi"
 	"golang.org/x/sys/unix"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/harness"
@@ -109,8 +110,24 @@ func (b *bench) takeReady(ctx context.Context, d *bed, k keeper, at key) error {
 				return err
 			}
 		}
+		if err := b.nothing(ctx, k, at); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// nothing measures a call that does nothing, after the same rest: what gRPC and two processes that wake take.
+func (b *bench) nothing(ctx context.Context, k keeper, at key) error {
+	if err := k.full(ctx); err != nil {
+		return err
+	}
+	time.Sleep(pause)
+	began := time.Now()
+	_, err := k.client.GetPluginInfo(ctx, &csi.GetPluginInfoRequest{})
+	at.What, at.Way = "a call that does nothing", ready
+	b.add(at, milliseconds(time.Since(began)))
+	return err
 }
 
 // burst publishes 100 volumes at once, of which 16 are ready, or none.
