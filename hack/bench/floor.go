@@ -35,24 +35,11 @@ func (w straight) prepare(v *volume) (err error) {
 }
 
 func (w straight) publish(_ context.Context, v *volume) error {
-	src, err := os.Open(w.templates[kind{v.fs, v.size}])
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	dst, err := os.OpenFile(v.image, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	dst, err := clone(w.templates, v, w.identify)
 	if err != nil {
 		return err
 	}
 	defer dst.Close()
-	if err := unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())); err != nil {
-		return os.NewSyscallError("FICLONE", err)
-	}
-	if w.identify {
-		if err := newIdentity(v.fs, src, dst); err != nil {
-			return err
-		}
-	}
 	loop, err := w.attach(v, dst)
 	if err != nil {
 		return err
@@ -62,6 +49,27 @@ func (w straight) publish(_ context.Context, v *volume) error {
 		return fmt.Errorf("mount %s on %s: %w", v.fs, loop.Name(), err)
 	}
 	return nil
+}
+
+// clone makes a volume's file, open for writing: a clone of its template, with a UUID of its own if it is to be identified.
+func clone(templates map[kind]string, v *volume, identify bool) (*os.File, error) {
+	src, err := os.Open(templates[kind{v.fs, v.size}])
+	if err != nil {
+		return nil, err
+	}
+	defer src.Close()
+	dst, err := os.OpenFile(v.image, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err = os.NewSyscallError("FICLONE", unix.IoctlFileClone(int(dst.Fd()), int(src.Fd()))); err == nil && identify {
+		err = newIdentity(v.fs, src, dst)
+	}
+	if err != nil {
+		dst.Close()
+		return nil, err
+	}
+	return dst, nil
 }
 
 // attach takes another device for good if some other program has taken or removed the volume's meanwhile.

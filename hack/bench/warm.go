@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
-	"golang.org/x/sys/unix"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/harness"
 )
@@ -264,22 +263,11 @@ func (d *bed) createDurably(ctx context.Context) func(*volume) error {
 
 // cloneDurably is the floor: a clone with an identity that survives a power cut, file and name.
 func (d *bed) cloneDurably(v *volume) error {
-	src, err := os.Open(d.templates[kind{v.fs, v.size}])
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	dst, err := os.OpenFile(v.image, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	dst, err := clone(d.templates, v, true)
 	if err != nil {
 		return err
 	}
 	defer dst.Close()
-	if err := unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())); err != nil {
-		return os.NewSyscallError("FICLONE", err)
-	}
-	if err := newIdentity(v.fs, src, dst); err != nil {
-		return err
-	}
 	dir, err := os.Open(filepath.Dir(v.image))
 	if err != nil {
 		return err

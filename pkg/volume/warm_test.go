@@ -162,19 +162,22 @@ func TestWarmVolatile(t *testing.T) {
 	}
 }
 
+// withAnother does something with another Manager of the node, which is closed afterwards.
+func (n *node) withAnother(c Config, do func(n *node)) {
+	n.t.Helper()
+	m, err := NewManager(c)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer m.Close()
+	do(&node{Manager: m, t: n.t, kubelet: n.kubelet})
+}
+
 // TestWarmAgain has another process of the plugin keep ready what the last one kept.
 func TestWarmAgain(t *testing.T) {
 	n := newNodeWith(t, testenv.XFS, 4<<30, Config{})
 	config := Config{Pool: n.pool, Templates: n.contents.templates, TargetRoot: n.kubelet, Warm: 1, WarmMost: 8}
-	again := func(do func(n *node)) {
-		t.Helper()
-		m, err := NewManager(config)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer m.Close()
-		do(&node{Manager: m, t: t, kubelet: n.kubelet})
-	}
+	again := func(do func(n *node)) { n.withAnother(config, do) }
 	r := n.request("inline", "ext4", 64*mib)
 	again(func(n *node) {
 		n.mustPublish(r)
@@ -225,15 +228,7 @@ func TestWarmAfterUpgrade(t *testing.T) {
 	defer store.Close()
 	config := Config{Pool: n.pool, Templates: store, TargetRoot: n.kubelet, Warm: 1, WarmMost: 8}
 	r := n.request("inline", "ext4", 64*mib)
-	again := func(do func(n *node)) {
-		t.Helper()
-		m, err := NewManager(config)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer m.Close()
-		do(&node{Manager: m, t: t, kubelet: n.kubelet})
-	}
+	again := func(do func(n *node)) { n.withAnother(config, do) }
 	again(func(n *node) {
 		n.mustPublish(r)
 		n.mustBeReady(1)
