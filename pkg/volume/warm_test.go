@@ -403,3 +403,53 @@ func BenchmarkWarm(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkWarmCost measures what a volume takes that is kept ready: the kernel's memory (its objects and stacks) and
+// space of the pool, by giving 64 of them back.
+func BenchmarkWarmCost(b *testing.B) {
+	const many = 64
+	for fs := range warmSizes {
+		for _, gib := range []int64{1, 100} {
+			b.Run(fmt.Sprintf("%s-%dGiB", fs, gib), func(b *testing.B) {
+				n := newNodeWith(b, testenv.XFS, 8<<30, Config{Warm: many, WarmMost: many})
+				r := n.request("first", fs, gib<<30)
+				n.mustPublish(r)
+				n.mustUnpublish(r)
+				n.mustBeReady(many)
+				memory, space := n.cost()
+				n.contents.warm.stock.Drain()
+				memoryAfter, spaceAfter := n.cost()
+				for b.Loop() { // there is nothing to repeat
+				}
+				b.ReportMetric(float64(memory-memoryAfter)/many/1024, "memory-KiB")
+				b.ReportMetric(float64(spaceAfter-space)/many/1024, "pool-KiB")
+				b.ReportMetric(0, "ns/op")
+			})
+		}
+	}
+}
+
+// cost is the kernel's memory at this moment, and what is free of the pool, in bytes.
+func (n *node) cost() (memory, free int64) {
+	n.t.Helper()
+	if err := n.pool.Sync(); err != nil {
+		n.t.Fatal(err)
+	}
+	has, err := n.pool.Space()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	b, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		var name string
+		var kib int64
+		fmt.Sscan(line, &name, &kib)
+		if name == "Slab:" || name == "KernelStack:" || name == "Percpu:" {
+			memory += kib << 10
+		}
+	}
+	return memory, has.Available
+}
