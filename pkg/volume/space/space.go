@@ -209,8 +209,16 @@ func (s *Space) retryFreed(ask func() error) error {
 		return err
 	}
 	s.free()
-	return ask()
+	for end := time.Now().Add(inactivation); ; time.Sleep(inactivation / 10) {
+		if err = ask(); !errors.Is(err, pool.ErrFull) || time.Now().After(end) {
+			return err
+		}
+	}
 }
+
+// inactivation is how long xfs may take to free the blocks of a file whose last descriptor is closed:
+// it does that in the background (xfs_inodegc_queue in fs/xfs/xfs_icache.c), and a sync does not wait.
+const inactivation = 100 * time.Millisecond
 
 // freePause is how many times as long as a sync of the pool took the pool is left alone after
 // it, although callers wait for space: each sync makes all pods wait for their writes.
