@@ -208,7 +208,9 @@ func (s *Space) retryFreed(ask func() error) error {
 	if !errors.Is(err, pool.ErrFull) {
 		return err
 	}
-	s.free()
+	if !s.free() {
+		return ask()
+	}
 	for end := time.Now().Add(inactivation); ; time.Sleep(inactivation / 10) {
 		if err = ask(); !errors.Is(err, pool.ErrFull) || time.Now().After(end) {
 			return err
@@ -227,14 +229,15 @@ const freePause = 4
 // free makes sure that deleted space is free. Of several callers at once, one does it, and the
 // others wait. It does nothing if that was done a moment ago and no image was removed since. On
 // a full disk below the pool either step may fail; then there is no space, which the next
-// question finds.
-func (s *Space) free() {
+// question finds. It reports whether images were removed since the last time.
+func (s *Space) free() (deleted bool) {
 	s.freeing.Lock()
 	defer s.freeing.Unlock()
 	removed := s.images.Removed()
 	if removed == s.freedOf && time.Now().Before(s.freeAgain) {
-		return
+		return false
 	}
+	deleted = removed != s.freedOf
 	s.freedOf = removed
 	if s.cfg.Spare != nil {
 		s.cfg.Spare()
@@ -251,6 +254,7 @@ func (s *Space) free() {
 	}
 	end := time.Now()
 	s.freeAgain = end.Add(freePause * end.Sub(start))
+	return deleted
 }
 
 // CheckNotMaking returns [errdefs.ErrUnderWay] while the image with this key is being made.

@@ -27,8 +27,8 @@ const (
 	Unnamed  Form = "unnamed"  // an image, synced: for claims, block devices and disk.img
 )
 
-// Forms are all of them.
-var Forms = []Form{Mounted, Volatile, Unnamed}
+// forms are all of them.
+var forms = []Form{Mounted, Volatile, Unnamed}
 
 // Kind is what ready volumes have in common.
 type Kind struct {
@@ -126,7 +126,7 @@ func New(c Config) *Stock {
 		cfg: c, ctx: ctx, cancel: cancel, wake: make(chan struct{}, 1), done: make(chan struct{}),
 		shelves: map[Kind]*shelf{}, asked: map[Kind]time.Time{}, taken: map[Form]*Taken{},
 	}
-	for _, form := range Forms {
+	for _, form := range forms {
 		s.taken[form] = &Taken{}
 	}
 	return s
