@@ -35,6 +35,7 @@ var rooms = map[string][]string{
 	"pkg/volume/errdefs/":   {},
 	"pkg/template/":         {"pkg/diskfs", "pkg/pool", "pkg/linux/", "pkg/size", "pkg/logs"},
 	"pkg/prewarm/":          {"pkg/template", "pkg/diskfs", "pkg/pool", "pkg/health", "pkg/size", "pkg/logs"},
+	"pkg/content/":          {"pkg/pool", "pkg/linux/", "pkg/health", "pkg/size", "pkg/logs"},
 	"pkg/pool/":             {"pkg/linux/", "pkg/health", "pkg/size", "pkg/logs"},
 	"pkg/vmformat/":         {"pkg/diskfs", "pkg/linux/", "pkg/health", "pkg/size"},
 	"pkg/growfs/":           {"pkg/diskfs", "pkg/linux/"},
