@@ -14,10 +14,8 @@
 // after all others.
 //
 // The file has one spec a line, in the spelling of [diskfs.ParseSpec]. What follows a # is a comment. The
-// file is looked at every 10 seconds and before each template. A volume of a ConfigMap replaces it by
-// exchanging a symbolic link: see "Mounted ConfigMaps are updated automatically" in Kubernetes'
-// documentation, concepts/configuration/configmap. A line that is no spec is a condition, and the other
-// lines count all the same. While the file cannot be read, what it said last counts.
+// file is looked at every 10 seconds and before each template. A line that is no spec is a condition, and
+// the other lines count all the same. While the file cannot be read, what it said last counts.
 //
 // Caveat: a list of more templates than [template.Config].Budget has room for is never there as a whole.
 // The condition says so.

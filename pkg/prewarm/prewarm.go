@@ -16,6 +16,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/watchedfile"
 )
 
 const (
@@ -50,7 +51,7 @@ type Prewarmer struct {
 
 // New reads the file. Nothing is built before [Prewarmer.Run].
 func New(c Config) *Prewarmer {
-	p := &Prewarmer{cfg: c, file: file{path: c.File}}
+	p := &Prewarmer{cfg: c, file: file{File: watchedfile.File{Path: c.File}}}
 	p.relist()
 	p.look()
 	return p

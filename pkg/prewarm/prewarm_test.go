@@ -16,6 +16,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/internal/plain"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/watchedfile"
 )
 
 func specOf(t testing.TB, text string) diskfs.Spec {
@@ -93,7 +94,7 @@ func (m *configMap) replace(content string) {
 
 func TestFile(t *testing.T) {
 	dir := t.TempDir()
-	f := file{path: filepath.Join(dir, "templates")}
+	f := file{File: watchedfile.File{Path: filepath.Join(dir, "templates")}}
 	look := func(changed bool, want string, says ...string) {
 		t.Helper()
 		got, err := f.look()
@@ -109,7 +110,7 @@ func TestFile(t *testing.T) {
 			t.Errorf("it lists %s, want %s", got, want)
 		}
 	}
-	look(false, "[]", f.path, "no such file")
+	look(false, "[]", f.Path, "no such file")
 	m := &configMap{t, dir, 0}
 	m.replace("xfs:10Gi\n")
 	look(true, "[xfs 10Gi]")
@@ -121,23 +122,23 @@ func TestFile(t *testing.T) {
 	if len(f.bad) != 1 {
 		t.Errorf("bad are %v", f.bad)
 	}
-	m.replace(strings.Repeat("#", maxFile+1))
-	look(false, "[ext4 10Gi]", f.path, "1Mi")
-	m.replace(strings.Repeat("#", maxFile-9) + "\nxfs:1Gi\n")
+	m.replace(strings.Repeat("#", 1<<20+1))
+	look(false, "[ext4 10Gi]", f.Path, "1Mi")
+	m.replace(strings.Repeat("#", 1<<20-9) + "\nxfs:1Gi\n")
 	look(true, "[xfs 1Gi]")
-	if err := os.WriteFile(f.path, []byte("xfs:2Gi\n"), 0o644); err != nil { // in place
+	if err := os.WriteFile(f.Path, []byte("xfs:2Gi\n"), 0o644); err != nil { // in place
 		t.Fatal(err)
 	}
 	look(true, "[xfs 2Gi]")
-	if err := os.Remove(f.path); err != nil {
+	if err := os.Remove(f.Path); err != nil {
 		t.Fatal(err)
 	}
-	look(false, "[xfs 2Gi]", f.path, "no such file")
-	if err := syscall.Mkfifo(f.path, 0o600); err != nil {
+	look(false, "[xfs 2Gi]", f.Path, "no such file")
+	if err := syscall.Mkfifo(f.Path, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	look(false, "[xfs 2Gi]", f.path, "not a regular file")
-	f = file{path: dir}
+	look(false, "[xfs 2Gi]", f.Path, "not a regular file")
+	f = file{File: watchedfile.File{Path: dir}}
 	look(false, "[]", dir, "not a regular file")
 	f = file{}
 	look(false, "[]")
