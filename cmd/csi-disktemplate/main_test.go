@@ -378,6 +378,7 @@ func TestConditionMetric(t *testing.T) {
 	driver.HTTPHandler(func() []health.Condition { return nil }, r).ServeHTTP(page, httptest.NewRequest("GET", "/metrics", nil))
 	const want = `# HELP csi_disktemplate_condition 1 while the condition holds, 0 while it does not; /readyz says why.
 # TYPE csi_disktemplate_condition gauge
+csi_disktemplate_condition{code="ContentFailed"} 0
 csi_disktemplate_condition{code="DiskImageGrown"} 0
 csi_disktemplate_condition{code="FormatterUnavailable"} 1
 csi_disktemplate_condition{code="New"} 1

@@ -36,10 +36,11 @@ const (
 	DiskImageGrown       = "DiskImageGrown" // of a volume, which is the object
 	PrewarmPending       = "PrewarmPending"
 	PrewarmFailed        = "PrewarmFailed" // of a template, or of a line or the whole of the list
+	ContentFailed        = "ContentFailed" // of a content, or of an entry or the whole of the list
 )
 
 // Codes are all codes of conditions of the plugin as a whole.
-var Codes = []string{PoolUnusable, PoolFull, FormatterUnavailable, NotRegistered, DiskImageGrown, PrewarmPending, PrewarmFailed}
+var Codes = []string{PoolUnusable, PoolFull, FormatterUnavailable, NotRegistered, DiskImageGrown, PrewarmPending, PrewarmFailed, ContentFailed}
 
 // Condition is one thing that is wrong.
 type Condition struct {

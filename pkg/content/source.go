@@ -1,0 +1,134 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package content
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/openat"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/watchedfile"
+)
+
+// resolveTime is how long a registry may take to say the digest of a tag.
+const resolveTime = time.Minute
+
+// digest returns the digest of a content, or starts to find it out. tagLife is how long that of a tag
+// counts; 0 means forever.
+func (c *Contents) digest(content Content, tagLife time.Duration) (string, error) {
+	if content.Reference != "" {
+		return c.digestOfImage(content.Reference, tagLife)
+	}
+	f, identity, err := c.open(content.File)
+	if err != nil {
+		return "", err
+	}
+	f.Close()
+	return c.answers.ask(fileKey(content.File, identity), 0, func(ctx context.Context) (string, error) {
+		return c.digestOfFile(ctx, content.File, identity)
+	})
+}
+
+func (c *Contents) digestOfImage(reference string, life time.Duration) (string, error) {
+	if digest := pinned(reference); digest != "" {
+		return digest, nil
+	}
+	if c.cfg.Resolve == nil {
+		return "", fmt.Errorf("%w: this plugin reads no registries", ErrUnavailable)
+	}
+	return c.answers.ask(imageKey(reference), life, func(ctx context.Context) (string, error) {
+		ctx, cancel := context.WithTimeout(ctx, resolveTime)
+		defer cancel()
+		digest, err := c.cfg.Resolve(ctx, reference)
+		if err != nil {
+			return "", fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+		return digest, nil
+	})
+}
+
+// The keys of the two kinds of sources. A file has another one whenever it is replaced or written to.
+func fileKey(name string, i watchedfile.Identity) string { return "file " + i.String() + " " + name }
+func imageKey(reference string) string                   { return "image " + reference }
+
+// open opens a file in the directory of contents. A symbolic link could lead out of it, so that it is refused.
+func (c *Contents) open(name string) (*os.File, watchedfile.Identity, error) {
+	f, identity, err := openIn(c.cfg.Dir, name)
+	switch {
+	case errors.Is(err, syscall.ELOOP):
+		err = fmt.Errorf("%w: %s is a symbolic link; put the file itself there", ErrUnavailable,
+			filepath.Join(c.cfg.Dir, name))
+	case err != nil:
+		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return f, identity, err
+}
+
+func openIn(dir, name string) (*os.File, watchedfile.Identity, error) {
+	if dir == "" {
+		return nil, watchedfile.Identity{}, errors.New("this plugin has no directory of contents")
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, watchedfile.Identity{}, err
+	}
+	defer d.Close()
+	f, err := openat.Open(d, name, syscall.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK)
+	if err != nil {
+		return nil, watchedfile.Identity{}, err
+	}
+	identity, err := watchedfile.Identify(f)
+	if err != nil {
+		f.Close()
+		return nil, watchedfile.Identity{}, err
+	}
+	return f, identity, nil
+}
+
+// digestOfFile reads a file that has an identity. One file is read at a time: the disk is not faster for two.
+func (c *Contents) digestOfFile(ctx context.Context, name string, want watchedfile.Identity) (string, error) {
+	c.reading.Lock()
+	defer c.reading.Unlock()
+	f, identity, err := c.open(name)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, &reader{ctx, f}); err != nil {
+		return "", fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if after, err := watchedfile.Identify(f); err != nil || after != want || identity != want {
+		return "", changed(name)
+	}
+	return digestOf(h), nil
+}
+
+func digestOf(h hash.Hash) string { return "sha256:" + hex.EncodeToString(h.Sum(nil)) }
+
+func changed(name string) error {
+	return fmt.Errorf("%w: %s was written to or replaced meanwhile; try again", ErrChanged, name)
+}
+
+// reader reads until ctx ends.
+type reader struct {
+	ctx context.Context
+	io.Reader
+}
+
+func (r *reader) Read(b []byte) (int, error) {
+	if err := context.Cause(r.ctx); err != nil {
+		return 0, err
+	}
+	return r.Reader.Read(b)
+}
