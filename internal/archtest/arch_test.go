@@ -53,6 +53,7 @@ var rooms = map[string][]string{
 var outside = map[string][]string{
 	"golang.org/x/sys/unix":                        {"pkg/linux/", "pkg/vmformat/guest/", "hack/", "internal/loops/"},
 	"github.com/container-storage-interface/spec/": {"pkg/driver/", "internal/harness/", "hack/demo/", "hack/bench/"},
+	"github.com/google/go-containerregistry/":      {"pkg/content/registry/"},
 	"google.golang.org/grpc":                       {"pkg/driver/", "internal/harness/"},
 	"github.com/prometheus/":                       {"pkg/driver/", "cmd/csi-disktemplate/"},
 	"os/exec":                                      {"pkg/vmformat/", "pkg/growfs/", "pkg/linux/cage/", "pkg/pool/", "hack/", "internal/"},
