@@ -14,7 +14,7 @@ export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" # su without - leaves them o
 
 # The demo checks with blkid and mount. Go's module proxy needs certificates.
 packages=(util-linux mount ca-certificates)
-programs=(qemu-system-x86_64 mkfs.btrfs btrfs mkfs.xfs xfs_repair mkfs.ext4 e2fsck blkid mount)
+programs=(qemu-system-x86_64 qemu-img mkfs.btrfs btrfs mkfs.xfs xfs_repair mkfs.ext4 e2fsck blkid mount)
 
 case "${1-}" in
 --demo) ;;

@@ -23,7 +23,7 @@ amd64) qemu=qemu-system-x86_64 firmware=(qboot.rom bios-microvm.bin pvh.bin linu
 arm64) qemu=qemu-system-aarch64 firmware=() ;;
 *) fail "no image is known for $(dpkg --print-architecture)" ;;
 esac
-programs=("$qemu" mkfs.btrfs btrfs mkfs.ext4 e2fsck resize2fs mkfs.xfs xfs_repair)
+programs=("$qemu" qemu-img mkfs.btrfs btrfs mkfs.ext4 e2fsck resize2fs mkfs.xfs xfs_repair)
 modules=(virtio_mmio virtio_blk btrfs ext4 xfs)
 
 taken=() # files so far; their packages' licences are taken at the end
@@ -64,6 +64,9 @@ done
 for file in "${firmware[@]}"; do
 	take "/usr/share/qemu/$file"
 done
+
+# update-ca-certificates makes this file, so that no package has it. Go looks for it here.
+take /etc/ssl/certs/ca-certificates.crt /usr/share/doc/ca-certificates/copyright
 
 # The newest kernel that has its modules: the plugin chooses the same one.
 for kernel in $(printf '%s\n' /boot/vmlinuz-* | sort -Vr); do

@@ -214,7 +214,8 @@ func declared(file *ast.File) (names []string) {
 var others = []string{
 	"help", "version", // cobra
 	"v", "vmodule", // klog
-	"readonly",        // btrfs check
+	"readonly",                                          // btrfs check
+	"image-opts", "target-image-opts", "target-is-zero", // qemu-img
 	"node-deployment", // external-provisioner, external-snapshotter
 	"field-selector",  // kubectl
 }

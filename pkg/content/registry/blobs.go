@@ -112,7 +112,8 @@ func (b *Blobs) ensure(ctx context.Context, h *blob, d descriptor, download func
 		h.partial = p
 	}
 	if err := download(h.partial); err != nil {
-		if h.partial.size == 0 {
+		// What arrived of it is kept for the next try, but not where others may need the space.
+		if h.partial.size == 0 || errors.Is(err, pool.ErrFull) {
 			h.partial.file.Close()
 			h.partial = nil
 		}

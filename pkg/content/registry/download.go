@@ -108,7 +108,12 @@ func (s *session) download(ctx context.Context, p *partial, d descriptor) error 
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	timer := time.AfterFunc(handshakeTimeout, func() { cancel(fmt.Errorf("%w from %s in time", errIdle, s.host)) })
+	defer timer.Stop()
 	resp, err := s.get(ctx, blobs, d.Digest, p.size, d.Size)
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	if err != nil {
 		return err
 	}
@@ -122,10 +127,10 @@ func (s *session) download(ctx context.Context, p *partial, d descriptor) error 
 	if err := checkLength(resp, p.size, d); err != nil {
 		return err
 	}
-	body := &watched{r: resp.Body, idle: s.idle, timer: time.AfterFunc(s.idle, func() {
-		cancel(fmt.Errorf("%w from %s for %s", errIdle, s.host, s.idle))
-	})}
-	defer body.timer.Stop()
+	timer.Stop()
+	timer = time.AfterFunc(s.idle, func() { cancel(fmt.Errorf("%w from %s for %s", errIdle, s.host, s.idle)) })
+	body := &watched{r: resp.Body, idle: s.idle, timer: timer}
+	defer timer.Stop()
 	_, err = io.Copy(p, io.LimitReader(body, d.Size-p.size+1))
 	switch {
 	case p.size > d.Size:

@@ -7,11 +7,13 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log"
 	"math/rand"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -696,22 +698,41 @@ func TestUnreachable(t *testing.T) {
 	fails(t, err, ErrReference, "resolve it first")
 }
 
-// TestPlainHTTP speaks HTTP only where that was said.
+// TestPlainHTTP speaks HTTP only to registries that were listed, and not to those on private addresses, as the
+// library would.
 func TestPlainHTTP(t *testing.T) {
 	s := newServer(t)
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
 	s.push(t, image(t, 100), "v1")
-	for allowed, kind := range map[bool]error{true: nil, false: ErrUnreachable} {
-		c := impatient(Config{})
-		session, err := c.open(s.host + "/team/data:v1")
+	for _, tc := range []struct {
+		host   string
+		listed bool
+	}{
+		{"registry.example", true}, {"registry.example:5000", true}, {"10.9.8.7:5000", true},
+		{"registry.example", false}, {"10.9.8.7:5000", false},
+	} {
+		config := Config{}
+		if tc.listed {
+			config.PlainHTTP = []string{tc.host}
+		}
+		c := impatient(config)
+		session, err := c.open(tc.host + "/team/data:v1")
 		if err != nil {
 			t.Fatal(err)
 		}
-		session.plain = func(string) bool { return allowed }
-		_, err = c.manifest(t.Context(), session, "v1")
-		if err = session.explain(t.Context(), err); !errors.Is(err, kind) {
-			t.Errorf("allowed is %t: %v", allowed, err)
+		session.network.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, s.host)
 		}
-		t.Log(err)
+		var asked atomic.Int32
+		s.set(func(http.ResponseWriter, *http.Request) bool { asked.Add(1); return false })
+		_, err = c.manifest(t.Context(), session, "v1")
+		err = session.explain(t.Context(), err)
+		if (err == nil) != tc.listed || (asked.Load() > 0) != tc.listed {
+			t.Errorf("%s, listed %t, was asked %d times by HTTP: %v", tc.host, tc.listed, asked.Load(), err)
+		}
+		if !tc.listed {
+			fails(t, err, ErrUnreachable, tc.host, "does not speak HTTPS")
+		}
 	}
 }
 
@@ -731,6 +752,17 @@ func TestMayReach(t *testing.T) {
 		t.Fatal(err)
 	}
 	conn.Close()
+}
+
+func TestRetryAfter(t *testing.T) {
+	for header, want := range map[string]time.Duration{
+		"7": 7 * time.Second, "100000": maxPause, "-1": 0, "": 0, "Fri, 27 Nov 2026 00:00:00 GMT": 0,
+	} {
+		resp := &http.Response{Header: http.Header{"Retry-After": {header}}}
+		if got := retryAfter(resp); got != want {
+			t.Errorf("%q is %s, want %s", header, got, want)
+		}
+	}
 }
 
 func TestRoom(t *testing.T) {

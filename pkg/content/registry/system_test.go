@@ -31,8 +31,8 @@ func TestPullOnPools(t *testing.T) {
 			testenv.Fill(t, dir)
 			_, err = impatient(Config{}).Pull(t.Context(), ref, blobs)
 			fails(t, err, pool.ErrFull, "delete volumes", ref)
-			if _, err := blobs.Trim(0); err != nil {
-				t.Fatal(err)
+			if n := len(blobs.held); n != 0 {
+				t.Errorf("%d parts of blobs still take space", n)
 			}
 			if err := os.Remove(filepath.Join(dir, "filler")); err != nil {
 				t.Fatal(err)
