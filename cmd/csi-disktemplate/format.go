@@ -147,13 +147,13 @@ func formatInVM(ctx context.Context, w io.Writer, vm vmformat.Config, f *os.File
 		fmt.Fprintf(w, "accelerator tcg, which is slower than kvm: %v\n", why)
 	}
 	p := newProgress(w)
-	report, err := formatter.Format(ctx, f, spec, p.enter)
+	report, err := formatter.Format(ctx, f, spec, nil, p.enter)
 	p.end(err)
 	return report, err
 }
 
 // progress prints the stages of a format, one a line. A terminal also shows the stage that
-// has begun, if it can take that line back.
+// has begun, and how far it has come, if it can take that line back.
 type progress struct {
 	w        io.Writer
 	terminal bool
@@ -169,11 +169,17 @@ func newProgress(w io.Writer) *progress {
 // erases tells whether a terminal of this kind erases a line when it is told to; term(7).
 func erases(kind string) bool { return kind != "" && kind != "dumb" }
 
-func (p *progress) enter(s guest.Stage) {
-	p.leave("ok")
-	p.stage, p.since = s, time.Now()
-	if p.terminal && s != guest.StageDone {
-		fmt.Fprintf(p.w, "%s …", s)
+func (p *progress) enter(at guest.Progress) {
+	if at.Stage != p.stage {
+		p.leave("ok")
+		p.stage, p.since = at.Stage, time.Now()
+	}
+	switch {
+	case !p.terminal || at.Stage == guest.StageDone:
+	case at.Total > 0:
+		fmt.Fprintf(p.w, "\r%s … %d%%", at.Stage, 100*at.Done/at.Total)
+	default:
+		fmt.Fprintf(p.w, "%s …", at.Stage)
 	}
 }
 

@@ -438,12 +438,12 @@ func TestProgress(t *testing.T) {
 			t.Error("takes a buffer for a terminal")
 		}
 		p.terminal = terminal
-		p.enter(guest.StageBoot)
+		p.enter(guest.Progress{Stage: guest.StageBoot})
 		p.since = p.since.Add(-1500 * time.Millisecond)
-		p.enter(guest.StageMkfs)
+		p.enter(guest.Progress{Stage: guest.StageMkfs})
 		if end == nil {
-			p.enter(guest.StageCheck)
-			p.enter(guest.StageDone)
+			p.enter(guest.Progress{Stage: guest.StageCheck})
+			p.enter(guest.Progress{Stage: guest.StageDone})
 		}
 		p.end(end)
 		return b.String()

@@ -141,7 +141,7 @@ func newRegistration(o pluginOptions) (*driver.Registration, error) {
 func templateConfig(o pluginOptions, p *pool.Pool, formatter *vmformat.Formatter, r prometheus.Registerer) template.Config {
 	return template.Config{
 		Pool:          p,
-		Fingerprint:   formatter.Fingerprint,
+		Fingerprint:   func(spec diskfs.Spec) (string, error) { return formatter.Fingerprint(spec, nil) },
 		Format:        formatFunc(formatter),
 		MaxBuilds:     o.maxVMs * vmformat.MaxOrders, // the formatter bounds the VMs
 		BuildsPerHour: o.maxBuildsPerHour,
@@ -173,7 +173,7 @@ func templateBudget(p *pool.Pool, share size.Share) func() (int64, error) {
 func readAhead(formatter *vmformat.Formatter) {
 	for _, name := range diskfs.Names() {
 		if fs, err := diskfs.Lookup(name); err == nil {
-			formatter.Fingerprint(diskfs.Spec{Filesystem: name, Size: fs.DefaultSize()})
+			formatter.Fingerprint(diskfs.Spec{Filesystem: name, Size: fs.DefaultSize()}, nil)
 		}
 	}
 }
@@ -182,7 +182,7 @@ func readAhead(formatter *vmformat.Formatter) {
 // those of the store and the pool.
 func formatFunc(formatter *vmformat.Formatter) func(context.Context, *os.File, diskfs.Spec) (template.Provenance, error) {
 	return func(ctx context.Context, f *os.File, spec diskfs.Spec) (template.Provenance, error) {
-		r, err := formatter.Format(ctx, f, spec, nil)
+		r, err := formatter.Format(ctx, f, spec, nil, nil)
 		switch {
 		case errors.Is(err, vmformat.ErrNoSpace):
 			return template.Provenance{}, fmt.Errorf("%w: %w", pool.ErrFull, err)

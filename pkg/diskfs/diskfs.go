@@ -65,6 +65,9 @@ type Filesystem struct {
 	// ROMountData are the options with which a read-only mount of a clean
 	// filesystem writes nothing to the device.
 	ROMountData []string
+	// FillMountData are the options of the mount in which a new filesystem is filled, before it is
+	// ever used. A failure then costs nothing: the image is thrown away.
+	FillMountData []string
 
 	// Grower is the program that grows the filesystem while it is not mounted. It is empty for
 	// filesystems that every kernel lets the plugin grow while they are mounted.

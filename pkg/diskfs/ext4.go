@@ -30,6 +30,8 @@ var ext4 = Filesystem{
 	MaxSize:     8 << 40,
 	maxLabel:    16,
 	ROMountData: []string{"noload"}, // ext4(5): do not load the journal, so that it is not replayed
+	// Without its journal nothing is written twice, and the image has no blocks of it.
+	FillMountData: []string{"noload"},
 	options: []option{
 		oneOf("inode-size", "256", "512", "1024"),
 		number("bytes-per-inode", "a power of two", 1024, 64*MiB, func(n int) bool { return n&(n-1) == 0 }),

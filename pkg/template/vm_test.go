@@ -30,10 +30,10 @@ func realStore(t testing.TB, p *pool.Pool, bin string, count func()) *Store {
 		t.Fatal(err)
 	}
 	return newStore(t, p, func(c *Config) {
-		c.Fingerprint = formatter.Fingerprint
+		c.Fingerprint = func(spec diskfs.Spec) (string, error) { return formatter.Fingerprint(spec, nil) }
 		c.Format = func(ctx context.Context, f *os.File, spec diskfs.Spec) (Provenance, error) {
 			count()
-			r, err := formatter.Format(ctx, f, spec, nil)
+			r, err := formatter.Format(ctx, f, spec, nil, nil)
 			return Provenance{Fingerprint: r.Fingerprint, UUID: r.UUID}, err
 		}
 	})
@@ -112,9 +112,9 @@ func TestManySizes(t *testing.T) {
 	var vms sync.Map
 	s := newStore(t, p, func(c *Config) {
 		c.MaxBuilds = 2 * vmformat.MaxOrders
-		c.Fingerprint = formatter.Fingerprint
+		c.Fingerprint = func(spec diskfs.Spec) (string, error) { return formatter.Fingerprint(spec, nil) }
 		c.Format = func(ctx context.Context, f *os.File, spec diskfs.Spec) (Provenance, error) {
-			r, err := formatter.Format(ctx, f, spec, nil)
+			r, err := formatter.Format(ctx, f, spec, nil, nil)
 			vms.Store(r.Elapsed, true) // no two VMs take the same time to the nanosecond
 			return Provenance{Fingerprint: r.Fingerprint, UUID: r.UUID}, err
 		}

@@ -70,8 +70,8 @@ func field(file, name string) string {
 func TestCage(t *testing.T) {
 	v, template := broken(t, nil, nil)
 	looked := false
-	o := runOne(t.Context(), v, template, func(stage guest.Stage) {
-		if stage != guest.StageMkfs {
+	o := runOne(t.Context(), v, template, func(p guest.Progress) {
+		if p.Stage != guest.StageMkfs {
 			return
 		}
 		looked = true

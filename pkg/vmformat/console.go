@@ -10,10 +10,10 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
 )
 
-// console collects what the VM prints, and reports the stages that it announces there, with the
+// console collects what the VM prints, and reports the progress that it announces there, with the
 // index of the job.
 type console struct {
-	progress func(guest.Stage, int)
+	progress func(guest.Progress, int)
 
 	mu    sync.Mutex
 	lines []string
@@ -45,8 +45,8 @@ func (c *console) Write(b []byte) (int, error) {
 // it, so it is made valid UTF-8.
 func (c *console) line(s string) {
 	s = strings.ToValidUTF8(s, "?")
-	if stage, job, ok := guest.ParseStage(s); ok {
-		c.progress(stage, job)
+	if p, job, ok := guest.ParseProgress(s); ok {
+		c.progress(p, job)
 		return
 	}
 	if c.panic == "" && strings.Contains(s, "Kernel panic") {

@@ -22,6 +22,9 @@
 // Everything that differs by architecture or accelerator is one value: see machine in
 // machine.go.
 //
+// A [Fill] is what the filesystem is to contain. The guest unpacks it. The node's kernel never sees
+// a file of it, only the archives.
+//
 // [Formatter.Fingerprint] names everything that decides the bytes, by content.
 //
 // A VM takes much longer to boot than to format most files. So calls that wait for a VM share the

@@ -37,7 +37,7 @@ func broken(t *testing.T, tamper func(kit), damage func(*vm)) (*vm, *order) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	job, err := newJob(spec)
+	job, err := newJob(spec, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func broken(t *testing.T, tamper func(kit), damage func(*vm)) (*vm, *order) {
 }
 
 // runOne runs a VM with one order.
-func runOne(ctx context.Context, v *vm, o *order, progress func(guest.Stage)) outcome {
+func runOne(ctx context.Context, v *vm, o *order, progress func(guest.Progress)) outcome {
 	o.ctx, o.progress = ctx, progress
 	return v.run(ctx, []*order{o}).of(0)
 }
@@ -196,8 +196,8 @@ func TestFailureTruncatedInitramfs(t *testing.T) {
 
 func TestFailureKilled(t *testing.T) {
 	v, f := broken(t, nil, nil)
-	o := runOne(t.Context(), v, f, func(stage guest.Stage) {
-		if stage == guest.StageMkfs {
+	o := runOne(t.Context(), v, f, func(p guest.Progress) {
+		if p.Stage == guest.StageMkfs {
 			syscall.Kill(findProcess(v.nonce), syscall.SIGKILL)
 		}
 	})
@@ -210,7 +210,7 @@ func TestCancel(t *testing.T) {
 	v, f := broken(t, nil, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	err := runOne(ctx, v, f, func(guest.Stage) { cancel() }).judge()
+	err := runOne(ctx, v, f, func(guest.Progress) { cancel() }).judge()
 	if !errors.Is(err, context.Canceled) || !errors.Is(err, ErrFormat) {
 		t.Errorf("the run is judged %v", err)
 	}

@@ -102,10 +102,10 @@ func judged(t *testing.T, o outcome, pass bool) {
 func fuzzConsole(t *testing.T, b []byte, piece int, ev events) {
 	t.Helper()
 	var stages, slowStages []string
-	c := &console{progress: func(s guest.Stage, job int) { stages = append(stages, fmt.Sprint(s, job)) }}
+	c := &console{progress: func(p guest.Progress, job int) { stages = append(stages, fmt.Sprint(p, job)) }}
 	c.Write(b)
 	lines, panicked := c.last()
-	slow := &console{progress: func(s guest.Stage, job int) { slowStages = append(slowStages, fmt.Sprint(s, job)) }}
+	slow := &console{progress: func(p guest.Progress, job int) { slowStages = append(slowStages, fmt.Sprint(p, job)) }}
 	for rest := b; len(rest) > 0; rest = rest[min(piece, len(rest)):] {
 		slow.Write(rest[:min(piece, len(rest))])
 	}

@@ -20,9 +20,10 @@ type order struct {
 	spec     diskfs.Spec
 	job      guest.Job
 	nonce    string
-	progress func(guest.Stage)
+	fill     *Fill // nil: the filesystem stays empty
+	progress func(guest.Progress)
 	entered  time.Time   // the stage mkfs; written by the VM's console
-	alone    bool        // an earlier VM failed: this one boots, and does nothing else
+	alone    bool        // its VM boots and does nothing else: an earlier one failed, or it has a fill
 	done     chan result // has room for one
 }
 
@@ -34,13 +35,13 @@ type result struct {
 // end hands the outcome to the caller of Format.
 func (o *order) end(r Report, err error) { o.done <- result{r, err} }
 
-// enter reports a stage.
-func (o *order) enter(s guest.Stage) {
-	if s == guest.StageMkfs {
+// enter reports progress.
+func (o *order) enter(p guest.Progress) {
+	if p.Stage == guest.StageMkfs {
 		o.entered = time.Now()
 	}
 	if o.progress != nil {
-		o.progress(s)
+		o.progress(p)
 	}
 }
 

@@ -118,7 +118,7 @@ func TestGivenUp(t *testing.T) {
 	defer file.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer time.AfterFunc(20*time.Millisecond, cancel).Stop()
-	_, err = f.Format(ctx, file, diskfs.Spec{Filesystem: "ext4", Size: 64 << 20}, nil)
+	_, err = f.Format(ctx, file, diskfs.Spec{Filesystem: "ext4", Size: 64 << 20}, nil, nil)
 	if !errors.Is(err, ErrFormat) || !errors.Is(err, context.Canceled) || len(f.queue.waiting) > 0 {
 		t.Errorf("%d orders wait, and the call returned %v", len(f.queue.waiting), err)
 	}

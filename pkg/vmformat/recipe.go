@@ -110,20 +110,25 @@ func (r *recipe) addModule(name, hint string) string {
 	return at
 }
 
-// newJob decides every command that the guest will run for a template.
-func newJob(spec diskfs.Spec) (guest.Job, error) {
+// newJob decides every command that the guest will run for a template. Without a content the
+// filesystem stays empty.
+func newJob(spec diskfs.Spec, c *guest.Content) (guest.Job, error) {
 	fs, err := diskfs.Lookup(spec.Filesystem)
 	if err != nil {
 		return guest.Job{}, err
 	}
-	return guest.Job{
+	job := guest.Job{
 		Filesystem: spec.Filesystem,
 		Size:       spec.Size,
 		Label:      spec.Label,
 		Mkfs:       append([]string{"/bin/" + fs.Mkfs}, fs.MkfsArgs(guest.DevicePlaceholder, spec.Label, spec.Options)...),
 		Check:      append([]string{"/bin/" + fs.Checker}, fs.CheckArgs(guest.DevicePlaceholder)...),
 		MountData:  strings.Join(fs.ROMountData, ","),
-	}, nil
+	}
+	if c != nil {
+		job.Content, job.FillData = c, strings.Join(fs.FillMountData, ",")
+	}
+	return job, nil
 }
 
 // addProgram adds an executable, its loader and its libraries.

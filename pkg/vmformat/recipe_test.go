@@ -153,6 +153,7 @@ func TestInitramfs(t *testing.T) {
 // TestFingerprint changes each thing that decides the bytes, one at a time.
 func TestFingerprint(t *testing.T) {
 	spec := diskfs.Spec{Filesystem: "ext4", Size: 64 << 20}
+	var content *guest.Content
 	of := func(spec diskfs.Spec, change func(*recipe)) string {
 		r := testRecipe(t)
 		if change != nil {
@@ -162,7 +163,7 @@ func TestFingerprint(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		job, err := newJob(spec)
+		job, err := newJob(spec, content)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -175,8 +176,20 @@ func TestFingerprint(t *testing.T) {
 	label, option, size := spec, spec, spec
 	label.Label, size.Size = "x", 65<<20
 	option.Options = map[string]string{"inode-size": "512"}
+	filled := func(c guest.Content) string {
+		content = &c
+		defer func() { content = nil }()
+		return of(spec, nil)
+	}
+	id, group, mode := 0, int64(0), uint32(0o700)
 	seen := map[string]string{base: "nothing"}
 	for name, got := range map[string]string{
+		"content":   filled(guest.Content{Digest: "sha256:a"}),
+		"digest":    filled(guest.Content{Digest: "sha256:b"}),
+		"owner":     filled(guest.Content{Digest: "sha256:a", UID: &id}),
+		"group":     filled(guest.Content{Digest: "sha256:a", GID: &id}),
+		"fsGroup":   filled(guest.Content{Digest: "sha256:a", FSGroup: &group}),
+		"mode":      filled(guest.Content{Digest: "sha256:a", Mode: &mode}),
 		"kernel":    of(spec, func(r *recipe) { r.kernel.digest = "other" }),
 		"mkfs":      of(spec, func(r *recipe) { r.files["/bin/mkfs.ext4"] = text(t, 0o555, "other") }),
 		"a library": of(spec, func(r *recipe) { r.files["/lib/libc.so.6"] = text(t, 0o555, "other") }),

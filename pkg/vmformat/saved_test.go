@@ -23,7 +23,7 @@ import (
 func orderFor(t *testing.T, mib int64) *order {
 	t.Helper()
 	spec := diskfs.Spec{Filesystem: "ext4", Size: mib << 20}
-	job, err := newJob(spec)
+	job, err := newJob(spec, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +38,7 @@ func (o *order) good(t *testing.T, f *Formatter) {
 		t.Errorf("%s: %v", o.spec, r.err)
 		return
 	}
-	if _, err := f.accept(o.file, o.spec, r.report); err != nil {
+	if _, err := f.accept(o.file, o.spec, nil, r.report); err != nil {
 		t.Errorf("%s: %v", o.spec, err)
 	}
 	testenv.Fsck(t, "ext4", o.file.Name())
@@ -87,11 +87,11 @@ func TestVMKilledHalfWay(t *testing.T) {
 	orders := []*order{orderFor(t, 64), orderFor(t, 65), orderFor(t, 66)}
 	boots, killed := make([]int, len(orders)), ""
 	for i, o := range orders {
-		o.progress = func(s guest.Stage) {
-			if s == guest.StageBoot {
+		o.progress = func(p guest.Progress) {
+			if p.Stage == guest.StageBoot {
 				boots[i]++
 			}
-			if i == 1 && s == guest.StageMkfs && killed == "" {
+			if i == 1 && p.Stage == guest.StageMkfs && killed == "" {
 				killed, _, _ = strings.Cut(o.nonce, "-")
 				syscall.Kill(findProcess(killed), syscall.SIGKILL)
 			}
@@ -124,7 +124,7 @@ func TestSaved(t *testing.T) {
 				t.Helper()
 				mib++
 				file := image(t, dir)
-				r, err := f.Format(t.Context(), file, diskfs.Spec{Filesystem: fs, Size: mib << 20}, nil)
+				r, err := f.Format(t.Context(), file, diskfs.Spec{Filesystem: fs, Size: mib << 20}, nil, nil)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -170,7 +170,7 @@ func TestSavedWhereThereIsRoom(t *testing.T) {
 	small := testenv.Ext4.Mount(t, 512<<20)
 	f := newFormatter(t, func(c *Config) { c.Save, c.CacheDir = true, small })
 	for range 2 {
-		r, err := f.Format(t.Context(), image(t, testenv.Dir(t)), diskfs.Spec{Filesystem: "ext4", Size: 64 << 20}, nil)
+		r, err := f.Format(t.Context(), image(t, testenv.Dir(t)), diskfs.Spec{Filesystem: "ext4", Size: 64 << 20}, nil, nil)
 		if err != nil || r.Restored {
 			t.Errorf("restored: %v, %v", r.Restored, err)
 		}

@@ -68,7 +68,7 @@ func TestFormat(t *testing.T) {
 				f := image(t, dir)
 				var stages []guest.Stage
 				spec := diskfs.Spec{Filesystem: fs, Size: bytes, Label: "data"}
-				report, err := newFormatter(t, nil).Format(t.Context(), f, spec, func(s guest.Stage) { stages = append(stages, s) })
+				report, err := newFormatter(t, nil).Format(t.Context(), f, spec, nil, func(p guest.Progress) { stages = append(stages, p.Stage) })
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -118,11 +118,11 @@ func TestUpgradeKeepsTemplates(t *testing.T) {
 			t.Fatalf("version %s calls itself %s", version, out)
 		}
 		f := newFormatter(t, func(c *Config) { c.Init = bin })
-		before, err := f.Fingerprint(spec)
+		before, err := f.Fingerprint(spec, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		made, err := f.Format(t.Context(), image(t, dir), spec, nil)
+		made, err := f.Format(t.Context(), image(t, dir), spec, nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -167,7 +167,7 @@ func TestTruncatedKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	f := newFormatter(t, func(c *Config) { c.Kernel = half; c.CacheDir = testenv.Dir(t) })
-	_, err = f.Format(t.Context(), image(t, testenv.Dir(t)), diskfs.Spec{Filesystem: "ext4", Size: 64 << 20}, nil)
+	_, err = f.Format(t.Context(), image(t, testenv.Dir(t)), diskfs.Spec{Filesystem: "ext4", Size: 64 << 20}, nil, nil)
 	unavailable(t, err, "unpacking "+half, "reinstall it or give another --kernel")
 }
 
@@ -222,7 +222,7 @@ func TestKernelInMemory(t *testing.T) {
 			}
 			b.memory.Close()
 			image := image(t, testenv.Dir(t))
-			if _, err := f.Format(t.Context(), image, diskfs.Spec{Filesystem: "ext4", Size: 64 << 20}, nil); err != nil {
+			if _, err := f.Format(t.Context(), image, diskfs.Spec{Filesystem: "ext4", Size: 64 << 20}, nil, nil); err != nil {
 				t.Fatal(err)
 			}
 			testenv.Fsck(t, "ext4", image.Name())
@@ -249,15 +249,15 @@ func TestUnavailable(t *testing.T) {
 	f := image(t, testenv.Dir(t))
 	spec := diskfs.Spec{Filesystem: "ext4", Size: 64 << 20}
 	t.Run("qemu", func(t *testing.T) {
-		_, err := newFormatter(t, func(c *Config) { c.QEMU = "/nonexistent/qemu" }).Format(t.Context(), f, spec, nil)
+		_, err := newFormatter(t, func(c *Config) { c.QEMU = "/nonexistent/qemu" }).Format(t.Context(), f, spec, nil, nil)
 		unavailable(t, err, "/nonexistent/qemu", "install the package qemu-system-x86")
 	})
 	t.Run("kernel", func(t *testing.T) {
-		_, err := newFormatter(t, func(c *Config) { c.Kernel = "/nonexistent/vmlinuz" }).Format(t.Context(), f, spec, nil)
+		_, err := newFormatter(t, func(c *Config) { c.Kernel = "/nonexistent/vmlinuz" }).Format(t.Context(), f, spec, nil, nil)
 		unavailable(t, err, "/nonexistent/vmlinuz", "--kernel")
 	})
 	t.Run("kernel is no kernel", func(t *testing.T) {
-		_, err := newFormatter(t, func(c *Config) { c.Kernel = "/bin/ls" }).Format(t.Context(), f, spec, nil)
+		_, err := newFormatter(t, func(c *Config) { c.Kernel = "/bin/ls" }).Format(t.Context(), f, spec, nil, nil)
 		unavailable(t, err, "/bin/ls", "give a vmlinuz or vmlinux")
 	})
 	t.Run("modules", func(t *testing.T) {
@@ -265,7 +265,7 @@ func TestUnavailable(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = newFormatter(t, func(c *Config) { c.Kernel = k.path; c.Modules = "/nonexistent" }).Format(t.Context(), f, spec, nil)
+		_, err = newFormatter(t, func(c *Config) { c.Kernel = k.path; c.Modules = "/nonexistent" }).Format(t.Context(), f, spec, nil, nil)
 		unavailable(t, err, "/nonexistent", "install the modules of kernel")
 	})
 	t.Run("kvm", func(t *testing.T) {
@@ -273,7 +273,7 @@ func TestUnavailable(t *testing.T) {
 			t.Log("KVM works here: nothing to refuse")
 			return
 		}
-		_, err := newFormatter(t, func(c *Config) { c.Accel = AccelKVM }).Format(t.Context(), f, spec, nil)
+		_, err := newFormatter(t, func(c *Config) { c.Accel = AccelKVM }).Format(t.Context(), f, spec, nil, nil)
 		unavailable(t, err, "kvm was asked for", "--accel=tcg")
 	})
 	if fi, err := f.Stat(); err != nil || fi.Size() != 0 {
@@ -483,7 +483,7 @@ func BenchmarkFormat(b *testing.B) {
 				file := image(b, dir)
 				defer file.Close()
 				start := time.Now()
-				r, err := f.Format(b.Context(), file, diskfs.Spec{Filesystem: fs, Size: 1 << 30}, nil)
+				r, err := f.Format(b.Context(), file, diskfs.Spec{Filesystem: fs, Size: 1 << 30}, nil, nil)
 				if err != nil || r.Restored && f == boots {
 					b.Fatalf("restored: %v: %v", r.Restored, err)
 				}
@@ -530,7 +530,7 @@ func BenchmarkFormatMany(b *testing.B) {
 					file := image(b, dir)
 					g.Go(func() error {
 						defer file.Close()
-						_, err := f.Format(b.Context(), file, diskfs.Spec{Filesystem: fs, Size: 1<<30 + i<<20}, nil)
+						_, err := f.Format(b.Context(), file, diskfs.Spec{Filesystem: fs, Size: 1<<30 + i<<20}, nil, nil)
 						return err
 					})
 				}

@@ -74,8 +74,11 @@ func (o outcome) report(order *order, v *vm) Report {
 		Boot:        o.ready,
 		Disks:       o.orders[0].entered.Sub(o.start) - o.ready,
 		Make:        time.Duration(o.verdict.MkfsMS) * time.Millisecond,
+		Unpack:      time.Duration(o.verdict.UnpackMS) * time.Millisecond,
 		Check:       time.Duration(o.verdict.CheckMS) * time.Millisecond,
 		Elapsed:     o.elapsed,
+		Entries:     o.verdict.Entries,
+		Bytes:       o.verdict.Bytes,
 	}
 }
 
@@ -128,6 +131,9 @@ func (o outcome) judge() error {
 // refused returns the failure that the guest itself reports.
 func (o outcome) refused() error {
 	v := o.verdict
+	if v.Full != "" {
+		return o.tooSmall()
+	}
 	what := fmt.Sprintf("%s failed: %s", v.Stage, v.Error)
 	if v.ExitCode != 0 {
 		what = fmt.Sprintf("%s failed with exit code %d: %s", v.Stage, v.ExitCode, v.Error)

@@ -35,6 +35,7 @@ type vm struct {
 	initrd  *os.File // a memfile, whose offset is 0
 	state   *os.File // of a VM that was saved, at its beginning; then there is neither kernel nor initrd
 	save    *os.File // where the VM is saved once it has booted; nil if it is not
+	content *os.File // the archives of an order with a fill, for reading; nil if there are none
 	base    string   // base digest of the files in initrd
 	parts   []part   // what the VM is made of, if it is to be saved
 	nonce   string   // names the VM; the nonces of its orders begin with it
@@ -64,7 +65,7 @@ const (
 // processors: it would reserve 1 GiB for translated code, and 64 MiB for each thread's
 // heap.
 const (
-	qemuAddressSpace = 2 << 30
+	qemuAddressSpace = 2 << 30 // with memoryMiB of memory; a VM with more has as much more of this
 	qemuFiles        = 128
 
 	translatedMiB = 128
@@ -80,6 +81,7 @@ type inherited struct {
 	templates       int
 	files           []*os.File
 	control, qmp    int
+	content         int // only of an order with a fill
 	state           int // to restore from
 	initrd, vmlinux int // without a cage only; vmlinux only if the kernel is in memory
 }
@@ -94,6 +96,9 @@ func (h *inherited) add(f *os.File) int {
 func (v *vm) inherit(templates []*os.File, control, qmp *os.File) *inherited {
 	h := &inherited{templates: len(templates), files: slices.Clone(templates)}
 	h.control, h.qmp = h.add(control), h.add(qmp)
+	if v.content != nil {
+		h.content = h.add(v.content)
+	}
 	switch {
 	case v.state != nil:
 		h.state = h.add(v.state)
@@ -189,7 +194,7 @@ func (f *Formatter) unpacked(k kernel) (bootable, error) {
 
 // close drops what is in memory. A cage that was built has dropped it already.
 func (v *vm) close() {
-	for _, f := range []*os.File{v.kernel.memory, v.initrd, v.state, v.save} {
+	for _, f := range []*os.File{v.kernel.memory, v.initrd, v.state, v.save, v.content} {
 		if f != nil {
 			f.Close()
 		}
@@ -209,7 +214,13 @@ func (v *vm) args(h *inherited) []string {
 	args = append(args, v.origin(h)...)
 	args = append(args, inheritedDisk(h.control)...)
 	args = append(args, v.disk(h.control, guest.ControlSerial)...)
-	for i := range guest.MaxJobs {
+	disks := guest.MaxJobs
+	if h.content > 0 {
+		disks = h.templates // this VM is never saved, so it need not be like others
+		args = append(args, contentDisk(h.content)...)
+		args = append(args, v.disk(h.content, guest.ContentSerial)...)
+	}
+	for i := range disks {
 		at := fdTemplates + i
 		if i < h.templates {
 			args = append(args, inheritedDisk(at)...)
@@ -251,8 +262,17 @@ func inheritedDisk(fd int) []string {
 	}
 }
 
-// disk attaches a block node as a virtio disk. All disks are there in all VMs, with a job or
-// without: a saved VM can be restored only to the same machine.
+// contentDisk makes the descriptor with a content's archives a block node that is only read.
+func contentDisk(fd int) []string {
+	return []string{
+		"-add-fd", fmt.Sprintf("fd=%d,set=%[1]d", fd),
+		"-blockdev", fmt.Sprintf("driver=file,node-name=f%d,filename=/dev/fdset/%[1]d,locking=off,read-only=on", fd),
+		"-blockdev", fmt.Sprintf("driver=raw,node-name=d%d,file=f%[1]d,read-only=on", fd),
+	}
+}
+
+// disk attaches a block node as a virtio disk. The disks of templates are all there in each VM,
+// with a job or without: a saved VM can be restored only to the same machine.
 //
 // write-zeroes=off keeps mkfs from allocating what it means to leave sparse. A write error stops
 // the VM, so that the guest never sees a success that was none.
@@ -273,7 +293,7 @@ func (v *vm) cageSpec() cage.Spec {
 	s.UID, s.GID = qemuUID, qemuGID
 	// CPU is enough for one processor for the guest and one for all else until the deadline.
 	// The limit ends a QEMU whose plugin hangs.
-	s.Limits = cage.Limits{Memory: qemuAddressSpace, CPU: 2 * v.timeout, Files: qemuFiles}
+	s.Limits = cage.Limits{Memory: v.addressSpace(), CPU: 2 * v.timeout, Files: qemuFiles}
 	if v.state == nil {
 		if v.kernel.path == "" {
 			s.Files[cagedKernel] = v.kernel.memory
@@ -326,12 +346,12 @@ func (v *vm) run(ctx context.Context, orders []*order) outcome {
 	deadline, cancel := context.WithTimeout(ctx, v.timeout)
 	defer cancel()
 	begun := &start{qmp: ours, console: input, restored: v.state != nil, save: v.save}
-	con := &console{progress: func(s guest.Stage, job int) {
+	con := &console{progress: func(p guest.Progress, job int) {
 		switch {
-		case s == guest.StageReady:
+		case p.Stage == guest.StageReady:
 			begun.onReady()
 		case job < len(orders):
-			orders[job].enter(s)
+			orders[job].enter(p)
 		}
 	}}
 	cmd := exec.CommandContext(deadline, v.qemu, v.args(h)...)
@@ -370,7 +390,7 @@ func (v *vm) control(orders []*order) (*os.File, error) {
 	batch := guest.Batch{Seed: seed, Time: time.Now().UnixNano()}
 	for i, o := range orders {
 		o.nonce = fmt.Sprintf("%s-%d", v.nonce, i)
-		batch.Orders = append(batch.Orders, guest.Order{Nonce: o.nonce, Job: o.job})
+		batch.Orders = append(batch.Orders, guest.Order{Nonce: o.nonce, Job: o.job, Layers: o.fill.layers()})
 	}
 	b, err := batch.Marshal()
 	if err != nil {

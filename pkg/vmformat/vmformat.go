@@ -34,6 +34,8 @@ var (
 	ErrFormat = errors.New("formatting failed")
 	// ErrNoSpace accompanies ErrFormat when the filesystem that the file is on was full.
 	ErrNoSpace = errors.New("no space left for the image")
+	// ErrTooSmall accompanies ErrFormat when the content does not fit into the filesystem.
+	ErrTooSmall = errors.New("the volume is too small for its content")
 )
 
 // Accel chooses how the VM's instructions are run.
@@ -90,9 +92,12 @@ type Report struct {
 	Boot        time.Duration // from the start of QEMU until the guest goes on: a boot, or what it takes to restore one
 	Disks       time.Duration // from then until the first mkfs: the disks appear
 	Make        time.Duration // mkfs and fsync, on the guest's clock
+	Unpack      time.Duration // the content, until it is on the disk, on the guest's clock; 0 without one
 	Check       time.Duration // on the guest's clock
 	Host        time.Duration // the host's own check, and its fsync
 	Elapsed     time.Duration // from the start of QEMU to its end
+	Entries     int64         // entries of the content that were unpacked
+	Bytes       int64         // of file content in them, without holes
 }
 
 // Formatter formats files. It may be used by many goroutines at once.
@@ -178,9 +183,9 @@ func (f *Formatter) Accelerator() (accel Accel, whyNotKVM error, err error) {
 
 // Fingerprint returns 16 hex digits that change with everything that decides the bytes of a
 // template: the content of the kernel, mkfs, the checker, their libraries and the modules, the
-// source of init, and the format's options. The files are read once per filesystem and process.
+// source of init, the format's options, and the content, if there is one. The files are read once per filesystem and process.
 // Errors are [ErrUnavailable] or those of [diskfs.Spec.Validate].
-func (f *Formatter) Fingerprint(spec diskfs.Spec) (string, error) {
+func (f *Formatter) Fingerprint(spec diskfs.Spec, c *guest.Content) (string, error) {
 	if err := spec.Validate(); err != nil {
 		return "", err
 	}
@@ -203,7 +208,7 @@ func (f *Formatter) Fingerprint(spec diskfs.Spec) (string, error) {
 			return "", err
 		}
 	}
-	job, err := newJob(spec)
+	job, err := newJob(spec, c)
 	if err != nil {
 		return "", err
 	}
@@ -218,23 +223,30 @@ func (f *Formatter) forget(filesystem string) {
 }
 
 // Format makes a filesystem in file, as spec says, checks it, and makes it durable. file must
-// be empty and open for reading and writing. progress, if not nil, is called as the work
-// enters each stage. Canceling ctx kills the VM, unless it also formats for others.
+// be empty and open for reading and writing. fill is what to fill it with; with nil it stays
+// empty. progress, if not nil, is called as the work enters each stage, and every few seconds
+// while the content is unpacked. Canceling ctx kills the VM, unless it also formats for others.
 //
 // Calls that have to wait for a VM share the next one, if they are of one filesystem. If a VM fails
 // that was shared or restored, each file is formatted once more, in a VM of its own that boots.
 //
 // The report's fingerprint is that of the files that were used. If it differs from what
 // Fingerprint returned before, the machine's tools have been replaced meanwhile.
-func (f *Formatter) Format(ctx context.Context, file *os.File, spec diskfs.Spec, progress func(guest.Stage)) (Report, error) {
+func (f *Formatter) Format(ctx context.Context, file *os.File, spec diskfs.Spec, fill *Fill, progress func(guest.Progress)) (Report, error) {
 	if err := spec.Validate(); err != nil {
 		return Report{}, err
 	}
-	job, err := newJob(spec)
+	if err := fill.check(); err != nil {
+		return Report{}, err
+	}
+	job, err := newJob(spec, fill.content())
 	if err != nil {
 		return Report{}, err
 	}
-	o := &order{ctx: ctx, file: file, spec: spec, job: job, progress: progress, done: make(chan result, 1)}
+	o := &order{
+		ctx: ctx, file: file, spec: spec, job: job, fill: fill, alone: fill != nil,
+		progress: progress, done: make(chan result, 1),
+	}
 	f.queue.add(o)
 	defer context.AfterFunc(ctx, func() {
 		if f.queue.leave(o) {
@@ -245,11 +257,11 @@ func (f *Formatter) Format(ctx context.Context, file *os.File, spec diskfs.Spec,
 	if r.err != nil {
 		return Report{}, r.err
 	}
-	return f.accept(file, spec, r.report)
+	return f.accept(file, spec, fill, r.report)
 }
 
 // accept is the host's part, once the guest has succeeded.
-func (f *Formatter) accept(file *os.File, spec diskfs.Spec, report Report) (Report, error) {
+func (f *Formatter) accept(file *os.File, spec diskfs.Spec, fill *Fill, report Report) (Report, error) {
 	start := time.Now()
 	if err := verifyHost(file, spec); err != nil {
 		return Report{}, fmt.Errorf("%w: the guest reported success, but the host's check failed: %w", ErrFormat, err)
@@ -258,7 +270,7 @@ func (f *Formatter) accept(file *os.File, spec diskfs.Spec, report Report) (Repo
 		return Report{}, noSpace(fmt.Errorf("%w: %w", ErrFormat, err))
 	}
 	report.Host = time.Since(start)
-	if known, err := f.Fingerprint(spec); err == nil && known != report.Fingerprint {
+	if known, err := f.Fingerprint(spec, fill.content()); err == nil && known != report.Fingerprint {
 		f.forget(spec.Filesystem)
 	}
 	return report, nil
@@ -283,6 +295,10 @@ func (f *Formatter) run(orders []*order) {
 		return
 	}
 	v.timeout += v.timeout / 8 * time.Duration(len(orders)-1)
+	if err := v.give(orders[0].fill); err != nil {
+		orders[0].end(Report{}, err)
+		return
+	}
 	out := outcome{exit: failpoint.Before("execve")}
 	if out.exit == nil {
 		ctx, cancel := whileAnybodyWaits(orders)
@@ -336,7 +352,7 @@ func extended(orders []*order) (good []*order) {
 			o.end(Report{}, err)
 			continue
 		}
-		o.enter(guest.StageBoot)
+		o.enter(guest.Progress{Stage: guest.StageBoot})
 		good = append(good, o)
 	}
 	return good

@@ -80,7 +80,7 @@ func TestJudge(t *testing.T) {
 }
 
 func TestLastLines(t *testing.T) {
-	c := &console{progress: func(guest.Stage, int) {}}
+	c := &console{progress: func(guest.Progress, int) {}}
 	for i := range 50 {
 		fmt.Fprintf(c, "line %d\r\n\n", i)
 	}
@@ -252,7 +252,7 @@ func TestMissingNamesPackage(t *testing.T) {
 	}
 	for _, fs := range diskfs.Names() {
 		spec := diskfs.Spec{Filesystem: fs, Size: 1 << 30}
-		if _, err := f.Fingerprint(spec); !errors.Is(err, ErrUnavailable) {
+		if _, err := f.Fingerprint(spec, nil); !errors.Is(err, ErrUnavailable) {
 			t.Errorf("%s: %v, want ErrUnavailable", fs, err)
 		}
 	}
@@ -277,7 +277,7 @@ func TestFormatChecksSpecFirst(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = f.Format(t.Context(), nil, diskfs.Spec{Filesystem: "ext4", Size: 1 << 60}, nil)
+	_, err = f.Format(t.Context(), nil, diskfs.Spec{Filesystem: "ext4", Size: 1 << 60}, nil, nil)
 	if !errors.Is(err, diskfs.ErrOutOfRange) {
 		t.Errorf("%v, want ErrOutOfRange", err)
 	}

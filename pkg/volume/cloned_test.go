@@ -39,7 +39,7 @@ func TestCloned(t *testing.T) {
 	}
 	gate := make(chan bool) // a build ends when it is told whether it succeeds
 	n.contents.templates = template.NewStore(template.Config{
-		Pool: n.pool, Fingerprint: formatter.Fingerprint, MaxBuilds: 8, BuildsPerHour: 8,
+		Pool: n.pool, Fingerprint: func(spec diskfs.Spec) (string, error) { return formatter.Fingerprint(spec, nil) }, MaxBuilds: 8, BuildsPerHour: 8,
 		Observe: func(_ diskfs.Spec, _ time.Duration, err error) {
 			if err == nil {
 				builds.Add(1)
@@ -150,7 +150,7 @@ func TestCloned(t *testing.T) {
 	if err := publish(refused)(t.Context()); !errors.Is(err, template.ErrTooMany) {
 		t.Errorf("beyond the budget: %v", err)
 	}
-	other := template.NewStore(template.Config{Pool: n.pool, Fingerprint: formatter.Fingerprint, Format: func(ctx context.Context, f *os.File, spec diskfs.Spec) (template.Provenance, error) {
+	other := template.NewStore(template.Config{Pool: n.pool, Fingerprint: func(spec diskfs.Spec) (string, error) { return formatter.Fingerprint(spec, nil) }, Format: func(ctx context.Context, f *os.File, spec diskfs.Spec) (template.Provenance, error) {
 		return formatOnce(ctx, formatter, f, spec)
 	}})
 	defer other.Close()

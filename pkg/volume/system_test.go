@@ -65,7 +65,7 @@ func newNodeOn(t testing.TB, p *pool.Pool, c Config) *node {
 	}
 	store := template.NewStore(template.Config{
 		Pool:        p,
-		Fingerprint: formatter.Fingerprint,
+		Fingerprint: func(spec diskfs.Spec) (string, error) { return formatter.Fingerprint(spec, nil) },
 		Format: func(ctx context.Context, f *os.File, spec diskfs.Spec) (template.Provenance, error) {
 			return formatOnce(ctx, formatter, f, spec)
 		},
@@ -111,7 +111,7 @@ func formatOnce(ctx context.Context, formatter *vmformat.Formatter, f *os.File, 
 	if d, ok := formatted.disks[spec.String()]; ok {
 		return d.Provenance, errors.Join(f.Truncate(spec.Size), sparse.Copy(ctx, f, d.file))
 	}
-	r, err := formatter.Format(ctx, f, spec, nil)
+	r, err := formatter.Format(ctx, f, spec, nil, nil)
 	if err != nil {
 		return template.Provenance{}, err
 	}

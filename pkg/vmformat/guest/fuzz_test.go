@@ -31,8 +31,8 @@ func FuzzVerdict(f *testing.F) {
 		} else if !errors.Is(err, ErrNoVerdict) || v.OK && v.Nonce == nonce {
 			t.Errorf("read %+v: %v", v, err)
 		}
-		if s, job, ok := ParseStage(string(disk)); ok && (job < 0 || job >= MaxJobs || !strings.Contains(string(disk), StagePrefix+string(s))) {
-			t.Errorf("%q is read as the stage %q", disk, s)
+		if p, job, ok := ParseProgress(string(disk)); ok && (job < 0 || job >= MaxJobs || p.Done > p.Total || !strings.Contains(string(disk), string(p.Stage))) {
+			t.Errorf("%q is read as %+v", disk, p)
 		}
 
 		if !utf8.ValidString(nonce) {

@@ -99,7 +99,7 @@ func serve() error {
 	for i, order := range batch.Orders {
 		v := common
 		v.Nonce = order.Nonce
-		if err := work(&v, i, order.Job, &disks); err != nil {
+		if err := work(&v, i, order, &disks); err != nil {
 			v.OK = false
 			v.Error = err.Error()
 			fmt.Printf("csi-disktemplate: %s: %v\n%s\n", v.Stage, err, v.Output)
@@ -154,12 +154,13 @@ func reseed(seed []byte) error {
 const rndReseedCRNG = 0x5207 // _IO('R', 0x07), include/uapi/linux/random.h
 
 // work does one job, and records in v how far it got.
-func work(v *Verdict, index int, job Job, disks *disks) (err error) {
+func work(v *Verdict, index int, order Order, disks *disks) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("init panicked: %v", p)
 		}
 	}()
+	job := order.Job
 	disk, err := disks.find(Disk(index))
 	if err != nil {
 		return err
@@ -179,6 +180,14 @@ func work(v *Verdict, index int, job Job, disks *disks) (err error) {
 	}
 	defer dev.Close()
 	v.MkfsMS = time.Since(start).Milliseconds()
+	if job.Content != nil {
+		if err := v.unpack(disk, index, order, disks); err != nil {
+			return err
+		}
+		if err := settle(dev); err != nil {
+			return err
+		}
+	}
 
 	// From here on nothing may change a byte of the template. The kernel is told to refuse
 	// writes, and the count of sectors written proves that there were none.
@@ -210,7 +219,7 @@ func work(v *Verdict, index int, job Job, disks *disks) (err error) {
 	if v.Written != 0 {
 		return fmt.Errorf("the read-only check wrote %d sectors to the template", v.Written)
 	}
-	v.CheckMS = time.Since(start).Milliseconds() - v.MkfsMS
+	v.CheckMS = time.Since(start).Milliseconds() - v.MkfsMS - v.UnpackMS
 	v.enter(StageDone, index)
 	v.OK = true
 	return nil
@@ -218,7 +227,7 @@ func work(v *Verdict, index int, job Job, disks *disks) (err error) {
 
 func (v *Verdict) enter(s Stage, index int) {
 	v.Stage = s
-	fmt.Printf("%s%s %d\n", StagePrefix, s, index)
+	fmt.Println(Progress{Stage: s}.line(index))
 }
 
 // command runs one of the job's commands. If it fails, v gets its exit code and its output.
@@ -319,15 +328,22 @@ func flush(disk string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := dev.Sync(); err != nil {
+	if err := settle(dev); err != nil {
 		dev.Close()
-		return nil, fmt.Errorf("fsync %s: %w", disk, err)
-	}
-	if _, err := unix.IoctlRetInt(int(dev.Fd()), unix.BLKFLSBUF); err != nil {
-		dev.Close()
-		return nil, fmt.Errorf("BLKFLSBUF %s: %w", disk, err)
+		return nil, err
 	}
 	return dev, nil
+}
+
+// settle is flush for a device that is open.
+func settle(dev *os.File) error {
+	if err := dev.Sync(); err != nil {
+		return fmt.Errorf("fsync %s: %w", dev.Name(), err)
+	}
+	if _, err := unix.IoctlRetInt(int(dev.Fd()), unix.BLKFLSBUF); err != nil {
+		return fmt.Errorf("BLKFLSBUF %s: %w", dev.Name(), err)
+	}
+	return nil
 }
 
 // setReadOnly makes the kernel refuse every further write to the device.
@@ -354,9 +370,12 @@ func sectorsWritten(disk string) (int64, error) {
 	return strconv.ParseInt(fields[6], 10, 64)
 }
 
+// mountPoint is a directory of the initramfs.
+const mountPoint = "/mnt"
+
 // mountOnce has the guest's kernel mount the filesystem read-only and unmount it.
 func mountOnce(disk string, job Job) error {
-	const dir = "/mnt"
+	const dir = mountPoint
 	if err := unix.Mount(disk, dir, job.Filesystem, unix.MS_RDONLY, job.MountData); err != nil {
 		return fmt.Errorf("the guest's kernel cannot mount the new %s with the options %q: %w", job.Filesystem, job.MountData, err)
 	}

@@ -26,6 +26,9 @@ const (
 	// after it. Disk returns those of the templates.
 	ControlSerial = "control"
 
+	// ContentSerial is the serial of the disk with the archives of an order's [Content].
+	ContentSerial = "content"
+
 	// MaxJobs is how many disks for templates a VM has. Those that have no job are empty.
 	MaxJobs = 16
 
@@ -51,26 +54,54 @@ type Stage string
 
 // The stages, in order. The first two are the VM's, the others those of each job.
 const (
-	StageBoot  Stage = "boot"  // from power-on until /init runs mkfs
-	StageReady Stage = "ready" // the guest waits for a line on its console
-	StageMkfs  Stage = "mkfs"  // mkfs and fsync
-	StageCheck Stage = "check" // superblock, read-only mount, checker
-	StageDone  Stage = "done"  // the verdict is being written
+	StageBoot   Stage = "boot"   // from power-on until /init runs mkfs
+	StageReady  Stage = "ready"  // the guest waits for a line on its console
+	StageMkfs   Stage = "mkfs"   // mkfs and fsync
+	StageUnpack Stage = "unpack" // a content, until it is on the disk; only of a job that has one
+	StageCheck  Stage = "check"  // superblock, read-only mount, checker
+	StageDone   Stage = "done"   // the verdict is being written
 )
 
-// ParseStage returns the stage that a console line announces and the index of its job, and
-// whether it announces one.
-func ParseStage(line string) (s Stage, job int, ok bool) {
+// Progress is how far a job has come.
+type Progress struct {
+	Stage Stage
+	// Done and Total are bytes of the archives, in [StageUnpack]. Total is 0 in the other stages.
+	Done, Total int64
+}
+
+// line is the console line that announces p.
+func (p Progress) line(job int) string {
+	if p.Total == 0 {
+		return fmt.Sprintf("%s%s %d", StagePrefix, p.Stage, job)
+	}
+	return fmt.Sprintf("%s%s %d %d %d", StagePrefix, p.Stage, job, p.Done, p.Total)
+}
+
+// ParseProgress returns the progress that a console line announces and the index of its job, and
+// whether it announces any.
+func ParseProgress(line string) (p Progress, job int, ok bool) {
 	rest, ok := strings.CutPrefix(strings.TrimSpace(line), StagePrefix)
 	if !ok {
-		return "", 0, false
+		return Progress{}, 0, false
 	}
-	word, number, _ := strings.Cut(rest, " ")
-	job, err := strconv.Atoi(number)
-	if err != nil || job < 0 || job >= MaxJobs {
-		job = 0
+	words := strings.Fields(rest)
+	number := func(i int) int64 {
+		if i >= len(words) {
+			return 0
+		}
+		n, _ := strconv.ParseInt(words[i], 10, 64)
+		return max(n, 0)
 	}
-	return Stage(word), job, true
+	if len(words) > 0 {
+		p.Stage = Stage(words[0])
+	}
+	if p.Total = number(3); p.Total > 0 {
+		p.Done = min(number(2), p.Total)
+	}
+	if n := number(1); n < MaxJobs {
+		job = int(n)
+	}
+	return p, job, true
 }
 
 // Setup tells the guest what to load. It is a file of the initramfs.
@@ -91,8 +122,9 @@ type Batch struct {
 
 // Order is one job of a batch. Its disk is that of its index.
 type Order struct {
-	Nonce string `json:"nonce"` // for its verdict
-	Job   Job    `json:"job"`
+	Nonce  string  `json:"nonce"` // for its verdict
+	Job    Job     `json:"job"`
+	Layers []Layer `json:"layers,omitempty"` // the archives of the job's content, bottom first
 }
 
 // Job tells the guest what to make. It is data: the host has decided every word of it, and the
@@ -101,9 +133,12 @@ type Job struct {
 	Filesystem string   `json:"filesystem"`
 	Size       int64    `json:"size"` // bytes
 	Label      string   `json:"label,omitempty"`
-	Mkfs       []string `json:"mkfs"`  // argv; DevicePlaceholder stands for the disk
-	Check      []string `json:"check"` // argv; DevicePlaceholder stands for the disk
-	MountData  string   `json:"mountData,omitempty"`
+	Mkfs       []string `json:"mkfs"`                // argv; DevicePlaceholder stands for the disk
+	Check      []string `json:"check"`               // argv; DevicePlaceholder stands for the disk
+	MountData  string   `json:"mountData,omitempty"` // for the check
+
+	Content  *Content `json:"content,omitempty"`  // nil: the filesystem stays empty
+	FillData string   `json:"fillData,omitempty"` // the mount's data while it is filled
 }
 
 // DevicePlaceholder stands for the template's block device in a [Job]'s commands.
@@ -121,9 +156,24 @@ type Verdict struct {
 	Mkfs     string `json:"mkfs,omitempty"`    // its version line
 	UUID     string `json:"uuid,omitempty"`    // of the new filesystem
 	MkfsMS   int64  `json:"mkfsMillis"`        // mkfs and fsync
-	CheckMS  int64  `json:"checkMillis"`       // everything after mkfs
-	Written  int64  `json:"checkWroteSectors"` // 512-byte sectors written after mkfs: must be 0
+	CheckMS  int64  `json:"checkMillis"`       // everything after mkfs and unpacking
+	Written  int64  `json:"checkWroteSectors"` // 512-byte sectors written by the check: must be 0
+
+	// Of a job with a content.
+	Entries  int64 `json:"entries,omitempty"`      // entries that were unpacked
+	Bytes    int64 `json:"bytes,omitempty"`        // of file content, without holes
+	UnpackMS int64 `json:"unpackMillis,omitempty"` // unpacking, sync and unmount
+	Full     Full  `json:"full,omitempty"`         // what the content needed more of
 }
+
+// Full is what a filesystem ran out of while it was filled.
+type Full string
+
+// The values of Full. The empty one means that everything fitted.
+const (
+	FullSpace  Full = "space"
+	FullInodes Full = "inodes"
+)
 
 // ExitUnwritten is the exit code of a mkfs that claimed success but left no
 // valid superblock behind.

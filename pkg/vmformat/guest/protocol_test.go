@@ -69,23 +69,30 @@ func TestVerdictFits(t *testing.T) {
 	}
 }
 
-func TestParseStage(t *testing.T) {
+func TestParseProgress(t *testing.T) {
+	unpacking := Progress{StageUnpack, 512, 2048}
 	for line, want := range map[string]struct {
-		stage Stage
-		job   int
+		progress Progress
+		job      int
 	}{
-		"  " + StagePrefix + "mkfs 3\r":  {StageMkfs, 3},
-		StagePrefix + "ready":            {StageReady, 0},
-		StagePrefix + "check 99999":      {StageCheck, 0},
-		StagePrefix + "check -1":         {StageCheck, 0},
-		StagePrefix + "check three more": {StageCheck, 0},
+		"  " + StagePrefix + "mkfs 3\r":       {Progress{Stage: StageMkfs}, 3},
+		StagePrefix + "ready":                 {Progress{Stage: StageReady}, 0},
+		StagePrefix + "check 99999":           {Progress{Stage: StageCheck}, 0},
+		StagePrefix + "check -1":              {Progress{Stage: StageCheck}, 0},
+		StagePrefix + "check three more":      {Progress{Stage: StageCheck}, 0},
+		unpacking.line(2):                     {unpacking, 2},
+		StagePrefix + "unpack 0 4096 2048":    {Progress{StageUnpack, 2048, 2048}, 0},
+		StagePrefix + "unpack 0 -1 2048":      {Progress{StageUnpack, 0, 2048}, 0},
+		StagePrefix + "unpack 0 512":          {Progress{Stage: StageUnpack}, 0},
+		StagePrefix + "unpack 0 512 -2048":    {Progress{Stage: StageUnpack}, 0},
+		StagePrefix + "unpack 0 512 2048 and": {unpacking, 0},
 	} {
-		if s, job, ok := ParseStage(line); !ok || s != want.stage || job != want.job {
-			t.Errorf("%q is read as %q of job %d, %v", line, s, job, ok)
+		if p, job, ok := ParseProgress(line); !ok || p != want.progress || job != want.job {
+			t.Errorf("%q is read as %+v of job %d, %v", line, p, job, ok)
 		}
 	}
-	if _, _, ok := ParseStage("mkfs 3"); ok {
-		t.Error("a line without the prefix is read as a stage")
+	if _, _, ok := ParseProgress("mkfs 3"); ok {
+		t.Error("a line without the prefix is read as progress")
 	}
 }
 
