@@ -178,18 +178,17 @@ func (b *bound) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// tee writes what it reads.
+// tee writes what it reads. It fills the buffer, however little the reader has at a time.
 type tee struct {
 	r io.Reader
 	w *holes
 	n int64
-	// zero says that the last whole block of a header's size that was read has only zeros: see
-	// [scanner.archive].
+	// zero says that the last read was of a header's size, and of zeros: see [scanner.archive].
 	zero bool
 }
 
 func (t *tee) Read(p []byte) (int, error) {
-	n, err := t.r.Read(p)
+	n, err := io.ReadFull(t.r, p)
 	if n > 0 {
 		t.zero = n == headerSize && isZero(p[:n])
 		if err := t.w.write(p[:n]); err != nil {
@@ -197,6 +196,9 @@ func (t *tee) Read(p []byte) (int, error) {
 		}
 	}
 	t.n += int64(n)
+	if err == io.ErrUnexpectedEOF && n > 0 {
+		err = io.EOF
+	}
 	return n, err
 }
 

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/iotest"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -118,6 +119,18 @@ func TestLayers(t *testing.T) {
 	}
 }
 
+// TestShortReads reads archives from sources that have little at a time.
+func TestShortReads(t *testing.T) {
+	b := pack(t, &tar.Header{Name: "a", Size: 10_000}, &tar.Header{Name: "b", Typeflag: tar.TypeDir})
+	for _, src := range [][]byte{b, gzipped(t, b), zstandard(t, b)} {
+		for _, slow := range []func(io.Reader) io.Reader{iotest.OneByteReader, iotest.HalfReader, iotest.DataErrReader} {
+			if s, err := add(t, slow(bytes.NewReader(src)), Limits{}); err != nil || s.Entries != 2 || s.Bytes != 10_000 {
+				t.Errorf("found %+v, %v", s, err)
+			}
+		}
+	}
+}
+
 // TestHoles writes an archive of a file of zeros, which takes no space.
 func TestHoles(t *testing.T) {
 	var b bytes.Buffer
@@ -173,6 +186,7 @@ func TestRefused(t *testing.T) {
 		"cut in a file":   {good[:3000], small, ErrDamaged, "too early, after 2.9Ki"},
 		"cut in a header": {good[:300], small, ErrDamaged, "too early"},
 		"cut at the end":  {good[:512+5120], small, ErrDamaged, "was cut off after 5.5Ki"},
+		"cut after zeros": {zeroFile(t)[:1024], small, ErrDamaged, "was cut off after 1Ki"},
 		"broken header":   {append(bytes.Clone(good[:5632]), good[1000:2000]...), small, ErrDamaged, "a header in it is broken"},
 		"gzip cut":        {gzipped(t, noise)[:1000], Limits{}, ErrDamaged, ""},
 		"gzip broken":     {append(gzipped(t, good)[:60], 0xff, 0xff, 0xff, 0xff, 0xff), small, ErrDamaged, ""},
@@ -267,6 +281,14 @@ func sparseEntry(t testing.TB, length int64) []byte {
 	file := pack(t, &tar.Header{Name: "sparse", Size: int64(len(content))})
 	copy(file[512:], content)
 	return append(header[:1024], file...)
+}
+
+// zeroFile is an archive of a file that looks like the end of the archive.
+func zeroFile(t testing.TB) []byte {
+	t.Helper()
+	b := pack(t, &tar.Header{Name: "a", Size: 512}, &tar.Header{Name: "b"})
+	clear(b[512:1024])
+	return b
 }
 
 // retyped gives the first entry another type.

@@ -70,6 +70,7 @@ func (s *scanner) archive(t *tee) error {
 			return err
 		}
 		last = member{h, t.n}
+		t.zero = false // the end of a file may look like that of the archive
 	}
 }
 
