@@ -288,9 +288,9 @@ func TestTags(t *testing.T) {
 		}
 		look(one, 2)
 		digest = two // the tag moves
-		time.Sleep(tagLife - 1)
+		time.Sleep(tagLife - time.Second)
 		look(one, 2)
-		time.Sleep(1)
+		time.Sleep(time.Second)
 		look(one, 3) // the last answer counts until there is a new one
 		look(two, 3)
 		failure = errors.New("no route to host")
@@ -431,7 +431,7 @@ func TestPrepareChanged(t *testing.T) {
 	path := filepath.Join(n.cfg.Dir, "a")
 	n.put("a", good)
 	n.list("- {name: a, tar: a, namespaces: [ci]}")
-	id := n.identity("a")
+	var id Identity
 	for name, change := range map[string]func(){
 		"replaced":  func() { n.put("a", tarball(t, "a", "other")) },
 		"truncated": func() { n.write(path, good[:50]) },
@@ -446,6 +446,24 @@ func TestPrepareChanged(t *testing.T) {
 		refuses(t, err, ErrChanged, `content "a"`, "try again")
 		if again := n.identity("a"); again.Equal(id) != (name == "written") {
 			t.Errorf("%s: it is %+v, was %+v", name, again, id)
+		}
+	}
+
+	for name, change := range map[string]func() error{
+		"removed": func() error { return nil },
+		"a link":  func() error { return os.Symlink("b", path) }, // to the same bytes
+	} {
+		n.put("a", good)
+		n.put("b", good)
+		id = n.identity("a")
+		if err := errors.Join(os.Remove(path), change()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := n.Prepare(t.Context(), "a", id); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := os.RemoveAll(path); err != nil {
+			t.Fatal(err)
 		}
 	}
 
