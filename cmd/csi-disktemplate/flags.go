@@ -42,6 +42,7 @@ type pluginOptions struct {
 	pool                         pool.Config
 	vm                           vmformat.Config
 	prewarm                      prewarm.Config
+	contents                     contentOptions
 }
 
 func (o *pluginOptions) add(f *pflag.FlagSet) {
@@ -64,6 +65,7 @@ func (o *pluginOptions) add(f *pflag.FlagSet) {
 	addValue(f, &o.warmMost, "warm-max", "8", upperCount[int](),
 		"how many volumes of all kinds are kept ready; each takes up to 5 MiB of memory and 2 MiB of the pool; 0 means none")
 	addPrewarm(f, &o.prewarm)
+	addContents(f, &o.contents)
 	addPool(f, &o.pool)
 	addValue(f, &o.pool.NodeHeadroom, "node-headroom", "20%", poolShare,
 		"space that new volumes leave free on a filesystem that is kubelet's too; kubelet evicts pods below 10% (nodefs) and 15% (imagefs)")
@@ -90,6 +92,16 @@ func addPrewarm(f *pflag.FlagSet, c *prewarm.Config) {
 	f.StringVar(&c.File, "prewarm-file", "", "file that lists more of them, one a line; it is read again when it changes (default: none)")
 	f.BoolVar(&c.Wait, "wait-for-prewarm", false,
 		"the plugin is ready (/readyz) only when each template that these flags list is there, or could not be built")
+}
+
+func addContents(f *pflag.FlagSet, o *contentOptions) {
+	f.StringVar(&o.file, "contents", "", "file that names what volumes can be born with, and who may use it; it is read again when it changes (default: nothing)")
+	f.StringVar(&o.dir, "content-dir", "", "directory of the archives and disks that --contents names")
+	f.StringVar(&o.credentials, "content-credentials", "", "directory of docker config files with the credentials for the registries that --contents names (default: none are used)")
+	addValue(f, &o.plainHTTP, "content-plain-http", "", hostList,
+		"registries, as HOST:PORT with commas between, that may be spoken to by HTTP; those on loopback always may (default: none)")
+	addValue(f, &o.cache, "content-cache", "10%", poolShare,
+		"space of the pool that layers of images may take, a quantity or a percentage; the least recently used are removed first; 0 means no limit")
 }
 
 func addKubeletDir(f *pflag.FlagSet, dir *string) {

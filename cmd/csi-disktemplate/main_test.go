@@ -339,7 +339,8 @@ func TestNoFormatter(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = formatFunc(formatter)(t.Context(), nil, diskfs.Spec{Filesystem: "ext4", Size: 300 << 20})
+	b := &builder{formatter: formatter}
+	_, err = b.format(t.Context(), nil, diskfs.Spec{Filesystem: "ext4", Size: 300 << 20})
 	if !errors.Is(err, template.ErrNoFormatter) || !errors.Is(err, vmformat.ErrUnavailable) || !strings.HasPrefix(err.Error(), "formatter unavailable: ") {
 		t.Errorf("%v, want a formatter that is unavailable, as template.ErrNoFormatter", err)
 	}

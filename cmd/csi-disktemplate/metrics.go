@@ -193,3 +193,29 @@ func observeTrims(r prometheus.Registerer) func(string, int64) {
 	r.MustRegister(trims)
 	return func(string, int64) { trims.Inc() }
 }
+
+var (
+	contentDone = prometheus.NewDesc("csi_disktemplate_content_unpacked_bytes",
+		"Bytes of a content's archives that the VM has unpacked; absent while none is being unpacked.", []string{"content", "spec"}, nil)
+	contentTotal = prometheus.NewDesc("csi_disktemplate_content_archive_bytes",
+		"Bytes of the archives of a content that the VM is unpacking.", []string{"content", "spec"}, nil)
+)
+
+// contentMetrics say how far the contents are that are being unpacked.
+type contentMetrics struct{ builder *builder }
+
+func (m contentMetrics) Describe(ch chan<- *prometheus.Desc) {
+	ch <- contentDone
+	ch <- contentTotal
+}
+
+func (m contentMetrics) Collect(ch chan<- prometheus.Metric) {
+	m.builder.mu.Lock()
+	defer m.builder.mu.Unlock()
+	for spec, p := range m.builder.under {
+		if p.total > 0 {
+			ch <- prometheus.MustNewConstMetric(contentDone, prometheus.GaugeValue, float64(p.done), p.content, spec)
+			ch <- prometheus.MustNewConstMetric(contentTotal, prometheus.GaugeValue, float64(p.total), p.content, spec)
+		}
+	}
+}

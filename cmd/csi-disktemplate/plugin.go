@@ -6,7 +6,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -57,12 +56,17 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 		return err
 	}
 	registry := newRegistry(p, formatter)
-	store := template.NewStore(templateConfig(o, p, formatter, registry))
+	builder, err := newBuilder(ctx, o.contents, p, formatter)
+	if err != nil {
+		return err
+	}
+	store := template.NewStore(templateConfig(o, p, builder, registry))
 	defer store.Close()
 	metrics := driver.NewMetrics(registry)
 	volumes, err := volume.NewManager(volume.Config{
 		Pool: p, Templates: store, TargetRoot: o.kubeletDir, GrowFilesystem: growfs.Grow, Headroom: o.headroom, Overcommit: o.overcommit, Limits: o.limits,
 		DefaultDurability: o.durability, Cloned: metrics.Cloned, Spare: formatter.Spare, Warm: o.warm, WarmMost: o.warmMost,
+		Content: builder.content(),
 	})
 	if err != nil {
 		return err
@@ -72,7 +76,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	logStart(o, p, formatter)
 	o.prewarm.Templates = store
 	prewarmer := prewarm.New(o.prewarm)
-	healthy := watched(volumes.PoolHealth, volumes.DiskHealth, formatter.Conditions, prewarmer.Conditions)
+	healthy := watched(volumes.PoolHealth, volumes.DiskHealth, formatter.Conditions, prewarmer.Conditions, builder.conditions)
 	healthy() // logs what is wrong from the start
 	ready := joined(healthy, stamped(prewarmer.Pending))
 	if registration != nil {
@@ -80,7 +84,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	}
 	registry.MustRegister(conditionMetric(ready), prewarmMetric(prewarmer.Counts))
 	registerEnding(registry, volumes.Ending)
-	registry.MustRegister(warmMetrics{volumes})
+	registry.MustRegister(warmMetrics{volumes}, contentMetrics{builder})
 	go readAhead(formatter)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
@@ -110,6 +114,10 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 		prewarmer.Run(ctx)
 		return nil
 	})
+	g.Go(func() error {
+		builder.run(ctx)
+		return nil
+	})
 	g.Go(func() error { return driver.Serve(ctx, config) })
 	err = g.Wait()
 	logStop(ctx, started, metrics, volumes)
@@ -137,12 +145,14 @@ func newRegistration(o pluginOptions) (*driver.Registration, error) {
 	return r, nil
 }
 
-// templateConfig joins the template store to the formatter and the metrics.
-func templateConfig(o pluginOptions, p *pool.Pool, formatter *vmformat.Formatter, r prometheus.Registerer) template.Config {
+// templateConfig joins the template store to what builds templates, and the metrics.
+func templateConfig(o pluginOptions, p *pool.Pool, b *builder, r prometheus.Registerer) template.Config {
 	return template.Config{
 		Pool:          p,
-		Fingerprint:   func(spec diskfs.Spec) (string, error) { return formatter.Fingerprint(spec, nil) },
-		Format:        formatFunc(formatter),
+		Fingerprint:   b.fingerprint,
+		Resolve:       b.resolve,
+		Format:        b.format,
+		Progress:      b.progress,
 		MaxBuilds:     o.maxVMs * vmformat.MaxOrders, // the formatter bounds the VMs
 		BuildsPerHour: o.maxBuildsPerHour,
 		Budget:        templateBudget(p, o.templateCache),
@@ -175,25 +185,6 @@ func readAhead(formatter *vmformat.Formatter) {
 		if fs, err := diskfs.Lookup(name); err == nil {
 			formatter.Fingerprint(diskfs.Spec{Filesystem: name, Size: fs.DefaultSize()}, nil)
 		}
-	}
-}
-
-// formatFunc formats templates with the formatter, and translates the formatter's errors to
-// those of the store and the pool.
-func formatFunc(formatter *vmformat.Formatter) func(context.Context, *os.File, diskfs.Spec) (template.Provenance, error) {
-	return func(ctx context.Context, f *os.File, spec diskfs.Spec) (template.Provenance, error) {
-		r, err := formatter.Format(ctx, f, spec, nil, nil)
-		switch {
-		case errors.Is(err, vmformat.ErrNoSpace):
-			return template.Provenance{}, fmt.Errorf("%w: %w", pool.ErrFull, err)
-		case errors.Is(err, vmformat.ErrUnavailable):
-			return template.Provenance{}, template.NoFormatter(err)
-		case err != nil:
-			return template.Provenance{}, err
-		}
-		return template.Provenance{
-			Fingerprint: r.Fingerprint, UUID: r.UUID, Kernel: r.Kernel, Mkfs: r.Mkfs, Accelerator: string(r.Accelerator),
-		}, nil
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -188,6 +189,22 @@ var specList = kind[[]diskfs.Spec]{"list", func(s string) (specs []diskfs.Spec, 
 	}
 	return specs, nil
 }}
+
+// hostList is a list of hosts, each with a port or without.
+var hostList = kindOf("list", "must be HOST:PORT, with commas between, as registry.ci:5000,10.0.0.7:80", func(s string) (hosts []string, ok bool) {
+	if s == "" {
+		return nil, true
+	}
+	for host := range strings.SplitSeq(s, ",") {
+		if !hostPattern.MatchString(host) {
+			return nil, false
+		}
+		hosts = append(hosts, host)
+	}
+	return hosts, true
+})
+
+var hostPattern = regexp.MustCompile(`^([A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?$`)
 
 // upperCount is the largest number of things that is allowed.
 func upperCount[T int | int64]() kind[T] {

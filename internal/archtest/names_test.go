@@ -216,8 +216,8 @@ var others = []string{
 	"v", "vmodule", // klog
 	"readonly",                                          // btrfs check
 	"image-opts", "target-image-opts", "target-is-zero", // qemu-img
-	"node-deployment", // external-provisioner, external-snapshotter
-	"field-selector",  // kubectl
+	"node-deployment", "extra-create-metadata", // external-provisioner, external-snapshotter
+	"field-selector", // kubectl
 }
 
 // TestMessagesNameRealFlags checks every --flag in a string of the product. An error that

@@ -121,7 +121,7 @@ func FuzzParseSize(f *testing.F) {
 func FuzzParseSpec(f *testing.F) {
 	for _, s := range []string{
 		"xfs:10Gi", "ext4:1Gi:inode-size=512:label=data", "btrfs:1e9:nodesize=4096", "raw:1Gi", "ext4:1e999999999", ":::",
-		"xfs:1Gi:label=", "\xff",
+		"xfs:1Gi:label=", "xfs:1Gi:content=c", "raw:content=c", "\xff",
 	} {
 		f.Add(s)
 	}
@@ -132,7 +132,11 @@ func FuzzParseSpec(f *testing.F) {
 			readable(t, err)
 			return
 		}
-		if err := spec.Validate(); err != nil || !lookup(t, spec.Filesystem).Formatted() {
+		valid := spec
+		if spec.IsDisk() && spec.Content != "" {
+			valid.Filesystem, valid.Size = "ext4", 1<<30 // the content decides its size
+		}
+		if err := valid.Validate(); err != nil || !lookup(t, valid.Filesystem).Formatted() {
 			t.Errorf("%q is read as %s: %v", text, spec, err)
 		}
 		spelled := strings.ReplaceAll(spec.String(), " ", ":")

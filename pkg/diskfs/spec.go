@@ -6,6 +6,7 @@ package diskfs
 import (
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -18,6 +19,8 @@ type Spec struct {
 	Size       int64             `json:"size"` // bytes, whole MiB
 	Label      string            `json:"label,omitempty"`
 	Options    map[string]string `json:"options,omitempty"` // format options from the filesystem's allow-list
+	// Content names what is inside from the start, among the contents of the operator. Empty means nothing.
+	Content string `json:"content,omitempty"`
 }
 
 // Validate checks every field against the filesystem's limits. Errors are [ErrUnknown],
@@ -36,13 +39,37 @@ func (s Spec) Validate() error {
 	if err := fs.CheckLabel(s.Label); err != nil {
 		return err
 	}
+	if err := CheckContent(s.Content); err != nil {
+		return err
+	}
 	return fs.CheckOptions(s.Options)
 }
 
+// maxContent is the longest name of a content, in bytes: that of a label in RFC 1123.
+const maxContent = 63
+
+var contentPattern = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
+
+// CheckContent returns [ErrInvalid] for a text that cannot be the name of a content. The empty name means none.
+func CheckContent(name string) error {
+	if name == "" || len(name) <= maxContent && contentPattern.MatchString(name) {
+		return nil
+	}
+	return fmt.Errorf("%w: content %.64q: a name has lower case letters, digits and '-', begins and ends with a letter or digit, "+
+		"and has at most %d characters", ErrInvalid, name, maxContent)
+}
+
+// IsDisk reports whether the spec is that of a whole disk: its consumer decides what is inside, or its content.
+func (s Spec) IsDisk() bool { return s.Filesystem == raw.Name }
+
 // ParseSpec reads a spec as flags and lists of templates spell it: FILESYSTEM:SIZE, and behind it any of
-// :label=LABEL and :OPTION=VALUE. The filesystem must be one that is formatted, and the size is rounded up to
-// whole MiB. Errors are those of [Spec.Validate] and [Filesystem.ParseSize]. They do not repeat the whole text.
+// :label=LABEL, :content=NAME and :OPTION=VALUE. The filesystem must be one that is formatted, and the size is
+// rounded up to whole MiB. A content that is a whole disk is spelled raw:content=NAME, since it decides its size.
+// Errors are those of [Spec.Validate] and [Filesystem.ParseSize]. They do not repeat the whole text.
 func ParseSpec(text string) (Spec, error) {
+	if name, ok := strings.CutPrefix(text, raw.Name+":content="); ok && name != "" {
+		return Spec{Filesystem: raw.Name, Content: name}, CheckContent(name)
+	}
 	parts := strings.Split(text, ":")
 	if len(parts) < 2 {
 		return Spec{}, fmt.Errorf("%w: must be FILESYSTEM:SIZE, as xfs:10Gi, and may have options behind it, "+
@@ -62,7 +89,7 @@ func ParseSpec(text string) (Spec, error) {
 	return spec, spec.Validate()
 }
 
-// parseOptions reads label=LABEL and OPTION=VALUE, each name once.
+// parseOptions reads label=LABEL, content=NAME and OPTION=VALUE, each name once.
 func (s *Spec) parseOptions(options []string) error {
 	values := map[string]string{}
 	for _, o := range options {
@@ -72,8 +99,9 @@ func (s *Spec) parseOptions(options []string) error {
 		}
 		values[name] = value
 	}
-	s.Label = values["label"]
+	s.Label, s.Content = values["label"], values["content"]
 	delete(values, "label")
+	delete(values, "content")
 	if len(values) > 0 {
 		s.Options = values
 	}
@@ -82,13 +110,20 @@ func (s *Spec) parseOptions(options []string) error {
 
 // Equal reports whether two specs describe the same content.
 func (s Spec) Equal(o Spec) bool {
-	return s.Filesystem == o.Filesystem && s.Size == o.Size && s.Label == o.Label && maps.Equal(s.Options, o.Options)
+	return s.Filesystem == o.Filesystem && s.Size == o.Size && s.Label == o.Label && s.Content == o.Content &&
+		maps.Equal(s.Options, o.Options)
 }
 
 // String returns the spec as messages show it: "ext4 256Mi label=data inode-size=512".
 func (s Spec) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s %s", s.Filesystem, size.Format(s.Size))
+	b.WriteString(s.Filesystem)
+	if s.Size > 0 {
+		fmt.Fprintf(&b, " %s", size.Format(s.Size))
+	}
+	if s.Content != "" {
+		fmt.Fprintf(&b, " content=%s", s.Content)
+	}
 	if s.Label != "" {
 		fmt.Fprintf(&b, " label=%s", s.Label)
 	}

@@ -22,6 +22,8 @@ func TestParseSpec(t *testing.T) {
 		"btrfs:4294967295Mi:nodesize=16384":    "btrfs 4294967295Mi nodesize=16384",
 		"xfs:300Mi:label=a.b_c-d:rmapbt=1":     "xfs 300Mi label=a.b_c-d rmapbt=1",
 		"ext4:1Gi:label=inode-size:journal=on": "ext4 1Gi label=inode-size journal=on",
+		"ext4:1Gi:label=l:content=postgres-16": "ext4 1Gi content=postgres-16 label=l",
+		"raw:content=fedora":                   "raw content=fedora",
 	} {
 		if spec, err := ParseSpec(text); err != nil || spec.String() != want {
 			t.Errorf("%s is read as %s: %v", text, spec, err)
@@ -39,6 +41,9 @@ func TestParseSpecRefuses(t *testing.T) {
 		":1Gi":                             {ErrUnknown, []string{`""`, "btrfs, ext4, xfs"}},
 		"raw:1Gi":                          {ErrUnknown, []string{`"raw"`, "btrfs, ext4, xfs"}},
 		"XFS:1Gi":                          {ErrUnknown, []string{`"XFS"`, "btrfs, ext4, xfs"}},
+		"raw:content=":                     {ErrUnknown, []string{`"raw"`, "btrfs, ext4, xfs"}},
+		"raw:content=Fedora":               {ErrInvalid, []string{`content "Fedora"`, "lower case letters"}},
+		"xfs:1Gi:content=a/b":              {ErrInvalid, []string{`content "a/b"`, "lower case letters"}},
 		"xfs:":                             {size.ErrInvalid, []string{`size ""`, "10Gi"}},
 		"xfs:big":                          {size.ErrInvalid, []string{`size "big"`, "10Gi"}},
 		"xfs:10GB":                         {size.ErrInvalid, []string{`size "10GB"`, "did you mean 10G"}},

@@ -4,6 +4,7 @@
 package driver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -163,7 +164,7 @@ func (s *controllerServer) GetCapacity(ctx context.Context, req *csi.GetCapacity
 		note(ctx, "refused", refused.Error())
 		return &csi.GetCapacityResponse{AvailableCapacity: available}, nil
 	}
-	fs, err := diskfs.Lookup(r.Spec.Filesystem)
+	fs, err := diskfs.Lookup(cmp.Or(r.Spec.Filesystem, defaultFilesystem))
 	if err != nil {
 		return nil, err
 	}

@@ -51,7 +51,7 @@ func code(err error) codes.Code {
 		return codes.AlreadyExists
 	case errors.Is(err, pool.ErrFull), errors.Is(err, pool.ErrCannotReserve), errors.Is(err, errdefs.ErrLimit), errors.Is(err, template.ErrTooMany), errors.Is(err, errElsewhere):
 		return codes.ResourceExhausted
-	case errors.Is(err, errdefs.ErrState), errors.Is(err, template.ErrNoFormatter), errors.Is(err, pool.ErrUnusable), errors.Is(err, errUnhealthy):
+	case errors.Is(err, errdefs.ErrState), errors.Is(err, template.ErrNoFormatter), errors.Is(err, template.ErrNoContent), errors.Is(err, pool.ErrUnusable), errors.Is(err, errUnhealthy):
 		return codes.FailedPrecondition
 	case errors.Is(err, pool.ErrLocked):
 		return codes.Unavailable

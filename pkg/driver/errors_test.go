@@ -64,6 +64,7 @@ func TestCode(t *testing.T) {
 		"too many templates":       {fmt.Errorf("volume v: %w", template.ErrTooMany), codes.ResourceExhausted},
 		"state":                    {errdefs.ErrState, codes.FailedPrecondition},
 		"no formatter":             {template.ErrNoFormatter, codes.FailedPrecondition},
+		"no content":               {template.ErrNoContent, codes.FailedPrecondition},
 		"pool":                     {pool.ErrUnusable, codes.FailedPrecondition},
 		"unhealthy":                {errUnhealthy, codes.FailedPrecondition},
 		"locked":                   {pool.ErrLocked, codes.Unavailable},

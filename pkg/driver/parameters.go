@@ -20,6 +20,7 @@ import (
 // class is what the parameters of a StorageClass say, one field for each.
 type class struct {
 	fsType        *diskfs.Filesystem // nil: not given
+	content       string             // "": not given
 	format        string
 	formatGiven   bool
 	formatOptions string
@@ -29,12 +30,14 @@ type class struct {
 }
 
 const (
+	paramContent       = "content"
 	paramFormat        = "format"
 	paramFormatOptions = "formatOptions"
 	paramLabel         = "label"
 	paramProvisioning  = "provisioning"
 	paramPublishAs     = "publishAs"
 	paramFSType        = kubeletPrefix + "fstype"
+	paramNamespace     = kubeletPrefix + "pvc/namespace" // the provisioner's, with --extra-create-metadata
 
 	formatNone = "none"
 )
@@ -48,6 +51,10 @@ type classParameter struct {
 // in class, and its use in classRequest. A new field of [volume.ClaimRequest] must also be
 // compared in package volume; a test finds a forgotten one.
 var classParameters = []classParameter{
+	{paramContent, func(c *class, v string) (err error) {
+		c.content, err = contentNamed("parameter "+paramContent, v)
+		return err
+	}},
 	{paramFormat, func(c *class, v string) error {
 		c.format, c.formatGiven = v, true
 		return nil
@@ -176,7 +183,7 @@ func classRequest(capabilities []*csi.VolumeCapability, params map[string]string
 	if u.Block {
 		r.Mode = image.ModeBlock
 	}
-	r.Provisioning = c.provisioning
+	r.Provisioning, r.Namespace = c.provisioning, params[paramNamespace]
 	r.Spec, err = c.spec(r.Mode, u.Filesystem)
 	r.DefaultSpec = u.Filesystem == "" && c.format == "" && c.label == "" && c.formatOptions == ""
 	return r, err
@@ -217,7 +224,7 @@ func (c class) spec(mode image.Mode, fsType string) (diskfs.Spec, error) {
 		return spec, invalid("parameter %s %.64q: is for disks (volumeMode Block, or %s: %s); for a mounted volume use fsType", paramFormat, c.format, paramPublishAs, image.ModeDiskImage)
 	}
 	if c.format == formatNone || mode == image.ModeBlock && !c.formatGiven {
-		return diskfs.Spec{Filesystem: "raw"}, c.checkUnformatted()
+		return diskfs.Spec{Filesystem: "raw", Content: c.content}, c.checkUnformatted()
 	}
 	field, name, allowed := "fsType", cmp.Or(fsType, defaultFilesystem), diskfs.Names()
 	if c.formatGiven {
@@ -227,7 +234,10 @@ func (c class) spec(mode image.Mode, fsType string) (diskfs.Spec, error) {
 	if err != nil || !fs.Formatted() {
 		return spec, invalid("%s %.64q: must be one of %s", field, name, strings.Join(allowed, ", "))
 	}
-	spec = diskfs.Spec{Filesystem: fs.Name, Label: c.label}
+	spec = diskfs.Spec{Filesystem: fs.Name, Label: c.label, Content: c.content}
+	if c.content != "" && !c.formatGiven && fsType == "" {
+		spec.Filesystem = "" // the content decides
+	}
 	if spec.Options, err = formatOptions(c.formatOptions); err != nil {
 		return spec, err
 	}

@@ -64,6 +64,18 @@ func TestClaimRequest(t *testing.T) {
 		"size": {req: create(mounted("ext4")), change: sized64(gibibyte, 0), want: want{Spec: diskfs.Spec{Filesystem: "ext4", Size: gibibyte}, Mode: image.ModeFilesystem}},
 		"size, rounded up": {req: create(mounted("ext4")), change: sized64(gibibyte+1, 2*gibibyte),
 			want: want{Spec: diskfs.Spec{Filesystem: "ext4", Size: gibibyte + mib}, Limit: 2 * gibibyte, Mode: image.ModeFilesystem}},
+		"content": {req: create(mounted(""), "content", "pg"),
+			want: want{Spec: diskfs.Spec{Content: "pg"}, Mode: image.ModeFilesystem, DefaultSpec: true}},
+		"content of a namespace": {req: create(mounted(""), "content", "pg", paramNamespace, "shop"),
+			want: want{Spec: diskfs.Spec{Content: "pg"}, Mode: image.ModeFilesystem, DefaultSpec: true, Namespace: "shop"}},
+		"content on xfs": {req: create(mounted("xfs"), "content", "pg", "label", "l"),
+			want: want{Spec: diskfs.Spec{Filesystem: "xfs", Label: "l", Content: "pg"}, Mode: image.ModeFilesystem}},
+		"content of a device": {req: create(device(), "content", "fedora"),
+			want: want{Spec: diskfs.Spec{Filesystem: "raw", Content: "fedora"}, Mode: image.ModeBlock, DefaultSpec: true}},
+		"content of a disk image": {req: create(mounted("ext4"), "content", "fedora", "publishAs", "diskImage"),
+			want: want{Spec: diskfs.Spec{Filesystem: "ext4", Content: "fedora"}, Mode: image.ModeDiskImage}},
+		"content, formatted": {req: create(device(), "content", "pg", "format", "xfs"),
+			want: want{Spec: diskfs.Spec{Filesystem: "xfs", Content: "pg"}, Mode: image.ModeBlock}},
 		"limit alone": {req: create(mounted("ext4")), change: sized64(0, gibibyte), want: want{Spec: fs("ext4"), Limit: gibibyte, Mode: image.ModeFilesystem}},
 		"of a snapshot": {req: create(mounted("")), change: func(r *csi.CreateVolumeRequest) {
 			r.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: "s"}}}
@@ -91,7 +103,7 @@ func TestClaimRequest(t *testing.T) {
 			}
 			got.Spec, c.want.Spec = diskfs.Spec{}, diskfs.Spec{}
 			if got.Name != c.want.Name || got.Mode != c.want.Mode || got.Provisioning != c.want.Provisioning || got.Limit != c.want.Limit ||
-				got.Source != c.want.Source || got.DefaultSpec != c.want.DefaultSpec {
+				got.Source != c.want.Source || got.Namespace != c.want.Namespace || got.DefaultSpec != c.want.DefaultSpec {
 				t.Errorf("is  %+v\nnot %+v", got, c.want)
 			}
 		})
@@ -102,7 +114,7 @@ const gibibyte = 1 << 30
 
 // TestBadClaimRequest reads the messages as the owner of a claim finds them in its events.
 func TestBadClaimRequest(t *testing.T) {
-	const allowed = "format, formatOptions, label, provisioning, publishAs"
+	const allowed = "content, format, formatOptions, label, provisioning, publishAs"
 	bad, outside := codes.InvalidArgument, codes.OutOfRange
 	for name, c := range map[string]struct {
 		req    *csi.CreateVolumeRequest
@@ -124,6 +136,8 @@ func TestBadClaimRequest(t *testing.T) {
 		"format of a mount":   {req: create(mounted("ext4"), "format", "xfs"), code: bad, says: []string{"format", `"xfs"`, "fsType"}},
 		"format":              {req: create(device(), "format", "zfs"), code: bad, says: []string{"format", `"zfs"`, "none, btrfs, ext4, xfs"}},
 		"format, raw":         {req: create(device(), "format", "raw"), code: bad, says: []string{"format", `"raw"`, "none, btrfs, ext4, xfs"}},
+		"content":             {req: create(mounted(""), "content", "a/b"), code: bad, says: []string{"parameter content", `"a/b"`, "lower case letters"}},
+		"content, empty":      {req: create(mounted(""), "content", ""), code: bad, says: []string{"parameter content", "empty", "leave it out"}},
 		"label of nothing":    {req: create(device(), "label", "x"), code: bad, says: []string{"label", `"x"`, "format"}},
 		"options of nothing":  {req: create(device(), "format", "none", "formatOptions", "journal=off"), code: bad, says: []string{"formatOptions", "journal=off", "format"}},
 		"label":               {req: create(mounted("xfs"), "label", "thirteen-char"), code: bad, says: []string{"label", "thirteen-char", "12"}},

@@ -31,13 +31,14 @@ const (
 // Attributes of an inline volume. Everybody who may create a pod may write them, so they are
 // hostile until they are checked here.
 const (
+	attrContent    = "content"
 	attrDurability = "durability"
 	attrSize       = "size"
 	attrLabel      = "label"
 	attrPublishAs  = "publishAs"
 )
 
-var attributes = []string{attrDurability, attrLabel, attrPublishAs, attrSize}
+var attributes = []string{attrContent, attrDurability, attrLabel, attrPublishAs, attrSize}
 
 // defaultFilesystem is used if the pod or the StorageClass names none.
 const defaultFilesystem = "ext4"
@@ -170,6 +171,12 @@ func inlineSpec(fsType string, ctx map[string]string) (diskfs.Spec, error) {
 		return diskfs.Spec{}, err
 	}
 	spec := diskfs.Spec{Filesystem: fs.Name, Label: ctx[attrLabel], Size: fs.DefaultSize()}
+	if v, ok := ctx[attrContent]; ok {
+		if spec.Content, err = contentNamed("volume attribute "+attrContent, v); err != nil {
+			return diskfs.Spec{}, err
+		}
+		spec.Filesystem, spec.Size = fsType, 0 // the content decides what is not given
+	}
 	if v, ok := ctx[attrSize]; ok {
 		if spec.Size, err = fs.ParseSize(v); err != nil {
 			return diskfs.Spec{}, fmt.Errorf("volume attribute %s %.32q: %w", attrSize, v, err)
@@ -179,6 +186,17 @@ func inlineSpec(fsType string, ctx map[string]string) (diskfs.Spec, error) {
 		return diskfs.Spec{}, fmt.Errorf("volume attribute %s: %w", attrLabel, err)
 	}
 	return spec, nil
+}
+
+// contentNamed reads the name of a content. field names it in the error.
+func contentNamed(field, name string) (string, error) {
+	if name == "" {
+		return "", invalid("%s: must not be empty; leave it out for an empty volume", field)
+	}
+	if err := diskfs.CheckContent(name); err != nil {
+		return "", fmt.Errorf("%s: %w", field, err)
+	}
+	return name, nil
 }
 
 // filesystemNamed finds a filesystem that users may ask for. field names it in the error.

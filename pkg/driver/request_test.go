@@ -65,6 +65,9 @@ func TestPublishRequest(t *testing.T) {
 	}
 	readOnly := func(r *volume.InlineRequest) { r.ReadOnly = true }
 	label := func(l string) func(*volume.InlineRequest) { return func(r *volume.InlineRequest) { r.Spec.Label = l } }
+	content := func(c string) func(*volume.InlineRequest) {
+		return func(r *volume.InlineRequest) { r.Spec.Content = c }
+	}
 	for name, c := range map[string]struct {
 		req    *csi.NodePublishVolumeRequest
 		change func(*csi.NodePublishVolumeRequest)
@@ -97,6 +100,8 @@ func TestPublishRequest(t *testing.T) {
 			want: request("ext4", 256*mib, func(r *volume.InlineRequest) { r.Durability = image.Volatile })},
 		"synced disk image": {req: inline("ext4", "durability", "synced", "publishAs", "diskImage"),
 			want: request("ext4", 256*mib, func(r *volume.InlineRequest) { r.Durability, r.Mode = image.Synced, image.ModeDiskImage })},
+		"with a content":         {req: inline("", "content", "postgres-16"), want: request("", 0, content("postgres-16"))},
+		"with a content, on xfs": {req: inline("xfs", "content", "postgres-16", "size", "1Gi"), want: request("xfs", 1024*mib, content("postgres-16"))},
 		"slash after the target": {req: inline(""), want: request("ext4", 256*mib, nil),
 			change: func(r *csi.NodePublishVolumeRequest) { r.TargetPath += "/" }},
 		"longest volume id": {req: inline(""), want: request("ext4", 256*mib, func(r *volume.InlineRequest) { r.ID = strings.Repeat("v", 128) }),
@@ -139,7 +144,7 @@ func TestBadPublishRequest(t *testing.T) {
 		ext4Min     = "9Mi"
 		btrfsMin    = "109Mi"
 		xfsMin      = "300Mi"
-		allowed     = "durability, label, publishAs, size"
+		allowed     = "content, durability, label, publishAs, size"
 		filesystems = "btrfs, ext4, xfs"
 		anID        = "letters, digits, '.', '_' or '-'"
 	)
@@ -200,6 +205,13 @@ func TestBadPublishRequest(t *testing.T) {
 		"published as block":   {req: inline("", "publishAs", "block"), code: bad, says: []string{"publishAs", `"block"`, "filesystem, diskImage"}},
 		"published as nothing": {req: inline("", "publishAs", ""), code: bad, says: []string{"publishAs", `""`, "filesystem, diskImage"}},
 		"published by case":    {req: inline("", "publishAs", "diskimage"), code: bad, says: []string{"publishAs", `"diskimage"`, "filesystem, diskImage"}},
+
+		"content empty":      {req: inline("", "content", ""), code: bad, says: []string{"content", "empty", "leave it out"}},
+		"content upwards":    {req: inline("", "content", "../pg"), code: bad, says: []string{"content", `"../pg"`, "lower case letters"}},
+		"content by case":    {req: inline("", "content", "Postgres"), code: bad, says: []string{"content", `"Postgres"`, "lower case letters"}},
+		"content with NUL":   {req: inline("", "content", "a\x00"), code: bad, says: []string{"content", `"a\x00"`, "lower case letters"}},
+		"content too long":   {req: inline("", "content", strings.Repeat("c", 64)), code: bad, says: []string{"content", "ccc", "63"}},
+		"content, too small": {req: inline("ext4", "content", "c", "size", "8Mi"), code: outside, says: []string{"size", `"8Mi"`, ext4Min}},
 
 		"no volume id":           {req: inline(""), change: id(""), code: bad, says: []string{"volume_id", "empty"}},
 		"volume id with a slash": {req: inline(""), change: id("a/b"), code: bad, says: []string{"volume_id", `"a/b"`, anID}},

@@ -139,28 +139,28 @@ func (p *Pool) Touched(name string) (time.Time, error) {
 	return fi.ModTime(), nil
 }
 
-// Note keeps v in the lockfile of that name, as JSON, or removes what was kept if v is nil. It
-// returns [os.ErrNotExist] if the lock was never taken.
-func (p *Pool) Note(name string, v any) error {
+// Note keeps v in an attribute of the lockfile of that name, as JSON, or removes what was kept if v is
+// nil. It returns [os.ErrNotExist] if the lock was never taken.
+func (p *Pool) Note(name string, attr Attr, v any) error {
 	f, err := os.Open(p.lockfile(name))
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	if v == nil {
-		return RemoveRecord(f, noteAttr)
+		return RemoveRecord(f, attr)
 	}
-	return SetRecord(f, noteAttr, v)
+	return SetRecord(f, attr, v)
 }
 
 // Noted reads what [Pool.Note] kept into v. If that is nothing, it returns [ErrNoRecord].
-func (p *Pool) Noted(name string, v any) error {
+func (p *Pool) Noted(name string, attr Attr, v any) error {
 	f, err := os.Open(p.lockfile(name))
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	return GetRecord(f, noteAttr, v)
+	return GetRecord(f, attr, v)
 }
 
 // LockImage takes the exclusive lock of an open image, and waits until ctx ends for

@@ -27,8 +27,9 @@ const (
 	// StagedAttr holds the staging path of a block volume. Nothing is mounted at that
 	// path, so without the attribute nobody could tell whether the volume is still wanted.
 	StagedAttr Attr = "trusted.disktemplate.staged"
-	// noteAttr is an attribute of a lockfile: see [Pool.Note].
-	noteAttr Attr = "trusted.disktemplate.note"
+	// NoteAttr and VerifiedAttr are attributes of a template's lockfile: see [Pool.Note].
+	NoteAttr     Attr = "trusted.disktemplate.note"
+	VerifiedAttr Attr = "trusted.disktemplate.verified"
 )
 
 // ErrNoRecord means that an image has no record, or none that can be read.

@@ -63,12 +63,16 @@ func (s *Store) exists(key string) bool {
 //
 // Errors are those of Ensure, and [ErrNoRoom].
 func (s *Store) Prewarm(ctx context.Context, spec diskfs.Spec, used time.Time) error {
-	if err := hasTemplate(spec); err != nil {
+	spec, err := templateOf(spec)
+	if err != nil {
 		return err
 	}
-	key, err := s.KeyOf(spec)
+	key, err := s.resolved(ctx, spec)
+	if err != nil && !errors.Is(err, ErrNoContent) && !errors.Is(err, ErrBuilding) {
+		err = fmt.Errorf("%w: %w", ErrNoFormatter, err)
+	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrNoFormatter, err)
+		return err
 	}
 	defer s.hold(key)()
 	t, err := s.Lookup(key)

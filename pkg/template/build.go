@@ -64,7 +64,7 @@ func (s *Store) logFailed(key string, err error) {
 	case !show:
 	case s.ctx.Err() != nil:
 		klog.InfoS("Stopped building a template, since the plugin stops", pairs...)
-	case errors.Is(err, pool.ErrFull), errors.Is(err, ErrNoFormatter), errors.Is(err, ErrBuilding), errors.Is(err, ErrChanged):
+	case errors.Is(err, pool.ErrFull), errors.Is(err, ErrNoFormatter), errors.Is(err, ErrNoContent), errors.Is(err, ErrBuilding), errors.Is(err, ErrChanged):
 		logs.Warn("Building a template failed", append([]any{"err", err}, pairs...)...)
 	default:
 		klog.ErrorS(err, "Building a template failed", pairs...)
@@ -204,5 +204,11 @@ func (s *Store) publish(f *os.File, r Record) error {
 	if err := tmpfile.Remove(path); err != nil {
 		return fmt.Errorf("%w: %s is in the way of a template: %w; move it away", pool.ErrUnusable, path, err)
 	}
-	return pool.Full(tmpfile.Publish(f, path))
+	if err := tmpfile.Publish(f, path); err != nil {
+		return pool.Full(err)
+	}
+	if id, err := identify(f); err == nil { // the name has changed its ctime
+		s.remember(f, id, r)
+	}
+	return nil
 }

@@ -25,12 +25,12 @@ func (s *Store) SetDemands(demands map[string]Demand) error {
 	var errs []error
 	for key := range had {
 		if demands[key] == nil {
-			errs = append(errs, s.cfg.Pool.Note(key, nil))
+			errs = append(errs, s.cfg.Pool.Note(key, pool.NoteAttr, nil))
 		}
 	}
 	for key, d := range demands {
 		if !maps.Equal(d, had[key]) {
-			errs = append(errs, s.cfg.Pool.Note(key, d))
+			errs = append(errs, s.cfg.Pool.Note(key, pool.NoteAttr, d))
 		}
 	}
 	return errors.Join(errs...)
@@ -46,7 +46,7 @@ func (s *Store) Demands() (map[string]Demand, error) {
 	demands := map[string]Demand{}
 	for _, key := range keys {
 		var d Demand
-		err := s.cfg.Pool.Noted(key, &d)
+		err := s.cfg.Pool.Noted(key, pool.NoteAttr, &d)
 		if errors.Is(err, pool.ErrNoRecord) || errors.Is(err, os.ErrNotExist) {
 			continue
 		}

@@ -49,7 +49,7 @@ func (s *Store) outdated(e entry) (o Outdated, ok bool) {
 	}
 	defer f.Close()
 	r, _, err := readRecord(f, e.key)
-	if err != nil || hasTemplate(r.Spec) != nil {
+	if err != nil {
 		return o, false
 	}
 	key, err := s.KeyOf(r.Spec)

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"syscall"
 	"time"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
@@ -40,12 +39,15 @@ type Provenance struct {
 	Kernel      string `json:"kernel"` // release of the kernel that checked it
 	Mkfs        string `json:"mkfs"`   // version line
 	Accelerator string `json:"accelerator"`
+	Content     string `json:"content,omitempty"` // digest of spec's content, as it was then
+	Extents     int    `json:"extents,omitempty"` // of the image in the pool: what a clone of it costs
 }
 
 // Template is an open template. The caller closes it.
 type Template struct {
 	*os.File
 	Record
+	Bytes int64 // size of the image
 	// Hit reports whether the template was there before the call.
 	Hit   bool
 	letGo func()
@@ -55,23 +57,6 @@ type Template struct {
 func (t *Template) Close() error {
 	t.letGo()
 	return t.File.Close()
-}
-
-// identity is the identity of a file's content by stat(2). As long as it stays the same, a file
-// that was verified once need not be verified again.
-type identity struct {
-	dev, ino     uint64
-	size         int64
-	mtime, ctime syscall.Timespec
-}
-
-func identify(f *os.File) (identity, error) {
-	fi, err := f.Stat()
-	if err != nil {
-		return identity{}, err
-	}
-	st := fi.Sys().(*syscall.Stat_t)
-	return identity{dev: st.Dev, ino: st.Ino, size: st.Size, mtime: st.Mtim, ctime: st.Ctim}, nil
 }
 
 // readRecord reads the record of an open image, and checks that it is one of a key and of a file of
@@ -101,15 +86,10 @@ func verify(f *os.File, key string) (Record, error) {
 	if err != nil {
 		return r, err
 	}
-	sb, err := fs.Verify(f, r.Spec.Size, r.Spec.Label)
-	if errors.Is(err, diskfs.ErrCorrupt) {
-		return r, fmt.Errorf("%w: %w", ErrCorrupt, err)
-	}
-	if err != nil { // a failed read does not make the template corrupt
-		return r, err
-	}
-	if sb.UUID.String() != r.Provenance.UUID {
-		return r, fmt.Errorf("%w: its filesystem has the UUID %s, its record says %s", ErrCorrupt, sb.UUID, r.Provenance.UUID)
+	if fs.Formatted() {
+		if err := verifyFilesystem(f, fs, r); err != nil {
+			return r, err
+		}
 	}
 	sum, err := digest(f)
 	if err != nil {
@@ -119,6 +99,21 @@ func verify(f *os.File, key string) (Record, error) {
 		return r, fmt.Errorf("%w: its data has the digest %s, its record says %s", ErrCorrupt, sum, r.Digest)
 	}
 	return r, nil
+}
+
+// verifyFilesystem checks the superblocks of an image.
+func verifyFilesystem(f *os.File, fs *diskfs.Filesystem, r Record) error {
+	sb, err := fs.Verify(f, r.Spec.Size, r.Spec.Label)
+	if errors.Is(err, diskfs.ErrCorrupt) {
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	if err != nil { // a failed read does not make the template corrupt
+		return err
+	}
+	if sb.UUID.String() != r.Provenance.UUID {
+		return fmt.Errorf("%w: its filesystem has the UUID %s, its record says %s", ErrCorrupt, sb.UUID, r.Provenance.UUID)
+	}
+	return nil
 }
 
 // fits checks that a record belongs to a key and to a file of this size. It returns the
@@ -131,7 +126,7 @@ func (r Record) fits(key string, bytes int64) (*diskfs.Filesystem, error) {
 		return nil, fmt.Errorf("its record is of %q", r.Key)
 	case key != Key(r.Spec, r.Provenance.Fingerprint):
 		return nil, fmt.Errorf("its record is of %q, but describes the content of %q", r.Key, Key(r.Spec, r.Provenance.Fingerprint))
-	case bytes != r.Spec.Size:
+	case bytes != r.Spec.Size && !r.Spec.IsDisk(): // a disk's content decides its size
 		return nil, fmt.Errorf("it has %d bytes, its record says %s (%d bytes)", bytes, size.Format(r.Spec.Size), r.Spec.Size)
 	}
 	return diskfs.Lookup(r.Spec.Filesystem)

@@ -34,6 +34,12 @@ var (
 	ErrChanged = errors.New("the formatter's files changed meanwhile")
 	// ErrTooMany means that so many templates were built lately that this one has to wait.
 	ErrTooMany = errors.New("too many templates were built lately")
+	// ErrNoContent means that the content of a template cannot be had: it is unknown, or damaged, or
+	// where it comes from does not answer. See [NoContent].
+	ErrNoContent = errors.New("the content is not available")
+	// ErrUnresolved means that it is not known yet what a content is at the moment. [Config].Resolve
+	// finds out.
+	ErrUnresolved = errors.New("the content is not resolved yet")
 	// ErrNoRoom means that the templates that are retained take all of [Config].Budget. See
 	// [Store.Retain].
 	ErrNoRoom = errors.New("no room for another template")
@@ -47,6 +53,13 @@ func NoFormatter(err error) error { return noFormatter{err} }
 type noFormatter struct{ error }
 
 func (e noFormatter) Unwrap() []error { return []error{ErrNoFormatter, e.error} }
+
+// NoContent makes an error of [Config].Format or Fingerprint an [ErrNoContent]. Its text stays that of err.
+func NoContent(err error) error { return noContent{err} }
+
+type noContent struct{ error }
+
+func (e noContent) Unwrap() []error { return []error{ErrNoContent, e.error} }
 
 // defaultLockTimeout is how long a build waits for another process that holds its lock. It is
 // six times the time limit of a VM, so that a hung build ends before the waiting ones give up.
@@ -67,11 +80,17 @@ const DefaultBuildsPerHour = 120
 // Config configures a Store. Pool, Fingerprint and Format are required.
 type Config struct {
 	Pool *pool.Pool
-	// Fingerprint names everything that decides the bytes of a template, by content.
+	// Fingerprint names everything that decides the bytes of a template, by content. It does not
+	// wait: for a spec whose content is not known yet it returns [ErrUnresolved].
 	Fingerprint func(diskfs.Spec) (string, error)
-	// Format makes spec's filesystem in an empty file, verified and durable. Where the machine
-	// cannot do that, the error is made by [NoFormatter].
-	Format      func(ctx context.Context, f *os.File, spec diskfs.Spec) (Provenance, error)
+	// Resolve, if not nil, waits until Fingerprint knows what a content is, or returns why it
+	// never will, made by [NoContent].
+	Resolve func(ctx context.Context, content string) error
+	// Format makes what spec says in an empty file, verified and durable. Where the machine cannot do
+	// that, the error is made by [NoFormatter]; where it lacks the content, by [NoContent].
+	Format func(ctx context.Context, f *os.File, spec diskfs.Spec) (Provenance, error)
+	// Progress, if not nil, says what Format does for spec at the moment, or "".
+	Progress    func(spec diskfs.Spec) string
 	LockTimeout time.Duration // how long a build waits for another process; 0 is 10 minutes
 	MaxBuilds   int           // builds at the same time; 0 is DefaultMaxBuilds
 	// BuildsPerHour is how many builds may begin in a row, and then per hour, evenly; 0 means
@@ -134,13 +153,19 @@ func (s *Store) Close() {
 
 var keyPattern = regexp.MustCompile(`^[a-z0-9]+-[0-9]+m-[0-9a-f]{16}$`)
 
-// Key returns the name of a spec's template.
+// Key returns the name of a spec's template. All sizes of a disk share the template of its content, and
+// its key has the size 0.
 func Key(spec diskfs.Spec, fingerprint string) string {
 	return fmt.Sprintf("%s-%dm-%s", spec.Filesystem, spec.Size/diskfs.MiB, fingerprint)
 }
 
-// KeyOf returns the key of the template that [Store.Ensure] builds for spec at this moment.
+// KeyOf returns the key of the template that [Store.Ensure] builds for spec at this moment. It does not
+// wait for anything.
 func (s *Store) KeyOf(spec diskfs.Spec) (string, error) {
+	spec, err := templateOf(spec)
+	if err != nil {
+		return "", err
+	}
 	fp, err := s.cfg.Fingerprint(spec)
 	return Key(spec, fp), err
 }
@@ -152,10 +177,14 @@ func (s *Store) KeyOf(spec diskfs.Spec) (string, error) {
 // If the template is not ready two seconds before ctx's deadline, or when half of a time of less
 // than four seconds has passed, Ensure returns [ErrBuilding], which says what it waits for.
 func (s *Store) Ensure(ctx context.Context, spec diskfs.Spec) (*Template, error) {
-	if err := hasTemplate(spec); err != nil {
+	spec, err := templateOf(spec)
+	if err != nil {
 		return nil, err
 	}
-	key, err := s.KeyOf(spec)
+	key, err := s.resolved(ctx, spec)
+	if errors.Is(err, ErrBuilding) {
+		return nil, err
+	}
 	if err != nil {
 		return s.newest(spec, err)
 	}
@@ -183,22 +212,44 @@ func (s *Store) Ensure(ctx context.Context, spec diskfs.Spec) (*Template, error)
 	}
 }
 
-// hasTemplate checks that a spec is valid, and of a filesystem that has templates.
-func hasTemplate(spec diskfs.Spec) error {
+// templateOf returns the spec of the template that a volume is cloned from: its own, or for a disk that of
+// the disk's content, whatever size the volume has.
+func templateOf(spec diskfs.Spec) (diskfs.Spec, error) {
+	if spec.IsDisk() && spec.Content != "" {
+		return diskfs.Spec{Filesystem: spec.Filesystem, Content: spec.Content}, diskfs.CheckContent(spec.Content)
+	}
 	if err := spec.Validate(); err != nil {
-		return err
+		return spec, err
 	}
 	if fs, err := diskfs.Lookup(spec.Filesystem); err != nil || !fs.Formatted() {
-		return fmt.Errorf("%w: filesystem %q has no template: its volumes are sparse files", diskfs.ErrInvalid, spec.Filesystem)
+		return spec, fmt.Errorf("%w: filesystem %q has no template: its volumes are sparse files", diskfs.ErrInvalid, spec.Filesystem)
 	}
-	return nil
+	return spec, nil
+}
+
+// resolved returns the key of the template of spec. It waits, as long as ctx allows, until it is known
+// what spec's content is; then the error is [ErrBuilding].
+func (s *Store) resolved(ctx context.Context, spec diskfs.Spec) (string, error) {
+	key, err := s.KeyOf(spec)
+	if !errors.Is(err, ErrUnresolved) || s.cfg.Resolve == nil {
+		return key, err
+	}
+	soon, cancel := patient(ctx)
+	defer cancel()
+	if err := s.cfg.Resolve(soon, spec.Content); soon.Err() != nil {
+		return "", &waiting{fmt.Sprintf("it is being found out what content %s is at the moment", spec.Content)}
+	} else if err != nil {
+		return "", err
+	}
+	return s.KeyOf(spec)
 }
 
 // Lookup opens and verifies the template of a key. It returns [os.ErrNotExist] if there is no
 // file of that name, and [ErrCorrupt] if the file is not that template.
 //
-// The whole content is read when this process opens a file for the first time, and again only
-// if stat(2) shows that the file has changed.
+// The whole content is read when this process opens a file for the first time, or for a large one when
+// that happens the first time since the node's boot, and again only if stat(2) shows that the file has
+// changed.
 func (s *Store) Lookup(key string) (_ *Template, err error) {
 	letGo := s.hold(key)
 	defer func() {
@@ -223,32 +274,17 @@ func (s *Store) Lookup(key string) (_ *Template, err error) {
 		f.Close()
 		return nil, fmt.Errorf("template %s: %w", key, err)
 	}
-	return &Template{File: f, Record: r, letGo: letGo}, nil
+	fi, err = f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &Template{File: f, Record: r, Bytes: fi.Size(), letGo: letGo}, nil
 }
 
 // open opens a template for reading, whatever file has its name.
 func (s *Store) open(key string) (*os.File, error) {
 	return os.OpenFile(s.cfg.Pool.Template(key), os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
-}
-
-func (s *Store) verifyOnce(f *os.File, key string) (Record, error) {
-	id, err := identify(f)
-	if err != nil {
-		return Record{}, err
-	}
-	s.mu.Lock()
-	r, known := s.verified[id]
-	s.mu.Unlock()
-	if known && r.Key == key {
-		return r, nil
-	}
-	if r, err = verify(f, key); err != nil {
-		return Record{}, err
-	}
-	s.mu.Lock()
-	s.verified[id] = r
-	s.mu.Unlock()
-	return r, nil
 }
 
 // newest returns the latest template of spec's content, with any fingerprint, so that a warm
@@ -275,6 +311,9 @@ func (s *Store) newest(spec diskfs.Spec, cause error) (*Template, error) {
 			best.Close()
 		}
 		best = t
+	}
+	if best == nil && errors.Is(cause, ErrNoContent) {
+		return nil, cause
 	}
 	if best == nil {
 		return nil, fmt.Errorf("%w of %s: %w", ErrNoFormatter, spec, cause)

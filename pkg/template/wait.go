@@ -61,6 +61,11 @@ func (s *Store) waitsFor(key string, spec diskfs.Spec) string {
 			what += "s"
 		}
 	}
+	if s.cfg.Progress != nil {
+		if progress := s.cfg.Progress(spec); progress != "" {
+			return what + ": " + progress // which says more than the mean of other builds
+		}
+	}
 	if now.left > 0 {
 		what += fmt.Sprintf(" (about %d s)", (now.left+time.Second-1)/time.Second)
 	}

@@ -21,8 +21,8 @@ import (
 // what is asked for, and [errdefs.ErrState] if it has another target.
 func (r InlineRequest) compare(have image.Record) error {
 	var diff differences
-	if !have.Spec.Equal(r.Spec) {
-		diff.add("content", have.Spec.String(), r.Spec.String())
+	if asked := asHave(r.Spec, have.Spec); !have.Spec.Equal(asked) {
+		diff.add("content", have.Spec.String(), asked.String())
 	}
 	diff.add("lifecycle", have.Lifecycle, image.Inline)
 	diff.add("publishAs", have.Mode, r.Mode)
@@ -48,6 +48,10 @@ func (r ClaimRequest) compare(have image.Record) error {
 	diff.add("name", have.Name, r.Name)
 	diff.add("lifecycle", have.Lifecycle, image.Claim)
 	asked := r.Spec
+	if (r.Source != image.Source{}) { // its content is the source's
+		asked.Content = have.Spec.Content
+	}
+	asked = asHave(asked, have.Spec)
 	if (r.Source != image.Source{}) && (r.DefaultSpec || r.Mode != image.ModeFilesystem) { // the source decided, and may be deleted by now
 		asked = have.Spec
 		asked.Size = r.Spec.Size

@@ -99,13 +99,10 @@ func (c contents) describe(f *os.File, root *mount.Detached, r image.Record) (vo
 
 // fill gives an empty file the content that a record asks for, and completes the record.
 func (c contents) fill(ctx context.Context, f *os.File, r *image.Record) (Result, error) {
-	fs, err := diskfs.Lookup(r.Spec.Filesystem)
 	switch {
-	case err != nil:
-		return Result{}, err
 	case r.Source != image.Source{}:
 		return Result{}, c.fillFromSource(ctx, f, r)
-	case !fs.Formatted():
+	case r.Spec.IsDisk() && r.Spec.Content == "":
 		return Result{}, c.images.Extend(r.Provisioning, f, r.Spec.Size)
 	}
 	return c.fillFromTemplate(ctx, f, r)
@@ -121,7 +118,11 @@ func (c contents) fillFromTemplate(ctx context.Context, f *os.File, r *image.Rec
 	}
 	defer t.Close()
 	r.Template = t.Key
-	r.UUID, err = c.clone(ctx, f, t, r.Provisioning)
+	if r.Spec.IsDisk() {
+		err = c.cloneDisk(ctx, f, t, r)
+	} else {
+		r.UUID, err = c.clone(ctx, f, t, r.Provisioning)
+	}
 	return Result{Template: t.Key, TemplateHit: !c.misses.has(r.ID)}, err
 }
 
@@ -131,7 +132,7 @@ func (c contents) clone(ctx context.Context, f *os.File, t *template.Template, p
 	if err != nil {
 		return uuid.UUID{}, err
 	}
-	if err := c.images.Fill(ctx, p, f, t.File, t.Spec.Size); err != nil {
+	if err := c.images.Fill(ctx, p, f, t.File, t.Bytes); err != nil {
 		return uuid.UUID{}, fmt.Errorf("from template %s: %w", t.Key, err)
 	}
 	// The image gets its UUID before anyone can mount it: a kernel refuses, or confuses, two
@@ -139,6 +140,18 @@ func (c contents) clone(ctx context.Context, f *os.File, t *template.Template, p
 	// memory.
 	id := uuid.New()
 	return id, fs.NewIdentity(t.File, f, id)
+}
+
+// cloneDisk gives an empty file the disk of a template, and the record's size: the rest is empty. What is inside
+// has the identity that it has everywhere, as on a disk that was copied.
+func (c contents) cloneDisk(ctx context.Context, f *os.File, t *template.Template, r *image.Record) error {
+	if err := checkHolds(r.Spec, t.Bytes); err != nil {
+		return err
+	}
+	if err := c.images.Fill(ctx, r.Provisioning, f, t.File, t.Bytes); err != nil {
+		return fmt.Errorf("from template %s: %w", t.Key, err)
+	}
+	return c.images.Extend(r.Provisioning, f, r.Spec.Size)
 }
 
 // fillFromSource gives an empty file the content that its source has at this moment, within

@@ -49,6 +49,9 @@ func (r InlineRequest) Validate() error {
 		return fmt.Errorf("%w: durability %q: is for publishAs %s, and not for %s, where the VM decides by the cache mode of its disk; "+
 			"leave durability out", errdefs.ErrInvalid, r.Durability, image.ModeFilesystem, r.Mode)
 	}
+	if r.Spec.Content != "" { // which decides what is left open
+		return diskfs.CheckContent(r.Spec.Content)
+	}
 	return r.Spec.Validate()
 }
 
@@ -122,6 +125,9 @@ func (m *Manager) PublishInline(ctx context.Context, r InlineRequest) (res Resul
 		}
 		// An earlier publish died half-way and left its image: go on from there.
 	case errors.Is(err, errdefs.ErrNotFound):
+		if r.Spec, err = m.given(r.Spec, r.Mode, r.Pod.Namespace); err != nil {
+			return res, err
+		}
 		if err := m.quota.CheckSize(r.Spec.Size); err != nil {
 			return res, err
 		}

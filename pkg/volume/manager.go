@@ -46,6 +46,9 @@ type Config struct {
 	// DefaultDurability is what a new inline volume gets that asks for none; empty is
 	// [image.Synced].
 	DefaultDurability image.Durability
+	// Content tells what a content of the operator is, if the pods of a namespace may use it. With nil
+	// there are no contents.
+	Content func(name, namespace string) (Content, error)
 	// Cloned, if not nil, is called once for each volume that was made from a template. A hit
 	// means that the template was there when the volume was asked for first.
 	Cloned func(hit bool)
@@ -61,24 +64,25 @@ type Config struct {
 // operation at a time works on a volume or snapshot, and a second one returns
 // [errdefs.ErrBusy].
 type Manager struct {
-	pool     *pool.Pool
-	images   *image.Store
-	root     *place.Root
-	devices  *device.Devices
-	space    *space.Space
-	quota    *quota.Ledger
-	sweeper  *sweep.Sweeper
-	copies   *copies
-	contents contents
-	mounts   mounter
-	growth   growth
-	locks    locks
-	work     background
-	endings  endings
-	trims    trims // up to the last Trim
-	disks    disks // up to the last CheckDisks
-	losses   losses
-	cloned   func(hit bool)
+	pool      *pool.Pool
+	images    *image.Store
+	root      *place.Root
+	devices   *device.Devices
+	space     *space.Space
+	quota     *quota.Ledger
+	sweeper   *sweep.Sweeper
+	copies    *copies
+	contents  contents
+	mounts    mounter
+	growth    growth
+	locks     locks
+	work      background
+	endings   endings
+	trims     trims // up to the last Trim
+	disks     disks // up to the last CheckDisks
+	losses    losses
+	cloned    func(hit bool)
+	contentOf func(name, namespace string) (Content, error) // may be nil
 
 	durability image.Durability // of new inline volumes that ask for none
 }
@@ -98,7 +102,7 @@ func NewManager(c Config) (*Manager, error) {
 		contents: contents{templates: c.Templates, images: images, copies: copies, misses: &misses{}},
 		mounts:   mounter{pool: c.Pool, images: images, root: root, devices: devices},
 		endings:  newEndings(),
-		cloned:   c.Cloned,
+		cloned:   c.Cloned, contentOf: c.Content,
 	}
 	// This reads all records, several at a time, and the Store remembers them for the ledger.
 	m.space, err = space.New(c.Pool, images, space.Config{Headroom: c.Headroom, Overcommit: c.Overcommit, Spare: func() { m.spare(c.Spare) }})

@@ -25,9 +25,11 @@ type ClaimRequest struct {
 	Mode         image.Mode
 	Provisioning image.Provisioning
 	Source       image.Source
-	// DefaultSpec means that only the size of Spec was asked for, and that a source may
+	// DefaultSpec means that only size and content of Spec were asked for, and that a source may
 	// decide the rest.
 	DefaultSpec bool
+	// Namespace is that of the PersistentVolumeClaim; "" if the provisioner does not tell it.
+	Namespace string
 }
 
 // maxNameAsID leaves room for the prefix of a list's token: CSI has 128 bytes for that too.
@@ -75,6 +77,8 @@ func (m *Manager) complete(r *ClaimRequest) (from origin, err error) {
 		if err := r.follow(from); err != nil {
 			return from, err
 		}
+	} else if r.Spec, err = m.given(r.Spec, r.Mode, r.Namespace); err != nil {
+		return from, err
 	}
 	return from, r.decideSize()
 }
@@ -121,7 +125,8 @@ func (r *ClaimRequest) follow(from origin) error {
 	}
 	bytes := max(r.Spec.Size, from.spec.Size)
 	asked := r.Spec
-	asked.Size = from.spec.Size
+	asked.Size, asked.Content = from.spec.Size, from.spec.Content
+	asked = asHave(asked, from.spec)
 	// The plugin does not know what its consumer has put on a disk, so it does not compare.
 	if from.mode == image.ModeFilesystem && !r.DefaultSpec && !asked.Equal(from.spec) {
 		return fmt.Errorf("%w: volume_content_source: %s is %s, and %s is asked for: a copy has the filesystem, label and format options of its source; use a StorageClass with the same",
