@@ -16,17 +16,21 @@ export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" # su without - leaves them o
 packages=(util-linux mount ca-certificates)
 programs=(qemu-system-x86_64 qemu-img mkfs.btrfs btrfs mkfs.xfs xfs_repair mkfs.ext4 e2fsck blkid mount)
 
+# postgresql adds PostgreSQL to the packages. Any version will do. Debian has its programs outside PATH.
+postgresql() { compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || packages+=(postgresql); }
+
 case "${1-}" in
 --demo) ;;
 --bench)
 	packages+=(fio git)
 	programs+=(fio git initdb)
-	# Any version of PostgreSQL will do. Debian has its programs outside PATH.
-	compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || packages+=(postgresql)
+	postgresql
 	;;
 --e2e) # for the node, and for building its images
-	packages+=(busybox-static containerd containernetworking-plugins gcc git iproute2 iptables kmod libc6-dev make openssl procps runc wget)
-	programs+=(busybox containerd ctr gcc git ip iptables modprobe openssl pgrep runc wget)
+	packages+=(busybox-static containerd containernetworking-plugins fdisk gcc git iproute2 iptables kmod libc6-dev make mtools openssl procps
+		runc seabios syslinux syslinux-common wget zstd)
+	programs+=(busybox containerd ctr gcc git initdb ip iptables mformat modprobe openssl pgrep runc sfdisk syslinux wget zstd)
+	postgresql
 	;;
 "") # tests: -race needs a C compiler
 	packages+=(gcc libc6-dev git make)
@@ -89,8 +93,8 @@ done
 
 echo "setup: installing ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
-# The benchmark makes its own database cluster, so Debian is to make and start none. If the file is there already, its
-# owner decides.
+# Benchmark and tests make their own database clusters, so Debian is to make and start none. If the file is there
+# already, its owner decides.
 cluster=/etc/postgresql-common/createcluster.conf
 if [[ " ${missing[*]} " == *" postgresql "* && ! -e $cluster ]]; then
 	mkdir -p "${cluster%/*}"

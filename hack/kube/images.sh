@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 # Makes every image that the cluster runs, as docker-archive files in OUT, because
-# there is no registry. BIN is the directory that build.sh printed. The plugin's own
-# image comes from deploy/image.
+# there is no registry, and disk.qcow2, a disk that boots. BIN is the directory that
+# build.sh printed. The plugin's own image comes from deploy/image.
 #
 #   hack/kube/images.sh OUT BIN
 set -euo pipefail
@@ -68,35 +68,112 @@ image glibc-dns-testing "$suite/glibc-dns-testing:2.1.1" "$root" null '["sh"]'
 cp "$bin/agnhost" "$root/agnhost"
 image agnhost "$suite/agnhost:2.66.1" "$root" '["/agnhost"]' '["pause"]'
 
-# A VM: QEMU, a kernel, and an initramfs that mounts the VM's disk.
-vm=$scratch/vm
-"$here/../../deploy/image/rootfs.sh" "$vm" /bin/true
-initramfs=$scratch/initramfs
-mkdir -p "$initramfs"/{bin,dev,mnt,modules,proc,sys}
-cp /bin/busybox "$initramfs/bin/busybox"
-ln -s busybox "$initramfs/bin/sh"
-version=$(basename "$vm"/boot/vmlinuz-*)
-version=${version#vmlinuz-}
-for module in virtio_mmio virtio_blk ext4; do
-	modprobe --set-version "$version" --show-depends "$module" | sed -n 's/^insmod \(\S*\).*/\1/p'
-done | awk '!seen[$0]++' | while read -r module; do
-	cp "$module" "$initramfs/modules/"
-	echo "${module##*/}" >>"$initramfs/modules/order"
+# postgres, as far as the example uses it: the programs on PATH, and a user of the same number.
+root=$scratch/postgres
+cp -a "$scratch/busybox" "$root"
+rm "$root/agnhost" "$root/bin/tar"
+postgres=$(printf '%s\n' /usr/lib/postgresql/*/bin | sort -V | tail -1)
+share=/usr/share/postgresql/$(basename "$(dirname "$postgres")")
+mkdir -p "$root$postgres" "$root$share" "$root/usr/local/bin" "$root/usr/share"
+cp -r "$share/." "$root$share"
+cp -r /usr/share/zoneinfo "$root/usr/share/zoneinfo" # Debian's server reads the system's
+for program in initdb pg_ctl postgres psql; do
+	cp "$postgres/$program" "$root$postgres/$program"
+	ln -s "$postgres/$program" "$root/usr/local/bin/$program"
 done
-cat >"$initramfs/init" <<'I'
+cp -L /bin/tar "$root/bin/tar"
+cp -L /usr/bin/zstd "$root/bin/zstd"
+for file in "$root$postgres"/* "$root"/bin/{tar,zstd} "${postgres%/bin}"/lib/{plpgsql,dict_snowball}.so; do
+	libraries=$(ldd "$file" | grep -oE '/[^ ]+' | sort -u)
+	[[ $file == "$root"* ]] || libraries+=" $file"
+	for library in $libraries; do
+		[[ -e $root$library ]] || install -D -m 0755 "$library" "$root$library"
+	done
+done
+echo 'postgres:x:999:999::/tmp:/bin/sh' >>"$root/etc/passwd"
+echo 'postgres:x:999:' >>"$root/etc/group"
+image postgres docker.io/library/postgres:15 "$root" null '["sh"]'
+
+# initramfs DIR MODULE … <INIT >ARCHIVE makes an initramfs that loads modules of the
+# kernel in DIR and runs INIT, with busybox as sh and as $b. Then it powers off.
+initramfs() {
+	local vm=$1 root version module
+	shift
+	root=$(mktemp -d -p "$scratch")
+	mkdir -p "$root"/{bin,dev,mnt,modules,proc,sys}
+	cp /bin/busybox "$root/bin/busybox"
+	ln -s busybox "$root/bin/sh"
+	version=$(basename "$vm"/boot/vmlinuz-*)
+	version=${version#vmlinuz-}
+	for module; do
+		modprobe --set-version "$version" --show-depends "$module" | sed -n 's/^insmod \(\S*\).*/\1/p'
+	done | awk '!seen[$0]++' | while read -r module; do
+		cp "$module" "$root/modules/"
+		echo "${module##*/}" >>"$root/modules/order"
+	done
+	{
+		cat <<'I'
 #!/bin/sh
 b=/bin/busybox
 $b mount -t proc proc /proc; $b mount -t sysfs sys /sys; $b mount -t devtmpfs dev /dev
 while read -r m; do $b insmod "/modules/$m"; done </modules/order
+I
+		cat
+		echo '$b poweroff -f # a reboot sometimes ends in an endless loop with microvm under TCG'
+	} >"$root/init"
+	chmod +x "$root/init"
+	(cd "$root" && find . | busybox cpio -o -H newc 2>/dev/null)
+}
+
+# A VM: QEMU, a kernel, and an initramfs that mounts the VM's disk.
+vm=$scratch/vm
+"$here/../../deploy/image/rootfs.sh" "$vm" /bin/true
+kernel=$(basename "$vm"/boot/vmlinuz-*)
+initramfs "$vm" virtio_mmio virtio_blk ext4 >"$vm/initrd" <<'I'
 $b mount -t ext4 /dev/vda /mnt && echo "mounted ext4 of $(($($b cat /sys/block/vda/size) / 2048)) MiB"
 echo written >/mnt/f && $b umount /mnt && $b mount -t ext4 /dev/vda /mnt && $b grep -q written /mnt/f && echo "wrote and read back"
 $b umount /mnt
-$b poweroff -f # a reboot sometimes ends in an endless loop with microvm under TCG
 I
-chmod +x "$initramfs/init"
-(cd "$initramfs" && find . | busybox cpio -o -H newc 2>/dev/null) >"$vm/initrd"
 # The processor's frequency, since microvm has no timer to measure it with.
 khz=$(awk '/^cpu MHz/ { print int($4) * 1000; exit }' /proc/cpuinfo)
 image vm test.disktemplate.io/vm:1 "$vm" "[\"/usr/bin/qemu-system-x86_64\", \"-nodefaults\", \"-no-user-config\", \"-no-reboot\", \"-display\", \"none\",
- \"-M\", \"microvm\", \"-accel\", \"tcg,thread=multi\", \"-cpu\", \"max\", \"-m\", \"256\", \"-kernel\", \"/boot/vmlinuz-$version\", \"-initrd\", \"/initrd\",
+ \"-M\", \"microvm\", \"-accel\", \"tcg,thread=multi\", \"-cpu\", \"max\", \"-m\", \"256\", \"-kernel\", \"/boot/$kernel\", \"-initrd\", \"/initrd\",
  \"-append\", \"console=ttyS0 quiet panic=-1 cryptomgr.notests tsc_early_khz=$khz\", \"-serial\", \"stdio\", \"-device\", \"virtio-blk-device,drive=d\"]"
+
+# QEMU that boots from a disk, with a BIOS and a shell. The example uses this name.
+root=$scratch/qemu
+cp -a "$scratch/busybox/." "$root"
+cp -a "$vm/usr/." "$root/usr"
+rm "$root/agnhost"
+for firmware in /usr/share/seabios/bios-256k.bin /usr/share/qemu/kvmvapic.bin; do
+	install -D -m 0644 "$firmware" "$root$firmware"
+done
+image qemu docker.io/tianon/qemu:7.2 "$root" null '["sh"]'
+
+# A disk that boots by itself: a boot loader and a kernel on its first partition, an ext4
+# on its second. A VM adds its disk's serial number to a file there, and shows the file.
+disk=$scratch/disk
+initramfs "$vm" virtio_pci virtio_blk ext4 >"$scratch/initrd" <<'I'
+$b mount -t ext4 /dev/vda2 /mnt && echo "booted from a disk of $(($($b cat /sys/block/vda/size) / 2048)) MiB"
+$b cat /sys/block/vda/serial >>/mnt/names; echo >>/mnt/names
+$b umount /mnt && $b mount -t ext4 /dev/vda2 /mnt && $b sed 's/^/name: /' /mnt/names
+$b umount /mnt
+I
+cat >"$scratch/syslinux.cfg" <<S
+default linux
+label linux
+kernel linux
+append initrd=initrd console=ttyS0 quiet panic=-1 cryptomgr.notests
+S
+truncate --size 64M "$disk"
+printf '%s\n' 'label: dos' '2048,98304,c,*' '100352,,83' | sfdisk --quiet "$disk"
+dd if=/usr/lib/syslinux/mbr/mbr.bin of="$disk" conv=notrunc status=none
+export MTOOLS_SKIP_CHECK=1
+mformat -i "$disk@@1M" -T 98304 -h 64 -s 32 -H 2048
+mcopy -i "$disk@@1M" "$vm/boot/$kernel" ::linux
+mcopy -i "$disk@@1M" "$scratch/initrd" "$scratch/syslinux.cfg" ::
+syslinux --offset 1048576 --install "$disk"
+mkdir "$scratch/second"
+echo everybody >"$scratch/second/names"
+mkfs.ext4 -q -d "$scratch/second" -E offset=$((100352 * 512)) "$disk" 14M
+qemu-img convert -O qcow2 -c "$disk" "$out/disk.qcow2"

@@ -45,7 +45,8 @@ done
 mount --make-rshared /
 mkdir -p "$kubelet"
 mount -o loop "$STATE/kubelet.img" "$kubelet"
-for dir in /etc/cni /opt/cni /run/containerd /var/lib/cni /var/lib/csi-disktemplate /var/lib/kubelet /var/log/containers /var/log/pods; do
+for dir in /etc/cni /opt/cni /run/containerd /var/lib/cni /var/lib/csi-disktemplate /var/lib/csi-disktemplate-contents \
+	/var/lib/kubelet /var/log/containers /var/log/pods; do
 	mkdir -p "$dir" "$STATE/root$dir"
 	mount --bind "$STATE/root$dir" "$dir"
 	mount --make-rshared "$dir"

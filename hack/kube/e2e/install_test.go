@@ -326,6 +326,7 @@ func TestComponents(t *testing.T) {
 		"claims":       {"inline", nil, map[string]string{"claims": "csi-provisioner"}},
 		"loopback":     {"../base", nil, map[string]string{"plugin": "--loopback-pool-size=20Gi"}},
 		"prewarm":      {"loopback", nil, map[string]string{"plugin": "--prewarm-file=/etc/csi-disktemplate/templates"}},
+		"contents":     {"loopback", []string{"prewarm"}, map[string]string{"plugin": "--contents=/etc/csi-disktemplate-contents/contents.yaml"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			manifest := kustomize(t, withComponents(t, c.overlay, append(c.more, name)...))
@@ -351,8 +352,8 @@ func TestComponents(t *testing.T) {
 		})
 	}
 	found, err := filepath.Glob(filepath.Join(root, "deploy/kubernetes/components/*"))
-	if err != nil || len(found) != 8 {
-		t.Errorf("expected 8 components, found %v: %v", found, err)
+	if err != nil || len(found) != 9 {
+		t.Errorf("expected 9 components, found %v: %v", found, err)
 	}
 }
 
