@@ -86,6 +86,14 @@ func (b *builder) run(ctx context.Context) {
 	}
 }
 
+// spare gives back space that is only kept to save time: saved VMs, and layers of images.
+func (b *builder) spare() {
+	b.formatter.Spare()
+	if b.images != nil {
+		b.images.trimTo(0)
+	}
+}
+
 // conditions are those of the contents.
 func (b *builder) conditions() []health.Condition {
 	if b.list == nil {
@@ -276,9 +284,15 @@ func checkNeeds(spec diskfs.Spec, s archive.Summary) error {
 		diskfs.ErrOutOfRange, spec.Content, s.Entries, size.Format(s.Bytes), size.Format(needs), spec.Filesystem, size.Format(spec.Size))
 }
 
+// stageText says what the VM does at each stage.
+var stageText = map[guest.Stage]string{
+	guest.StageBoot: "the VM boots", guest.StageMkfs: "the filesystem is made", guest.StageUnpack: "its content is unpacked",
+	guest.StageCheck: "it is checked", guest.StageDone: "it is kept",
+}
+
 // unpacking says how far the VM has come.
 func unpacking(spec diskfs.Spec, p guest.Progress) progressOf {
-	of := progressOf{content: spec.Content, text: "the VM is at stage " + string(p.Stage), done: p.Done, total: p.Total}
+	of := progressOf{content: spec.Content, text: stageText[p.Stage], done: p.Done, total: p.Total}
 	if p.Total > 0 {
 		of.text = fmt.Sprintf("unpacking its content, %d%% of %s", 100*p.Done/p.Total, size.Format(p.Total))
 	}
@@ -378,12 +392,18 @@ func (i *images) trim() {
 	if i.cache == (size.Share{}) {
 		return
 	}
-	layers, err := i.pool.Layers()
-	if err == nil {
-		_, err = i.blobs.Trim(i.cache.Of(layers[0].Total))
+	if layers, err := i.pool.Layers(); err == nil {
+		i.trimTo(i.cache.Of(layers[0].Total))
 	}
+}
+
+func (i *images) trimTo(budget int64) {
+	removed, err := i.blobs.Trim(budget)
 	if err != nil {
-		logs.Warn("Layers of images were not removed from the pool, although they take more than --content-cache", "err", err)
+		logs.Warn("Layers of images were not removed from the pool, although others need their space", "err", err)
+	}
+	if removed > 0 {
+		klog.InfoS("Removed layers of images", "bytes", removed)
 	}
 }
 

@@ -60,13 +60,18 @@ no root. An existing file is never overwritten; a failed run leaves none.`,
 }
 
 func (o *formatOptions) add(f *pflag.FlagSet) {
+	o.addSpec(f)
+	addValueP(f, &o.output, "output", "o", "", newFile, "the image to make")
+	addVM(f, &o.vm)
+}
+
+// addSpec adds the flags that say what is made.
+func (o *formatOptions) addSpec(f *pflag.FlagSet) {
 	f.StringVar(&o.fs, "fs", "ext4", "filesystem: "+strings.Join(diskfs.Names(), ", ")+", or raw for an empty image")
 	f.StringVar(&o.size, "size", "", "`size` as a Kubernetes quantity, as 512Mi or 10Gi; rounded up to MiB (default: the filesystem's own)")
 	f.StringVar(&o.label, "label", "", "filesystem label")
 	f.StringToStringVar(&o.options, "option", nil, "another format option of the filesystem as `NAME=VALUE`, as inode-size=512; may be repeated")
 	f.Lookup("option").DefValue = "" // --help would show "[]"
-	addValueP(f, &o.output, "output", "o", "", newFile, "the image to make")
-	addVM(f, &o.vm)
 }
 
 // newFile is the name of a file to make. An image is a sparse file with a name of its own at

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -23,9 +24,13 @@ type planOptions struct {
 }
 
 func (o *planOptions) add(f *pflag.FlagSet) {
-	addValue(f, &o.pool, "pool", defaultPool, given("must be the directory that the plugin was given as --pool"), "the plugin's pool directory")
+	addExistingPool(f, &o.pool)
 	f.BoolVar(&o.dryRun, "dry-run", false, "print the plan and change nothing")
 	addValueP(f, &o.output, "output", "o", "", outputForm, "form of the plan (default: a table)")
+}
+
+func addExistingPool(f *pflag.FlagSet, dir *string) {
+	addValue(f, dir, "pool", defaultPool, given("must be the directory that the plugin was given as --pool"), "the plugin's pool directory")
 }
 
 // outputForm is the value of --output: json, or nothing for a table.
@@ -36,6 +41,7 @@ var outputForm = kindOf("json", "must be json, or not given for a table", func(s
 // plan is a list of actions in the form in which it is printed.
 type plan[A any] struct {
 	actions []A
+	name    string         // of the list in the JSON; "" is "actions"
 	columns string         // of the table, with tabs between
 	row     func(A) string // the same for an action
 	none    string         // printed instead of a table without rows
@@ -64,9 +70,10 @@ func (p plan[A]) print(out io.Writer, form string) error {
 }
 
 func (p plan[A]) printJSON(out io.Writer) error {
-	all := map[string]any{"actions": p.actions}
+	name := cmp.Or(p.name, "actions")
+	all := map[string]any{name: p.actions}
 	if p.actions == nil {
-		all["actions"] = []A{} // an empty list in JSON, not null
+		all[name] = []A{} // an empty list in JSON, not null
 	}
 	maps.Copy(all, p.sums)
 	e := json.NewEncoder(out)

@@ -65,7 +65,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	metrics := driver.NewMetrics(registry)
 	volumes, err := volume.NewManager(volume.Config{
 		Pool: p, Templates: store, TargetRoot: o.kubeletDir, GrowFilesystem: growfs.Grow, Headroom: o.headroom, Overcommit: o.overcommit, Limits: o.limits,
-		DefaultDurability: o.durability, Cloned: metrics.Cloned, Spare: formatter.Spare, Warm: o.warm, WarmMost: o.warmMost,
+		DefaultDurability: o.durability, Cloned: metrics.Cloned, Spare: builder.spare, Warm: o.warm, WarmMost: o.warmMost,
 		Content: builder.content(),
 	})
 	if err != nil {

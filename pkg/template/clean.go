@@ -20,6 +20,8 @@ type Cached struct {
 	Key        string
 	Filesystem string
 	Size       int64     // of the volumes that are cloned from it, in bytes; 0 if its name tells none
+	Content    string    // the operator's name of what is inside; "" if that is nothing, or the record is damaged
+	Extents    int       // of the image: what a clone costs, 10 to 24 µs each
 	Takes      int64     // of the pool, in bytes
 	Frees      int64     // how much of that is free when it is removed: volumes keep what they share
 	Used       time.Time // its last use, to within an hour; zero if that is unknown
@@ -37,7 +39,7 @@ func (s *Store) List() ([]Cached, error) {
 	for _, e := range entries {
 		t := Cached{Key: e.key, Takes: e.bytes, Used: e.used}
 		t.Filesystem, t.Size = describe(e.key)
-		if t.Frees, err = s.unshared(e); errors.Is(err, os.ErrNotExist) {
+		if err = s.lookAt(e, &t); errors.Is(err, os.ErrNotExist) {
 			continue // removed meanwhile
 		}
 		if err != nil {
@@ -61,15 +63,23 @@ func describe(key string) (filesystem string, size int64) {
 	return parts[0], mib * diskfs.MiB
 }
 
-// unshared is the space that the removal of a template frees.
-func (s *Store) unshared(e entry) (int64, error) {
+// lookAt completes what is said of a template.
+func (s *Store) lookAt(e entry, t *Cached) error {
 	f, err := s.open(e.key)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer f.Close()
+	if r, _, err := readRecord(f, e.key); err == nil {
+		t.Content = r.Spec.Content
+	}
 	bytes, err := fiemap.Unshared(f)
-	return min(bytes, e.bytes), err
+	if err != nil {
+		return err
+	}
+	t.Frees = min(bytes, e.bytes)
+	t.Extents, err = fiemap.Count(f)
+	return err
 }
 
 // Remove removes a template, unless a process builds or replaces it: then removed is false.
