@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +19,9 @@ func (v *Verdict) unpack(disk string, index int, order Order, disks *disks) erro
 	start := time.Now()
 	v.enter(StageUnpack, index)
 	defer func() { v.UnpackMS = time.Since(start).Milliseconds() }()
+	// With one P the runtime hands it to another thread in each system call of more than 20 µs, which
+	// under TCG are most. With a second one, idle, it leaves that: 10,000 small files take 7 s, not 14.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
 	name, err := disks.find(ContentSerial)
 	if err != nil {
 		return err
