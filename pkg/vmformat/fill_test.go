@@ -83,6 +83,19 @@ func look(t *testing.T, fs string, image *os.File) string {
 	return at
 }
 
+// kept are extended attributes of a file, as the kernel stores them: capability.h and
+// posix_acl_xattr.h of linux/. The ACL lets user 1000 read.
+var kept = map[string]string{
+	"user.a":              "b\x00c",
+	"trusted.a":           "d",
+	"security.capability": "\x01\x00\x00\x02\x00\x20\x00\x00" + strings.Repeat("\x00", 12), // cap_net_raw=ep
+	"system.posix_acl_access": "\x02\x00\x00\x00\x01\x00\x06\x00\xff\xff\xff\xff\x02\x00\x04\x00\xe8\x03\x00\x00" +
+		"\x04\x00\x04\x00\xff\xff\xff\xff\x10\x00\x06\x00\xff\xff\xff\xff\x20\x00\x00\x00\xff\xff\xff\xff",
+}
+
+// longName is a path with the longest component that there can be.
+var longName = "etc/" + strings.Repeat("l", 255)
+
 // TestFill fills each filesystem with two layers, and looks at the result with this machine's
 // kernel and checker.
 func TestFill(t *testing.T) {
@@ -92,7 +105,12 @@ func TestFill(t *testing.T) {
 	fill := newFilling(t)
 	fill.UID, fill.FSGroup = &owner, &group
 	fill.add(tar.Header{Name: "etc/", Typeflag: tar.TypeDir, Mode: 0o700, ModTime: time.Unix(1e9, 0)}, "")
-	fill.add(tar.Header{Name: "etc/large", Mode: 0o4755, Uid: 7, ModTime: time.Unix(1e9, 5), PAXRecords: map[string]string{"SCHILY.xattr.user.a": "b"}}, large)
+	fill.add(tar.Header{Name: "etc/large", Mode: 0o4755, Uid: 7, ModTime: time.Unix(1e9, 5)}, large)
+	attrs := map[string]string{}
+	for name, value := range kept {
+		attrs["SCHILY.xattr."+name] = value
+	}
+	fill.add(tar.Header{Name: longName, Mode: 0o660, PAXRecords: attrs}, "")
 	fill.add(tar.Header{Name: "etc/sparse", Mode: 0o600}, string(make([]byte, 64<<20))+"x")
 	fill.add(tar.Header{Name: "etc/again", Typeflag: tar.TypeLink, Linkname: "etc/large"}, "")
 	fill.add(tar.Header{Name: "gone/file"}, "gone")
@@ -154,6 +172,12 @@ func isFilled(t *testing.T, at, large string) {
 	}
 	if err := syscall.Lstat(filepath.Join(at, "etc"), &st); err != nil || st.Mtim.Sec != 1e9 {
 		t.Errorf("the time of its directory is %+v: %v", st.Mtim, err)
+	}
+	for name, want := range kept {
+		value := make([]byte, 100)
+		if n, err := syscall.Getxattr(filepath.Join(at, longName), name, value); err != nil || string(value[:n]) != want {
+			t.Errorf("the attribute %s is %q, want %q: %v", name, value[:max(n, 0)], want, err)
+		}
 	}
 	if b, err := os.ReadFile(filepath.Join(at, "etc/large")); err != nil || string(b) != large {
 		t.Errorf("the large file has %d bytes: %v", len(b), err)

@@ -123,22 +123,36 @@ func CopyBegin(ctx context.Context, dst, src *os.File, size int64) error {
 			return nil
 		}
 		e.End = min(e.End, size)
-		for at := e.Start; at < e.End; {
-			if err := context.Cause(ctx); err != nil {
-				return fmt.Errorf("copying %s, at byte %d: %w", src.Name(), at, err)
-			}
-			n, err := src.ReadAt(buf[:min(int64(len(buf)), e.End-at)], at)
-			if n == 0 && err == io.EOF { // src was truncated meanwhile
-				return nil
-			}
-			if err != nil && err != io.EOF {
-				return err
-			}
-			if err := write(dst, buf[:n], at); err != nil {
-				return err
-			}
-			at += int64(n)
+		if err := copyRange(ctx, dst, src, e, buf); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// CopyRange writes a range of src to dst, at the same offset. Holes in it are written as zeros. It
+// shares no extents.
+func CopyRange(ctx context.Context, dst, src *os.File, e Extent) error {
+	return copyRange(ctx, dst, src, e, make([]byte, min(1<<20, max(0, e.End-e.Start))))
+}
+
+// copyRange is [CopyRange] with a buffer.
+func copyRange(ctx context.Context, dst, src *os.File, e Extent, buf []byte) error {
+	for at := e.Start; at < e.End; {
+		if err := context.Cause(ctx); err != nil {
+			return fmt.Errorf("copying %s, at byte %d: %w", src.Name(), at, err)
+		}
+		n, err := src.ReadAt(buf[:min(int64(len(buf)), e.End-at)], at)
+		if n == 0 && err == io.EOF { // src was truncated meanwhile
+			return nil
+		}
+		if err != nil && err != io.EOF {
+			return err
+		}
+		if err := write(dst, buf[:n], at); err != nil {
+			return err
+		}
+		at += int64(n)
 	}
 	return nil
 }
