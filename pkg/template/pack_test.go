@@ -12,14 +12,19 @@ import (
 
 // TestParts joins ranges across the smallest holes, and fills no hole that would take much space.
 func TestParts(t *testing.T) {
-	ranges := []sparse.Extent{{Start: 0, End: 100}, {Start: 101, End: 200}, {Start: 1200, End: 1300}, {Start: 1303, End: 1400}, {Start: 1430, End: 1500}}
-	three := []sparse.Extent{{Start: 0, End: 200}, {Start: 1200, End: 1400}, {Start: 1430, End: 1500}}
-	two := []sparse.Extent{{Start: 0, End: 200}, {Start: 1200, End: 1500}}
+	of := func(bounds ...int64) (ranges []sparse.Extent) {
+		for b := range slices.Chunk(bounds, 2) {
+			ranges = append(ranges, sparse.Extent{Start: b[0], End: b[1]})
+		}
+		return ranges
+	}
+	ranges := of(0, 100, 101, 200, 1200, 1300, 1303, 1400, 1430, 1500)
+	two := of(0, 200, 1200, 1500)
 	for n, want := range map[int][]sparse.Extent{
 		1: two, // the largest hole is more than an eighth of the data
 		2: two,
-		3: three,
-		4: {{Start: 0, End: 200}, {Start: 1200, End: 1300}, {Start: 1303, End: 1400}, {Start: 1430, End: 1500}},
+		3: of(0, 200, 1200, 1400, 1430, 1500),
+		4: of(0, 200, 1200, 1300, 1303, 1400, 1430, 1500),
 		5: ranges,
 		9: ranges,
 	} {

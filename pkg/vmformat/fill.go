@@ -55,7 +55,8 @@ func (f *Fill) check() error {
 	}
 	for i, l := range f.Layers {
 		if l.Offset < 0 || l.Length < 0 || l.Length > fi.Size() || l.Offset > fi.Size()-l.Length {
-			return fmt.Errorf("layer %d of the content, %d bytes at %d, does not lie within its file of %d bytes", i+1, l.Length, l.Offset, fi.Size())
+			return fmt.Errorf("layer %d of the content, %d bytes at %d, does not lie within its file of %d bytes",
+				i+1, l.Length, l.Offset, fi.Size())
 		}
 	}
 	return nil

@@ -68,7 +68,8 @@ func TestFormat(t *testing.T) {
 				f := image(t, dir)
 				var stages []guest.Stage
 				spec := diskfs.Spec{Filesystem: fs, Size: bytes, Label: "data"}
-				report, err := newFormatter(t, nil).Format(t.Context(), f, spec, nil, func(p guest.Progress) { stages = append(stages, p.Stage) })
+				note := func(p guest.Progress) { stages = append(stages, p.Stage) }
+				report, err := newFormatter(t, nil).Format(t.Context(), f, spec, nil, note)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -183,7 +183,8 @@ func (f *Formatter) Accelerator() (accel Accel, whyNotKVM error, err error) {
 
 // Fingerprint returns 16 hex digits that change with everything that decides the bytes of a
 // template: the content of the kernel, mkfs, the checker, their libraries and the modules, the
-// source of init, the format's options, and the content, if there is one. The files are read once per filesystem and process.
+// source of init, the format's options, and what the template is to contain. The files are read
+// once per filesystem and process.
 // Errors are [ErrUnavailable] or those of [diskfs.Spec.Validate].
 func (f *Formatter) Fingerprint(spec diskfs.Spec, c *guest.Content) (string, error) {
 	if err := spec.Validate(); err != nil {
@@ -232,7 +233,9 @@ func (f *Formatter) forget(filesystem string) {
 //
 // The report's fingerprint is that of the files that were used. If it differs from what
 // Fingerprint returned before, the machine's tools have been replaced meanwhile.
-func (f *Formatter) Format(ctx context.Context, file *os.File, spec diskfs.Spec, fill *Fill, progress func(guest.Progress)) (Report, error) {
+func (f *Formatter) Format(
+	ctx context.Context, file *os.File, spec diskfs.Spec, fill *Fill, progress func(guest.Progress),
+) (Report, error) {
 	if err := spec.Validate(); err != nil {
 		return Report{}, err
 	}

@@ -30,9 +30,8 @@ func TestCopyRange(t *testing.T) {
 	if _, err := dst.ReadAt(got, 0); err != nil {
 		t.Fatal(err)
 	}
-	want := bytes.Join([][]byte{
-		bytes.Repeat([]byte{'y'}, 1<<20+1), bytes.Repeat([]byte{'x'}, 1<<20-1), make([]byte, 1<<20+1), bytes.Repeat([]byte{'y'}, 1<<20-1),
-	}, nil)
+	part := func(b byte, n int) []byte { return bytes.Repeat([]byte{b}, n) }
+	want := bytes.Join([][]byte{part('y', 1<<20+1), part('x', 1<<20-1), part(0, 1<<20+1), part('y', 1<<20-1)}, nil)
 	if !bytes.Equal(got, want) {
 		t.Error("the copy has not the range of its source between what it had")
 	}

@@ -31,7 +31,8 @@ func FuzzVerdict(f *testing.F) {
 		} else if !errors.Is(err, ErrNoVerdict) || v.OK && v.Nonce == nonce {
 			t.Errorf("read %+v: %v", v, err)
 		}
-		if p, job, ok := ParseProgress(string(disk)); ok && (job < 0 || job >= MaxJobs || p.Done > p.Total || !strings.Contains(string(disk), string(p.Stage))) {
+		p, job, ok := ParseProgress(string(disk))
+		if ok && (job < 0 || job >= MaxJobs || p.Done > p.Total || !strings.Contains(string(disk), string(p.Stage))) {
 			t.Errorf("%q is read as %+v", disk, p)
 		}
 

@@ -10,6 +10,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -27,15 +28,61 @@ const (
 		"\x04\x00\x04\x00\xff\xff\xff\xff\x10\x00\x04\x00\xff\xff\xff\xff\x20\x00\x00\x00\xff\xff\xff\xff"
 )
 
+// unpackInto unpacks archives in a directory, as the guest does it.
+func unpackInto(dir string, c Content, archives ...[]byte) (v Verdict, err error) {
+	layers, disk := diskOf(archives...)
+	err = v.fill(dir, c, layers, disk)
+	return v, err
+}
+
+// tree describes all files beneath a directory.
+func tree(t testing.TB, dir string) map[string]string {
+	t.Helper()
+	found := map[string]string{}
+	names := map[uint64]string{} // the first name of each file
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(dir, path)
+		if err == nil {
+			found[rel], err = describe(path, rel, names)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// hasTree compares what was unpacked with what must be there.
+func hasTree(t testing.TB, dir string, want map[string]string) {
+	t.Helper()
+	is := tree(t, dir)
+	for name, w := range want {
+		if is[name] != w {
+			t.Errorf("%s is %s, want %s", name, is[name], w)
+		}
+	}
+	for name, i := range is {
+		if want[name] == "" && name != lostFound {
+			t.Errorf("%s is there: %s", name, i)
+		}
+	}
+}
+
 // TestUnpack unpacks every kind of entry on each filesystem, in three layers.
 func TestUnpack(t *testing.T) {
 	long := strings.Repeat("n", 255)
 	sparse := string(make([]byte, 3<<20)) + "end"
+	old := map[string]string{"user.a": "1", "trusted.b": "2", "system.posix_acl_access": acl}
+	ping := map[string]string{"security.capability": netRaw, "user.x": "y\x00z"}
 	bottom := archive(t,
 		item{name: "./", mode: 0o1777, uid: 3, gid: 4},
-		item{name: "etc/", mode: 0o2750, uid: 1, gid: 2, attrs: map[string]string{"user.a": "1", "trusted.b": "2", "system.posix_acl_access": acl}},
+		item{name: "etc/", mode: 0o2750, uid: 1, gid: 2, attrs: old},
 		item{name: "etc/passwd", mode: 0o4755, uid: 70000, gid: 80000, content: "root"},
-		item{name: "/bin/ping", mode: 0o755, content: "ping", attrs: map[string]string{"security.capability": netRaw, "user.x": "y\x00z"}},
+		item{name: "/bin/ping", mode: 0o755, content: "ping", attrs: ping},
 		item{name: "acl", mode: 0o640, content: "acl", attrs: map[string]string{"system.posix_acl_access": acl}},
 		item{name: "ping2", kind: tar.TypeLink, link: "/bin/ping"},
 		item{name: "abs", kind: tar.TypeSymlink, link: "/etc/passwd", uid: 5, gid: 6},
@@ -104,7 +151,8 @@ func TestUnpack(t *testing.T) {
 			}
 			hasTree(t, dir, want)
 			var st unix.Stat_t
-			if err := unix.Stat(filepath.Join(dir, "sparse"), &st); err != nil || st.Size != int64(len(sparse)) || st.Blocks > 64 {
+			err = unix.Stat(filepath.Join(dir, "sparse"), &st)
+			if err != nil || st.Size != int64(len(sparse)) || st.Blocks > 64 {
 				t.Errorf("the sparse file has %d bytes and takes %d sectors: %v", st.Size, st.Blocks, err)
 			}
 		})
@@ -115,9 +163,10 @@ func TestUnpack(t *testing.T) {
 func TestUnpackFSGroup(t *testing.T) {
 	dir := testenv.Ext4.Pool(t)
 	group, uid, mode := int64(2000), 1000, uint32(0o700)
+	capable := map[string]string{"security.capability": netRaw}
 	_, err := unpackInto(dir, Content{FSGroup: &group, UID: &uid, Mode: &mode}, archive(t,
 		item{name: "dir/", mode: 0o700, uid: 5, gid: 6},
-		item{name: "dir/setuid", mode: 0o4711, uid: 5, gid: 6, content: "s", attrs: map[string]string{"security.capability": netRaw}},
+		item{name: "dir/setuid", mode: 0o4711, uid: 5, gid: 6, content: "s", attrs: capable},
 		item{name: "implied/file", mode: 0o400, uid: 5, gid: 6},
 		item{name: "link", kind: tar.TypeSymlink, link: "/", uid: 5, gid: 6},
 		item{name: "again", kind: tar.TypeLink, link: "dir/setuid"},
@@ -146,33 +195,38 @@ func TestUnpackRefuses(t *testing.T) {
 	testenv.Root(t)
 	base := archive(t, item{name: "dir/f", content: "f"}, item{name: "up", kind: tar.TypeSymlink, link: ".."})
 	good := archive(t, item{name: "file", content: strings.Repeat("x", 4096)})
+	one := func(items ...item) [][]byte { return [][]byte{archive(t, items...)} }
+	above := func(items ...item) [][]byte { return [][]byte{base, archive(t, items...)} }
+	link := func(name, to string) item { return item{name: name, kind: tar.TypeLink, link: to} }
+	symlink := func(name, to string) item { return item{name: name, kind: tar.TypeSymlink, link: to} }
+	nobody := map[string]string{"nobody.x": "y"}
 	for name, c := range map[string]struct {
 		archives [][]byte
 		words    []string
 	}{
-		"a path with ..":          {[][]byte{archive(t, item{name: "a/../../x"})}, []string{`entry "a/../../x"`, `".."`}},
-		"a hard link with ..":     {[][]byte{archive(t, item{name: "x", kind: tar.TypeLink, link: "../outside"})}, []string{`entry "x"`, `"../outside"`}},
-		"through a symbolic link": {[][]byte{archive(t, item{name: "l", kind: tar.TypeSymlink, link: ".."}, item{name: "l/outside"})}, []string{`"l/outside"`, `"l" is no directory`}},
-		"through a file":          {[][]byte{archive(t, item{name: "f"}, item{name: "f/g"})}, []string{`"f/g"`, `"f" is no directory`}},
-		"a hard link through one": {[][]byte{base, archive(t, item{name: "x", kind: tar.TypeLink, link: "up/outside"})}, []string{"layer 2 of 2", `"up/outside"`}},
-		"a hard link to nothing":  {[][]byte{archive(t, item{name: "x", kind: tar.TypeLink, link: "y"})}, []string{`hard link to "y"`, "no such file"}},
-		"a hard link to itself":   {[][]byte{archive(t, item{name: "x"}, item{name: "./x", kind: tar.TypeLink, link: "x"})}, []string{"to itself"}},
-		"a character device":      {[][]byte{archive(t, item{name: "null", kind: tar.TypeChar})}, []string{`entry "null"`, "device"}},
-		"a block device":          {[][]byte{archive(t, item{name: "sda", kind: tar.TypeBlock})}, []string{`entry "sda"`, "device"}},
-		"a named pipe":            {[][]byte{archive(t, item{name: "p", kind: tar.TypeFifo})}, []string{`entry "p"`, "named pipe"}},
-		"an unknown type":         {[][]byte{archive(t, item{name: "z", kind: 'Z'})}, []string{`entry "z"`, "unknown type"}},
-		"a file as the root":      {[][]byte{archive(t, item{name: "/.", kind: tar.TypeSymlink, link: "x"})}, []string{"the root directory"}},
-		"a whiteout of ..":        {[][]byte{base, archive(t, item{name: "dir/.wh..."})}, []string{`"dir/.wh..."`, "hides no file"}},
-		"a whiteout of .":         {[][]byte{base, archive(t, item{name: "dir/.wh.."})}, []string{"hides no file"}},
-		"a whiteout of nothing":   {[][]byte{base, archive(t, item{name: "dir/.wh."})}, []string{"hides no file"}},
-		"a name that is too long": {[][]byte{archive(t, item{name: strings.Repeat("n", 256)})}, []string{"name too long"}},
-		"a path that is too long": {[][]byte{archive(t, item{name: strings.Repeat("n/", 3000) + "x"})}, []string{"name too long"}},
-		"an attribute of nobody":  {[][]byte{archive(t, item{name: "x", attrs: map[string]string{"nobody.x": "y"}})}, []string{`entry "x"`, `attribute "nobody.x"`}},
-		"an owner out of range":   {[][]byte{archive(t, item{name: "x", uid: 1<<32 - 1})}, []string{"out of range"}},
+		"a path with ..":          {one(item{name: "a/../../x"}), []string{`entry "a/../../x"`, `".."`}},
+		"a hard link with ..":     {one(link("x", "../outside")), []string{`entry "x"`, `"../outside"`}},
+		"through a symbolic link": {one(symlink("l", ".."), item{name: "l/outside"}), []string{`"l/outside"`, `"l" is no directory`}},
+		"through a file":          {one(item{name: "f"}, item{name: "f/g"}), []string{`"f/g"`, `"f" is no directory`}},
+		"a hard link through one": {above(link("x", "up/outside")), []string{"layer 2 of 2", `"up/outside"`}},
+		"a hard link to nothing":  {one(link("x", "y")), []string{`hard link to "y"`, "no such file"}},
+		"a hard link to itself":   {one(item{name: "x"}, link("./x", "x")), []string{"to itself"}},
+		"a character device":      {one(item{name: "null", kind: tar.TypeChar}), []string{`entry "null"`, "device"}},
+		"a block device":          {one(item{name: "sda", kind: tar.TypeBlock}), []string{`entry "sda"`, "device"}},
+		"a named pipe":            {one(item{name: "p", kind: tar.TypeFifo}), []string{`entry "p"`, "named pipe"}},
+		"an unknown type":         {one(item{name: "z", kind: 'Z'}), []string{`entry "z"`, "unknown type"}},
+		"a file as the root":      {one(symlink("/.", "x")), []string{"the root directory"}},
+		"a whiteout of ..":        {above(item{name: "dir/.wh..."}), []string{`"dir/.wh..."`, "hides no file"}},
+		"a whiteout of .":         {above(item{name: "dir/.wh.."}), []string{"hides no file"}},
+		"a whiteout of nothing":   {above(item{name: "dir/.wh."}), []string{"hides no file"}},
+		"a name that is too long": {one(item{name: strings.Repeat("n", 256)}), []string{"name too long"}},
+		"a path that is too long": {one(item{name: strings.Repeat("n/", 3000) + "x"}), []string{"name too long"}},
+		"an attribute of nobody":  {one(item{name: "x", attrs: nobody}), []string{`entry "x"`, `attribute "nobody.x"`}},
+		"an owner out of range":   {one(item{name: "x", uid: 1<<32 - 1}), []string{"out of range"}},
 		"a content that is cut":   {[][]byte{good[:1536+1000]}, []string{`entry "file"`, "unexpected EOF"}},
-		"a header that is cut":    {[][]byte{append(bytes.Clone(good[:1536+4096]), good[:100]...)}, []string{`after entry "file"`, "unexpected EOF"}},
+		"a header that is cut":    {[][]byte{good[:1536+4096+100]}, []string{`after entry "file"`, "unexpected EOF"}},
 		"no archive at all":       {[][]byte{bytes.Repeat([]byte("no tar "), 512)}, []string{"its beginning", "invalid tar header"}},
-		"ext4's own directory":    {[][]byte{archive(t, item{name: "lost+found", content: "x"})}, []string{"lost+found"}},
+		"ext4's own directory":    {one(item{name: "lost+found", content: "x"}), []string{"lost+found"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -231,7 +285,7 @@ func TestUnpackFull(t *testing.T) {
 	} {
 		v, err := unpackInto(c.dir, Content{}, c.archive)
 		if !errors.Is(err, unix.ENOSPC) || v.Full != c.want || v.Entries == 0 {
-			t.Errorf("%s: %v; it is full of %q, want %q, after %d entries and %d bytes", name, err, v.Full, c.want, v.Entries, v.Bytes)
+			t.Errorf("%s: %v; it is full of %q, want %q, after %d entries", name, err, v.Full, c.want, v.Entries)
 		}
 	}
 }

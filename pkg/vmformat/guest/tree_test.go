@@ -8,7 +8,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -84,34 +83,7 @@ func diskOf(archives ...[]byte) ([]Layer, contentDisk) {
 	return layers, contentDisk{bytes.NewReader(disk), func(Progress) {}}
 }
 
-// unpackInto unpacks archives in a directory, as the guest does it.
-func unpackInto(dir string, c Content, archives ...[]byte) (v Verdict, err error) {
-	layers, disk := diskOf(archives...)
-	err = v.fill(dir, c, layers, disk)
-	return v, err
-}
-
-// tree describes all files beneath a directory.
-func tree(t testing.TB, dir string) map[string]string {
-	t.Helper()
-	found := map[string]string{}
-	names := map[uint64]string{} // the first name of each file
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(dir, path)
-		if err == nil {
-			found[rel], err = describe(path, rel, names)
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return found
-}
-
+// describe describes one file. names has the files that were seen before.
 func describe(path, rel string, names map[uint64]string) (string, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
@@ -166,22 +138,6 @@ func attributesOf(path string) (map[string]string, error) {
 		found[attr] = string(value[:n])
 	}
 	return found, nil
-}
-
-// hasTree compares what was unpacked with what must be there.
-func hasTree(t testing.TB, dir string, want map[string]string) {
-	t.Helper()
-	is := tree(t, dir)
-	for name, w := range want {
-		if is[name] != w {
-			t.Errorf("%s is %s, want %s", name, is[name], w)
-		}
-	}
-	for name, i := range is {
-		if want[name] == "" && name != lostFound {
-			t.Errorf("%s is there: %s", name, i)
-		}
-	}
 }
 
 // TestWindow reads and seeks in a part of a disk.
@@ -251,9 +207,10 @@ func TestRootOfContent(t *testing.T) {
 // FuzzUnpack unpacks anything, as two layers, beside a file that must stay as it is. An archive
 // that names its way out of the root is the reason for this test.
 func FuzzUnpack(f *testing.F) {
-	f.Add(archive(f, item{name: "a/b", content: "x"}, item{name: "l", kind: tar.TypeSymlink, link: "../outside"}, item{name: "l", content: "x"}))
-	f.Add(archive(f, item{name: "l", kind: tar.TypeSymlink, link: ".."}, item{name: "l/outside", content: "x"}))
-	f.Add(archive(f, item{name: "a", kind: tar.TypeSymlink, link: ".."}, item{name: "h", kind: tar.TypeLink, link: "a/outside"}))
+	symlink := func(name, to string) item { return item{name: name, kind: tar.TypeSymlink, link: to} }
+	f.Add(archive(f, item{name: "a/b", content: "x"}, symlink("l", "../outside"), item{name: "l", content: "x"}))
+	f.Add(archive(f, symlink("l", ".."), item{name: "l/outside", content: "x"}))
+	f.Add(archive(f, symlink("a", ".."), item{name: "h", kind: tar.TypeLink, link: "a/outside"}))
 	f.Add(archive(f, item{name: ".wh..wh..opq"}, item{name: "a/.wh..."}, item{name: "a/.wh.b"}, item{name: "a/"}))
 	f.Add(archive(f, item{name: "../outside", content: "x"}))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -278,7 +235,8 @@ func FuzzUnpack(f *testing.F) {
 		if err != nil || len(found) != 2 {
 			t.Fatalf("beside the root are %v: %v", found, err)
 		}
-		if is, err := describe(outside, "outside", map[uint64]string{}); err != nil || !strings.Contains(is, `file 640`) || !strings.Contains(is, `"untouched"`) {
+		is, err := describe(outside, "outside", map[uint64]string{})
+		if err != nil || !strings.HasPrefix(is, "file 640") || !strings.Contains(is, `"untouched"`) {
 			t.Errorf("the file outside is %s: %v", is, err)
 		}
 	})
