@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -228,6 +229,21 @@ func TestFillFails(t *testing.T) {
 			}
 		})
 	}
+	t.Run("full pool", func(t *testing.T) {
+		dir := testenv.XFS.Mount(t, 300<<20)
+		free := strings.TrimSpace(testenv.Run(t, "stat", "-f", "-c", "%f", dir)) // blocks of 4 KiB
+		blocks, err := strconv.Atoi(free)
+		if err != nil {
+			t.Fatal(err)
+		}
+		testenv.Run(t, "fallocate", "--length", fmt.Sprint((blocks<<12)-(50<<20)), filepath.Join(dir, "ballast"))
+		reached := guest.StageBoot
+		_, err = newFormatter(t, nil).Format(t.Context(), image(t, dir), diskfs.Spec{Filesystem: "ext4", Size: 200 << 20}, full.Fill,
+			func(p guest.Progress) { reached = p.Stage })
+		if !errors.Is(err, ErrNoSpace) || errors.Is(err, ErrTooSmall) || reached != guest.StageUnpack {
+			t.Errorf("%v, at stage %s", err, reached)
+		}
+	})
 	t.Run("canceled", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
