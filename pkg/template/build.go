@@ -13,6 +13,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fiemap"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
@@ -156,12 +157,29 @@ func (s *Store) create(key string, spec diskfs.Spec, start time.Time, turn *turn
 	if err != nil {
 		return err
 	}
-	if err := s.publish(f, r); err != nil {
+	packed, extents, err := s.packed(f, key)
+	if err != nil {
 		return err
 	}
-	klog.InfoS("Built a template", "template", key, "duration", time.Since(start).Round(time.Millisecond),
+	defer packed.Close()
+	if err := s.publish(packed, r); err != nil { // which checks that packing has changed nothing
+		return err
+	}
+	klog.InfoS("Built a template", "template", key, "duration", time.Since(start).Round(time.Millisecond), "extents", extents,
 		"accelerator", r.Provenance.Accelerator, "kernel", r.Provenance.Kernel, "mkfs", r.Provenance.Mkfs)
 	return nil
+}
+
+// packed returns an image with the content of f in few extents: f itself, if it has few or the pool has no
+// room for another one.
+func (s *Store) packed(f *os.File, key string) (_ *os.File, extents int, err error) {
+	packed, extents, err := pack(s.ctx, s.cfg.Pool.NewTemplate, f)
+	if !errors.Is(err, pool.ErrFull) {
+		return packed, extents, err
+	}
+	logs.Warn("A template stays in many extents, which makes its clones slower: the pool has no room to pack it", "template", key, "err", err)
+	extents, err = fiemap.Count(f)
+	return f, extents, err
 }
 
 // content formats f as spec says, and returns the record of the outcome.

@@ -6,6 +6,7 @@
 package template
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fiemap"
 )
 
 // born is spec with a content.
@@ -151,4 +153,35 @@ func TestTellsProgress(t *testing.T) {
 		t.Errorf("%v, not %s", err, want)
 	}
 	close(release)
+}
+
+// TestTemplateIsPacked builds a template whose formatter leaves it in many pieces.
+func TestTemplateIsPacked(t *testing.T) {
+	for _, kind := range testenv.PoolKinds {
+		t.Run(kind.Name, func(t *testing.T) {
+			p := newPool(t, kind)
+			s := newStore(t, p, func(c *Config) {
+				c.Format = func(_ context.Context, f *os.File, spec diskfs.Spec) (Provenance, error) {
+					for at := int64(0); at < 50; at++ {
+						if _, err := f.WriteAt(bytes.Repeat([]byte{1}, 60<<10), at*64<<10); err != nil {
+							return Provenance{}, err
+						}
+					}
+					return Provenance{Fingerprint: fp}, errors.Join(f.Truncate(100<<20), f.Sync())
+				}
+			})
+			tmpl, err := s.Ensure(t.Context(), diskfs.Spec{Filesystem: "raw", Content: "disk"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tmpl.Close()
+			if tmpl.Bytes != 100<<20 {
+				t.Errorf("the template has %d bytes", tmpl.Bytes)
+			}
+			if n, err := fiemap.Count(tmpl.File); err != nil || n > fewExtents {
+				t.Errorf("the template has %d extents: %v", n, err)
+			}
+			onlyTemplates(t, p, "raw-0m-"+fp)
+		})
+	}
 }

@@ -40,7 +40,6 @@ type Provenance struct {
 	Mkfs        string `json:"mkfs"`   // version line
 	Accelerator string `json:"accelerator"`
 	Content     string `json:"content,omitempty"` // digest of spec's content, as it was then
-	Extents     int    `json:"extents,omitempty"` // of the image in the pool: what a clone of it costs
 }
 
 // Template is an open template. The caller closes it.
