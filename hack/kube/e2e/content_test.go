@@ -281,10 +281,11 @@ func TestDiskPerVM(t *testing.T) {
 	r.push(t, "vms/debian:12", archiveOf(t, "disk/", nil, "disk/debian.qcow2", disk))
 	r.trust(t)
 	withContents(t, replace(t, block(t, contentsDoc, "yaml", "disk: oci://"), "registry.example.com", r.address))
-	before := templates(t)
+	before, start := templates(t), time.Now()
 	apply(t, example(t, "contents-disk.yaml"))
 	for job, size := range map[string]string{"vm-per-block": "256", "vm-per-image": "512"} {
 		logs := completed(t, job, 2*patience)
+		t.Logf("%s has ended %s after both began", job, time.Since(start).Round(time.Second))
 		if len(logs) != 5 {
 			t.Errorf("%s has %d VMs", job, len(logs))
 		}
@@ -361,11 +362,11 @@ parameters: {content: %[1]s}
 			pod("wants-image", sleep, volume("content: no-image"))+
 			class("of-others")+claim("claims-others", "of-of-others", "64Mi"))
 		for name, words := range map[string][]string{
-			"wants-others":  {"FailedMount", "content of-others: ", "not allowed in namespace default", "tree"},
-			"wants-nothing": {"FailedMount", "content nobody-made-it: ", "not allowed in namespace default", "tree"},
-			"wants-small":   {"FailedMount", "OutOfRange", "content large", "64Mi", "size"},
+			"wants-others":  {"FailedMount", "InvalidArgument", `"of-others" does not exist, or namespace "default" may not use it`, "tree"},
+			"wants-nothing": {"FailedMount", "InvalidArgument", `"nobody-made-it" does not exist, or namespace "default" may not`, "tree"},
+			"wants-small":   {"FailedMount", "OutOfRange", "content large", "80Mi of data", "need 93Mi as ext4", "ask for a larger size"},
 			"wants-image":   {"FailedMount", "trees/none:1", "the registry has no such tag"},
-			"claims-others": {"ProvisioningFailed", "content of-others: ", "namespace default"},
+			"claims-others": {"ProvisioningFailed", "InvalidArgument", `"of-others" does not exist, or namespace "default" may not`},
 		} {
 			t.Log(eventually(t, "the events of "+name, func() string { return events(t, name) }, words...))
 		}
@@ -386,7 +387,7 @@ parameters: {content: %[1]s}
 			defer remove(t, late)
 			time.Sleep(2 * time.Second)
 			return events(t, name)
-		}, "FailedMount", "content tree: ")
+		}, "FailedMount", `"tree" does not exist, or namespace "default" may not use it`, "another")
 		at := kubectl(t, "logs", "--tail=1", "stays")
 		time.Sleep(time.Second)
 		if now := kubectl(t, "logs", "--tail=1", "stays"); now == at || strings.Contains(now, "failed") {
