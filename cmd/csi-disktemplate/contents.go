@@ -199,9 +199,15 @@ func (b *builder) format(ctx context.Context, f *os.File, spec diskfs.Spec) (tem
 
 // filesystem has the formatter make a filesystem.
 func (b *builder) filesystem(ctx context.Context, f *os.File, spec diskfs.Spec, fill *vmformat.Fill) (template.Provenance, error) {
+	logged := time.Now()
 	r, err := b.formatter.Format(ctx, f, spec, fill, func(p guest.Progress) {
-		if fill != nil {
-			b.tell(spec, unpacking(spec, p))
+		if fill == nil {
+			return
+		}
+		b.tell(spec, unpacking(spec, p))
+		if p.Total > 0 && time.Since(logged) >= logInterval {
+			logged = time.Now()
+			klog.InfoS("Unpacking a content", "content", spec.Content, "spec", spec.String(), "doneBytes", p.Done, "archiveBytes", p.Total)
 		}
 	})
 	switch {
@@ -222,6 +228,9 @@ func (b *builder) filesystem(ctx context.Context, f *os.File, spec diskfs.Spec, 
 		Fingerprint: r.Fingerprint, UUID: r.UUID, Kernel: r.Kernel, Mkfs: r.Mkfs, Accelerator: string(r.Accelerator),
 	}, nil
 }
+
+// logInterval is the time between two lines of the log about one content that is being unpacked.
+const logInterval = 30 * time.Second
 
 // filled makes a filesystem with a content. One that is too small is refused before a VM starts.
 func (b *builder) filled(ctx context.Context, f *os.File, spec diskfs.Spec, id content.Identity) (template.Provenance, error) {
@@ -280,8 +289,8 @@ func checkNeeds(spec diskfs.Spec, s archive.Summary) error {
 	if needs <= spec.Size {
 		return nil
 	}
-	return fmt.Errorf("%w: content %s has %d entries with %s of data, which need %s as %s; the volume has %s: ask for a larger size",
-		diskfs.ErrOutOfRange, spec.Content, s.Entries, size.Format(s.Bytes), size.Format(needs), spec.Filesystem, size.Format(spec.Size))
+	return fmt.Errorf("%w: content %s has %s of data (entries: %d), and needs %s as %s; the volume has %s: ask for a larger size",
+		diskfs.ErrOutOfRange, spec.Content, size.Format(s.Bytes), s.Entries, size.Format(needs), spec.Filesystem, size.Format(spec.Size))
 }
 
 // stageText says what the VM does at each stage.

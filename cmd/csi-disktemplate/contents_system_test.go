@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -47,7 +48,7 @@ type born struct {
 }
 
 // startBorn starts a plugin on a new pool with a list of contents, and a directory of their files.
-func startBorn(t *testing.T, kind testenv.Kind, list string) *born {
+func startBorn(t *testing.T, kind testenv.Kind, list string, flags ...string) *born {
 	t.Helper()
 	n := harnesstest.New(t, filepath.Join(kind.Pool(t), "pool"))
 	dir := testenv.Dir(t)
@@ -57,7 +58,7 @@ func startBorn(t *testing.T, kind testenv.Kind, list string) *born {
 	}
 	b.prewarmed = &prewarmed{T: t}
 	b.write(b.list, []byte(list))
-	b.prewarmed = startPrewarmed(t, n, nil, "--contents", b.list, "--content-dir", b.dir)
+	b.prewarmed = startPrewarmed(t, n, nil, append([]string{"--contents", b.list, "--content-dir", b.dir}, flags...)...)
 	b.client = harnesstest.Connect(t, n)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
@@ -205,6 +206,21 @@ func TestBornFull(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestBornAhead prewarms a template with a content. The list of contents gets the content after the plugin has started.
+func TestBornAhead(t *testing.T) {
+	b := startBorn(t, testenv.XFS, "contents: []\n", "--prewarm", "ext4:64Mi:content=files")
+	b.write(filepath.Join(b.dir, "files.tar"), archiveOf(t, file{"a", "text", 1}))
+	b.await("the condition of a template without content", func() bool {
+		_, page := b.get("/readyz?verbose")
+		return strings.Contains(page, "PrewarmFailed") && strings.Contains(page, `"files"`)
+	})
+	b.write(b.list, []byte("contents:\n- {name: files, tar: files.tar, namespaces: ['*']}\n"))
+	b.await("the template", func() bool { return slices.Equal(b.templates(), []string{"ext4-64m"}) })
+	v := b.mustPublish("v", "ext4", "content", "files", "size", "64Mi")
+	b.mustHave(v, file{"a", "text", 1})
+	b.mustUnpublish(v)
 }
 
 // TestContentChanges replaces the file of a content. New volumes have the new files, and others keep theirs.

@@ -53,7 +53,7 @@ func TestTemplateCommands(t *testing.T) {
 	build(0, `Template ext4-64m-\w+ \(ext4 64Mi content=files\) was built in `, "--content", "files", "--size", "64Mi")
 	build(0, `was there\.`, "--content", "files", "--size", "64Mi")
 	build(0, `Template raw-0m-\w+ \(raw content=vm\) was built in `, "--content", "vm")
-	build(1, `content files has 1 entries with 20Mi of data, which need \d+Mi as ext4; the volume has 16Mi: ask for a larger size`, "--content", "files", "--size", "16Mi")
+	build(1, `content files has 20Mi of data \(entries: 1\), and needs \d+Mi as ext4; the volume has 16Mi: ask for a larger size`, "--content", "files", "--size", "16Mi")
 	build(1, `unknown content: "other" is not listed`, "--content", "other")
 	build(1, `--size "lots"`, "--content", "files", "--size", "lots")
 

@@ -364,7 +364,7 @@ parameters: {content: %[1]s}
 		for name, words := range map[string][]string{
 			"wants-others":  {"FailedMount", "InvalidArgument", `"of-others" does not exist, or namespace "default" may not use it`, "tree"},
 			"wants-nothing": {"FailedMount", "InvalidArgument", `"nobody-made-it" does not exist, or namespace "default" may not`, "tree"},
-			"wants-small":   {"FailedMount", "OutOfRange", "content large", "80Mi of data", "need 93Mi as ext4", "ask for a larger size"},
+			"wants-small":   {"FailedMount", "OutOfRange", "content large", "80Mi of data", "needs 93Mi as ext4", "ask for a larger size"},
 			"wants-image":   {"FailedMount", "trees/none:1", "the registry has no such tag"},
 			"claims-others": {"ProvisioningFailed", "InvalidArgument", `"of-others" does not exist, or namespace "default" may not`},
 		} {
