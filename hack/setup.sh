@@ -22,8 +22,8 @@ postgresql() { compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || packa
 case "${1-}" in
 --demo) ;;
 --bench)
-	packages+=(fio git)
-	programs+=(fio git initdb)
+	packages+=(busybox-static fio git)
+	programs+=(busybox fio git initdb)
 	postgresql
 	;;
 --e2e) # for the node, and for building its images

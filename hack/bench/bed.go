@@ -27,9 +27,13 @@ import (
 type poolKind struct {
 	name, fs string
 	ram      bool
+	sparse   int64 // bytes; 0: poolSize, and on a disk not sparse
 }
 
-var poolKinds = []poolKind{{"ram-xfs", "xfs", true}, {"ram-btrfs", "btrfs", true}, {"disk-xfs", "xfs", false}, {"disk-btrfs", "btrfs", false}}
+var poolKinds = []poolKind{
+	{name: "ram-xfs", fs: "xfs", ram: true}, {name: "ram-btrfs", fs: "btrfs", ram: true},
+	{name: "disk-xfs", fs: "xfs"}, {name: "disk-btrfs", fs: "btrfs"},
+}
 
 // filesystems are those of volumes.
 var filesystems = []string{"ext4", "xfs", "btrfs"}
@@ -125,9 +129,12 @@ func (d *bed) makePool(ctx context.Context) error {
 		return err
 	}
 	defer image.Close()
-	if d.kind.ram {
+	switch {
+	case d.kind.sparse > 0:
+		err = image.Truncate(d.kind.sparse)
+	case d.kind.ram:
 		err = image.Truncate(poolSize)
-	} else {
+	default:
 		err = os.NewSyscallError("fallocate", unix.Fallocate(int(image.Fd()), 0, 0, poolSize))
 	}
 	if err != nil {

@@ -43,9 +43,9 @@ type bench struct {
 	rand                *rand.Rand
 	loops               indices
 	// images are formatted images, from the command format.
-	images map[kind]string
-	accel  string // of the VM that formatted them
-	peer   *harness.Client
+	images        map[kind]string
+	kernel, accel string // of the VM that formatted them
+	peer          *harness.Client
 
 	mu       sync.Mutex
 	samples  map[key][]float64

@@ -4,10 +4,14 @@
 package main
 
 import (
+	"archive/tar"
 	"bytes"
 	"debug/elf"
+	"io"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -178,5 +182,63 @@ func TestForks(t *testing.T) {
 		if got := forks(c.m, family); got != c.want {
 			t.Errorf("%v counts as %d", c.m, got)
 		}
+	}
+}
+
+// TestMixture: the same seed makes the same archive, with the files that are asked for.
+func TestMixture(t *testing.T) {
+	m := mixture{8 << 20, 40}
+	var archives [2][]byte
+	for i := range archives {
+		path := filepath.Join(t.TempDir(), "files.tar")
+		if err := m.write(path, 7); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if archives[i], err = os.ReadFile(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Equal(archives[0], archives[1]) {
+		t.Error("two archives of one seed differ")
+	}
+	var total int64
+	small := 0
+	for r := tar.NewReader(bytes.NewReader(archives[0])); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		total += h.Size
+		if h.Size >= smallLeast && h.Size < smallMost {
+			small++
+		}
+	}
+	if total != m.bytes || small < m.small {
+		t.Errorf("%d bytes in all, and %d small files, of %+v", total, small, m)
+	}
+}
+
+// TestUnits: a series for a content has the unit of the series without it.
+func TestUnits(t *testing.T) {
+	for what, want := range map[string]string{
+		"publish": "ms", largeContent.with(cold): "ms", smallContent.with(warm): "ms", smallContent.with("extents"): "",
+		quickUnpackContent.with(unpacked): "s", "pgbench": "1/s",
+	} {
+		if got := unit(what); got != want {
+			t.Errorf("%s is in %q, not %q", what, got, want)
+		}
+	}
+}
+
+// TestQuoteLeavesOut: a row that was not measured says nothing, and neither does a filesystem.
+func TestQuoteLeavesOut(t *testing.T) {
+	k := key{Case: "life", Pool: quotedPool, FS: "xfs", What: "publish", Way: plugin}
+	got := quote(report{Series: []series{{key: k, Median: 3}}})
+	if want := "|---|---|---|---|\n| inline volume published, made on demand |  | 3.00 |  |\n"; !strings.HasSuffix(got, want) {
+		t.Errorf("the quotation is\n%s", got)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"regexp"
 	"slices"
+	"strings"
 	"text/tabwriter"
 )
 
@@ -100,6 +101,8 @@ var units = map[string]string{
 	"HWM, first build": "MiB", "HWM": "MiB", "RSS": "MiB",
 	"ready after restart": "ms", "sweep": "ms", "initdb": "ms",
 	"1 MiB sequential read": "MiB/s", "1 MiB sequential write": "MiB/s",
+	warm: "ms", "first of its kind": "s", "extents": "", diskExtents: "", diskPublished: "ms", blockCreated: "ms",
+	allDatabases: "ms", eachDatabase: "ms", unpacked: "s",
 }
 
 // crowdSize and claimCount are the ends of the growth curves.
@@ -109,11 +112,13 @@ const (
 )
 
 // ramXFS is where the cases run that do not depend on the pool: where the disk hides least. diskXFS is where programs run
-// in a volume: on a pool as most users have it. onXFS is both, for what a disk decides.
+// in a volume: on a pool as most users have it. onXFS is both, for what a disk decides. onDisks is for contents that
+// would take too much memory.
 var (
 	ramXFS  = regexp.MustCompile("^ram-xfs$")
 	diskXFS = regexp.MustCompile("^disk-xfs$")
 	onXFS   = regexp.MustCompile("-xfs$")
+	onDisks = regexp.MustCompile("^disk-")
 )
 
 // cases is everything that is measured, in this order on each pool. To measure something else, add a row.
@@ -212,6 +217,30 @@ var cases = []benchCase{
 		},
 	},
 	{
+		name: "contents", title: "A volume that is born with a content, beside an empty one of the same size",
+		pools: onDisks, run: contents,
+		goals: contentGoals(),
+	},
+	{
+		name: "contents-databases", title: "100 volumes at once that are born with PostgreSQL's data directory",
+		pools: onXFS, run: databases,
+		goals: []goal{
+			{"100 data directories published, ready (ms)", term{what: allDatabases, way: ready}, term{}, atMost(250), ""},
+		},
+	},
+	{
+		name: "contents-disk", title: "A disk of 1 TiB, with data in 200 places, is cloned", pools: onDisks, run: wholeDisks,
+		goals: []goal{
+			{"a disk of 1 TiB published as disk.img (ms)", term{what: diskPublished, way: plugin}, term{}, atMost(100), ""},
+			{"a block claim of 1 TiB created (ms)", term{what: blockCreated, way: plugin}, term{}, atMost(100), ""},
+		},
+	},
+	{
+		name: "contents-unpack", title: "A content is unpacked in the VM, beside tar in the same VM",
+		pools: diskXFS, run: unpacking,
+		goals: unpackGoals(),
+	},
+	{
 		name: "crowd", title: "Publish beside volumes that are mounted", pools: ramXFS, run: crowd,
 		goals: []goal{
 			{"publish beside 1000 / floor there", term{what: "publish", way: plugin, at: most}, term{what: "publish", way: floor, at: most}, atMost(1.25).reaching(crowdSize), ""},
@@ -245,8 +274,9 @@ var cases = []benchCase{
 // nowhere matches no pool: the case runs before there is one.
 var nowhere = regexp.MustCompile("^$")
 
-// unit of what a series measures.
+// unit of what a series measures. With which content it was measured does not matter: see [mixture.with].
 func unit(what string) string {
+	what, _, _ = strings.Cut(what, ", with ")
 	if u, ok := units[what]; ok {
 		return u
 	}

@@ -45,7 +45,7 @@ func parse() (o options) {
 	flag.StringVar(&o.binary, "plugin", "bin/csi-disktemplate", "the plugin's `binary`")
 	flag.StringVar(&o.out, "out", "bin/bench.out", "`directory` for the table, the JSON and the plots")
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "`directory` on a disk, where the pools are made")
-	flag.BoolVar(&o.quick, "quick", false, "fewer of everything, and two of the pools, in about three minutes")
+	flag.BoolVar(&o.quick, "quick", false, "fewer of everything, and two of the pools, in about four minutes")
 	flag.StringVar(&o.quote, "quote", "", "measure nothing; replace the figures in this `document` by those of the last run in --out")
 	flag.BoolVar(&o.list, "list", false, "list the cases, and what each should come to")
 	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "`seed` of the order in which the ways take turns")

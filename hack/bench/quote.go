@@ -31,6 +31,14 @@ var quoted = []struct {
 	{"cp --reflink of a formatted image, losetup and mount instead", quotedPool, key{Case: "life", What: "publish", Way: otherHabit}},
 	{"inline volume unpublished", quotedPool, key{Case: "life", What: "unpublish", Way: plugin}},
 	{"claim created, staged and published", quotedPool, key{Case: "life", What: "publish", Way: claim}},
+	{"volume with 10 GiB of content published, of those that are ready", quotedPool,
+		key{Case: "contents", What: largeContent.with(warm), Way: full}},
+	{"volume with 10 GiB of content published, made on demand", quotedPool,
+		key{Case: "contents", What: largeContent.with(cold), Way: full}},
+	{"empty volume of the same size published, made on demand", quotedPool,
+		key{Case: "contents", What: largeContent.with(cold), Way: empty}},
+	{"100 volumes with a PostgreSQL data directory published at once, ready", quotedPool,
+		key{Case: "contents-databases", What: allDatabases, Way: ready}},
 	{"first template of a filesystem after the plugin's start", "", key{Case: "template", What: "template build", Way: plugin}},
 	{"first volume of another size, with its template", "ram-xfs", key{Case: "sizes", What: "one alone", Way: plugin}},
 	{"the formatting VM's kernel booted and powered off, no more", "ram-xfs", key{Case: "sizes", What: "one alone", Way: floor}},
@@ -71,18 +79,23 @@ func cutQuote(text string) (before, quotation, after string, err error) {
 	return before, quotation, after, nil
 }
 
-// quote is what a document quotes of a run.
+// quote is what a document quotes of a run. What the run did not measure is left out.
 func quote(r report) string {
 	var w strings.Builder
 	fmt.Fprintf(&w, "| 1 GiB, xfs pool on a disk; medians in ms | %s |\n|---|---|---|---|\n", strings.Join(filesystems, " | "))
 	for _, q := range quoted {
-		fmt.Fprintf(&w, "| %s |", q.name)
+		var row strings.Builder
+		measured := false
 		for _, fs := range filesystems {
 			k := q.key
 			k.Pool, k.FS = q.pool, fs
-			fmt.Fprintf(&w, " %s |", figure(r.median(k)))
+			x := r.median(k)
+			measured = measured || x > 0
+			fmt.Fprintf(&row, " %s |", orNone(x))
 		}
-		w.WriteString("\n")
+		if measured {
+			fmt.Fprintf(&w, "| %s |%s\n", q.name, row.String())
+		}
 	}
 	return w.String()
 }

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"syscall"
 	"time"
 
@@ -73,9 +74,9 @@ func (b *bench) coldTemplates(ctx context.Context) error {
 	return nil
 }
 
-var madeUnder = regexp.MustCompile(`made by .* on Linux \S+ under (\w+)`)
+var madeUnder = regexp.MustCompile(`made by .* on Linux (\S+) under (\w+)`)
 
-// format makes an image by the command, and keeps the last one of each kind, and the accelerator.
+// format makes an image by the command, and keeps the last one of each kind, and the VM's kernel and accelerator.
 func (b *bench) format(ctx context.Context, of kind) (took time.Duration, err error) {
 	image := filepath.Join(b.dir, fmt.Sprintf("%s-%d.img", of.fs, of.size>>20))
 	os.Remove(image)
@@ -89,62 +90,78 @@ func (b *bench) format(ctx context.Context, of kind) (took time.Duration, err er
 	}
 	m := madeUnder.FindSubmatch(out)
 	if m == nil {
-		return 0, fmt.Errorf("format does not say under which accelerator: %s", out)
+		return 0, fmt.Errorf("format does not say on which kernel, and under which accelerator: %s", out)
 	}
-	b.images[of], b.accel = image, string(m[1])
+	b.images[of], b.kernel, b.accel = image, string(m[1]), string(m[2])
 	return took, nil
 }
 
-// vmFloor boots the kernel that format has unpacked, and adds how long that took to a series.
+// vmFloor boots the VM's kernel, and adds how long that took to a series.
 func (b *bench) vmFloor(ctx context.Context, k key) error {
-	kernels, err := filepath.Glob(filepath.Join(b.dir, "cache", "csi-disktemplate", "vmlinux-*"))
-	if err != nil || len(kernels) != 1 {
-		return errors.Join(err, fmt.Errorf("format has unpacked %d kernels, not one", len(kernels)))
-	}
-	initrd := filepath.Join(b.dir, "poweroff.cpio")
-	if err := writeInitramfs(initrd); err != nil {
+	kernel, err := b.unpackedKernel()
+	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", floorVM(kernels[0], initrd, b.accel)...)
+	initrd := filepath.Join(b.dir, "poweroff.cpio")
+	if err := writeInitramfs(initrd, cpio.StaticFile("init", string(powerOff()), 0o755)); err != nil {
+		return err
+	}
+	_, took, err := runVM(ctx, floorVM(kernel, initrd, b.accel))
+	if err == nil {
+		b.add(k, milliseconds(took))
+	}
+	return err
+}
+
+// unpackedKernel is the one that format has unpacked.
+func (b *bench) unpackedKernel() (string, error) {
+	kernels, err := filepath.Glob(filepath.Join(b.dir, "cache", "csi-disktemplate", "vmlinux-*"))
+	if err != nil || len(kernels) != 1 {
+		return "", errors.Join(err, fmt.Errorf("format has unpacked %d kernels, not one", len(kernels)))
+	}
+	return kernels[0], nil
+}
+
+// runVM runs a VM until it powers itself off, and returns what its console said.
+func runVM(ctx context.Context, args []string) (console []byte, took time.Duration, err error) {
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	began := time.Now()
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("the VM that only powers off: %w\n%s", err, out.Bytes())
+		return nil, 0, fmt.Errorf("a VM to compare with: %w\n%s", err, out.Bytes())
 	}
+	took = time.Since(began)
 	if bytes.Contains(out.Bytes(), []byte("panic")) {
-		return fmt.Errorf("the VM that only powers off: its kernel says\n%s", out.Bytes())
+		return nil, 0, fmt.Errorf("a VM to compare with: its kernel says\n%s", out.Bytes())
 	}
-	b.add(k, milliseconds(time.Since(began)))
-	return nil
+	return out.Bytes(), took, nil
 }
 
-// floorVM is QEMU's command line: the machine of the formatting VM, without disks.
-func floorVM(kernel, initrd, accel string) []string {
+// floorVM is QEMU's command line: the machine of the formatting VM, without disks. Init gets words as its environment.
+func floorVM(kernel, initrd, accel string, words ...string) []string {
 	args := []string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-M", "microvm", "-m", "256", "-smp", "1",
 		"-kernel", kernel, "-initrd", initrd, "-chardev", "stdio,id=con,signal=off", "-serial", "chardev:con",
 	}
-	line := "console=ttyS0 quiet panic=-1 cryptomgr.notests"
+	line := strings.Join(append([]string{"console=ttyS0 quiet panic=-1 cryptomgr.notests"}, words...), " ")
 	if accel == "kvm" {
 		return append(args, "-accel", "kvm", "-cpu", "host", "-append", line)
 	}
 	return append(args, "-accel", "tcg,thread=multi,tb-size=128", "-cpu", "max", "-append", line+fmt.Sprintf(" tsc_early_khz=%d", cpuKHz()))
 }
 
-// writeInitramfs writes an archive with an init that does nothing but reboot(2).
-func writeInitramfs(path string) error {
+// writeInitramfs writes an archive with a console and other files.
+func writeInitramfs(path string, more ...cpio.Record) error {
 	f, err := os.Create(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	w := cpio.Newc.Writer(f)
-	err = cpio.WriteRecords(w, []cpio.Record{
-		cpio.Directory("dev", 0o755), cpio.CharDev("dev/console", 0o600, 5, 1),
-		cpio.StaticFile("init", string(powerOff()), 0o755),
-	})
+	console := []cpio.Record{cpio.Directory("dev", 0o755), cpio.CharDev("dev/console", 0o600, 5, 1)}
+	err = cpio.WriteRecords(w, append(console, more...))
 	if err == nil {
 		err = cpio.WriteTrailer(w)
 	}

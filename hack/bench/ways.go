@@ -42,10 +42,15 @@ const (
 	tmpfs      = "tmpfs"
 	claim      = "claim"
 	peer       = "peer"
+	full       = "full"  // the plugin, asked for a volume that is born with a content
+	empty      = "empty" // the plugin, asked for an empty volume of the same size
+	tarInLoop  = "tar, loop"
+	tarOnDisk  = "tar, disk"
 )
 
 // wayNames has all ways, in the order in which tables and plots show them.
-var wayNames = []string{plugin, volatile, ready, floor, floorUUID, habit, otherHabit, emptyDir, tmpfs, claim, peer}
+var wayNames = []string{plugin, volatile, ready, floor, floorUUID, habit, otherHabit, emptyDir, tmpfs, claim, peer,
+	full, empty, tarInLoop, tarOnDisk}
 
 // contentWays are compared by what happens inside a volume.
 var contentWays = []string{plugin, volatile, emptyDir, tmpfs}

@@ -8,12 +8,15 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 )
 
 // CallTimeout is how long kubelet waits for a call. It is also enough for a formatting VM on a busy machine.
@@ -152,6 +155,12 @@ func (c *Client) Publish(ctx context.Context, v *Volume) error {
 	defer cancel()
 	_, err := c.NodePublishVolume(ctx, v.PublishRequest())
 	return err
+}
+
+// MayTryAgain reports whether the same call may succeed later, as that of a volume whose template is being built.
+// Kubelet tries again, whatever the error.
+func MayTryAgain(err error) bool {
+	return slices.Contains([]codes.Code{codes.Aborted, codes.DeadlineExceeded, codes.Unavailable}, status.Code(err))
 }
 
 // Unpublish takes a volume from its pod. An inline volume is deleted with that.

@@ -1,0 +1,113 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/harness"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fiemap"
+)
+
+// withContents is a second plugin, whose operator names a content. It keeps nothing ready until it is told to.
+type withContents struct {
+	keeper
+	dir string // of the list, and of the archive or disk that it names
+}
+
+// newWithContents starts such a plugin. The content is an entry of the list, without the namespaces. Its file is to be
+// in dir by the time that somebody asks for it. The caller closes the plugin, whatever the error.
+func (b *bench) newWithContents(ctx context.Context, d *bed, content string, more ...string) (w withContents, err error) {
+	if w.dir, err = os.MkdirTemp(b.dir, "contents-"); err != nil {
+		return w, err
+	}
+	list := fmt.Sprintf("contents:\n- {%s, namespaces: ['*']}\n", content)
+	if err := os.WriteFile(w.list(), []byte(list), 0o644); err != nil {
+		return w, err
+	}
+	w.keeper, err = b.newKeeper(ctx, d, w.flags(more...)...)
+	return w, err
+}
+
+// file is the path of a file that the list names.
+func (w withContents) file(name string) string { return filepath.Join(w.dir, name) }
+
+func (w withContents) list() string { return w.file("contents.yaml") }
+
+func (w withContents) flags(more ...string) []string {
+	return append([]string{"--contents", w.list(), "--content-dir", w.dir}, more...)
+}
+
+// again starts the plugin anew, on the same pool, with other flags.
+func (w withContents) again(ctx context.Context, b *bench, flags ...string) error {
+	return w.restart(ctx, b.o.binary, append(slices.Clone(harness.AnyPort), w.flags(flags...)...)...)
+}
+
+// close is that of the keeper, if there is one.
+func (w withContents) close() error {
+	var err error
+	if w.bed != nil {
+		err = w.keeper.close()
+	}
+	return errors.Join(err, os.RemoveAll(w.dir))
+}
+
+// overContent is the plugin, asked for volumes that are born with a content.
+type overContent struct {
+	overCSI
+	content string
+}
+
+func (w overContent) prepare(v *volume) error {
+	v.csi.Context["content"] = w.content
+	return w.overCSI.prepare(v)
+}
+
+// buildPatience is what the first volume with a content gets, and its template.
+const buildPatience = 20 * time.Minute
+
+// first publishes a volume whose template is not there, and returns how long that took. A call ends before a large
+// template is there. Kubelet tries again, too.
+func (w withContents) first(ctx context.Context, by way, v *volume) (took time.Duration, err error) {
+	if err := by.prepare(v); err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, buildPatience)
+	defer cancel()
+	began := time.Now()
+	for {
+		err := by.publish(ctx, v)
+		if err == nil {
+			return time.Since(began), nil
+		}
+		if !harness.MayTryAgain(err) || ctx.Err() != nil || !w.Alive() {
+			return 0, fmt.Errorf("the first volume with a content: %w\n%s", err, w.Tail())
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// extents counts those of the only volume that is there: on them depends what a clone costs.
+func (w withContents) extents() (float64, error) {
+	found, err := w.node.Find()
+	if err == nil && len(found.Images) != 1 {
+		err = fmt.Errorf("there are %d volumes, not one", len(found.Images))
+	}
+	if err != nil {
+		return 0, err
+	}
+	f, err := os.Open(filepath.Join(w.node.Pool, "volumes", found.Images[0]))
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	n, err := fiemap.Count(f)
+	return float64(n), err
+}
