@@ -130,6 +130,27 @@ func tarball(t testing.TB, name, content string) []byte {
 	return b.Bytes()
 }
 
+// TestReplacedWhileItWaited asks for the digest of a file that was replaced before its turn came. The new file would
+// take half an hour to read, and the result would be thrown away.
+func TestReplacedWhileItWaited(t *testing.T) {
+	n := newNode(t)
+	n.list()
+	n.put("a", []byte("old"))
+	f, old, err := n.open("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close() // so that its inode is not used again
+	n.put("a", []byte("new"))
+	if err := os.Truncate(filepath.Join(n.cfg.Dir, "a"), 1<<40); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	_, err = n.digestOfFile(ctx, "a", old)
+	refuses(t, err, ErrChanged, "a was written to or replaced")
+}
+
 // TestCheck asks for contents in the name of several namespaces.
 func TestCheck(t *testing.T) {
 	n := newNode(t)

@@ -95,7 +95,8 @@ func openIn(dir, name string) (*os.File, watchedfile.Identity, error) {
 	return f, identity, nil
 }
 
-// digestOfFile reads a file that has an identity. One file is read at a time: the disk is not faster for two.
+// digestOfFile reads a file that has an identity. One file is read at a time: the disk is not faster for two. While a
+// file is copied to its place, each look finds another identity. Only the one that lasts is worth reading.
 func (c *Contents) digestOfFile(ctx context.Context, name string, want watchedfile.Identity) (string, error) {
 	c.reading.Lock()
 	defer c.reading.Unlock()
@@ -104,11 +105,14 @@ func (c *Contents) digestOfFile(ctx context.Context, name string, want watchedfi
 		return "", err
 	}
 	defer f.Close()
+	if identity != want {
+		return "", changed(name)
+	}
 	h := sha256.New()
 	if _, err := io.Copy(h, &reader{ctx, f}); err != nil {
 		return "", fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	if after, err := watchedfile.Identify(f); err != nil || after != want || identity != want {
+	if after, err := watchedfile.Identify(f); err != nil || after != want {
 		return "", changed(name)
 	}
 	return digestOf(h), nil
