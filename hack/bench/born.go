@@ -16,27 +16,31 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fiemap"
 )
 
-// withContents is a second plugin, whose operator names a content. It keeps nothing ready until it is told to.
+// withContents is a second plugin, whose operator names one content. It keeps nothing ready until it is told to.
 type withContents struct {
 	keeper
 	dir string // of the list, and of the archive or disk that it names
 }
 
-// newWithContents starts such a plugin. The content is an entry of the list, without the namespaces. Its file is to be
-// in dir by the time that somebody asks for it. The caller closes the plugin, whatever the error.
-func (b *bench) newWithContents(ctx context.Context, d *bed, content string, more ...string) (w withContents, err error) {
+// contentName is the name of the content, and of its file.
+const contentName = "content"
+
+// newWithContents starts such a plugin, after write has written the content's file: an archive or a disk, as kind says.
+// The caller closes the plugin, whatever the error.
+func (b *bench) newWithContents(ctx context.Context, d *bed, kind string, write func(path string) error,
+	more ...string) (w withContents, err error) {
 	if w.dir, err = os.MkdirTemp(b.dir, "contents-"); err != nil {
 		return w, err
 	}
-	list := fmt.Sprintf("contents:\n- {%s, namespaces: ['*']}\n", content)
-	if err := os.WriteFile(w.list(), []byte(list), 0o644); err != nil {
-		return w, err
+	list := fmt.Sprintf("contents:\n- {name: %s, %s: %[1]s, namespaces: ['*']}\n", contentName, kind)
+	err = errors.Join(write(w.file(contentName)), os.WriteFile(w.list(), []byte(list), 0o644))
+	if err == nil {
+		w.keeper, err = b.newKeeper(ctx, d, w.flags(more...)...)
 	}
-	w.keeper, err = b.newKeeper(ctx, d, w.flags(more...)...)
 	return w, err
 }
 
-// file is the path of a file that the list names.
+// file is the path of a file beside the list.
 func (w withContents) file(name string) string { return filepath.Join(w.dir, name) }
 
 func (w withContents) list() string { return w.file("contents.yaml") }
@@ -59,14 +63,11 @@ func (w withContents) close() error {
 	return errors.Join(err, os.RemoveAll(w.dir))
 }
 
-// overContent is the plugin, asked for volumes that are born with a content.
-type overContent struct {
-	overCSI
-	content string
-}
+// overContent is the plugin, asked for volumes that are born with the content.
+type overContent struct{ overCSI }
 
 func (w overContent) prepare(v *volume) error {
-	v.csi.Context["content"] = w.content
+	v.csi.Context["content"] = contentName
 	return w.overCSI.prepare(v)
 }
 

@@ -97,15 +97,12 @@ func (b *bench) onLargePool(ctx context.Context, d *bed, k key) (err error) {
 
 // fullAndEmpty has the two take turns: on demand, and then from what is ready.
 func (b *bench) fullAndEmpty(ctx context.Context, d *bed, k key, m mixture) (err error) {
-	w, err := b.newWithContents(ctx, d, "name: files, tar: files.tar")
+	w, err := b.newWithContents(ctx, d, "tar", func(path string) error { return m.write(path, 1) })
 	defer func() { err = errors.Join(err, w.close()) }()
 	if err != nil {
 		return err
 	}
-	if err := m.write(w.file("files.tar"), 1); err != nil {
-		return err
-	}
-	w.ways = map[string]way{full: overContent{overCSI{w.client}, "files"}, empty: overCSI{w.client}}
+	w.ways = map[string]way{full: overContent{overCSI{w.client}}, empty: overCSI{w.client}}
 	if err := b.firstFull(ctx, w, k, m); err != nil {
 		return err
 	}

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
 	"time"
 )
@@ -33,15 +32,12 @@ func databases(ctx context.Context, b *bench, d *bed) (err error) {
 	if err != nil {
 		return err
 	}
-	w, err := b.newWithContents(ctx, d, "name: database, tar: database.tar")
+	w, err := b.newWithContents(ctx, d, "tar", func(path string) error { return p.archiveNew(ctx, path) })
 	defer func() { err = errors.Join(err, w.close()) }()
 	if err != nil {
 		return err
 	}
-	if err := p.archiveNew(ctx, w.file("database.tar"), filepath.Join(b.dir, "database")); err != nil {
-		return err
-	}
-	by := overContent{overCSI{w.client}, "database"}
+	by := overContent{overCSI{w.client}}
 	v := w.volume("ext4", volumeSize)
 	if _, err := w.first(ctx, by, v); err != nil {
 		return err
@@ -63,8 +59,9 @@ func databases(ctx context.Context, b *bench, d *bed) (err error) {
 	return b.allAtOnce(ctx, w, by, at, func(vs []*volume) error { return b.tryDatabases(ctx, p, vs[:databaseTries]) })
 }
 
-// archiveNew archives the directory of a new database cluster, which it makes in a directory that it removes.
-func (p programs) archiveNew(ctx context.Context, archive, dir string) (err error) {
+// archiveNew archives the directory of a new database cluster, which it makes beside the archive, and removes.
+func (p programs) archiveNew(ctx context.Context, archive string) (err error) {
+	dir := archive + ".dir"
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	data := dataDir(&volume{target: dir})
 	if err := errors.Join(os.Mkdir(dir, 0o755), p.own(data)); err != nil {

@@ -29,17 +29,15 @@ const (
 
 // wholeDisks measures clones of a large disk: one that is published as disk.img, and one that is a block claim.
 func wholeDisks(ctx context.Context, b *bench, d *bed) (err error) {
-	w, err := b.newWithContents(ctx, d, "name: vm, disk: vm.qcow2", "--max-inline-size", "0")
+	write := func(path string) error { return b.writeDisk(ctx, path) }
+	w, err := b.newWithContents(ctx, d, "disk", write, "--max-inline-size", "0")
 	defer func() { err = errors.Join(err, w.close()) }()
 	if err != nil {
 		return err
 	}
-	if err := b.writeDisk(ctx, w.file("vm.qcow2")); err != nil {
-		return err
-	}
 	k := key{Case: "contents-disk", Pool: d.kind.name, FS: "disk"}
 	v := w.volume("", terabyte)
-	by := overDisk{overContent{overCSI{w.client}, "vm"}}
+	by := overDisk{overContent{overCSI{w.client}}}
 	if _, err := w.first(ctx, by, v); err != nil {
 		return err
 	}
@@ -111,7 +109,7 @@ func (b *bench) diskOnce(ctx context.Context, w withContents, k key, by way) err
 
 func (b *bench) blockOnce(ctx context.Context, w withContents, k key, _ way) error {
 	v := w.volume("", terabyte)
-	r := harness.CreateRequest(v.id, v.size, harness.Block(), map[string]string{"content": "vm"})
+	r := harness.CreateRequest(v.id, v.size, harness.Block(), map[string]string{"content": contentName})
 	began := time.Now()
 	made, err := w.client.Create(ctx, r)
 	if err != nil {

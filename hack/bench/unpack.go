@@ -47,19 +47,16 @@ const outerSize = "4G"
 // unpacking measures how the plugin's VM unpacks an archive, beside a usual tar in the same VM: on a file of a
 // filesystem, through a loop device, and straight on a disk, as the plugin does it.
 func unpacking(ctx context.Context, b *bench, d *bed) (err error) {
-	w, err := b.newWithContents(ctx, d, "name: files, tar: files.tar")
+	m := unpackContent
+	if b.o.quick {
+		m = quickUnpackContent
+	}
+	w, err := b.newWithContents(ctx, d, "tar", func(path string) error { return m.write(path, 2) })
 	defer func() { err = errors.Join(err, w.close()) }()
 	if err != nil {
 		return err
 	}
-	m, archive := unpackContent, w.file("files.tar")
-	if b.o.quick {
-		m = quickUnpackContent
-	}
-	if err := m.write(archive, 2); err != nil {
-		return err
-	}
-	initrd := w.file("tar.cpio")
+	archive, initrd := w.file(contentName), w.file("tar.cpio")
 	if err := b.writeTarInitramfs(initrd); err != nil {
 		return err
 	}
@@ -87,7 +84,7 @@ var saysUnpacked = regexp.MustCompile(`"Unpacked a content".* unpack="([^"]+)"`)
 
 // unpack has the plugin build a template of a size that it has not seen, and finds in its log how long it unpacked.
 func (w withContents) unpack(ctx context.Context, fs string) (time.Duration, error) {
-	by := overContent{overCSI{w.client}, "files"}
+	by := overContent{overCSI{w.client}}
 	v := w.volume(fs, volumeSize+w.serial.Load()<<20)
 	if _, err := w.first(ctx, by, v); err != nil {
 		return 0, err
