@@ -116,7 +116,7 @@ func (b *builder) allowed(name, namespace string) (volume.Content, error) {
 		err = fmt.Errorf("%w; the provisioner tells the namespace of a claim with --extra-create-metadata", err)
 	}
 	if err != nil {
-		return volume.Content{}, fmt.Errorf("%w: content: %w", errdefs.ErrInvalid, err)
+		return volume.Content{}, fmt.Errorf("%w: %w", errdefs.ErrInvalid, err)
 	}
 	c, err := b.list.Find(name)
 	return volume.Content{Disk: c.Kind == content.Disk, Size: c.Size}, err
