@@ -62,10 +62,9 @@ func contentGoals() (goals []goal) {
 func contents(ctx context.Context, b *bench, d *bed) error {
 	for _, fs := range filesystems {
 		k := key{Case: "contents", Pool: d.kind.name, FS: fs}
-		large := fs == "ext4" && d.kind.name == quotedPool && !b.o.quick
 		var err error
 		switch {
-		case large:
+		case fs == "ext4" && d.kind.name == quotedPool && !b.o.quick && b.hasRoom(k):
 			err = b.onLargePool(ctx, d, k)
 		case fs == "ext4" || d.kind.name == quotedPool:
 			err = b.fullAndEmpty(ctx, d, k, smallContent)
@@ -77,16 +76,19 @@ func contents(ctx context.Context, b *bench, d *bed) error {
 	return nil
 }
 
+// hasRoom reports whether the disk has room for the large content.
+func (b *bench) hasRoom(k key) bool {
+	var st unix.Statfs_t
+	if err := unix.Statfs(b.dir, &st); err == nil && int64(st.Bavail)*st.Bsize >= largeNeeds {
+		return true
+	}
+	b.say("%-10s %-8s %s is left out: %s has no room for %d GiB", k.Pool, k.Case, largeContent.name(), b.o.dir,
+		largeNeeds>>30)
+	return false
+}
+
 // onLargePool measures the large content on a pool of its own.
 func (b *bench) onLargePool(ctx context.Context, d *bed, k key) (err error) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(b.dir, &st); err != nil {
-		return err
-	}
-	if free := int64(st.Bavail) * st.Bsize; free < largeNeeds {
-		return fmt.Errorf("%d GiB are free in %s, and %s needs %d GiB; free some, or give --dir", free>>30, b.o.dir,
-			largeContent.name(), largeNeeds>>30)
-	}
 	large, err := b.newBed(ctx, poolKind{name: d.kind.name + "-large", fs: d.kind.fs, sparse: largePool})
 	defer func() { err = errors.Join(err, large.close()) }()
 	if err != nil {
