@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
@@ -257,7 +258,11 @@ func writeFile(path string, text []byte) error {
 		return err
 	}
 	defer f.Close()
-	if _, err := f.Write(text); err != nil {
+	err = failpoint.Before("write")
+	if err == nil {
+		_, err = f.Write(text)
+	}
+	if err != nil {
 		return err
 	}
 	return tmpfile.Replace(f, path)

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"time"
 
+	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/cage"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
@@ -194,12 +195,17 @@ func (q *qemuImg) run(ctx context.Context, args ...string) error {
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C", "MALLOC_ARENA_MAX=1"} // mallopt(3)
 	out := &head{}
 	cmd.Stdout, cmd.Stderr = out, out
-	err := cage.Run(cmd, spec)
+	err := failpoint.Before("execve")
+	if err == nil {
+		err = cage.Run(cmd, spec)
+	}
 	switch {
 	case err == nil, errors.Is(err, cage.ErrBuild):
 		return err
 	case ctx.Err() != nil:
 		return fmt.Errorf("%w: %w", ErrFailed, context.Cause(ctx))
+	case !errors.As(err, new(*exec.ExitError)): // it was not started
+		return fmt.Errorf("%w: qemu-img %s: %w", ErrFailed, args[0], err)
 	}
 	return fmt.Errorf("%w: qemu-img %s: %w: %q; the file is damaged or truncated, see `qemu-img check`",
 		ErrFailed, args[0], err, bytes.TrimSpace(out.b))

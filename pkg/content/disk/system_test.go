@@ -347,3 +347,12 @@ func TestContainerDisk(t *testing.T) {
 	}
 	same(t, raw, dst)
 }
+
+// TestNotStarted has a qemu-img that cannot be started. That says nothing about the disk.
+func TestNotStarted(t *testing.T) {
+	tool := &qemuImg{program: "/nothing", patience: time.Minute}
+	err := tool.check(t.Context(), "/dev/null")
+	if !errors.Is(err, ErrFailed) || strings.Contains(err.Error(), "damaged") {
+		t.Errorf("without a program: %v", err)
+	}
+}

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/csi-disktemplate/csi-disktemplate/internal/failpoint"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 )
@@ -61,10 +62,17 @@ func (p *partial) reset() error {
 
 // Write appends. File and hash always have the same bytes.
 func (p *partial) Write(b []byte) (int, error) {
-	n, err := p.file.Write(b)
+	n, err := p.write(b)
 	p.hash.Write(b[:n])
 	p.size += int64(n)
 	return n, pool.Full(err)
+}
+
+func (p *partial) write(b []byte) (int, error) {
+	if err := failpoint.Before("write"); err != nil {
+		return 0, &os.PathError{Op: "write", Path: p.file.Name(), Err: err}
+	}
+	return p.file.Write(b)
 }
 
 func digestOfHash(h hash.Hash) string { return "sha256:" + hex.EncodeToString(h.Sum(nil)) }
