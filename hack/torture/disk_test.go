@@ -36,10 +36,15 @@ type disk struct {
 	thick  bool
 	source *csi.VolumeContentSource
 
+	content string // what it is born with; "" is nothing
+
 	volatile bool
 }
 
 const mib = 1 << 20
+
+// namespace is that of every pod and claim.
+const namespace = "torture"
 
 // sizes are about the smallest that each filesystem takes.
 var sizes = map[string]int64{"ext4": 64 * mib, "xfs": 300 * mib, "btrfs": 128 * mib}
@@ -91,7 +96,10 @@ func (n *node) volume(d *disk) *harness.Volume {
 		if d.volatile {
 			attributes["durability"] = "volatile"
 		}
-		v = n.Inline(d.id, d.fs, harness.Pod{Namespace: "torture", Name: "pod-of-" + d.id, UID: d.pod()}, attributes)
+		if d.content != "" {
+			attributes["content"] = d.content
+		}
+		v = n.Inline(d.id, d.fs, harness.Pod{Namespace: namespace, Name: "pod-of-" + d.id, UID: d.pod()}, attributes)
 	}
 	n.must("making kubelet's directories", v.MakeDirs())
 	return v
@@ -104,6 +112,9 @@ func (n *node) create(d *disk) error {
 	}
 	if d.mode == "diskImage" {
 		parameters["publishAs"] = "diskImage"
+	}
+	if d.content != "" {
+		parameters["content"], parameters["csi.storage.k8s.io/pvc/namespace"] = d.content, namespace
 	}
 	r := harness.CreateRequest(d.id, d.bytes, d.capability(), parameters)
 	r.VolumeContentSource = d.source

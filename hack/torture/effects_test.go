@@ -58,7 +58,7 @@ func TestKillAtEveryEffect(t *testing.T) {
 
 func (n *node) killAtEach(op operation, w way) (kills int) {
 	n.t.Helper()
-	for at := 1; ; at++ {
+	for at := op.first(); ; at += op.stride() {
 		n.must(op.name+": prepare", n.run(op.prepare...))
 		n.arm(at, "kill")
 		err := op.call.do(n)
@@ -69,9 +69,10 @@ func (n *node) killAtEach(op operation, w way) (kills int) {
 			n.must(op.name+": check", n.run(op.check...))
 			n.must(op.name+": end", n.run(op.end...))
 			n.mustHave(op.name+", not killed", "")
-			n.t.Logf("%s, kubelet %s: killed before each of %s", op.name, w, strings.Join(effects, ", "))
-			return at - 1
+			n.t.Logf("%s, kubelet %s: killed %d times, before %s", op.name, w, kills, op.those(effects))
+			return kills
 		}
+		kills++
 		n.disarm() // the next process would count again
 		when := fmt.Sprintf("%s, killed before effect %d, %s, kubelet %s", op.name, at, effects[len(effects)-1], w)
 		if w == forgets {
@@ -117,7 +118,7 @@ var errnos = []string{"ENOSPC", "EIO", "EBUSY", "EINTR", "ENOMEM"}
 
 func (n *node) failAtEach(op operation, w way, offset int) (failures int) {
 	n.t.Helper()
-	for at := 1; ; at++ {
+	for at := op.first(); ; at += op.stride() {
 		errno := errnos[(offset+at)%len(errnos)]
 		n.must(op.name+": prepare", n.run(op.prepare...))
 		before := n.volumes()
@@ -130,8 +131,9 @@ func (n *node) failAtEach(op operation, w way, offset int) (failures int) {
 			n.must(op.name+": check", n.run(op.check...))
 			n.must(op.name+": end", n.run(op.end...))
 			n.mustHave(op.name+", without an error", "")
-			return at - 1
+			return failures
 		}
+		failures++
 		when := fmt.Sprintf("%s, %s at effect %d, %s, which gave %v; kubelet %s", op.name, errno, at, effects[at-1], err, w)
 		if err == nil { // the plugin did without
 			n.must(when+": check", n.run(op.check...))
@@ -150,19 +152,10 @@ func (n *node) failAtEach(op operation, w way, offset int) (failures int) {
 func TestKillInBuild(t *testing.T) {
 	onPools(t, false, func(n *node) {
 		t := n.t
-		templates := func() []string {
-			entries, err := os.ReadDir(filepath.Join(n.Pool, "templates"))
-			n.must("templates", err)
-			var names []string
-			for _, e := range entries {
-				names = append(names, e.Name())
-			}
-			return names
-		}
 		for at := 1; ; at++ {
 			d := inline("build", "ext4", "filesystem")
 			d.label = fmt.Sprint("build", at) // no template has it yet
-			before := templates()
+			before := n.templates()
 			n.arm(at, "kill")
 			err := n.publish(d)
 			effects := n.trace()
@@ -170,14 +163,14 @@ func TestKillInBuild(t *testing.T) {
 				t.Fatalf("publishing ended with %v after %s", err, strings.Join(effects, ", "))
 			}
 			// The template is whole, or it is not there.
-			built := len(templates()) - len(before)
+			built := len(n.templates()) - len(before)
 			n.disarm()
 			n.start()
 			n.mustHave("killed in a build", "")
 			n.must("publishing again", n.run(publish(d), write(d, word)))
 			n.must("unpublishing", n.unpublish(d))
 			n.mustHave("killed in a build", "")
-			if got := len(templates()) - len(before); got != 1 {
+			if got := len(n.templates()) - len(before); got != 1 {
 				t.Fatalf("killed after %s: %d templates, and then %d more", strings.Join(effects, ", "), built, got)
 			}
 			if slices.Contains(effects, "FICLONE") { // the volume is cloned from the template

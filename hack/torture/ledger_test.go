@@ -33,6 +33,8 @@ type ledger struct {
 	mu      sync.Mutex
 	entries map[string]entry
 	ended   int // how many came and went
+	// built has the contents or labels of templates that were built meanwhile.
+	built []string
 }
 
 func newLedger() *ledger { return &ledger{entries: map[string]entry{}} }
@@ -75,6 +77,13 @@ func (l *ledger) gone(d *disk) {
 	defer l.mu.Unlock()
 	delete(l.entries, d.id)
 	l.ended++
+}
+
+// isBuilt enters a template whose first volume was published.
+func (l *ledger) isBuilt(name string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.built = append(l.built, name)
 }
 
 func (l *ledger) copy() map[string]entry {

@@ -90,6 +90,17 @@ var someForms = []struct{ fs, mode string }{
 	{"ext4", "filesystem"}, {"xfs", "filesystem"}, {"btrfs", "filesystem"}, {"ext4", "diskImage"}, {"ext4", "block"},
 }
 
+// perhapsBorn has some disks be born with a content whose template is there.
+func (w *worker) perhapsBorn(d *disk) {
+	switch {
+	case !w.perhaps(3):
+	case d.mode == "filesystem" && d.fs == "ext4":
+		with("files", d)
+	case d.mode != "filesystem":
+		with([]string{"disk", "vm"}[w.rand.IntN(2)], d)
+	}
+}
+
 // wordPrefix begins every word that a pod writes.
 const wordPrefix = "of "
 
@@ -98,6 +109,7 @@ func (w *worker) inlineLife() error {
 	form := someForms[w.rand.IntN(4)]
 	d := inline(w.id("inline"), form.fs, form.mode)
 	d.volatile = form.mode == "filesystem" && w.perhaps(2)
+	w.perhapsBorn(d)
 	w.creating(d)
 	unpublish := func() error {
 		w.deleting(d)
@@ -116,9 +128,12 @@ func (w *worker) inlineLife() error {
 	}
 	w.there(d)
 	word := fmt.Sprint(wordPrefix, d.id, w.rand.Uint64())
-	err := w.flushes(d)
+	err := errors.Join(w.flushes(d), w.born(d))
 	if err == nil {
 		err = w.write(d, word)
+	}
+	if err == nil {
+		err = w.born(d)
 	}
 	if err == nil {
 		w.pause()
@@ -135,6 +150,7 @@ func (w *worker) claimLife() error {
 	form := someForms[w.rand.IntN(len(someForms))]
 	d := claim(w.id("claim"), form.fs, form.mode)
 	d.thick = w.base.loopback && w.perhaps(2)
+	w.perhapsBorn(d)
 	w.creating(d)
 	remove := func() error {
 		w.deleting(d)
@@ -166,6 +182,9 @@ func (w *worker) claimLife() error {
 // podLife is the life of a pod that finds one word in a claim and writes the next.
 func (w *worker) podLife(d *disk, word, next string) error {
 	if err := w.use(d); err != nil {
+		return err
+	}
+	if err := w.insist(d, func() error { return w.born(d) }); err != nil {
 		return err
 	}
 	if word != "" {
@@ -356,8 +375,8 @@ func TestRandomKills(t *testing.T) {
 	random := seeded(t)
 	kills := count(t, 40)
 	onPools(t, !thorough, func(n *node) {
-		templates, err := os.ReadDir(filepath.Join(n.Pool, "templates"))
-		n.must("templates", err)
+		n.warmContents()
+		templates := n.templates()
 		l := newLedger()
 		n.underLoad(random, l, func(ctx context.Context) {
 			for range kills {
@@ -384,8 +403,8 @@ func TestRandomKills(t *testing.T) {
 		if left := l.copy(); len(left) > 0 {
 			t.Errorf("the workers left %d volumes and snapshots: %v", len(left), slices.Sorted(maps.Keys(left)))
 		}
-		if now, err := os.ReadDir(filepath.Join(n.Pool, "templates")); err != nil || len(now) != len(templates) {
-			t.Errorf("there were %d templates, there are %d: %v", len(templates), len(now), err)
+		if now := n.templates(); !slices.Equal(now, templates) {
+			t.Errorf("there were the templates %v, there are %v", templates, now)
 		}
 		t.Logf("killed %d times; %d volumes and snapshots came and went", kills, l.ended)
 	}, onXFS.keepingReady(), onBtrfs.keepingReady(), inLoopback.keepingReady())

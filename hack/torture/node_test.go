@@ -70,8 +70,12 @@ type node struct {
 	fail string // the directory of plans for the failpoints
 	boot string // the id of the boot that the plugin believes in; "" is the kernel's
 	plan int
+	*contents
+	empty []string // the templates without a content, by their files' names
 	// How many volatile volumes were made again after power cuts.
 	emptied int
+	// What power cuts left of contents: blobs, and templates that were built once more, since their build was not answered.
+	leftBlobs, unfinished int
 	// How often a claim could not be used because a neighbour had filled the disk.
 	setbacks atomic.Int64
 	// One connection outlives all plugins, as a sidecar's does.
@@ -133,7 +137,7 @@ func (b base) unmount(t *testing.T, mounted string) {
 func newNode(t *testing.T, b base, mounted string) *node {
 	t.Helper()
 	t.Cleanup(func() { b.unmount(t, mounted) })
-	n := &node{t: t, base: b, fail: t.TempDir(), Node: harnesstest.New(t, b.pool(mounted))}
+	n := &node{t: t, base: b, fail: t.TempDir(), Node: harnesstest.New(t, b.pool(mounted)), contents: newContents(t)}
 	n.Client = harnesstest.Connect(t, n.Node)
 	t.Cleanup(func() {
 		if n.Plugin != nil {
@@ -151,7 +155,7 @@ func (n *node) launch() {
 	n.t.Helper()
 	n.Plugin = harnesstest.Launch(n.t, n.Node, harness.Command{
 		Binary: testenv.FailingBinary(n.t, n.race), ID: "node",
-		Flags: append([]string{"--accel", "tcg", "--headroom", "0"}, n.base.flags(n.Pool)...),
+		Flags: append([]string{"--accel", "tcg", "--headroom", "0"}, append(n.contents.flags(), n.base.flags(n.Pool)...)...),
 		Env:   []string{failpoint.Env + "=" + n.fail, failpoint.InitEnv + "=" + testenv.Binary(n.t), failpoint.BootEnv + "=" + n.boot, "GORACE=halt_on_error=1 exitcode=66"},
 	})
 }
@@ -223,22 +227,24 @@ func (n *node) trace() []string {
 	return strings.Fields(strings.ReplaceAll(string(b), " ", "_"))
 }
 
-// volumes lists what there is of volumes: images, loop devices, mounts, and processes that hold a half-made file.
+// volumes lists what there is of volumes: images, loop devices, mounts, and processes that hold a half-made file. It also
+// lists blobs that are not whole.
 func (n *node) volumes() string {
 	n.t.Helper()
 	found := harnesstest.Find(n.t, n.Node)
-	for _, dir := range []string{"volumes", "snapshots", "templates"} {
+	for _, dir := range []string{"volumes", "snapshots", "templates", "cache/blobs"} {
 		holders, err := process.HoldingUnnamed(filepath.Join(n.Pool, dir))
 		if err != nil {
 			n.t.Fatal(err)
 		}
 		for _, h := range holders {
-			if n.Plugin == nil || h.PID != n.PID() {
+			// The plugin has unnamed volumes, which are ready, and parts of blobs. Of templates it has none but in a build.
+			if n.Plugin == nil || h.PID != n.PID() || dir == "templates" {
 				found = append(found, fmt.Sprintf("process %d with %s", h.PID, h.File))
 			}
 		}
 	}
-	return strings.Join(found, " ")
+	return strings.Join(append(found, n.tornBlobs()...), " ")
 }
 
 // mustHave compares the volumes with what there should be.
@@ -297,4 +303,5 @@ func (n *node) warm() {
 		n.must("removing its pod", os.RemoveAll(n.podDir(d)))
 	}
 	n.mustHave("after building the templates", "")
+	n.empty = n.templates()
 }

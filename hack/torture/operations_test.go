@@ -5,6 +5,12 @@
 
 package torture
 
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
 // operation is one call, and what is around it. Each list of steps may be empty.
 type operation struct {
 	name    string
@@ -15,6 +21,35 @@ type operation struct {
 	end     []step // the same after an answered call
 	forget  *disk  // kubelet may also forget this disk, which the sweep of the next start then deletes; nil if it may not
 	undoes  bool   // a call that fails leaves the node as it was
+	// long is for a call that takes long: each long-th of its effects is taken, and [longer] times as many where
+	// somebody asked for torture. 0 means each.
+	long int
+}
+
+// longer is how many times as many effects of a long call torture takes.
+const longer = 12
+
+// first is the first effect to take, and stride leads to the next.
+func (o operation) first() int {
+	if o.stride() == 1 {
+		return 1
+	}
+	return 1 + int(time.Now().Unix())%o.stride()
+}
+
+func (o operation) stride() int {
+	if thorough {
+		return max(1, o.long/longer)
+	}
+	return max(1, o.long)
+}
+
+// those names effects, and how many are taken of them.
+func (o operation) those(effects []string) string {
+	if o.stride() == 1 {
+		return "each of " + strings.Join(effects, ", ")
+	}
+	return fmt.Sprintf("every %dth of %s", o.stride(), strings.Join(effects, ", "))
 }
 
 const word, later = "written before", "written after"

@@ -47,6 +47,7 @@ func holds(d *disk, words ...string) step {
 }
 
 func lacks(d *disk) step   { return on("find nothing in", d, (*node).lacks) }
+func born(d *disk) step    { return on("find the content in", d, (*node).born) }
 func flushes(d *disk) step { return on("look at the device of", d, (*node).flushes) }
 func endIn(d *disk) step   { return on("unpublish and end", d, (*node).endIn) }
 func reboot(d *disk) step  { return on("reboot the node of", d, (*node).reboot) }
