@@ -149,7 +149,8 @@ func (b *bench) firstFull(ctx context.Context, w withContents, k key, m mixture)
 	return nil
 }
 
-// takeTurns publishes and unpublishes full and empty volumes.
+// takeTurns publishes and unpublishes full and empty volumes. The rest is longer than elsewhere: the kernel frees the
+// extents of a full volume after the answer.
 func (b *bench) takeTurns(ctx context.Context, w withContents, k key, size int64, prepared func() error) error {
 	for range b.rounds(60, 15, 5*time.Second) {
 		for _, k.Way = range b.shuffled([]string{full, empty}) {
@@ -161,7 +162,7 @@ func (b *bench) takeTurns(ctx context.Context, w withContents, k key, size int64
 				return fmt.Errorf("%s: %w", k.Way, err)
 			}
 			b.add(k, milliseconds(published))
-			time.Sleep(pause)
+			time.Sleep(4 * pause)
 		}
 	}
 	return nil
