@@ -52,7 +52,7 @@ func contentGoals() (goals []goal) {
 		goals = append(goals,
 			goal{"publish with " + m.name() + " / of an empty volume, on demand", term{what: m.with(cold), way: full},
 				term{what: m.with(cold), way: empty}, atMost(1.25), ""},
-			goal{"the same, of volumes that are ready", term{what: m.with(warm), way: full},
+			goal{"publish with " + m.name() + " / of an empty volume, ready", term{what: m.with(warm), way: full},
 				term{what: m.with(warm), way: empty}, atMost(1.05), ""})
 	}
 	return goals
