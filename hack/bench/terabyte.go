@@ -29,7 +29,7 @@ const (
 
 // wholeDisks measures clones of a large disk: one that is published as disk.img, and one that is a block claim.
 func wholeDisks(ctx context.Context, b *bench, d *bed) (err error) {
-	write := func(path string) error { return b.writeDisk(ctx, path) }
+	write := func(path string) error { return writeSparse(path, int64(b.n(2<<30, 64<<20))/terabytePlaces) }
 	w, err := b.newWithContents(ctx, d, "disk", write, "--max-inline-size", "0")
 	defer func() { err = errors.Join(err, w.close()) }()
 	if err != nil {
@@ -67,17 +67,6 @@ type overDisk struct{ overContent }
 func (w overDisk) prepare(v *volume) error {
 	v.csi.Context["publishAs"] = "diskImage"
 	return w.overContent.prepare(v)
-}
-
-// writeDisk writes a qcow2, since to hash a raw file of this size takes half an hour.
-func (b *bench) writeDisk(ctx context.Context, path string) (err error) {
-	raw := path + ".raw"
-	defer func() { err = errors.Join(err, os.RemoveAll(raw)) }()
-	if err := writeSparse(raw, int64(b.n(2<<30, 64<<20))/terabytePlaces); err != nil {
-		return err
-	}
-	_, err = run(ctx, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, path)
-	return err
 }
 
 // writeSparse writes the disk with so many bytes in each place.

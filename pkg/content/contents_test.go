@@ -147,7 +147,7 @@ func TestReplacedWhileItWaited(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
-	_, err = n.digestOfFile(ctx, "a", old)
+	_, err = n.digestOfFile(ctx, Content{Kind: Tar, File: "a"}, old)
 	refuses(t, err, ErrChanged, "a was written to or replaced")
 }
 
@@ -618,4 +618,44 @@ func TestRun(t *testing.T) {
 	}
 	cancel()
 	<-done
+}
+
+// TestDigestOfDisk reads disks that are larger than anybody has time to read. What tells them apart are their data,
+// where they are, and the length.
+func TestDigestOfDisk(t *testing.T) {
+	disk := func(length int64, at ...int64) string {
+		t.Helper()
+		f, err := os.CreateTemp(t.TempDir(), "disk")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		for _, off := range at {
+			if _, err := f.WriteAt([]byte("data"), off); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := f.Truncate(length); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		digest, err := hashed(t.Context(), f, Disk)
+		if err != nil || time.Since(began) > time.Minute {
+			t.Fatalf("after %s: %v", time.Since(began), err)
+		}
+		return digest
+	}
+	const large = 1 << 40
+	seen := map[string]string{}
+	for name, digest := range map[string]string{
+		"empty": disk(large), "shorter": disk(large - 4096), "begun": disk(large, 0), "ended": disk(large, large-4), "both": disk(large, 0, large-4),
+	} {
+		if other, twice := seen[digest]; twice || !isDigest.MatchString(digest) {
+			t.Errorf("%s and %s have the digest %s", name, other, digest)
+		}
+		seen[digest] = name
+	}
+	if disk(large, 4096) != disk(large, 4096) {
+		t.Error("two disks with the same data differ")
+	}
 }

@@ -86,7 +86,7 @@ func (c *Contents) fromFile(ctx context.Context, p *Prepared, content Content, d
 		return err
 	}
 	defer src.Close()
-	if c.answers.known(fileKey(content.File, before)) != digest {
+	if c.answers.known(fileKey(content, before)) != digest {
 		return changed(content.File)
 	}
 	use := c.unpackFile
@@ -102,7 +102,7 @@ func (c *Contents) fromFile(ctx context.Context, p *Prepared, content Content, d
 	case err != nil:
 		return err
 	case got != digest:
-		c.answers.forget(fileKey(content.File, before))
+		c.answers.forget(fileKey(content, before))
 		return changed(content.File)
 	}
 	return nil
@@ -120,14 +120,14 @@ func (c *Contents) convert(ctx context.Context, p *Prepared, src *os.File) (stri
 	if c.cfg.Convert == nil {
 		return "", fmt.Errorf("%w: this plugin converts no disks", ErrUnavailable)
 	}
-	h := sha256.New()
-	if _, err := io.Copy(h, &reader{ctx, src}); err != nil {
+	digest, err := hashed(ctx, src, Disk)
+	if err != nil {
 		return "", fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	if _, err := src.Seek(0, io.SeekStart); err != nil {
 		return "", err
 	}
-	return digestOf(h), c.cfg.Convert(ctx, p.File, src)
+	return digest, c.cfg.Convert(ctx, p.File, src)
 }
 
 // fromImage uses an image. The functions of [Config] check what they read against the digest.

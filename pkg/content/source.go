@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/openat"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/watchedfile"
 )
 
@@ -34,8 +35,8 @@ func (c *Contents) digest(content Content, tagLife time.Duration) (string, error
 		return "", err
 	}
 	f.Close()
-	return c.answers.ask(fileKey(content.File, identity), 0, func(ctx context.Context) (string, error) {
-		return c.digestOfFile(ctx, content.File, identity)
+	return c.answers.ask(fileKey(content, identity), 0, func(ctx context.Context) (string, error) {
+		return c.digestOfFile(ctx, content, identity)
 	})
 }
 
@@ -58,8 +59,10 @@ func (c *Contents) digestOfImage(reference string, life time.Duration) (string, 
 }
 
 // The keys of the two kinds of sources. A file has another one whenever it is replaced or written to.
-func fileKey(name string, i watchedfile.Identity) string { return "file " + i.String() + " " + name }
-func imageKey(reference string) string                   { return "image " + reference }
+func fileKey(c Content, i watchedfile.Identity) string {
+	return string(c.Kind) + " " + i.String() + " " + c.File
+}
+func imageKey(reference string) string { return "image " + reference }
 
 // open opens a file in the directory of contents. A symbolic link could lead out of it, so that it is refused.
 func (c *Contents) open(name string) (*os.File, watchedfile.Identity, error) {
@@ -97,25 +100,42 @@ func openIn(dir, name string) (*os.File, watchedfile.Identity, error) {
 
 // digestOfFile reads a file that has an identity. One file is read at a time: the disk is not faster for two. While a
 // file is copied to its place, each look finds another identity. Only the one that lasts is worth reading.
-func (c *Contents) digestOfFile(ctx context.Context, name string, want watchedfile.Identity) (string, error) {
+func (c *Contents) digestOfFile(ctx context.Context, content Content, want watchedfile.Identity) (string, error) {
 	c.reading.Lock()
 	defer c.reading.Unlock()
-	f, identity, err := c.open(name)
+	f, identity, err := c.open(content.File)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
 	if identity != want {
-		return "", changed(name)
+		return "", changed(content.File)
 	}
-	h := sha256.New()
-	if _, err := io.Copy(h, &reader{ctx, f}); err != nil {
+	digest, err := hashed(ctx, f, content.Kind)
+	if err != nil {
 		return "", fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	if after, err := watchedfile.Identify(f); err != nil || after != want {
-		return "", changed(name)
+		return "", changed(content.File)
 	}
-	return digestOf(h), nil
+	return digest, nil
+}
+
+// hashed returns the digest of a file, from its beginning: of all its bytes, or, if it is a disk, of its length
+// and its data. A disk may be far larger than its data.
+func hashed(ctx context.Context, f *os.File, kind Kind) (string, error) {
+	h := sha256.New()
+	if kind != Disk {
+		_, err := io.Copy(h, &reader{ctx, f})
+		return digestOf(h), err
+	}
+	fi, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	fmt.Fprintf(h, "disk of %d bytes\n", fi.Size())
+	err = sparse.Hash(ctx, h, f)
+	return digestOf(h), err
 }
 
 func digestOf(h hash.Hash) string { return "sha256:" + hex.EncodeToString(h.Sum(nil)) }
