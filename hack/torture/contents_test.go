@@ -314,7 +314,7 @@ func (o operation) takesVM() bool { return o.long >= longer }
 
 // TestKillInContent kills the plugin before each effect of what has a template with a content built.
 func TestKillInContent(t *testing.T) {
-	onPools(t, false, func(n *node) {
+	onNewPools(t, false, func(n *node) {
 		kills := 0
 		for i, op := range contentOperations() {
 			if thorough || !op.takesVM() || n.base.name == onXFS.name {
@@ -329,7 +329,7 @@ func TestKillInContent(t *testing.T) {
 
 // TestErrorInContent makes each of these effects fail.
 func TestErrorInContent(t *testing.T) {
-	onPools(t, false, func(n *node) {
+	onNewPools(t, false, func(n *node) {
 		failures := 0
 		for i, op := range contentOperations() {
 			op.forget = nil // the plugin lives
@@ -347,8 +347,8 @@ func TestErrorInContent(t *testing.T) {
 // disk. Both end with it, and so do the loop devices of the latter.
 func TestKillAnytimeInContent(t *testing.T) {
 	random := seeded(t)
-	times := count(t, 3)
-	onPools(t, false, func(n *node) {
+	times := count(t, 2)
+	onNewPools(t, false, func(n *node) {
 		n.contents.write("slow.qcow2", n.qcow2(n.want["large"]))
 		n.name("slow", "disk: slow.qcow2", n.want["large"])
 		n.kill()

@@ -150,7 +150,7 @@ func (n *node) failAtEach(op operation, w way, offset int) (failures int) {
 
 // TestKillInBuild kills the plugin before each effect of building a template.
 func TestKillInBuild(t *testing.T) {
-	onPools(t, false, func(n *node) {
+	onNewPools(t, false, func(n *node) {
 		t := n.t
 		for at := 1; ; at++ {
 			d := inline("build", "ext4", "filesystem")

@@ -279,6 +279,14 @@ func (n *node) must(what string, err error) {
 
 // onPools runs a test on pools on each base, with all templates built and, if wanted, with the race detector.
 func onPools(t *testing.T, race bool, test func(n *node), bases ...base) {
+	onNewPools(t, race, func(n *node) {
+		n.warm()
+		test(n)
+	}, bases...)
+}
+
+// onNewPools is onPools for a test that builds its own templates.
+func onNewPools(t *testing.T, race bool, test func(n *node), bases ...base) {
 	if bases == nil {
 		bases = []base{onXFS, onBtrfs}
 	}
@@ -287,7 +295,6 @@ func onPools(t *testing.T, race bool, test func(n *node), bases ...base) {
 			n := newNode(t, b, b.kind.Mount(t, 6<<30))
 			n.race = race
 			n.start()
-			n.warm()
 			test(n)
 			n.mustEnd()
 		})
