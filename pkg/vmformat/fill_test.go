@@ -277,3 +277,24 @@ func TestFillFails(t *testing.T) {
 		}
 	})
 }
+
+// TestFillStuck has no time for a boot, and much for what follows. The VM is tried twice, and its time is not
+// waited for.
+func TestFillStuck(t *testing.T) {
+	testenv.Root(t)
+	fill := newFilling(t)
+	fill.add(tar.Header{Name: "file"}, "x")
+	fill.layer()
+	fill.Entries = 1_000_000
+	f := newFormatter(t, func(c *Config) { c.Timeout = 300 * time.Millisecond })
+	boots := 0
+	began := time.Now()
+	_, err := f.Format(t.Context(), image(t, testenv.Dir(t)), diskfs.Spec{Filesystem: "ext4", Size: 64 << 20}, fill.Fill, func(p guest.Progress) {
+		if p.Stage == guest.StageBoot {
+			boots++
+		}
+	})
+	if !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), "killed at its deadline of 300ms") || boots != 2 || time.Since(began) > time.Minute {
+		t.Errorf("after %d boots and %s: %v", boots, time.Since(began), err)
+	}
+}

@@ -24,6 +24,7 @@ type order struct {
 	progress func(guest.Progress)
 	entered  time.Time   // the stage mkfs; written by the VM's console
 	alone    bool        // its VM boots and does nothing else: an earlier one failed, or it has a fill
+	again    bool        // it was in a VM before
 	done     chan result // has room for one
 }
 
@@ -47,7 +48,7 @@ func (o *order) enter(p guest.Progress) {
 
 // reset makes an order ready for a VM of its own.
 func (o *order) reset() error {
-	o.alone = true
+	o.alone, o.again = true, true
 	return o.file.Truncate(0)
 }
 

@@ -152,6 +152,7 @@ func TestWhileAnybodyWaits(t *testing.T) {
 func TestOnceMore(t *testing.T) {
 	killed := func(o *outcome) { o.exit = errors.New("signal: killed"); o.noVerdict = guest.ErrNoVerdict }
 	shared := func(o *outcome) { o.orders = append(o.orders, o.orders[0]) }
+	stuck := func(o *outcome) { o.timedOut, o.stuck = true, true }
 	for name, c := range map[string]struct {
 		spoil []func(*outcome)
 		want  bool
@@ -160,6 +161,8 @@ func TestOnceMore(t *testing.T) {
 		"shared":           {[]func(*outcome){killed, shared}, true},
 		"restored":         {[]func(*outcome){killed, func(o *outcome) { o.restored = true }}, true},
 		"canceled":         {[]func(*outcome){killed, shared, func(o *outcome) { o.canceled = context.Canceled }}, false},
+		"stuck":            {[]func(*outcome){killed, stuck}, true},
+		"stuck again":      {[]func(*outcome){killed, stuck, func(o *outcome) { o.orders[0].again = true }}, false},
 		"refused by mkfs":  {[]func(*outcome){shared, func(o *outcome) { o.verdict.OK = false }}, false},
 		"disk error":       {[]func(*outcome){shared, func(o *outcome) { o.events.ioError = &ioFail{noSpace: true} }}, true},
 	} {

@@ -97,6 +97,7 @@ type start struct {
 	mu      sync.Mutex // for qmp: commands come from the console and from the monitor
 	saved   bool
 	ready   time.Time
+	saving  bool // it is ready, and waits until it was saved
 	settled bool // the guest was told to go on
 }
 
@@ -107,9 +108,17 @@ func (s *start) onReady() {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.saving = s.save != nil
 	if s.save == nil || s.begin() != nil {
 		s.goOn()
 	}
+}
+
+// isReady reports whether the guest was told to go on, or is being saved before that.
+func (s *start) isReady() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.settled || s.saving
 }
 
 // begin has QEMU save the VM. The migration has no limit of bandwidth: the default would make it

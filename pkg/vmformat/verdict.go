@@ -28,6 +28,7 @@ type outcome struct {
 	timeout  time.Duration
 	exit     error // nil: QEMU exited with 0
 	timedOut bool  // killed at the deadline
+	stuck    bool  // killed at that of its boot, with time left
 	canceled error // why the caller gave up; nil if it did not
 	events   events
 	monitor  error    // failure of the monitor's connection
@@ -56,10 +57,11 @@ func (o outcome) of(i int) outcome {
 
 // onceMore tells whether an order whose outcome is a failure gets a VM of its own that boots. That
 // is so if the VM failed, and not mkfs or a check, and if others in the VM, or its being restored,
-// may have been the cause.
+// may have been the cause. One that hangs while it boots is tried again once: under TCG a kernel was seen
+// to stop after 0.3 s, on a machine with a load of 40.
 func (o outcome) onceMore() bool {
 	refused := o.noVerdict == nil && !o.verdict.OK
-	return o.canceled == nil && !errors.Is(o.exit, cage.ErrBuild) && !refused && (o.restored || len(o.orders) > 1)
+	return o.canceled == nil && !errors.Is(o.exit, cage.ErrBuild) && !refused && (o.restored || len(o.orders) > 1 || o.stuck && !o.orders[0].again)
 }
 
 // report says how an order was carried out, as far as the VM goes.

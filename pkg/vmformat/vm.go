@@ -6,6 +6,7 @@ package vmformat
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -40,9 +41,10 @@ type vm struct {
 	parts   []part   // what the VM is made of, if it is to be saved
 	nonce   string   // names the VM; the nonces of its orders begin with it
 	timeout time.Duration
-	memory  int    // MiB
-	caged   bool   // only root can build a cage
-	werror  string // what QEMU does when a disk fails: "stop", but for tests
+	boot    time.Duration // how much of that it may take until the guest is ready
+	memory  int           // MiB
+	caged   bool          // only root can build a cage
+	werror  string        // what QEMU does when a disk fails: "stop", but for tests
 }
 
 // qemuUID and qemuGID are who QEMU runs as when the caller is root. It is a number that
@@ -145,6 +147,7 @@ func (f *Formatter) newVM(accel Accel) (*vm, error) {
 		qemu:    qemu,
 		nonce:   newNonce(),
 		timeout: f.cfg.Timeout,
+		boot:    f.cfg.Timeout,
 		memory:  memoryMiB,
 		caged:   os.Geteuid() == 0,
 		werror:  "stop",
@@ -354,7 +357,15 @@ func (v *vm) run(ctx context.Context, orders []*order) outcome {
 			orders[job].enter(p)
 		}
 	}}
-	cmd := exec.CommandContext(deadline, v.qemu, v.args(h)...)
+	// A VM that unpacks much has much time, and none of it is for one that hangs while it boots.
+	booting, stop := context.WithCancelCause(deadline)
+	defer stop(nil)
+	defer time.AfterFunc(v.boot, func() {
+		if !begun.isReady() {
+			stop(errBoot)
+		}
+	}).Stop()
+	cmd := exec.CommandContext(booting, v.qemu, v.args(h)...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, con, con
 	cmd.ExtraFiles = h.files
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C", oneHeap}
@@ -372,7 +383,10 @@ func (v *vm) run(ctx context.Context, orders []*order) outcome {
 	theirs.Close()
 	watch.Wait()
 
-	o.timedOut = deadline.Err() != nil && ctx.Err() == nil && o.exit != nil
+	o.timedOut = booting.Err() != nil && ctx.Err() == nil && o.exit != nil
+	if o.stuck = o.timedOut && deadline.Err() == nil; o.stuck {
+		o.timeout = v.boot
+	}
 	o.canceled = context.Cause(ctx)
 	o.console, o.panic = con.last()
 	o.saved, o.ready, o.restored = begun.saved, begun.ready.Sub(o.start), begun.restored
@@ -382,6 +396,8 @@ func (v *vm) run(ctx context.Context, orders []*order) outcome {
 	}
 	return o
 }
+
+var errBoot = errors.New("the VM did not boot in time")
 
 // control makes the disk with the batch.
 func (v *vm) control(orders []*order) (*os.File, error) {
