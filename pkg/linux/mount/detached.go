@@ -77,6 +77,9 @@ type Detached struct{ root *os.File }
 
 // New mounts a filesystem. An error includes the kernel's own messages, if there are any.
 func New(c Config) (*Detached, error) {
+	if needsText(c) {
+		return newByText(c)
+	}
 	what := c.FSType
 	if c.Source != "" {
 		what += " on " + c.Source

@@ -67,9 +67,31 @@ type Info struct {
 	Attr       Attr
 	// Options are the filesystem's, with commas between them: "ro" if its superblock is
 	// read-only, else "rw", and behind that what it shows of its own. proc_pid_mountinfo(5),
-	// field 11, has a few more that every filesystem has, such as "sync".
+	// field 11, has a few more that every filesystem has, such as "sync". [SplitOptions] takes
+	// them apart.
 	Options      string
 	Major, Minor int // the filesystem's device number
+}
+
+// SplitOptions returns the single options of an [Info]. The value of one may have commas if it is
+// in double quotes, as an SELinux context is. It is returned without them.
+//
+// show_sid in security/selinux/hooks.c
+func SplitOptions(options string) (words []string) {
+	quoted := false
+	var word strings.Builder
+	for _, c := range []byte(options) {
+		switch {
+		case c == '"':
+			quoted = !quoted
+		case c == ',' && !quoted:
+			words = append(words, word.String())
+			word.Reset()
+		default:
+			word.WriteByte(c)
+		}
+	}
+	return append(words, word.String())
 }
 
 // Of returns the mount whose root is f, or nil if f is not the root of a mount. f may be

@@ -318,3 +318,31 @@ func TestUnmountOfNothing(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestSplitOptions(t *testing.T) {
+	for options, want := range map[string][]string{
+		"":                              {""},
+		"rw":                            {"rw"},
+		"ro,discard":                    {"ro", "discard"},
+		`rw,context="u:r:t:s0:c1,ro",x`: {"rw", "context=u:r:t:s0:c1,ro", "x"},
+		`rw,context=u:r:t:s0`:           {"rw", "context=u:r:t:s0"},
+		`rw,a="b,c`:                     {"rw", "a=b,c"},
+		`rw,,`:                          {"rw", "", ""},
+	} {
+		if got := SplitOptions(options); !slices.Equal(got, want) {
+			t.Errorf("%s: %q", options, got)
+		}
+	}
+}
+
+func TestText(t *testing.T) {
+	for want, options := range map[string][]string{
+		"":                              nil,
+		"nouuid,size=4096":              {"nouuid", "size=4096"},
+		`a,context="u:r:t:s0:c1,c2",b=`: {"a", "context=u:r:t:s0:c1,c2", "b="},
+	} {
+		if got := text(options); got != want {
+			t.Errorf("%q is %s", options, got)
+		}
+	}
+}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 	"syscall"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
@@ -61,7 +60,7 @@ func VitalityOf(root *os.File) (Vitality, error) {
 // has "ro" or, for ext4 on newer kernels, "emergency_ro" among the options of its superblock.
 // The plugin never mounts one with "ro": see [mount.Attr].
 func vitality(root *os.File, options string) (Vitality, error) {
-	has := strings.Split(options, ",")
+	has := mount.SplitOptions(options)
 	if slices.Contains(has, "shutdown") {
 		return ShutDown, nil
 	}
