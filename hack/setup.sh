@@ -33,8 +33,8 @@ case "${1-}" in
 	postgresql
 	;;
 "") # tests: -race needs a C compiler
-	packages+=(gcc libc6-dev git make)
-	programs+=(gcc git make)
+	packages+=(checkpolicy gcc libc6-dev git make)
+	programs+=(checkpolicy gcc git make)
 	;;
 *)
 	echo "usage: hack/setup.sh [--demo | --bench | --e2e]" >&2

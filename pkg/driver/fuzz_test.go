@@ -67,6 +67,7 @@ func wellFormed(t *testing.T, s diskfs.Spec) {
 var hostile = []string{
 	"", "ext4", "xfs", "1Gi", "1e999999999", "diskImage", "../x", "-F", "\xff", strings.Repeat("\U000e0001", 300), strings.Repeat("x", 4096),
 	"journal=off,inode-size=1024", strings.Repeat("a=b,", 300), "none", "raw", "thick", "suid,dev,noexec",
+	`context="u:r:t:s0:c1"`, "context=u:r:t,ro", `context="`, "context=" + strings.Repeat("x:", 300),
 }
 
 // capability makes a capability in which everything may be wrong.

@@ -204,6 +204,14 @@ func TestClaimMountFlags(t *testing.T) {
 	if _, err := useOf(c, image.Inline); err == nil || !strings.Contains(err.Error(), `"exec"`) {
 		t.Errorf("inline: %v", err)
 	}
+	// Kubelet adds the SELinux context of the pod.
+	c.GetMount().MountFlags = []string{"noatime", `context="system_u:object_r:container_file_t:s0:c27,c14"`}
+	for _, of := range []image.Lifecycle{image.Inline, image.Claim} {
+		u, err := useOf(c, of)
+		if want := (image.Access{NoATime: true, Context: "system_u:object_r:container_file_t:s0:c14,c27"}); err != nil || u.Access != want {
+			t.Errorf("%s: %+v: %v", of, u, err)
+		}
+	}
 	for m, want := range map[csi.VolumeCapability_AccessMode_Mode]volume.Use{
 		csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER:        {SingleTarget: true},
 		csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER: {SingleTarget: true},

@@ -51,8 +51,13 @@ func (g growth) inUse(img *image.Image, rel string) error {
 	if err = growMounted(img, at); !errors.Is(err, syscall.EROFS) {
 		return err
 	}
-	// That mount is read-only, so grow through a writable one.
-	mnt, err := g.mounts.detached(img, image.Access{})
+	// That mount is read-only, so grow through a writable one. The kernel refuses a second mount with
+	// another SELinux context than the first one has.
+	there, err := g.mounts.root.Identify(img, rel)
+	if err != nil {
+		return err
+	}
+	mnt, err := g.mounts.detached(img, image.Access{Context: there.Access.Context})
 	if err != nil {
 		return err
 	}

@@ -83,6 +83,9 @@ func (m *Manager) PublishInline(ctx context.Context, r InlineRequest) (res Resul
 	if err := r.Validate(); err != nil {
 		return res, err
 	}
+	if err := checkContext(r.Access); err != nil {
+		return res, err
+	}
 	rel, err := m.root.Rel(r.Target)
 	if err != nil {
 		return res, err

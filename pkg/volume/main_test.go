@@ -6,6 +6,7 @@
 package volume
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -20,8 +21,8 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
 )
 
-// TestMain runs the tests. As the init of a VM it prepares that first: see TestBoundByKernel in
-// pkg/vmformat.
+// TestMain runs the tests. As the init of a VM it prepares that first, and runs the test that the
+// kernel's command line names: see TestBoundByKernel and TestContextByKernel in pkg/vmformat.
 func TestMain(m *testing.M) {
 	if os.Getenv(moverEnv) != "" {
 		fmt.Println(quota.SetProject(os.NewFile(3, "disk.img"), 0))
@@ -33,7 +34,7 @@ func TestMain(m *testing.M) {
 	err := prepareVM()
 	code := 1
 	if err == nil {
-		os.Args = []string{os.Args[0], "-test.v", "-test.run=^TestBound$"}
+		os.Args = append(os.Args, "-test.v")
 		code = m.Run()
 	}
 	fmt.Printf("tests ended with %d %v\n", code, err)
@@ -60,6 +61,9 @@ func prepareVM() error {
 			return fmt.Errorf("%s: %w", path, err)
 		}
 	}
+	if err := loadPolicy(); err != nil {
+		return err
+	}
 	disks, _ := filepath.Glob("/sys/block/vd*/serial")
 	for _, name := range disks {
 		serial, err := os.ReadFile(name)
@@ -76,6 +80,24 @@ func prepareVM() error {
 		return syscall.Mount(disk, "/var/tmp", "xfs", 0, "prjquota")
 	}
 	return fmt.Errorf("there is no disk among %q", disks)
+}
+
+// loadPolicy loads the policy of SELinux, if the VM has one.
+func loadPolicy() error {
+	policy, err := os.ReadFile("/policy")
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = syscall.Mount("selinuxfs", "/sys/fs/selinux", "selinuxfs", 0, "")
+	}
+	if err == nil {
+		err = os.WriteFile("/sys/fs/selinux/load", policy, 0) // in one piece: security/selinux/selinuxfs.c
+	}
+	if err != nil {
+		return fmt.Errorf("loading the policy: %w", err)
+	}
+	return nil
 }
 
 func loadModule(path string) error {

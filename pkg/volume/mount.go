@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -14,9 +15,11 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/openat"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/selinux"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/device"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
 )
@@ -53,11 +56,59 @@ func onDevice(dev *loopdev.Device, filesystem string, access image.Access) (*mou
 	// A filesystem that became read-only and was unmounted cannot be mounted writable (EBUSY)
 	// while a process that is being started has a copy of its last mount.
 	for deadline := time.Now().Add(place.SettleTime); ; time.Sleep(place.SettlePoll) {
-		mnt, err := mount.New(mount.Config{FSType: fs.Name, Source: dev.Path(), Data: fs.MountData, Attr: access.Attr()})
+		mnt, err := mount.New(mount.Config{
+			FSType: fs.Name, Source: dev.Path(), Data: slices.Concat(fs.MountData, access.Data()), Attr: access.Attr(),
+		})
 		if !errors.Is(err, syscall.EBUSY) || time.Now().After(deadline) {
-			return mnt, err
+			return mnt, explainContext(err, access)
 		}
 	}
+}
+
+// checkContext returns [errdefs.ErrState] for an SELinux context on a node that has no SELinux. The
+// kernel would refuse the mount, and only after the volume was made.
+func checkContext(access image.Access) error {
+	if access.Context == "" {
+		return nil
+	}
+	enabled, err := selinux.Enabled()
+	if err == nil && !enabled {
+		err = fmt.Errorf("%w: mount option context (volume_capability.mount.mount_flags) %q: SELinux is not enabled in the kernel of this node, "+
+			"so kubelet has not added the option; remove it from the mountOptions of the StorageClass and the PersistentVolume",
+			errdefs.ErrState, access.Context)
+	}
+	return err
+}
+
+// explainContext adds to the kernel's error of using an SELinux context what may have caused it.
+func explainContext(err error, access image.Access) error {
+	if access.Context == "" || !errors.Is(err, syscall.EINVAL) {
+		return err
+	}
+	return fmt.Errorf("%w; the SELinux policy of this node may not know the context %s, or the filesystem is still mounted with another one: see dmesg",
+		err, access.Context)
+}
+
+// label gives the image of a disk.img the SELinux context that its pod has. There is one file, and
+// so one label: a context that differs from that of a target which has the volume returns
+// [errdefs.ErrState].
+func (m mounter) label(img *image.Image, context string) error {
+	if context == "" {
+		return nil
+	}
+	has, err := selinux.Label(img.File)
+	if err != nil || has == context {
+		return err
+	}
+	users, err := m.root.Mountpoints(img)
+	if err != nil {
+		return err
+	}
+	if len(users) > 0 {
+		return fmt.Errorf("%w: volume %s is published at %s, and its disk.img has the SELinux context %q, not %q; unpublish it there first",
+			errdefs.ErrState, img.ID(), users[0], has, context)
+	}
+	return img.Label(context)
 }
 
 // disk binds an image to disk.img in a tmpfs at the target. The tmpfs has room for the
@@ -77,13 +128,16 @@ func (m mounter) disk(img *image.Image, target *os.File, rel string, access imag
 	dir, err := mount.New(mount.Config{
 		FSType: "tmpfs",
 		Source: place.DiskSource(img.ID()),
-		Data:   []string{"size=4096", "nr_inodes=2", "mode=0755"},
+		Data:   slices.Concat([]string{"size=4096", "nr_inodes=2", "mode=0755"}, access.Data()),
 		Attr:   mount.Attr{NoSUID: true, NoDev: true, NoExec: true},
 	})
 	if err != nil {
-		return err
+		return explainContext(err, access)
 	}
 	defer dir.Close()
+	if err := m.label(img, access.Context); err != nil {
+		return explainContext(err, access)
+	}
 	point, err := openat.Create(dir.File(), image.DiskName)
 	if err != nil {
 		return err

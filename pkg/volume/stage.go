@@ -83,13 +83,13 @@ func (m *Manager) Stage(ctx context.Context, r StageRequest) error {
 }
 
 // openUsable opens a claim. It returns [errdefs.ErrState] if the image is too short, or if
-// the claim cannot be used as u says.
+// the claim cannot be used as u says, here or anywhere.
 func (m *Manager) openUsable(id string, u Use) (*image.Image, error) {
 	img, err := m.images.OpenClaim(id)
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(Supports(img.Record, u), img.CheckLength()); err != nil {
+	if err := errors.Join(Supports(img.Record, u), img.CheckLength(), checkContext(u.Access)); err != nil {
 		img.Close()
 		return nil, err
 	}

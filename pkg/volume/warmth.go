@@ -38,7 +38,8 @@ func (w warmth) kind(r image.Record) (k warm.Kind, fits bool) {
 		return k, false
 	}
 	k.Form = warm.Unnamed
-	if r.Lifecycle == image.Inline && r.Mode == image.ModeFilesystem && !r.SUID && !r.Dev { // attributes are only added to a mount
+	// Attributes are only added to a mount, and options of the filesystem are there from the start.
+	if r.Lifecycle == image.Inline && r.Mode == image.ModeFilesystem && !r.SUID && !r.Dev && r.Context == "" {
 		k.Form = warm.Mounted
 		if r.Durability.DropsFlushes() {
 			k.Form = warm.Volatile

@@ -20,6 +20,9 @@ type Access struct {
 	NoExec   bool `json:"noExec,omitempty"`
 	SUID     bool `json:"suid,omitempty"` // set-user-ID programs take effect
 	Dev      bool `json:"dev,omitempty"`  // device nodes take effect
+	// Context is the SELinux context of all files; "" leaves each file its own. It is an option of
+	// the filesystem, so all its mounts have the same.
+	Context string `json:"context,omitempty"`
 }
 
 // mountFlag is a mount option, in every form in which the plugin meets it.
@@ -31,8 +34,8 @@ type mountFlag struct {
 	negated bool // the attribute is set where the field is not
 }
 
-// mountFlags has one row for each field of [Access]; a test checks that. The author of a pod
-// chooses the flags of its inline volumes, an administrator those of a StorageClass.
+// mountFlags has one row for each field of [Access] that is a bool; a test checks that. The author
+// of a pod chooses the flags of its inline volumes, an administrator those of a StorageClass.
 var mountFlags = []mountFlag{
 	{"ro", "rw", "ro rw", func(a *Access) *bool { return &a.ReadOnly }, func(m *mount.Attr) *bool { return &m.ReadOnly }, false},
 	{"suid", "nosuid", "nosuid", func(a *Access) *bool { return &a.SUID }, func(m *mount.Attr) *bool { return &m.NoSUID }, true},
@@ -56,12 +59,17 @@ func MountFlags(of Lifecycle) []string {
 
 // ParseMountFlags reads mount options as mount(8) does: if two contradict each other, the
 // last one counts. An option that the volume may not have returns [errdefs.ErrInvalid].
-func ParseMountFlags(given []string, of Lifecycle) (Access, error) {
-	var a Access
+func ParseMountFlags(given []string, of Lifecycle) (a Access, err error) {
 	allowed := MountFlags(of)
 	for _, word := range given {
+		if value, ok := strings.CutPrefix(word, contextKey); ok {
+			if a.Context, err = parseContext(value); err != nil {
+				return Access{}, err
+			}
+			continue
+		}
 		if !slices.Contains(allowed, word) {
-			return a, fmt.Errorf("%w: mount option %.64q (volume_capability.mount.mount_flags): is not supported; allowed are %s", errdefs.ErrInvalid, word, strings.Join(allowed, ", "))
+			return Access{}, unsupported(word, allowed)
 		}
 		for _, f := range mountFlags {
 			if word == f.on || word == f.off {
@@ -70,6 +78,24 @@ func ParseMountFlags(given []string, of Lifecycle) (Access, error) {
 		}
 	}
 	return a, nil
+}
+
+// unsupported is the error for a mount option that a volume may not have.
+func unsupported(word string, allowed []string) error {
+	why := "is not supported"
+	if slices.ContainsFunc(otherContexts, func(key string) bool { return strings.HasPrefix(word, key) }) {
+		why += "; of SELinux's options, only " + contextKey + " is"
+	}
+	return fmt.Errorf("%w: mount option %.64q (volume_capability.mount.mount_flags): %s; allowed are %s and %s",
+		errdefs.ErrInvalid, word, why, strings.Join(allowed, ", "), contextKey)
+}
+
+// Data is the access as options of a filesystem, which all its mounts share.
+func (a Access) Data() []string {
+	if a.Context == "" {
+		return nil
+	}
+	return []string{contextKey + a.Context}
 }
 
 // Attr is the access as attributes of a mount.
@@ -91,14 +117,17 @@ func (a Access) String() string {
 			words = append(words, f.off)
 		}
 	}
+	if a.Context != "" {
+		words = append(words, fmt.Sprintf("%s%q", contextKey, a.Context))
+	}
 	return strings.Join(words, ",")
 }
 
-// AccessOf is the access that a mount with these attributes allows.
-func AccessOf(attr mount.Attr) Access {
-	var a Access
+// AccessOf is the access that a mount allows.
+func AccessOf(info *mount.Info) Access {
+	a := Access{Context: contextOf(info.Options)}
 	for _, f := range mountFlags {
-		*f.field(&a) = *f.attr(&attr) != f.negated
+		*f.field(&a) = *f.attr(&info.Attr) != f.negated
 	}
 	return a
 }

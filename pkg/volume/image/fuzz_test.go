@@ -24,6 +24,7 @@ func FuzzRecord(f *testing.F) {
 		`{"version":2,"id":"v","spec":{"filesystem":"ext4","size":9223372036854775807},"mode":"filesystem"}`,
 		`{"version":3,"id":"v","spec":{"filesystem":"ext4","size":268435456},"mode":"filesystem",` +
 			`"durability":"volatile","boot":"b","lost":"2026-01-02T03:04:05Z"}`,
+		`{"version":2,"id":"v","spec":{"filesystem":"ext4","size":268435456},"mode":"filesystem","context":"u:r:t:s0:c1,c2"}`,
 		`{"version":2,"id":"v","name":"v","volume":"w","spec":{"filesystem":"btrfs","size":268435457},"mode":"filesystem"}`,
 	} {
 		f.Add([]byte(s), "v")

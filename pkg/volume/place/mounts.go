@@ -53,7 +53,7 @@ func identify(v Owner, at *os.File) (Mount, error) {
 	if info == nil {
 		return Mount{}, fmt.Errorf("%w: target path %q was unmounted meanwhile; try again", errdefs.ErrState, at.Name())
 	}
-	m := Mount{Device: -1, Access: image.AccessOf(info.Attr), options: info.Options}
+	m := Mount{Device: -1, Access: image.AccessOf(info), options: info.Options}
 	var ours bool
 	switch v.Mode() {
 	case image.ModeDiskImage:
