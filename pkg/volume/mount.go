@@ -73,9 +73,9 @@ func checkContext(access image.Access) error {
 	}
 	enabled, err := selinux.Enabled()
 	if err == nil && !enabled {
-		err = fmt.Errorf("%w: mount option context (volume_capability.mount.mount_flags) %q: SELinux is not enabled in the kernel of this node, "+
-			"so kubelet has not added the option; remove it from the mountOptions of the StorageClass and the PersistentVolume",
-			errdefs.ErrState, access.Context)
+		err = fmt.Errorf("%w: mount option context (volume_capability.mount.mount_flags) %q: SELinux is not enabled in "+
+			"the kernel of this node, so kubelet has not added the option; remove it from the mountOptions of the "+
+			"StorageClass and the PersistentVolume", errdefs.ErrState, access.Context)
 	}
 	return err
 }
@@ -85,8 +85,8 @@ func explainContext(err error, access image.Access) error {
 	if access.Context == "" || !errors.Is(err, syscall.EINVAL) {
 		return err
 	}
-	return fmt.Errorf("%w; the SELinux policy of this node may not know the context %s, or the filesystem is still mounted with another one: see dmesg",
-		err, access.Context)
+	return fmt.Errorf("%w; the SELinux policy of this node may not know the context %s, or the filesystem is still "+
+		"mounted with another one: see dmesg", err, access.Context)
 }
 
 // label gives the image of a disk.img the SELinux context that its pod has. There is one file, and
@@ -105,8 +105,8 @@ func (m mounter) label(img *image.Image, context string) error {
 		return err
 	}
 	if len(users) > 0 {
-		return fmt.Errorf("%w: volume %s is published at %s, and its disk.img has the SELinux context %q, not %q; unpublish it there first",
-			errdefs.ErrState, img.ID(), users[0], has, context)
+		return fmt.Errorf("%w: volume %s is published at %s, and its disk.img has the SELinux context %q, not %q; "+
+			"unpublish it there first", errdefs.ErrState, img.ID(), users[0], has, context)
 	}
 	return img.Label(context)
 }

@@ -114,7 +114,8 @@ func (m *Manager) checkSingleTarget(img *image.Image, rel, staging string) error
 func compareAccess(img *image.Image, is image.Access, r PublishRequest) error {
 	asked := r.access()
 	if img.Mode() != image.ModeFilesystem { // the other options are fixed
-		is, asked = image.Access{ReadOnly: is.ReadOnly, Context: is.Context}, image.Access{ReadOnly: asked.ReadOnly, Context: asked.Context}
+		is = image.Access{ReadOnly: is.ReadOnly, Context: is.Context}
+		asked = image.Access{ReadOnly: asked.ReadOnly, Context: asked.Context}
 	}
 	if is == asked {
 		return nil

@@ -43,8 +43,9 @@ func parseContext(value string) (string, error) {
 		bare = value[1 : len(value)-1]
 	}
 	if len(bare) > maxContext || !contextPattern.MatchString(bare) {
-		return "", fmt.Errorf("%w: mount option context (volume_capability.mount.mount_flags) %.64q: must be %s, of letters, digits, '_', '.' and '-', "+
-			"with ':' and ',' in the level, and have at most %d bytes", errdefs.ErrInvalid, value, contextForm, maxContext)
+		return "", fmt.Errorf("%w: mount option context (volume_capability.mount.mount_flags) %.64q: must be %s, of letters, "+
+			"digits, '_', '.' and '-', with ':' and ',' in the level, and have at most %d bytes",
+			errdefs.ErrInvalid, value, contextForm, maxContext)
 	}
 	return asShown(bare), nil
 }
@@ -137,7 +138,8 @@ func contextOf(options string) string {
 func (img *Image) Label(context string) error {
 	err := selinux.SetLabel(img.File, context)
 	if errors.Is(err, syscall.EOPNOTSUPP) {
-		return fmt.Errorf("%w: volume %s: the filesystem of the pool takes no SELinux labels (%w); mount it without the option context", errdefs.ErrState, img.ID(), err)
+		return fmt.Errorf("%w: volume %s: the filesystem of the pool takes no SELinux labels (%w); mount it without the "+
+			"option context", errdefs.ErrState, img.ID(), err)
 	}
 	return err
 }
