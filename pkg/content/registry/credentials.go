@@ -155,7 +155,7 @@ func (c *credentials) remedy() string {
 	case c.auth != authn.Anonymous:
 		what = "check what the credentials for " + c.host + " may pull"
 	case c.dir == "":
-		what = "the plugin has no directory with credentials; mount one"
+		what = "the plugin has no credentials; give it a directory of docker config files by --content-credentials"
 	default:
 		what = "there are no credentials for " + c.host + " in " + c.dir + "; add some"
 	}

@@ -168,7 +168,7 @@ func (s *session) reason(err error) error {
 	case isCertificate(err):
 		return fmt.Errorf("the certificate of %s is not trusted", host)
 	case errors.Is(err, errNoTLS), errors.Is(err, http.ErrSchemeMismatch):
-		return fmt.Errorf("%s does not speak HTTPS, and is not named as a registry by HTTP", host)
+		return fmt.Errorf("%s does not speak HTTPS, and is not among those that --content-plain-http names", host)
 	}
 	return fmt.Errorf("%s breaks off, or does not speak the registry's protocol", host)
 }

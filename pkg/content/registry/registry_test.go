@@ -457,7 +457,7 @@ func TestRegistryMisbehaves(t *testing.T) {
 		words []string
 	}{
 		{"not there", with(status(404)), ErrNotFound, []string{"404", "check the reference"}},
-		{"no credentials", with(status(401)), ErrDenied, []string{"401", "mount one"}},
+		{"no credentials", with(status(401)), ErrDenied, []string{"401", "--content-credentials"}},
 		{"denied", with(status(403)), ErrDenied, []string{"403"}},
 		{"too often", with(status(429)), ErrUnreachable, []string{"429", "limits how often"}},
 		{"broken", with(status(500)), ErrUnreachable, []string{"500", "tried again"}},
