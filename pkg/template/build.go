@@ -165,6 +165,9 @@ func (s *Store) create(key string, spec diskfs.Spec, start time.Time, turn *turn
 	if err := s.publish(packed, r); err != nil { // which checks that packing has changed nothing
 		return err
 	}
+	if extents > manyExtents {
+		logs.Warn("A template has many extents, which makes its clones slower: its data lie far from each other", "template", key, "extents", extents)
+	}
 	klog.InfoS("Built a template", "template", key, "duration", time.Since(start).Round(time.Millisecond), "extents", extents,
 		"accelerator", r.Provenance.Accelerator, "kernel", r.Provenance.Kernel, "mkfs", r.Provenance.Mkfs)
 	return nil

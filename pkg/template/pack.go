@@ -18,6 +18,9 @@ const (
 	// fewExtents is how many extents an image may have that stays as it is. Each costs every clone
 	// 10 to 24 µs.
 	fewExtents = 32
+	// manyExtents are those that take a clone a millisecond or two: about as long as all the rest of
+	// a publish on demand, on a fast disk. It is logged, since a packed image rarely has so many.
+	manyExtents = 100
 	// fewParts is how many parts with data a packed image has, if filledShare allows it.
 	fewParts = 16
 	// filledShare is which part of its data a packed image may take more for holes that are filled.
