@@ -57,7 +57,6 @@ type builder struct {
 
 // progressOf is how far a build has come.
 type progressOf struct {
-	content     string
 	text        string // what is done
 	done, total int64  // bytes that were unpacked
 }
@@ -204,7 +203,7 @@ func (b *builder) filesystem(ctx context.Context, f *os.File, spec diskfs.Spec, 
 		if fill == nil {
 			return
 		}
-		b.tell(spec, unpacking(spec, p))
+		b.tell(spec, unpacking(p))
 		if p.Total > 0 && time.Since(logged) >= logInterval {
 			logged = time.Now()
 			klog.InfoS("Unpacking a content", "content", spec.Content, "spec", spec.String(), "doneBytes", p.Done, "archiveBytes", p.Total)
@@ -272,7 +271,7 @@ func (b *builder) disk(ctx context.Context, f *os.File, spec diskfs.Spec, id con
 
 // prepare brings a content into the pool, in the form that the next step takes.
 func (b *builder) prepare(ctx context.Context, spec diskfs.Spec, id content.Identity) (*content.Prepared, error) {
-	b.tell(spec, progressOf{content: spec.Content, text: "its content is read and checked"})
+	b.tell(spec, progressOf{text: "its content is read and checked"})
 	began := time.Now()
 	p, err := b.list.Prepare(ctx, spec.Content, id)
 	if err != nil {
@@ -300,8 +299,8 @@ var stageText = map[guest.Stage]string{
 }
 
 // unpacking says how far the VM has come.
-func unpacking(spec diskfs.Spec, p guest.Progress) progressOf {
-	of := progressOf{content: spec.Content, text: stageText[p.Stage], done: p.Done, total: p.Total}
+func unpacking(p guest.Progress) progressOf {
+	of := progressOf{text: stageText[p.Stage], done: p.Done, total: p.Total}
 	if p.Total > 0 {
 		of.text = fmt.Sprintf("unpacking its content, %d%% of %s", 100*p.Done/p.Total, size.Format(p.Total))
 	}
@@ -317,6 +316,16 @@ func (b *builder) tell(spec diskfs.Spec, p progressOf) {
 		return
 	}
 	b.under[spec.String()] = p
+}
+
+// unpacked sums the bytes of the archives that are being unpacked: what is done, and all.
+func (b *builder) unpacked() (done, total int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, p := range b.under {
+		done, total = done+p.done, total+p.total
+	}
+	return done, total
 }
 
 // progress is [template.Config].Progress.

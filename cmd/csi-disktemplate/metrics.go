@@ -196,9 +196,9 @@ func observeTrims(r prometheus.Registerer) func(string, int64) {
 
 var (
 	contentDone = prometheus.NewDesc("csi_disktemplate_content_unpacked_bytes",
-		"Bytes of a content's archives that the VM has unpacked; absent while none is being unpacked.", []string{"content", "spec"}, nil)
+		"Bytes that VMs have unpacked of the archives that they unpack at the moment; 0 while there are none.", nil, nil)
 	contentTotal = prometheus.NewDesc("csi_disktemplate_content_archive_bytes",
-		"Bytes of the archives of a content that the VM is unpacking.", []string{"content", "spec"}, nil)
+		"Bytes of the archives that VMs unpack at the moment.", nil, nil)
 )
 
 // contentMetrics say how far the contents are that are being unpacked.
@@ -210,12 +210,7 @@ func (m contentMetrics) Describe(ch chan<- *prometheus.Desc) {
 }
 
 func (m contentMetrics) Collect(ch chan<- prometheus.Metric) {
-	m.builder.mu.Lock()
-	defer m.builder.mu.Unlock()
-	for spec, p := range m.builder.under {
-		if p.total > 0 {
-			ch <- prometheus.MustNewConstMetric(contentDone, prometheus.GaugeValue, float64(p.done), p.content, spec)
-			ch <- prometheus.MustNewConstMetric(contentTotal, prometheus.GaugeValue, float64(p.total), p.content, spec)
-		}
-	}
+	done, total := m.builder.unpacked()
+	ch <- prometheus.MustNewConstMetric(contentDone, prometheus.GaugeValue, float64(done))
+	ch <- prometheus.MustNewConstMetric(contentTotal, prometheus.GaugeValue, float64(total))
 }
