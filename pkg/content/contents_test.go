@@ -655,7 +655,7 @@ func TestDigestOfDisk(t *testing.T) {
 		}
 		seen[digest] = name
 	}
-	if disk(large, 4096) != disk(large, 4096) {
-		t.Error("two disks with the same data differ")
+	if one, two := disk(large, 4096), disk(large, 4096); one != two {
+		t.Errorf("two disks with the same data have the digests %s and %s", one, two)
 	}
 }
