@@ -191,7 +191,7 @@ func (o buildOptions) specOf(ctx context.Context, b *builder) (diskfs.Spec, erro
 	}
 	id, err := b.identity(o.content)
 	if err == nil && id.Kind == content.Disk {
-		return diskfs.Spec{Filesystem: "raw", Content: o.content}, nil
+		return diskfs.Spec{Filesystem: diskfs.Disk, Content: o.content}, nil
 	}
 	return spec, err
 }

@@ -121,6 +121,12 @@ func Lookup(name string) (*Filesystem, error) {
 	return nil, fmt.Errorf("%w %q: choose one of %s", ErrUnknown, name, strings.Join(names, ", "))
 }
 
+// The names of two filesystems that requests mean without saying so.
+const (
+	Default = "ext4" // that of a volume whose request names none
+	Disk    = "raw"  // that of a disk whose consumer, or content, decides what is inside
+)
+
 // Names lists the filesystems that are formatted, sorted. It leaves out raw.
 func Names() []string {
 	var names []string

@@ -5,4 +5,4 @@ package diskfs
 
 // raw is no filesystem but a sparse file, without a template or a VM. Its consumer decides what goes
 // inside, so there is nothing to verify, and two of them never clash.
-var raw = Filesystem{Name: "raw", MinSize: MiB, MaxSize: MaxSize}
+var raw = Filesystem{Name: Disk, MinSize: MiB, MaxSize: MaxSize}

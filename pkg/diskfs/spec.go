@@ -60,15 +60,15 @@ func CheckContent(name string) error {
 }
 
 // IsDisk reports whether the spec is that of a whole disk: its consumer decides what is inside, or its content.
-func (s Spec) IsDisk() bool { return s.Filesystem == raw.Name }
+func (s Spec) IsDisk() bool { return s.Filesystem == Disk }
 
 // ParseSpec reads a spec as flags and lists of templates spell it: FILESYSTEM:SIZE, and behind it any of
 // :label=LABEL, :content=NAME and :OPTION=VALUE. The filesystem must be one that is formatted, and the size is
 // rounded up to whole MiB. A content that is a whole disk is spelled raw:content=NAME, since it decides its size.
 // Errors are those of [Spec.Validate] and [Filesystem.ParseSize]. They do not repeat the whole text.
 func ParseSpec(text string) (Spec, error) {
-	if name, ok := strings.CutPrefix(text, raw.Name+":content="); ok && name != "" {
-		return Spec{Filesystem: raw.Name, Content: name}, CheckContent(name)
+	if name, ok := strings.CutPrefix(text, Disk+":content="); ok && name != "" {
+		return Spec{Filesystem: Disk, Content: name}, CheckContent(name)
 	}
 	parts := strings.Split(text, ":")
 	if len(parts) < 2 {

@@ -164,7 +164,7 @@ func (s *controllerServer) GetCapacity(ctx context.Context, req *csi.GetCapacity
 		note(ctx, "refused", refused.Error())
 		return &csi.GetCapacityResponse{AvailableCapacity: available}, nil
 	}
-	fs, err := diskfs.Lookup(cmp.Or(r.Spec.Filesystem, defaultFilesystem))
+	fs, err := diskfs.Lookup(cmp.Or(r.Spec.Filesystem, diskfs.Default))
 	if err != nil {
 		return nil, err
 	}

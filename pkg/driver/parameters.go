@@ -224,9 +224,9 @@ func (c class) spec(mode image.Mode, fsType string) (diskfs.Spec, error) {
 		return spec, invalid("parameter %s %.64q: is for disks (volumeMode Block, or %s: %s); for a mounted volume use fsType", paramFormat, c.format, paramPublishAs, image.ModeDiskImage)
 	}
 	if c.format == formatNone || mode == image.ModeBlock && !c.formatGiven {
-		return diskfs.Spec{Filesystem: "raw", Content: c.content}, c.checkUnformatted()
+		return diskfs.Spec{Filesystem: diskfs.Disk, Content: c.content}, c.checkUnformatted()
 	}
-	field, name, allowed := "fsType", cmp.Or(fsType, defaultFilesystem), diskfs.Names()
+	field, name, allowed := "fsType", cmp.Or(fsType, diskfs.Default), diskfs.Names()
 	if c.formatGiven {
 		field, name, allowed = "parameter "+paramFormat, c.format, append([]string{formatNone}, allowed...)
 	}

@@ -40,9 +40,6 @@ const (
 
 var attributes = []string{attrContent, attrDurability, attrLabel, attrPublishAs, attrSize}
 
-// defaultFilesystem is used if the pod or the StorageClass names none.
-const defaultFilesystem = "ext4"
-
 // inlineRequest checks a NodePublishVolume request for an inline volume, and makes the
 // request of package volume from it. It looks at nothing but the request.
 func inlineRequest(req *csi.NodePublishVolumeRequest) (volume.InlineRequest, error) {
@@ -166,7 +163,7 @@ func inlineSpec(fsType string, ctx map[string]string) (diskfs.Spec, error) {
 			return diskfs.Spec{}, invalid("volume attribute %.64q: unknown; allowed are %s", key, strings.Join(attributes, ", "))
 		}
 	}
-	fs, err := filesystemNamed("fsType", cmp.Or(fsType, defaultFilesystem))
+	fs, err := filesystemNamed("fsType", cmp.Or(fsType, diskfs.Default))
 	if err != nil {
 		return diskfs.Spec{}, err
 	}

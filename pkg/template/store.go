@@ -166,6 +166,11 @@ func (s *Store) KeyOf(spec diskfs.Spec) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	return s.keyOf(spec)
+}
+
+// keyOf is [Store.KeyOf] for what templateOf has returned.
+func (s *Store) keyOf(spec diskfs.Spec) (string, error) {
 	fp, err := s.cfg.Fingerprint(spec)
 	return Key(spec, fp), err
 }
@@ -230,7 +235,7 @@ func templateOf(spec diskfs.Spec) (diskfs.Spec, error) {
 // resolved returns the key of the template of spec. It waits, as long as ctx allows, until it is known
 // what spec's content is; then the error is [ErrBuilding].
 func (s *Store) resolved(ctx context.Context, spec diskfs.Spec) (string, error) {
-	key, err := s.KeyOf(spec)
+	key, err := s.keyOf(spec)
 	if !errors.Is(err, ErrUnresolved) || s.cfg.Resolve == nil {
 		return key, err
 	}
@@ -241,7 +246,7 @@ func (s *Store) resolved(ctx context.Context, spec diskfs.Spec) (string, error) 
 	} else if err != nil {
 		return "", err
 	}
-	return s.KeyOf(spec)
+	return s.keyOf(spec)
 }
 
 // Lookup opens and verifies the template of a key. It returns [os.ErrNotExist] if there is no
@@ -269,17 +274,12 @@ func (s *Store) Lookup(key string) (_ *Template, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r, err := s.verifyOnce(f, key)
+	r, bytes, err := s.verifyOnce(f, key)
 	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("template %s: %w", key, err)
 	}
-	fi, err = f.Stat()
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return &Template{File: f, Record: r, Bytes: fi.Size(), letGo: letGo}, nil
+	return &Template{File: f, Record: r, Bytes: bytes, letGo: letGo}, nil
 }
 
 // open opens a template for reading, whatever file has its name.

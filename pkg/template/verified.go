@@ -57,17 +57,18 @@ func (id identity) noted() (noted, error) {
 	return noted{Boot: boot, Ino: id.ino, Size: id.size, MTime: id.mtime, CTime: id.ctime}, err
 }
 
-// verifyOnce verifies a template, unless that was done since the file changed last.
-func (s *Store) verifyOnce(f *os.File, key string) (Record, error) {
+// verifyOnce verifies a template, unless that was done since the file changed last. It returns the file's
+// size too.
+func (s *Store) verifyOnce(f *os.File, key string) (r Record, bytes int64, err error) {
 	id, err := identify(f)
 	if err != nil {
-		return Record{}, err
+		return Record{}, 0, err
 	}
 	s.mu.Lock()
 	r, known := s.verified[id]
 	s.mu.Unlock()
 	if known && r.Key == key {
-		return r, nil
+		return r, id.size, nil
 	}
 	if s.wasVerified(key, id) {
 		r, _, err = readRecord(f, key)
@@ -75,10 +76,10 @@ func (s *Store) verifyOnce(f *os.File, key string) (Record, error) {
 		r, err = verify(f, key)
 	}
 	if err != nil {
-		return Record{}, err
+		return Record{}, 0, err
 	}
 	s.remember(f, id, r)
-	return r, nil
+	return r, id.size, nil
 }
 
 // wasVerified reports whether another process has verified this file in this boot.

@@ -19,9 +19,6 @@ type Content struct {
 	Size int64 // bytes, of a volume that asks for no size; 0 leaves that to the filesystem
 }
 
-// defaultFilesystem is that of a volume whose request names none.
-const defaultFilesystem = "ext4"
-
 // given completes the spec of a new volume: filesystem and size, where the request leaves them to the
 // content. It asks [Config].Content whether the namespace may use the content. Errors are those of that,
 // and [errdefs.ErrInvalid] for a content that does not go with the request.
@@ -46,12 +43,12 @@ func (c Content) disk(spec diskfs.Spec, mode image.Mode) (diskfs.Spec, error) {
 			errdefs.ErrInvalid, spec.Content, image.ModeDiskImage)
 	}
 	unset := spec.Filesystem == "" || spec.IsDisk() ||
-		mode == image.ModeDiskImage && spec.Filesystem == defaultFilesystem // the provisioner's, for want of another
+		mode == image.ModeDiskImage && spec.Filesystem == diskfs.Default // the provisioner's, for want of another
 	if !unset || spec.Label != "" || len(spec.Options) > 0 {
 		return spec, fmt.Errorf("%w: content %s: it is a whole disk, with filesystems of its own; leave out format, fsType, label and format options",
 			errdefs.ErrInvalid, spec.Content)
 	}
-	spec.Filesystem, spec.Size = "raw", cmp.Or(spec.Size, c.Size)
+	spec.Filesystem, spec.Size = diskfs.Disk, cmp.Or(spec.Size, c.Size)
 	if spec.Size == 0 {
 		return spec, fmt.Errorf("%w: size: must be given for a volume with the content %s", errdefs.ErrInvalid, spec.Content)
 	}
@@ -63,7 +60,7 @@ func (c Content) files(spec diskfs.Spec) (diskfs.Spec, error) {
 	if spec.IsDisk() {
 		return spec, fmt.Errorf("%w: content %s: it is files, and needs a filesystem; set the parameter format", errdefs.ErrInvalid, spec.Content)
 	}
-	spec.Filesystem = cmp.Or(spec.Filesystem, defaultFilesystem)
+	spec.Filesystem = cmp.Or(spec.Filesystem, diskfs.Default)
 	fs, err := diskfs.Lookup(spec.Filesystem)
 	if err != nil {
 		return spec, err

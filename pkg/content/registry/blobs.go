@@ -26,7 +26,8 @@ import (
 // Blobs is a directory of the pool with one read-only file for each blob: sha256-HEX. A file that is there
 // is whole, and was verified. Its modification time is when it was last used.
 //
-// One process at a time may have it, as it is with the pool.
+// One process trims it: the plugin. Others may pull beside it, as `template build` does. A blob that is trimmed
+// under such a one is pulled again by its next try.
 type Blobs struct {
 	dir string
 
