@@ -162,11 +162,11 @@ func declares(place, name string) (bool, error) {
 func declared(file *ast.File) (names []string) {
 	member := func(of ast.Expr, name string) {
 		names = append(names, name)
-		switch e := of.(type) {
-		case *ast.StarExpr:
-			of = e.X
-		case *ast.IndexExpr:
-			of = e.X
+		if pointer, ok := of.(*ast.StarExpr); ok {
+			of = pointer.X
+		}
+		if generic, ok := of.(*ast.IndexExpr); ok {
+			of = generic.X
 		}
 		if t, ok := of.(*ast.Ident); ok {
 			names = append(names, t.Name+"."+name)

@@ -19,6 +19,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/watchedlist"
 )
 
 const (
@@ -26,7 +27,7 @@ const (
 	// kubelet starts again and again.
 	retryAfter = 10 * time.Second
 	// maxAnswers is how many are remembered: some for each content, as files are replaced.
-	maxAnswers = 4 * maxContents
+	maxAnswers = 4 * watchedlist.MaxEntries
 	// maxState is more than the file of so many takes, in bytes.
 	maxState = 4 * size.MiB
 )

@@ -12,14 +12,11 @@ import (
 	"os"
 	"reflect"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
-	"k8s.io/klog/v2"
-
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/content/archive"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/watchedfile"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/watchedlist"
 )
 
 var (
@@ -74,24 +71,18 @@ type Contents struct {
 	answers *answers
 	reading sync.Mutex // held while the bytes of a file are hashed
 
-	mu      sync.Mutex
-	file    watchedfile.File
-	list    []Content
-	bad     []badEntry
-	unread  error // why the file cannot be opened and read
-	invalid error // why nothing in it can be understood
+	list *watchedlist.List[Content]
 
+	mu       sync.Mutex
 	measured map[string]archive.Summary // by digest
 }
 
 // New reads the file. What is looked at in the background ends with ctx.
 func New(ctx context.Context, c Config) *Contents {
-	contents := &Contents{
-		cfg: c, file: watchedfile.File{Path: c.Path}, answers: newAnswers(ctx, c.State),
+	return &Contents{
+		cfg: c, list: watchedlist.Open(c.Path, format), answers: newAnswers(ctx, c.State),
 		measured: map[string]archive.Summary{},
 	}
-	contents.look()
-	return contents
 }
 
 // Run looks at the list, and at the files that it names, until ctx ends.
@@ -99,8 +90,8 @@ func (c *Contents) Run(ctx context.Context) {
 	tick := time.NewTicker(lookInterval)
 	defer tick.Stop()
 	for {
-		c.look()
-		for _, content := range c.all() {
+		c.list.Look()
+		for _, content := range c.list.All() {
 			// A digest that is there when somebody asks saves him a wait. A tag that is known is left alone.
 			_, _ = c.digest(content, 0)
 		}
@@ -112,56 +103,20 @@ func (c *Contents) Run(ctx context.Context) {
 	}
 }
 
-// look takes in the file if it has changed. One that cannot be read leaves what was read before.
-func (c *Contents) look() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var changed bool
-	if changed, c.unread = c.file.Look(); !changed {
-		return
-	}
-	list, bad, err := parse(c.file.Content)
-	if c.invalid = err; err != nil {
-		return
-	}
-	c.list, c.bad = list, bad
-	klog.InfoS("Read the list of contents", "file", c.cfg.Path, "contents", len(list), "badEntries", len(bad))
-}
-
-func (c *Contents) all() []Content {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.list
-}
-
 // Check returns [ErrUnknown] if there is no such content, or if the namespace may not use it. The two look the
 // same to who asks.
 func (c *Contents) Check(name, namespace string) error {
-	var may []string
-	for _, content := range c.all() {
-		if !content.allows(namespace) {
-			continue
-		}
-		if content.Name == name {
-			return nil
-		}
-		may = append(may, content.Name)
-	}
-	slices.Sort(may)
-	which := "none"
-	if len(may) > 0 {
-		which = strings.Join(may[:min(len(may), maxShown)], ", ")
-	}
-	if more := len(may) - maxShown; more > 0 {
-		which += fmt.Sprintf(" and %d more", more)
+	ok, instead := c.list.May(name, func(content Content) bool { return content.Namespaces.Allow(namespace) })
+	if ok {
+		return nil
 	}
 	return fmt.Errorf("%w: %.64q does not exist, or namespace %.64q may not use it; what it may use: %s",
-		ErrUnknown, name, namespace, which)
+		ErrUnknown, name, namespace, instead)
 }
 
 // Find returns a content, or [ErrUnknown].
 func (c *Contents) Find(name string) (Content, error) {
-	list := c.all()
+	list := c.list.All()
 	if i := slices.IndexFunc(list, func(c Content) bool { return c.Name == name }); i >= 0 {
 		return list[i], nil
 	}

@@ -588,17 +588,17 @@ func TestConditions(t *testing.T) {
 	says("the list of contents cannot be read: open " + n.cfg.Path)
 	n.put("a", []byte("a"))
 	n.write(n.cfg.Path, []byte("contents:\n- {name: a, tar: a, namespaces: [ci]}\n- {name: b, tar: b, namespaces: [ci]}\n- {name: c}\n"))
-	n.look()
+	n.Contents.list.Look()
 	says("entry 3 (c) of the list of contents "+n.cfg.Path+" is left out: namespaces is missing", `content "b": its source is not available: `)
 	n.write(n.cfg.Path, []byte("contents: ["))
-	n.look()
-	n.look()
+	n.Contents.list.Look()
+	n.Contents.list.Look()
 	says("the list of contents "+n.cfg.Path+": it is no valid YAML; the parser says \"line 1: ", "entry 3 (c)", `content "b"`)
 	if _, err := n.Find("a"); err != nil {
 		t.Errorf("what the list said before does not count: %v", err)
 	}
 	n.write(n.cfg.Path, []byte("contents: []"))
-	n.look()
+	n.Contents.list.Look()
 	says()
 }
 

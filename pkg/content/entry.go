@@ -7,14 +7,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"math"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/watchedlist"
 )
 
 // Content is one entry of the file:
@@ -35,7 +34,7 @@ type Content struct {
 	Kind       Kind
 	File       string // name of a file in [Config].Dir; empty if there is a Reference
 	Reference  string // of an image; empty if there is a File
-	Namespaces []string
+	Namespaces watchedlist.Namespaces
 	Size       int64 // bytes; 0 means none
 	Options    Options
 }
@@ -56,16 +55,16 @@ type Options struct {
 	FSGroup  *int64  // everything belongs to this group, as kubelet's fsGroup has it
 }
 
-// allows reports whether a namespace may use the content.
-func (c Content) allows(namespace string) bool {
-	return slices.Contains(c.Namespaces, anybody) || namespace != "" && slices.Contains(c.Namespaces, namespace)
+// format is how the file lists contents.
+var format = watchedlist.Format[Content]{
+	Key: "contents", What: "contents", Has: "name, namespaces, and one of tar, oci and disk",
+	Name:     func(c *Content) *string { return &c.Name },
+	Fields:   fields,
+	Complete: (*Content).complete,
 }
 
-const anybody = "*"
-
-// fields are what an entry may have, and how each is read.
+// fields are what an entry may have besides its name, and how each is read.
 var fields = map[string]func(c *Content, value any) error{
-	"name":       (*Content).setName,
 	"tar":        (*Content).setTar,
 	"oci":        (*Content).setOCI,
 	"disk":       (*Content).setDisk,
@@ -79,37 +78,10 @@ var fields = map[string]func(c *Content, value any) error{
 // sources are the fields of which an entry has one.
 var sources = []string{"tar", "oci", "disk"}
 
-// parseEntry reads an entry. The name is returned with an error too, if it is one.
-func parseEntry(entry map[string]any) (Content, error) {
-	var c Content
-	if entry == nil {
-		return c, errors.New("must be a map, with name, namespaces, and one of tar, oci and disk")
-	}
-	var faults []error
-	for _, key := range slices.Sorted(maps.Keys(entry)) {
-		set, ok := fields[key]
-		if !ok {
-			faults = append(faults, fmt.Errorf("the field %.64q is unknown; there are %s", key,
-				strings.Join(slices.Sorted(maps.Keys(fields)), ", ")))
-			continue
-		}
-		if err := set(&c, entry[key]); err != nil {
-			faults = append(faults, fmt.Errorf("%s %s: %w", key, show(entry[key]), err))
-		}
-	}
-	if len(faults) == 0 {
-		faults = append(faults, c.complete(entry))
-	}
-	// One fault is enough to work on, and a message has one line.
-	return c, faults[0]
-}
-
 // complete checks what several fields say together.
 func (c *Content) complete(entry map[string]any) error {
-	for _, key := range []string{"name", "namespaces"} {
-		if _, ok := entry[key]; !ok {
-			return fmt.Errorf("%s is missing", key)
-		}
+	if _, ok := entry["namespaces"]; !ok {
+		return errors.New("namespaces is missing")
 	}
 	var have []string
 	for _, key := range sources {
@@ -126,46 +98,6 @@ func (c *Content) complete(entry map[string]any) error {
 		}
 	}
 	return nil
-}
-
-// show repeats a value in a message.
-func show(value any) string {
-	switch v := value.(type) {
-	case string:
-		return fmt.Sprintf("%.64q", v)
-	case []any:
-		return "(a list)"
-	case map[string]any:
-		return "(a map)"
-	case nil:
-		return "(empty)"
-	}
-	return fmt.Sprintf("%.64s", fmt.Sprint(value))
-}
-
-// text returns a value that is a string.
-func text(value any, want string) (string, error) {
-	s, ok := value.(string)
-	if !ok {
-		return "", fmt.Errorf("must be %s, in quotes", want)
-	}
-	return s, nil
-}
-
-// label is a DNS label: RFC 1123.
-var label = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
-
-const wantLabel = "1 to 63 lower-case letters, digits and '-', not at either end"
-
-func (c *Content) setName(value any) error {
-	name, err := text(value, wantLabel)
-	if err == nil && !label.MatchString(name) {
-		err = fmt.Errorf("must be %s", wantLabel)
-	}
-	if err == nil {
-		c.Name = name
-	}
-	return err
 }
 
 func (c *Content) setTar(value any) (err error) {
@@ -196,7 +128,7 @@ func (c *Content) setDisk(value any) (err error) {
 const wantFile = `the name of a file in the directory of contents, without "/" and "." at its beginning`
 
 func fileName(value any) (string, error) {
-	name, err := text(value, wantFile)
+	name, err := watchedlist.Text(value, wantFile)
 	if err != nil {
 		return "", err
 	}
@@ -237,20 +169,9 @@ func pin(reference, digest string) string {
 	return name + "@" + digest
 }
 
-func (c *Content) setNamespaces(value any) error {
-	want := fmt.Errorf(`must be a list of namespaces, each %s, or "*" for all`, wantLabel)
-	list, ok := value.([]any)
-	if !ok || len(list) == 0 {
-		return want
-	}
-	for _, v := range list {
-		name, ok := v.(string)
-		if !ok || name != anybody && !label.MatchString(name) {
-			return fmt.Errorf("%s is no namespace: %w", show(v), want)
-		}
-		c.Namespaces = append(c.Namespaces, name)
-	}
-	return nil
+func (c *Content) setNamespaces(value any) (err error) {
+	c.Namespaces, err = watchedlist.ParseNamespaces(value)
+	return err
 }
 
 func (c *Content) setSize(value any) (err error) {
@@ -273,7 +194,7 @@ const maxID = math.MaxUint32 - 1
 
 func (c *Content) setOwner(value any) error {
 	want := fmt.Sprintf(`"UID:GID", two numbers from 0 to %d`, maxID)
-	s, err := text(value, want)
+	s, err := watchedlist.Text(value, want)
 	if err != nil {
 		return err
 	}
@@ -297,7 +218,7 @@ var octal = regexp.MustCompile(`^0?[0-7]{3,4}$`)
 
 func (c *Content) setMode(value any) error {
 	const want = `permission bits as chmod(1) has them, from "0000" to "7777"`
-	s, err := text(value, want)
+	s, err := watchedlist.Text(value, want)
 	if err != nil {
 		return err
 	}

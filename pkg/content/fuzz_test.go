@@ -7,6 +7,8 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"k8s.io/apimachinery/pkg/util/validation"
+
 	"github.com/csi-disktemplate/csi-disktemplate/internal/plain"
 )
 
@@ -20,13 +22,13 @@ func FuzzParse(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, content []byte) {
-		contents, bad, err := parse(content)
+		contents, bad, err := format.Parse(content)
 		var texts []string
 		if err != nil {
 			texts = append(texts, err.Error())
 		}
 		for _, b := range bad {
-			texts = append(texts, b.entry+": "+b.err.Error())
+			texts = append(texts, b.Entry+": "+b.Err.Error())
 		}
 		for _, text := range texts {
 			if !utf8.ValidString(text) || len(text) > 700 {
@@ -38,7 +40,7 @@ func FuzzParse(f *testing.F) {
 		}
 		seen := map[string]bool{}
 		for _, c := range contents {
-			if !label.MatchString(c.Name) || seen[c.Name] || len(c.Namespaces) == 0 || (c.File == "") == (c.Reference == "") ||
+			if len(validation.IsDNS1123Label(c.Name)) > 0 || seen[c.Name] || len(c.Namespaces) == 0 || (c.File == "") == (c.Reference == "") ||
 				c.Size < 0 || c.Kind != Tar && c.Kind != Disk || c.Kind == Disk && c.Options != (Options{}) {
 				t.Errorf("accepted %+v", c)
 			}

@@ -10,34 +10,17 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 )
 
-// maxShown is how many entries are shown one by one.
+// maxShown is how many contents are shown one by one.
 const maxShown = 20
 
 // Conditions are those that leave the plugin ready: the list cannot be read, an entry of it is wrong, the
 // source of a content cannot be read. At most 20 of each are shown.
 func (c *Contents) Conditions() []health.Condition {
-	return append(c.listConditions(), c.sourceConditions()...)
-}
-
-func (c *Contents) listConditions() (found []health.Condition) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	const remedy = "correct it; what it listed before stays listed"
-	switch {
-	case c.unread != nil:
-		found = append(found, failed(c.cfg.Path, fmt.Sprintf("the list of contents cannot be read: %v", c.unread), remedy))
-	case c.invalid != nil:
-		found = append(found, failed(c.cfg.Path, fmt.Sprintf("the list of contents %s: %v", c.cfg.Path, c.invalid), remedy))
-	}
-	for _, b := range c.bad[:min(len(c.bad), maxShown)] {
-		found = append(found, failed(c.cfg.Path+": "+b.entry,
-			fmt.Sprintf("%s of the list of contents %s is left out: %v", b.entry, c.cfg.Path, b.err), ""))
-	}
-	return found
+	return append(c.list.Conditions(health.ContentFailed), c.sourceConditions()...)
 }
 
 func (c *Contents) sourceConditions() (found []health.Condition) {
-	for _, content := range c.all() {
+	for _, content := range c.list.All() {
 		if err := c.sourceError(content); err != nil && len(found) < maxShown {
 			found = append(found, failed(content.Name, fmt.Sprintf("content %q: %v", content.Name, err),
 				"the plugin tries again"))

@@ -9,12 +9,13 @@ import (
 	"testing"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/plain"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/watchedlist"
 )
 
 const sha = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 func TestParse(t *testing.T) {
-	contents, bad, err := parse([]byte(`# what the shop uses
+	contents, bad, err := format.Parse([]byte(`# what the shop uses
 contents:
 - name: postgres-16
   tar: postgres-16.tar.zst
@@ -49,7 +50,7 @@ cirros disk  quay.io/containerdisks/cirros:1 [vms] 0
 		t.Errorf("options are %+v", o)
 	}
 	for _, nothing := range []string{"", "# nothing", "contents:", "contents: []", "{}", "null"} {
-		if contents, bad, err := parse([]byte(nothing)); len(contents)+len(bad) > 0 || err != nil {
+		if contents, bad, err := format.Parse([]byte(nothing)); len(contents)+len(bad) > 0 || err != nil {
 			t.Errorf("%q: %v %v %v", nothing, contents, bad, err)
 		}
 	}
@@ -57,7 +58,7 @@ cirros disk  quay.io/containerdisks/cirros:1 [vms] 0
 
 // TestParseJSON: JSON is YAML too.
 func TestParseJSON(t *testing.T) {
-	contents, bad, err := parse([]byte(`{"contents": [{"name": "a", "tar": "a.tar", "namespaces": ["*"], "fsGroup": 0}]}`))
+	contents, bad, err := format.Parse([]byte(`{"contents": [{"name": "a", "tar": "a.tar", "namespaces": ["*"], "fsGroup": 0}]}`))
 	if len(contents) != 1 || len(bad) > 0 || err != nil || *contents[0].Options.FSGroup != 0 {
 		t.Errorf("%v %v %v", contents, bad, err)
 	}
@@ -111,12 +112,12 @@ func TestBadEntries(t *testing.T) {
 		`- {name: a, tar: x, namespaces: [ci], fsGroup: 1.5}`:          `fsGroup 1.5: must be a number`,
 		`- {name: good, tar: x, namespaces: [ci]}`:                     "entry 2 (good): another entry before it has the same name",
 	} {
-		contents, bad, err := parse([]byte("contents:\n" + good + entry + "\n" + strings.ReplaceAll(good, "name: good", "name: better")))
+		contents, bad, err := format.Parse([]byte("contents:\n" + good + entry + "\n" + strings.ReplaceAll(good, "name: good", "name: better")))
 		if err != nil || len(contents) != 2 || contents[1].Name != "better" || len(bad) != 1 {
 			t.Errorf("%s: %v %v %v", entry, contents, bad, err)
 			continue
 		}
-		text := bad[0].entry + ": " + bad[0].err.Error()
+		text := bad[0].Entry + ": " + bad[0].Err.Error()
 		if !strings.Contains(text, says) {
 			t.Errorf("%s\nis told %s\nwant    %s", entry, text, says)
 		}
@@ -139,7 +140,7 @@ func TestBadFile(t *testing.T) {
 		"\x00\xff":                         "it is no",
 		"a: &a [*a]":                       "it is no",
 	} {
-		contents, bad, err := parse([]byte(file))
+		contents, bad, err := format.Parse([]byte(file))
 		if err == nil || len(contents)+len(bad) > 0 || !strings.Contains(err.Error(), says) {
 			t.Errorf("%q: %v, want %s", file, err, says)
 			continue
@@ -150,12 +151,12 @@ func TestBadFile(t *testing.T) {
 	}
 	var many strings.Builder
 	many.WriteString("contents:\n")
-	for i := range maxContents + 2 {
+	for i := range watchedlist.MaxEntries + 2 {
 		fmt.Fprintf(&many, "- {name: c%d, tar: a, namespaces: [ci]}\n", i)
 	}
-	contents, bad, err := parse([]byte(many.String()))
-	if len(contents) != maxContents || len(bad) != 2 || err != nil || !strings.Contains(bad[0].err.Error(), "list fewer") {
-		t.Errorf("of %d contents %d count; bad are %v, %v", maxContents+2, len(contents), bad, err)
+	contents, bad, err := format.Parse([]byte(many.String()))
+	if len(contents) != watchedlist.MaxEntries || len(bad) != 2 || err != nil || !strings.Contains(bad[0].Err.Error(), "list fewer") {
+		t.Errorf("of %d contents %d count; bad are %v, %v", watchedlist.MaxEntries+2, len(contents), bad, err)
 	}
 }
 
