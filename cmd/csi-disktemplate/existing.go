@@ -57,8 +57,8 @@ func restartWithPool(ctx context.Context, dir string) error {
 	return process.Restart()
 }
 
-// inPod is the line that runs a command in the plugin's pod on a node, with the flags that the
-// user gave. The directories are left out: the pod has its own.
+// inPod is the line that runs a command in the plugin's pod on a node, with the flags and arguments
+// that the user gave. The directories are left out: the pod has its own.
 func inPod(cmd *cobra.Command, node string) string {
 	const namespace = "csi-disktemplate"
 	line := []string{
@@ -74,7 +74,7 @@ func inPod(cmd *cobra.Command, node string) string {
 			line = append(line, "--"+f.Name+"="+f.Value.String())
 		}
 	})
-	return strings.Join(line, " ")
+	return strings.Join(append(line, cmd.Flags().Args()...), " ")
 }
 
 // cleanAllLine is how somebody who reads a message of the plugin runs clean-all on its pool. A

@@ -60,3 +60,23 @@ func TestManifestsFitLines(t *testing.T) {
 		t.Error("the image has the binary where PATH does not reach it")
 	}
 }
+
+// TestInPod checks the line that a command recommends which cannot open the pool.
+func TestInPod(t *testing.T) {
+	for want, args := range map[string][]string{
+		"-- csi-disktemplate clean-all --dry-run --output=json":               {"clean-all", "--pool", "/x", "--dry-run", "-o", "json"},
+		"-- csi-disktemplate golden rm shop/cache@3 go-modules":               {"golden", "rm", "shop/cache@3", "--pool", "/x", "go-modules"},
+		"-- csi-disktemplate golden promote --snapshot=snapshot-1 shop/cache": {"golden", "promote", "--snapshot", "snapshot-1", "shop/cache"},
+	} {
+		cmd, rest, err := newCommand().Find(args)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.ParseFlags(rest); err != nil {
+			t.Fatal(err)
+		}
+		if got := inPod(cmd, "node1"); !strings.HasSuffix(got, want) || !strings.Contains(got, "spec.nodeName=node1)") {
+			t.Errorf("%v: %q, want %q", args, got, want)
+		}
+	}
+}

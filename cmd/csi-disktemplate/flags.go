@@ -43,6 +43,7 @@ type pluginOptions struct {
 	vm                           vmformat.Config
 	prewarm                      prewarm.Config
 	contents                     contentOptions
+	goldens                      goldenOptions
 }
 
 func (o *pluginOptions) add(f *pflag.FlagSet) {
@@ -66,6 +67,7 @@ func (o *pluginOptions) add(f *pflag.FlagSet) {
 		"how many volumes of all kinds are kept ready; each takes up to 5 MiB of memory and 2 MiB of the pool; 0 means none")
 	addPrewarm(f, &o.prewarm)
 	addContents(f, &o.contents)
+	addGoldens(f, &o.goldens)
 	addPool(f, &o.pool)
 	addValue(f, &o.pool.NodeHeadroom, "node-headroom", "20%", poolShare,
 		"space that new volumes leave free on a filesystem that is kubelet's too; kubelet evicts pods below 10% (nodefs) and 15% (imagefs)")

@@ -382,6 +382,7 @@ func TestConditionMetric(t *testing.T) {
 csi_disktemplate_condition{code="ContentFailed"} 0
 csi_disktemplate_condition{code="DiskImageGrown"} 0
 csi_disktemplate_condition{code="FormatterUnavailable"} 1
+csi_disktemplate_condition{code="GoldenFailed"} 0
 csi_disktemplate_condition{code="New"} 1
 csi_disktemplate_condition{code="NotRegistered"} 0
 csi_disktemplate_condition{code="PoolFull"} 1
@@ -477,6 +478,12 @@ func TestHelp(t *testing.T) {
 		{[]string{"format"}, append([]string{"--size", "--label", "--option", "-o, --output", "raw", "Example"}, diskfs.Names()...)},
 		{[]string{"clean-all"}, []string{"--pool", `(default "/var/lib/csi-disktemplate")`, "--dry-run", "-o, --output", "lock", "Example"}},
 		{[]string{"gc"}, []string{"--pool", `(default "/var/lib/csi-disktemplate")`, "--dry-run", "-o, --output", "--kubelet-dir", "KUBELET_DIR", "Example"}},
+		{[]string{"golden"}, []string{"list", "describe", "promote", "snapshot", "rm", "beside the plugin"}},
+		{[]string{"golden", "list"}, []string{"--pool", "-o, --output", "OWN", "Example"}},
+		{[]string{"golden", "describe"}, []string{"--pool", "-o, --output", "Example"}},
+		{[]string{"golden", "rm"}, []string{"--pool", "Example"}},
+		{[]string{"golden", "promote"}, []string{"--snapshot", "--content", "--contents", "--size", "--fs", "--golden-generations", "Example"}},
+		{[]string{"golden", "snapshot"}, []string{"--node", "NODE_NAME", "--namespace", "--driver-name", "Example"}},
 	} {
 		var out bytes.Buffer
 		cmd := newCommand()

@@ -62,11 +62,15 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	}
 	store := template.NewStore(templateConfig(o, p, builder, registry))
 	defer store.Close()
+	goldens, sharingConditions, err := o.goldens.goldens(p)
+	if err != nil {
+		return err
+	}
 	metrics := driver.NewMetrics(registry)
 	volumes, err := volume.NewManager(volume.Config{
 		Pool: p, Templates: store, TargetRoot: o.kubeletDir, GrowFilesystem: growfs.Grow, Headroom: o.headroom, Overcommit: o.overcommit, Limits: o.limits,
 		DefaultDurability: o.durability, Cloned: metrics.Cloned, Spare: builder.spare, Warm: o.warm, WarmMost: o.warmMost,
-		Content: builder.content(),
+		Content: builder.content(), Goldens: goldens,
 	})
 	if err != nil {
 		return err
@@ -76,7 +80,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	logStart(o, p, formatter)
 	o.prewarm.Templates = store
 	prewarmer := prewarm.New(o.prewarm)
-	healthy := watched(volumes.PoolHealth, volumes.DiskHealth, formatter.Conditions, prewarmer.Conditions, builder.conditions)
+	healthy := watched(volumes.PoolHealth, volumes.DiskHealth, formatter.Conditions, prewarmer.Conditions, builder.conditions, volumes.GoldenHealth, sharingConditions)
 	healthy() // logs what is wrong from the start
 	ready := joined(healthy, stamped(prewarmer.Pending))
 	if registration != nil {
@@ -84,7 +88,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	}
 	registry.MustRegister(conditionMetric(ready), prewarmMetric(prewarmer.Counts))
 	registerEnding(registry, volumes.Ending)
-	registry.MustRegister(warmMetrics{volumes}, contentMetrics{builder})
+	registry.MustRegister(warmMetrics{volumes}, contentMetrics{builder}, goldenMetrics{volumes})
 	go readAhead(formatter)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {

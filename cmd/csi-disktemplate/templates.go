@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/content"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
@@ -111,6 +112,7 @@ type buildOptions struct {
 	formatOptions
 	pool, content string
 	contents      contentOptions
+	accept        func(diskfs.Spec) error // refuses what the command has no use for; may be nil
 }
 
 func newTemplateBuildCommand() *cobra.Command {
@@ -133,20 +135,40 @@ content that --contents names; if that is a whole disk, it decides all but its n
 			return buildTemplate(cmd.Context(), p, o, cmd.OutOrStdout())
 		},
 	}
-	f := cmd.Flags()
+	o.add(cmd.Flags(), "what the template is born with: a `name` from --contents (default: nothing)")
+	return cmd
+}
+
+// add adds the flags. content is the usage of --content.
+func (o *buildOptions) add(f *pflag.FlagSet, content string) {
 	addExistingPool(f, &o.pool)
 	o.addSpec(f)
-	f.StringVar(&o.content, "content", "", "what the template is born with: a `name` from --contents (default: nothing)")
+	f.StringVar(&o.content, "content", "", content)
 	addContents(f, &o.contents)
 	addVM(f, &o.vm)
-	return cmd
 }
 
 // tellInterval is the time between two lines that say how far a build has come.
 const tellInterval = 2 * time.Second
 
-// buildTemplate builds a template, and prints what it does meanwhile.
+// buildTemplate builds a template, unless it is there, and prints what it does meanwhile.
 func buildTemplate(ctx context.Context, p *pool.Pool, o buildOptions, out io.Writer) error {
+	began := time.Now()
+	return o.withTemplate(ctx, p, out, func(t *template.Template) error {
+		how := "was there"
+		if !t.Hit {
+			how = fmt.Sprintf("was built in %s", time.Since(began).Round(time.Millisecond))
+		}
+		_, err := fmt.Fprintf(out, "Template %s (%s) %s.\n", t.Key, t.Spec, how)
+		return err
+	})
+}
+
+// withTemplate has a template, builds it if it is not there, and closes it after its use. While it builds, it
+// prints how far that has come.
+func (o buildOptions) withTemplate(
+	ctx context.Context, p *pool.Pool, out io.Writer, use func(*template.Template) error,
+) error {
 	formatter, err := newFormatter(o.vm, p.CacheDir())
 	if err != nil {
 		return err
@@ -156,27 +178,26 @@ func buildTemplate(ctx context.Context, p *pool.Pool, o buildOptions, out io.Wri
 		return err
 	}
 	spec, err := o.specOf(ctx, b)
+	if err == nil && o.accept != nil {
+		err = o.accept(spec)
+	}
 	if err != nil {
 		return err
 	}
-	store := template.NewStore(template.Config{Pool: p, Fingerprint: b.fingerprint, Resolve: b.resolve, Format: b.format, Progress: b.progress})
+	store := template.NewStore(template.Config{
+		Pool: p, Fingerprint: b.fingerprint, Resolve: b.resolve, Format: b.format, Progress: b.progress,
+	})
 	defer store.Close()
 	told, stop := context.WithCancel(ctx)
 	defer stop()
 	go b.tellOn(told, spec, out)
-	began := time.Now()
 	t, err := store.Ensure(ctx, spec)
 	stop()
 	if err != nil {
 		return err
 	}
 	defer t.Close()
-	how := "was there"
-	if !t.Hit {
-		how = fmt.Sprintf("was built in %s", time.Since(began).Round(time.Millisecond))
-	}
-	_, err = fmt.Fprintf(out, "Template %s (%s) %s.\n", t.Key, spec, how)
-	return err
+	return use(t)
 }
 
 // specOf is the template's spec. A content that is a whole disk decides it.

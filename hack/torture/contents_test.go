@@ -451,14 +451,16 @@ func (n *node) fillContents(ctx context.Context, l *ledger) error {
 	return nil
 }
 
-// whileBuilding does something while templates with contents are built.
+// whileBuilding does something while templates with contents are built, unless there are only jobs.
 func (n *node) whileBuilding(ctx context.Context, l *ledger, do func()) {
 	n.t.Helper()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	var g errgroup.Group
-	g.Go(func() error { return n.buildContents(ctx, l) })
-	g.Go(func() error { return n.fillContents(ctx, l) })
+	if !n.onlyJobs {
+		g.Go(func() error { return n.buildContents(ctx, l) })
+		g.Go(func() error { return n.fillContents(ctx, l) })
+	}
 	do()
 	stop()
 	n.must("building templates with contents", g.Wait())

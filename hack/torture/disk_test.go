@@ -38,6 +38,8 @@ type disk struct {
 
 	content string // what it is born with; "" is nothing
 
+	from, commitTo string // the golden that it starts from, and the one that it becomes a generation of
+
 	volatile bool
 }
 
@@ -99,10 +101,21 @@ func (n *node) volume(d *disk) *harness.Volume {
 		if d.content != "" {
 			attributes["content"] = d.content
 		}
+		d.lineage(attributes)
 		v = n.Inline(d.id, d.fs, harness.Pod{Namespace: namespace, Name: "pod-of-" + d.id, UID: d.pod()}, attributes)
 	}
 	n.must("making kubelet's directories", v.MakeDirs())
 	return v
+}
+
+// lineage adds what attributes or parameters say of a disk's goldens.
+func (d *disk) lineage(to map[string]string) {
+	if d.from != "" {
+		to["from"] = d.from
+	}
+	if d.commitTo != "" {
+		to["commitTo"] = d.commitTo
+	}
 }
 
 func (n *node) create(d *disk) error {
@@ -114,7 +127,10 @@ func (n *node) create(d *disk) error {
 		parameters["publishAs"] = "diskImage"
 	}
 	if d.content != "" {
-		parameters["content"], parameters["csi.storage.k8s.io/pvc/namespace"] = d.content, namespace
+		parameters["content"] = d.content
+	}
+	if d.lineage(parameters); d.content+d.from+d.commitTo != "" {
+		parameters["csi.storage.k8s.io/pvc/namespace"] = namespace
 	}
 	r := harness.CreateRequest(d.id, d.bytes, d.capability(), parameters)
 	r.VolumeContentSource = d.source

@@ -28,16 +28,31 @@ type entry struct {
 	words      []string // it holds one of these; "" stands for nothing yet
 }
 
-// ledger has every volume and snapshot whose creation has begun, until its deletion is answered.
+// goldenEntry says what a golden may have if the power is cut now.
+type goldenEntry struct {
+	fs    string
+	words []string // of the jobs whose work it has: one of these; "" stands for no golden yet
+	ever  []string // the same since the beginning
+	// under has the jobs whose commits have begun and not ended. Those whose value is true had no other one beside
+	// them.
+	under map[string]bool
+}
+
+// ledger has every volume and snapshot whose creation has begun, until its deletion is answered, and every golden for
+// good.
 type ledger struct {
 	mu      sync.Mutex
 	entries map[string]entry
+	goldens map[string]goldenEntry
+	commits int // how many have ended
 	ended   int // how many came and went
 	// built has the contents or labels of templates that were built meanwhile.
 	built []string
 }
 
-func newLedger() *ledger { return &ledger{entries: map[string]entry{}} }
+func newLedger() *ledger {
+	return &ledger{entries: map[string]entry{}, goldens: map[string]goldenEntry{}}
+}
 
 // change changes an entry in one step.
 func (l *ledger) change(d *disk, change func(*entry)) {
@@ -92,10 +107,59 @@ func (l *ledger) copy() map[string]entry {
 	return maps.Clone(l.entries)
 }
 
-// during does something while the ledger stands still, and returns its entries.
-func (l *ledger) during(do func()) map[string]entry {
+// during does something while the ledger stands still, and returns its entries, and those of goldens.
+func (l *ledger) during(do func()) (map[string]entry, map[string]goldenEntry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	do()
-	return maps.Clone(l.entries)
+	return maps.Clone(l.entries), maps.Clone(l.goldens)
+}
+
+// golden returns what is known of a golden.
+func (l *ledger) golden(name string) goldenEntry {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.ofGolden(name)
+}
+
+func (l *ledger) ofGolden(name string) goldenEntry {
+	if g, known := l.goldens[name]; known {
+		return g
+	}
+	return goldenEntry{words: []string{""}, ever: []string{""}, under: map[string]bool{}}
+}
+
+// committing enters that a job's commit begins. From now on the golden may have its work.
+func (l *ledger) committing(d *disk, word string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	g := l.ofGolden(d.commitTo)
+	g.fs, g.under = d.fs, maps.Clone(g.under)
+	g.words, g.ever = append(slices.Clone(g.words), word), append(slices.Clone(g.ever), word)
+	for other := range g.under {
+		g.under[other] = false
+	}
+	g.under[word] = len(g.under) == 0
+	l.goldens[d.commitTo] = g
+}
+
+// committed enters that a commit has ended, and whether its generation has been seen. It reports whether no other was
+// beside it: then the golden has the job's work, or what it had before.
+func (l *ledger) committed(d *disk, word string, seen bool) (alone bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	g := l.ofGolden(d.commitTo)
+	switch alone = g.under[word]; {
+	case alone && seen:
+		g.words = []string{word}
+	case alone:
+		g.words = slices.DeleteFunc(slices.Clone(g.words), func(w string) bool { return w == word })
+	}
+	if seen {
+		l.commits++
+	}
+	g.under = maps.Clone(g.under)
+	delete(g.under, word)
+	l.goldens[d.commitTo] = g
+	return alone
 }

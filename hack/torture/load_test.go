@@ -70,9 +70,9 @@ func (w *worker) pause() { time.Sleep(time.Duration(w.rand.IntN(20)) * time.Mill
 // work works until ctx ends, and leaves nothing.
 func (w *worker) work(ctx context.Context) error {
 	for ctx.Err() == nil {
-		life := w.claimLife
-		if w.perhaps(2) {
-			life = w.inlineLife
+		life := []func() error{w.claimLife, w.claimLife, w.inlineLife, w.inlineLife, w.jobLife}[w.rand.IntN(5)]
+		if w.onlyJobs {
+			life = w.jobLife
 		}
 		if err := life(); err != nil {
 			return fmt.Errorf("%s: %w", w.name, err)
@@ -403,9 +403,11 @@ func TestRandomKills(t *testing.T) {
 		if left := l.copy(); len(left) > 0 {
 			t.Errorf("the workers left %d volumes and snapshots: %v", len(left), slices.Sorted(maps.Keys(left)))
 		}
+		goldens := n.mustHaveGoldens("after all", l.goldens) // each has its last generation
 		if now := n.templates(); !slices.Equal(now, templates) {
 			t.Errorf("there were the templates %v, there are %v", templates, now)
 		}
 		t.Logf("killed %d times; %d volumes and snapshots came and went", kills, l.ended)
+		t.Logf("of %d goldens %d generations were made", goldens, l.commits)
 	}, onXFS.keepingReady(), onBtrfs.keepingReady(), inLoopback.keepingReady())
 }

@@ -76,6 +76,9 @@ type node struct {
 	emptied int
 	// What power cuts left of contents: blobs, and templates that were built once more, since their build was not answered.
 	leftBlobs, unfinished int
+	// How many goldens power cuts had to leave, and how many volumes they left that waited for their commit.
+	leftGoldens, leftCommits int
+	onlyJobs                 bool // workers do nothing else
 	// How often a claim could not be used because a neighbour had filled the disk.
 	setbacks atomic.Int64
 	// One connection outlives all plugins, as a sidecar's does.
@@ -155,7 +158,7 @@ func (n *node) launch() {
 	n.t.Helper()
 	n.Plugin = harnesstest.Launch(n.t, n.Node, harness.Command{
 		Binary: testenv.FailingBinary(n.t, n.race), ID: "node",
-		Flags: append([]string{"--accel", "tcg", "--headroom", "0"}, append(n.contents.flags(), n.base.flags(n.Pool)...)...),
+		Flags: append([]string{"--accel", "tcg", "--headroom", "0", "--goldens"}, append(n.contents.flags(), n.base.flags(n.Pool)...)...),
 		Env:   []string{failpoint.Env + "=" + n.fail, failpoint.InitEnv + "=" + testenv.Binary(n.t), failpoint.BootEnv + "=" + n.boot, "GORACE=halt_on_error=1 exitcode=66"},
 	})
 }
@@ -228,23 +231,37 @@ func (n *node) trace() []string {
 }
 
 // volumes lists what there is of volumes: images, loop devices, mounts, and processes that hold a half-made file. It also
-// lists blobs that are not whole.
+// lists volumes that wait for their commit, and blobs that are not whole.
 func (n *node) volumes() string {
 	n.t.Helper()
-	found := harnesstest.Find(n.t, n.Node)
-	for _, dir := range []string{"volumes", "snapshots", "templates", "cache/blobs"} {
+	found := append(harnesstest.Find(n.t, n.Node), n.kept()...)
+	for _, dir := range []string{"volumes", "snapshots", "templates", "goldens", "cache/blobs"} {
 		holders, err := process.HoldingUnnamed(filepath.Join(n.Pool, dir))
 		if err != nil {
 			n.t.Fatal(err)
 		}
 		for _, h := range holders {
-			// The plugin has unnamed volumes, which are ready, and parts of blobs. Of templates it has none but in a build.
-			if n.Plugin == nil || h.PID != n.PID() || dir == "templates" {
+			// The plugin has unnamed volumes, which are ready, and parts of blobs. Of templates it has none but in a
+			// build, and of goldens none but in a commit.
+			if n.Plugin == nil || h.PID != n.PID() || dir == "templates" || dir == "goldens" {
 				found = append(found, fmt.Sprintf("process %d with %s", h.PID, h.File))
 			}
 		}
 	}
 	return strings.Join(append(found, n.tornBlobs()...), " ")
+}
+
+// kept lists the volumes that wait for their commit.
+func (n *node) kept() (names []string) {
+	n.t.Helper()
+	entries, err := os.ReadDir(filepath.Join(n.Pool, "commits"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		n.t.Fatal(err)
+	}
+	for _, e := range entries {
+		names = append(names, "commits/"+e.Name())
+	}
+	return names
 }
 
 // mustHave compares the volumes with what there should be.

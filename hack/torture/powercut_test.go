@@ -32,14 +32,25 @@ import (
 type powercut struct {
 	image   string
 	entries map[string]entry
+	goldens map[string]goldenEntry
 	built   []string // the contents or labels of templates that were built meanwhile
 	fills   bool     // a template that was to be filled at this moment, or later, is asked for
 }
 
 // TestPowerCut cuts the power again and again while volumes come and go. Afterwards every volume, snapshot and template
 // whose call had answered is there and whole. One whose call had not is there and whole, or missing until the call is
-// repeated. A volatile volume is empty, and no other drops flushes.
+// repeated. A volatile volume is empty, and no other drops flushes. A golden has a generation that is whole: the last
+// one whose commit had ended, or a later one. After the power cut nothing is committed of what began before it.
 func TestPowerCut(t *testing.T) {
+	powerCuts(t, count(t, 12), false)
+}
+
+// TestPowerCutInGoldens does the same while only jobs come and go, which start from goldens and commit to them.
+func TestPowerCutInGoldens(t *testing.T) {
+	powerCuts(t, count(t, 6), true)
+}
+
+func powerCuts(t *testing.T, times int, onlyJobs bool) {
 	random := seeded(t)
 	for _, b := range []base{onXFS.keepingReady(), onBtrfs.keepingReady(), inLoopback.keepingReady()} {
 		t.Run(b.name, func(t *testing.T) {
@@ -49,12 +60,14 @@ func TestPowerCut(t *testing.T) {
 			kind.Format(t, live, 6<<30)
 			at := mount(t, kind, live)
 			n := newNode(t, b, at)
-			n.race = !thorough
+			n.race, n.onlyJobs = !thorough, onlyJobs
 			n.nameFresh()
 			n.start()
 			n.warm()
-			n.warmContents()
-			cuts := n.cut(random, outside, live, count(t, 12))
+			if !onlyJobs {
+				n.warmContents()
+			}
+			cuts := n.cut(random, outside, live, times)
 			n.mustEnd()
 			b.unmount(t, at)
 			unmount(t, at)
@@ -69,6 +82,10 @@ func TestPowerCut(t *testing.T) {
 				}
 			}
 			t.Logf("%d power cuts, with %d volumes and snapshots that had to be there; %d volatile ones were made again", len(cuts), held, n.emptied)
+			t.Logf("%d goldens had to be there, and %d volumes were found that waited for their commit", n.leftGoldens, n.leftCommits)
+			if onlyJobs {
+				return
+			}
 			t.Logf("of contents there were %d blobs; %d templates were built once more", n.leftBlobs, n.unfinished)
 			if held == 0 {
 				t.Error("there was never anything to lose")
@@ -112,17 +129,21 @@ func (n *node) cut(random *rand.Rand, outside, live string, times int) []powercu
 	l.creating(kept)
 	n.must("a volatile volume", n.run(use(kept, word)...))
 	l.there(kept)
+	stays := n.markForGood(l)
 	testenv.Run(n.t, "sync", "--file-system", n.Pool) // every cut has it, with what was written to it
 	var cuts []powercut
 	n.underLoad(random, l, func(ctx context.Context) {
 		n.whileBuilding(ctx, l, func() {
 			for i := 0; i < times && ctx.Err() == nil; i++ { // it ends when a worker fails
 				time.Sleep(time.Duration(20+random.IntN(300)) * time.Millisecond)
+				if n.onlyJobs { // one job after the other, some of them whole
+					time.Sleep(time.Duration(random.IntN(1000)) * time.Millisecond)
+				}
 				c := powercut{image: filepath.Join(outside, fmt.Sprint("cut-", i)), fills: thorough || i == times-1}
 				dst, err := os.OpenFile(c.image, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 				n.must("the copy", err)
 				// The ledger stands still: calls that are answered now are entered after the copy.
-				c.entries = l.during(func() {
+				c.entries, c.goldens = l.during(func() {
 					err = reflink.Clone(dst, src)
 					c.built = slices.Clone(l.built)
 				})
@@ -132,6 +153,7 @@ func (n *node) cut(random *rand.Rand, outside, live string, times int) []powercu
 		})
 	})
 	n.must("the volatile volume", n.unpublish(kept))
+	n.must("a job that ended without the mark", n.run(unmark(stays), unpublish(stays)))
 	n.mustHave("after all", "")
 	return cuts
 }
@@ -162,7 +184,15 @@ func (n *node) after(mounted string, c powercut, random *rand.Rand, when string)
 		}
 	}
 	n.anotherBoot()
+	var before []string
+	if !n.base.loopback { // the plugin mounts that pool
+		before = n.wholeGoldens(when)
+		n.leftCommits += len(n.kept())
+	}
 	n.start()
+	if n.base.loopback {
+		before = n.wholeGoldens(when)
+	}
 	n.leftBlobs += len(n.blobs())
 	if torn := n.tornBlobs(); torn != nil {
 		n.t.Fatalf("%s: %v", when, torn)
@@ -208,8 +238,14 @@ func (n *node) after(mounted string, c powercut, random *rand.Rand, when string)
 			n.must(when+": "+id, n.afterClaim(e))
 		}
 	}
+	if now := n.wholeGoldens(when); !slices.Equal(now, before) {
+		n.t.Fatalf("%s: there were the goldens %q, and something was committed or lost: there are %q", when, before, now)
+	}
+	n.leftGoldens += n.mustHaveGoldens(when, c.goldens)
 	n.must(when+": templates", n.templatesServe(c.built))
-	n.must(when+": contents", n.afterContents(c))
+	if !n.onlyJobs {
+		n.must(when+": contents", n.afterContents(c))
+	}
 	n.mustHave(when, "")
 	n.kill()
 	log, err := os.ReadFile(n.Log)

@@ -46,10 +46,16 @@ func holds(d *disk, words ...string) step {
 	return on("read", d, func(n *node, d *disk) error { return n.holds(d, words...) })
 }
 
+func work(d *disk, word string) step {
+	return on("do a job in", d, func(n *node, d *disk) error { return n.writeWork(d, word) })
+}
+
 func lacks(d *disk) step   { return on("find nothing in", d, (*node).lacks) }
 func born(d *disk) step    { return on("find the content in", d, (*node).born) }
 func flushes(d *disk) step { return on("look at the device of", d, (*node).flushes) }
 func endIn(d *disk) step   { return on("unpublish and end", d, (*node).endIn) }
+func mark(d *disk) step    { return on("ask for the commit of", d, (*node).mark) }
+func unmark(d *disk) step  { return on("take back the mark of", d, (*node).unmark) }
 func reboot(d *disk) step  { return on("reboot the node of", d, (*node).reboot) }
 
 func expand(d *disk, bytes int64) step {

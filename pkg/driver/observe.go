@@ -116,13 +116,16 @@ func (m *Metrics) Cloned(hit bool) {
 	m.templates.WithLabelValues(result).Inc()
 }
 
-// met logs whether a request's volume existed, whether its template did, and how durable it is.
+// met logs whether a request's volume existed, whether its template did, what golden it started from, and how durable it is.
 func met(ctx context.Context, r volume.Result) {
 	if r.Durability != "" {
 		note(ctx, "durability", r.Durability)
 	}
 	if r.Existed {
 		note(ctx, "existed", true)
+	}
+	if r.Golden != "" {
+		note(ctx, "golden", r.Golden)
 	}
 	if r.Template == "" {
 		return

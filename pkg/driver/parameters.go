@@ -19,8 +19,9 @@ import (
 
 // class is what the parameters of a StorageClass say, one field for each.
 type class struct {
-	fsType        *diskfs.Filesystem // nil: not given
-	content       string             // "": not given
+	fsType  *diskfs.Filesystem // nil: not given
+	content string             // "": not given
+	image.Lineage
 	format        string
 	formatGiven   bool
 	formatOptions string
@@ -77,6 +78,10 @@ var classParameters = []classParameter{
 		c.publishAs, err = mountMode("parameter "+paramPublishAs, v)
 		return err
 	}},
+	{attrFrom, func(c *class, v string) error { return givenText(&c.From, "parameter "+attrFrom, v) }},
+	{attrOrElse, func(c *class, v string) error { return givenText(&c.OrElse, "parameter "+attrOrElse, v) }},
+	{attrCommitTo, func(c *class, v string) error { return givenText(&c.CommitTo, "parameter "+attrCommitTo, v) }},
+	{attrCommitWhen, func(c *class, v string) error { return givenText(&c.CommitWhen, "parameter "+attrCommitWhen, v) }},
 	{paramFSType, func(c *class, v string) (err error) {
 		c.fsType, err = filesystemNamed("parameter "+paramFSType, v)
 		return err
@@ -184,7 +189,10 @@ func classRequest(capabilities []*csi.VolumeCapability, params map[string]string
 		r.Mode = image.ModeBlock
 	}
 	r.Provisioning, r.Namespace = c.provisioning, params[paramNamespace]
-	r.Spec, err = c.spec(r.Mode, u.Filesystem)
+	r.Lineage = c.Lineage
+	if r.Spec, err = c.spec(r.Mode, u.Filesystem); err == nil {
+		err = r.Validate()
+	}
 	r.DefaultSpec = u.Filesystem == "" && c.format == "" && c.label == "" && c.formatOptions == ""
 	return r, err
 }
@@ -235,8 +243,8 @@ func (c class) spec(mode image.Mode, fsType string) (diskfs.Spec, error) {
 		return spec, invalid("%s %.64q: must be one of %s", field, name, strings.Join(allowed, ", "))
 	}
 	spec = diskfs.Spec{Filesystem: fs.Name, Label: c.label, Content: c.content}
-	if c.content != "" && !c.formatGiven && fsType == "" {
-		spec.Filesystem = "" // the content decides
+	if (c.content != "" || c.From != "") && !c.formatGiven && fsType == "" {
+		spec.Filesystem = "" // the content or golden decides
 	}
 	if spec.Options, err = formatOptions(c.formatOptions); err != nil {
 		return spec, err

@@ -114,7 +114,7 @@ const gibibyte = 1 << 30
 
 // TestBadClaimRequest reads the messages as the owner of a claim finds them in its events.
 func TestBadClaimRequest(t *testing.T) {
-	const allowed = "content, format, formatOptions, label, provisioning, publishAs"
+	const allowed = "content, format, formatOptions, label, provisioning, publishAs, from, orElse, commitTo, commitWhen"
 	bad, outside := codes.InvalidArgument, codes.OutOfRange
 	for name, c := range map[string]struct {
 		req    *csi.CreateVolumeRequest
@@ -136,6 +136,10 @@ func TestBadClaimRequest(t *testing.T) {
 		"format of a mount":   {req: create(mounted("ext4"), "format", "xfs"), code: bad, says: []string{"format", `"xfs"`, "fsType"}},
 		"format":              {req: create(device(), "format", "zfs"), code: bad, says: []string{"format", `"zfs"`, "none, btrfs, ext4, xfs"}},
 		"format, raw":         {req: create(device(), "format", "raw"), code: bad, says: []string{"format", `"raw"`, "none, btrfs, ext4, xfs"}},
+		"from":                {req: create(mounted(""), "from", "x"), code: bad, says: []string{"parameter from", `"x"`, "golden/NAME or shared/NAME"}},
+		"from, empty":         {req: create(mounted(""), "from", ""), code: bad, says: []string{"parameter from", "empty", "leave it out"}},
+		"commitTo of a disk":  {req: create(device(), "commitTo", "x"), code: bad, says: []string{"parameter commitTo", `"x"`, "mounted filesystems"}},
+		"commitWhen":          {req: create(mounted(""), "commitTo", "x", "commitWhen", "later"), code: bad, says: []string{"parameter commitWhen", `"later"`, "marked, always"}},
 		"content":             {req: create(mounted(""), "content", "a/b"), code: bad, says: []string{"parameter content", `"a/b"`, "lower case letters"}},
 		"content, empty":      {req: create(mounted(""), "content", ""), code: bad, says: []string{"parameter content", "empty", "leave it out"}},
 		"label of nothing":    {req: create(device(), "label", "x"), code: bad, says: []string{"label", `"x"`, "format"}},

@@ -36,9 +36,15 @@ const (
 	attrSize       = "size"
 	attrLabel      = "label"
 	attrPublishAs  = "publishAs"
+	attrFrom       = "from" // this and the next three are also parameters of a StorageClass
+	attrOrElse     = "orElse"
+	attrCommitTo   = "commitTo"
+	attrCommitWhen = "commitWhen"
 )
 
-var attributes = []string{attrContent, attrDurability, attrLabel, attrPublishAs, attrSize}
+var attributes = []string{
+	attrCommitTo, attrCommitWhen, attrContent, attrDurability, attrFrom, attrLabel, attrOrElse, attrPublishAs, attrSize,
+}
 
 // inlineRequest checks a NodePublishVolume request for an inline volume, and makes the
 // request of package volume from it. It looks at nothing but the request.
@@ -63,6 +69,9 @@ func inlineRequest(req *csi.NodePublishVolumeRequest) (volume.InlineRequest, err
 		Access: u.Access,
 		Pod:    podOf(req),
 	}
+	if r.Lineage, err = lineageOf(req.GetVolumeContext()); err != nil {
+		return none, err
+	}
 	r.ReadOnly = r.ReadOnly || req.GetReadonly()
 	if r.Spec, err = inlineSpec(u.Filesystem, req.GetVolumeContext()); err != nil {
 		return none, err
@@ -79,6 +88,29 @@ func inlineRequest(req *csi.NodePublishVolumeRequest) (volume.InlineRequest, err
 		}
 	}
 	return r, r.Validate()
+}
+
+// lineageOf reads what the attributes of an inline volume say of goldens. Package volume checks the words.
+func lineageOf(ctx map[string]string) (l image.Lineage, err error) {
+	for _, a := range []struct {
+		key  string
+		into *string
+	}{
+		{attrFrom, &l.From}, {attrOrElse, &l.OrElse}, {attrCommitTo, &l.CommitTo}, {attrCommitWhen, (*string)(&l.CommitWhen)},
+	} {
+		if v, given := ctx[a.key]; given && err == nil {
+			err = givenText(a.into, "volume attribute "+a.key, v)
+		}
+	}
+	return l, err
+}
+
+// givenText reads a value that must not be empty. field names it in the error.
+func givenText[T ~string](into *T, field, value string) error {
+	if *into = T(value); value == "" {
+		return invalid("%s: must not be empty; leave it out", field)
+	}
+	return nil
 }
 
 // mountMode reads the value of publishAs, an attribute or a parameter. field names it in the
@@ -172,7 +204,9 @@ func inlineSpec(fsType string, ctx map[string]string) (diskfs.Spec, error) {
 		if spec.Content, err = contentNamed("volume attribute "+attrContent, v); err != nil {
 			return diskfs.Spec{}, err
 		}
-		spec.Filesystem, spec.Size = fsType, 0 // the content decides what is not given
+	}
+	if spec.Content != "" || ctx[attrFrom] != "" {
+		spec.Filesystem, spec.Size = fsType, 0 // the content or golden decides what is not given
 	}
 	if v, ok := ctx[attrSize]; ok {
 		if spec.Size, err = fs.ParseSize(v); err != nil {

@@ -65,6 +65,9 @@ func TestPublishRequest(t *testing.T) {
 	}
 	readOnly := func(r *volume.InlineRequest) { r.ReadOnly = true }
 	label := func(l string) func(*volume.InlineRequest) { return func(r *volume.InlineRequest) { r.Spec.Label = l } }
+	lineage := func(l image.Lineage) func(*volume.InlineRequest) {
+		return func(r *volume.InlineRequest) { r.Lineage = l }
+	}
 	content := func(c string) func(*volume.InlineRequest) {
 		return func(r *volume.InlineRequest) { r.Spec.Content = c }
 	}
@@ -100,6 +103,13 @@ func TestPublishRequest(t *testing.T) {
 			want: request("ext4", 256*mib, func(r *volume.InlineRequest) { r.Durability = image.Volatile })},
 		"synced disk image": {req: inline("ext4", "durability", "synced", "publishAs", "diskImage"),
 			want: request("ext4", 256*mib, func(r *volume.InlineRequest) { r.Durability, r.Mode = image.Synced, image.ModeDiskImage })},
+		"from a golden": {req: inline("", "from", "golden/go-cache"), want: request("", 0, lineage(image.Lineage{From: "golden/go-cache"}))},
+		"from several": {req: inline("xfs", "from", "golden/pr-1", "orElse", "golden/main,shared/main,content/pg", "size", "1Gi"),
+			want: request("xfs", 1024*mib, lineage(image.Lineage{From: "golden/pr-1", OrElse: "golden/main,shared/main,content/pg"}))},
+		"commits": {req: inline("ext4", "commitTo", "go-cache", "commitWhen", "always", "size", "1Gi"),
+			want: request("ext4", 1024*mib, lineage(image.Lineage{CommitTo: "go-cache", CommitWhen: image.CommitAlways}))},
+		"commits to a shared one": {req: inline("ext4", "commitTo", "shared/main", "size", "1Gi"),
+			want: request("ext4", 1024*mib, lineage(image.Lineage{CommitTo: "shared/main"}))},
 		"with a content":         {req: inline("", "content", "postgres-16"), want: request("", 0, content("postgres-16"))},
 		"with a content, on xfs": {req: inline("xfs", "content", "postgres-16", "size", "1Gi"), want: request("xfs", 1024*mib, content("postgres-16"))},
 		"slash after the target": {req: inline(""), want: request("ext4", 256*mib, nil),
@@ -144,7 +154,7 @@ func TestBadPublishRequest(t *testing.T) {
 		ext4Min     = "9Mi"
 		btrfsMin    = "109Mi"
 		xfsMin      = "300Mi"
-		allowed     = "content, durability, label, publishAs, size"
+		allowed     = "commitTo, commitWhen, content, durability, from, label, orElse, publishAs, size"
 		filesystems = "btrfs, ext4, xfs"
 		anID        = "letters, digits, '.', '_' or '-'"
 	)
@@ -206,6 +216,20 @@ func TestBadPublishRequest(t *testing.T) {
 		"published as nothing": {req: inline("", "publishAs", ""), code: bad, says: []string{"publishAs", `""`, "filesystem, diskImage"}},
 		"published by case":    {req: inline("", "publishAs", "diskimage"), code: bad, says: []string{"publishAs", `"diskimage"`, "filesystem, diskImage"}},
 
+		"from nothing":   {req: inline("", "from", ""), code: bad, says: []string{"volume attribute from", "empty", "leave it out"}},
+		"from a content": {req: inline("", "from", "content/pg"), code: bad, says: []string{"volume attribute from", `"content/pg"`, "golden/NAME or shared/NAME"}},
+		"from upwards":   {req: inline("", "from", "golden/../x"), code: bad, says: []string{"from", `"golden/../x"`, "lower-case letters"}},
+		"orElse alone":   {req: inline("", "orElse", "content/pg"), code: bad, says: []string{"orElse", `"content/pg"`, "from"}},
+		"orElse wrong":   {req: inline("", "from", "golden/x", "orElse", "pg"), code: bad, says: []string{"orElse", `"pg"`, "content/NAME"}},
+		"orElse after a content": {req: inline("", "from", "golden/x", "orElse", "content/pg,golden/y"), code: bad,
+			says: []string{"orElse", "nothing is tried after a content", "put it last"}},
+		"from and content":   {req: inline("", "from", "golden/x", "content", "pg"), code: bad, says: []string{"content", `"pg"`, "set orElse to content/pg"}},
+		"commitTo upwards":   {req: inline("", "commitTo", "../x"), code: bad, says: []string{"commitTo", `"../x"`, "shared/NAME"}},
+		"commitTo elsewhere": {req: inline("", "commitTo", "other/x"), code: bad, says: []string{"commitTo", `"other/x"`, "shared/NAME"}},
+		"commitWhen alone":   {req: inline("", "commitWhen", "always"), code: bad, says: []string{"commitWhen", `"always"`, "commitTo"}},
+		"commitWhen wrong":   {req: inline("", "commitTo", "x", "commitWhen", "never"), code: bad, says: []string{"commitWhen", `"never"`, "marked, always"}},
+		"commits a disk": {req: inline("", "commitTo", "x", "publishAs", "diskImage"), code: bad,
+			says: []string{"commitTo", `"x"`, "diskImage", "mounted filesystems"}},
 		"content empty":      {req: inline("", "content", ""), code: bad, says: []string{"content", "empty", "leave it out"}},
 		"content upwards":    {req: inline("", "content", "../pg"), code: bad, says: []string{"content", `"../pg"`, "lower case letters"}},
 		"content by case":    {req: inline("", "content", "Postgres"), code: bad, says: []string{"content", `"Postgres"`, "lower case letters"}},

@@ -37,10 +37,14 @@ const (
 	PrewarmPending       = "PrewarmPending"
 	PrewarmFailed        = "PrewarmFailed" // of a template, or of a line or the whole of the list
 	ContentFailed        = "ContentFailed" // of a content, or of an entry or the whole of the list
+	GoldenFailed         = "GoldenFailed"  // of a commit, or of an entry or the whole of the list of shared goldens
 )
 
 // Codes are all codes of conditions of the plugin as a whole.
-var Codes = []string{PoolUnusable, PoolFull, FormatterUnavailable, NotRegistered, DiskImageGrown, PrewarmPending, PrewarmFailed, ContentFailed}
+var Codes = []string{
+	PoolUnusable, PoolFull, FormatterUnavailable, NotRegistered, DiskImageGrown, PrewarmPending, PrewarmFailed,
+	ContentFailed, GoldenFailed,
+}
 
 // Condition is one thing that is wrong.
 type Condition struct {

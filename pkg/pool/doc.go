@@ -1,8 +1,8 @@
 // Copyright The csi-disktemplate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package pool is the directory that holds every image: templates, volumes and
-// snapshots on one filesystem that can share extents between files.
+// Package pool is the directory that holds every image: templates, volumes, snapshots
+// and goldens on one filesystem that can share extents between files.
 //
 // [Open] decides whether a directory can be a pool. It looks at the type of the
 // filesystem (statfs(2)), then at its identity, which must be the same throughout
@@ -20,6 +20,9 @@
 //	templates/   one image per key, mode 0400, its record in user.disktemplate
 //	volumes/     one image per volume, its record in trusted.disktemplate
 //	snapshots/   one image per snapshot, its record in trusted.disktemplate
+//	goldens/     one image per generation of a golden, its record in trusted.disktemplate; its
+//	             mtime is when the generation was last used
+//	commits/     images of volumes that are gone, and are to become generations of goldens
 //	locks/       one lockfile per template key; never deleted, see pkg/linux/flock; its
 //	             mtime is when the template was last used, see [Pool.Touch]
 //	cache/       files that can be made again: the unpacked kernel

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
@@ -51,10 +52,10 @@ func OpenExisting(dir string) (*Pool, error) {
 }
 
 // isPool reports whether a directory has the subdirectories that layOut makes, with
-// the mode and owner that layOut gives them. A pool of an older version has no snapshots yet.
+// the mode and owner that layOut gives them. A pool of an older version lacks those that came later.
 func isPool(root string) bool {
 	for _, name := range subdirs {
-		if name == snapshotsDir {
+		if slices.Contains(laterDirs, name) {
 			continue
 		}
 		fi, err := os.Lstat(filepath.Join(root, name))

@@ -58,14 +58,17 @@ const (
 	templatesDir = "templates"
 	volumesDir   = "volumes"
 	snapshotsDir = "snapshots"
+	goldensDir   = "goldens"
+	commitsDir   = "commits"
 	locksDir     = "locks"
 	cacheDir     = "cache"
 )
 
 var (
 	// imageDirs hold the images, which share extents with each other.
-	imageDirs = []string{templatesDir, volumesDir, snapshotsDir}
+	imageDirs = []string{templatesDir, volumesDir, snapshotsDir, goldensDir, commitsDir}
 	subdirs   = append([]string{locksDir, cacheDir}, imageDirs...)
+	laterDirs = []string{snapshotsDir, goldensDir, commitsDir} // not in pools of the first version
 )
 
 // Open checks that the directory can be a pool and lays it out.
@@ -240,6 +243,12 @@ func (p *Pool) Volume(name string) string { return filepath.Join(p.root, volumes
 // Snapshot is the path of the image of the snapshot with the given name.
 func (p *Pool) Snapshot(name string) string { return filepath.Join(p.root, snapshotsDir, name) }
 
+// Golden is the path of the image of a golden's generation with the given name.
+func (p *Pool) Golden(name string) string { return filepath.Join(p.root, goldensDir, name) }
+
+// Commit is the path of the image of a volume that is gone, and is to become a generation of a golden.
+func (p *Pool) Commit(name string) string { return filepath.Join(p.root, commitsDir, name) }
+
 // CacheDir is the directory for files that can be made again.
 func (p *Pool) CacheDir() string { return filepath.Join(p.root, cacheDir) }
 
@@ -252,6 +261,16 @@ func (p *Pool) Volumes() ([]string, error) { return p.names(volumesDir) }
 // Snapshots lists the names of the snapshots, in order.
 func (p *Pool) Snapshots() ([]string, error) { return p.names(snapshotsDir) }
 
+// Goldens lists the names of the generations of all goldens, in order.
+func (p *Pool) Goldens() ([]string, error) { return p.names(goldensDir) }
+
+// GoldensChanged looks at the directory of goldens: its status change time moves whenever a generation
+// gets its name or loses it.
+func (p *Pool) GoldensChanged() (openat.Status, error) { return openat.Stat(p.dir, goldensDir) }
+
+// Commits lists, in order, the names of the volumes that are to become generations of goldens.
+func (p *Pool) Commits() ([]string, error) { return p.names(commitsDir) }
+
 func (p *Pool) names(dir string) ([]string, error) {
 	names, err := p.list(dir)
 	return slices.DeleteFunc(names, func(name string) bool { return strings.HasPrefix(name, ".") }), err // those of tmpfile.Replace
@@ -260,6 +279,9 @@ func (p *Pool) names(dir string) ([]string, error) {
 // list returns all names in a directory, in order.
 func (p *Pool) list(dir string) ([]string, error) {
 	d, err := openat.Open(p.dir, dir, syscall.O_RDONLY|syscall.O_DIRECTORY)
+	if errors.Is(err, os.ErrNotExist) && slices.Contains(laterDirs, dir) { // a command has opened an older pool
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -294,12 +316,22 @@ func (p *Pool) OpenVolume(name string) (*os.File, error) { return p.openImage(vo
 // OpenSnapshot opens a snapshot's image in the same way as [Pool.OpenVolume].
 func (p *Pool) OpenSnapshot(name string) (*os.File, error) { return p.openImage(snapshotsDir, name) }
 
+// OpenGolden opens the image of a golden's generation for reading. It looks for it where [Pool.OpenVolume] does.
+func (p *Pool) OpenGolden(name string) (*os.File, error) {
+	return openat.Open(p.dir, filepath.Join(goldensDir, name), syscall.O_RDONLY|safely)
+}
+
+// OpenCommit opens the image of a volume that is to become a golden in the same way as [Pool.OpenVolume].
+func (p *Pool) OpenCommit(name string) (*os.File, error) { return p.openImage(commitsDir, name) }
+
+// safely opens a file that may be anything: it follows no link, and does not wait for the other end of a FIFO.
+const safely = syscall.O_NOFOLLOW | syscall.O_NONBLOCK
+
 func (p *Pool) openImage(dir, name string) (*os.File, error) {
-	const safe = syscall.O_NOFOLLOW | syscall.O_NONBLOCK // follow no link, and do not wait for the other end of a FIFO
 	name = filepath.Join(dir, name)
-	f, err := openat.Open(p.dir, name, syscall.O_RDWR|safe)
+	f, err := openat.Open(p.dir, name, syscall.O_RDWR|safely)
 	if errors.Is(err, syscall.EROFS) {
-		f, err = openat.Open(p.dir, name, syscall.O_RDONLY|safe)
+		f, err = openat.Open(p.dir, name, syscall.O_RDONLY|safely)
 	}
 	return f, err
 }
@@ -318,6 +350,32 @@ func (p *Pool) StatSnapshot(name string) (openat.Status, error) {
 // StatTemplate is [Pool.StatVolume] for a template.
 func (p *Pool) StatTemplate(key string) (openat.Status, error) {
 	return openat.Stat(p.dir, filepath.Join(templatesDir, key))
+}
+
+// StatGolden is [Pool.StatVolume] for a golden's generation.
+func (p *Pool) StatGolden(name string) (openat.Status, error) {
+	return openat.Stat(p.dir, filepath.Join(goldensDir, name))
+}
+
+// StatCommit is [Pool.StatVolume] for a volume that is to become a golden.
+func (p *Pool) StatCommit(name string) (openat.Status, error) {
+	return openat.Stat(p.dir, filepath.Join(commitsDir, name))
+}
+
+// KeepVolume moves the image of a volume among those that are to become goldens, in one step. From there on the
+// volume is gone.
+func (p *Pool) KeepVolume(name string) error {
+	return openat.Rename(p.dir, filepath.Join(volumesDir, name), filepath.Join(commitsDir, name))
+}
+
+// RemoveCommit makes sure that there is no image of that name among those that are to become goldens.
+func (p *Pool) RemoveCommit(name string) error {
+	return openat.Remove(p.dir, filepath.Join(commitsDir, name))
+}
+
+// RemoveGolden makes sure that a golden's generation has no image. Whoever has it open keeps it.
+func (p *Pool) RemoveGolden(name string) error {
+	return openat.Remove(p.dir, filepath.Join(goldensDir, name))
 }
 
 // RemoveVolume makes sure that there is no image of a volume, in the directory that was
@@ -345,6 +403,9 @@ func (p *Pool) NewVolume() (*os.File, error) { return p.newImage(volumesDir) }
 
 // NewSnapshot is [Pool.NewTemplate] for a snapshot.
 func (p *Pool) NewSnapshot() (*os.File, error) { return p.newImage(snapshotsDir) }
+
+// NewGolden is [Pool.NewTemplate] for a golden's generation.
+func (p *Pool) NewGolden() (*os.File, error) { return p.newImage(goldensDir) }
 
 func (p *Pool) newImage(dir string) (*os.File, error) {
 	if err := p.Check(); err != nil {

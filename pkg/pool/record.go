@@ -24,6 +24,9 @@ const (
 	// FrozenAttr marks a volume whose filesystem the plugin has frozen. A plugin that
 	// finds the mark at its start died during the freeze: it thaws the filesystem.
 	FrozenAttr Attr = "trusted.disktemplate.frozen"
+	// WrittenAttr marks a volume whose filesystem was written out before it was unmounted. The kernel drops what it
+	// cannot write while it unmounts, without an error.
+	WrittenAttr Attr = "trusted.disktemplate.written"
 	// StagedAttr holds the staging path of a block volume. Nothing is mounted at that
 	// path, so without the attribute nobody could tell whether the volume is still wanted.
 	StagedAttr Attr = "trusted.disktemplate.staged"

@@ -14,6 +14,7 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fiemap"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
@@ -171,6 +172,20 @@ func (s *Store) create(key string, spec diskfs.Spec, start time.Time, turn *turn
 	klog.InfoS("Built a template", "template", key, "duration", time.Since(start).Round(time.Millisecond), "extents", extents,
 		"accelerator", r.Provenance.Accelerator, "kernel", r.Provenance.Kernel, "mkfs", r.Provenance.Mkfs)
 	return nil
+}
+
+const (
+	// fewExtents is how many extents an image may have that stays as it is: see [sparse.Pack].
+	fewExtents = 32
+	// manyExtents are those that take a clone a millisecond or two: about as long as all the rest of
+	// a publish on demand, on a fast disk. It is logged, since a packed image rarely has so many.
+	manyExtents = 100
+)
+
+// pack is [sparse.Pack] of an image of the pool.
+func pack(ctx context.Context, newFile func() (*os.File, error), f *os.File) (*os.File, int, error) {
+	packed, extents, err := sparse.Pack(ctx, newFile, f, fewExtents)
+	return packed, extents, pool.Full(err)
 }
 
 // packed returns an image with the content of f in few extents: f itself, if it has few or the pool has no

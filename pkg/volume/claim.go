@@ -56,10 +56,11 @@ func (m *Manager) createClaim(ctx context.Context, r ClaimRequest) (image.Record
 	if err != nil || exists {
 		return have, Result{Existed: exists}, err
 	}
-	from, err := m.complete(&r)
+	from, start, err := m.complete(&r)
 	if err != nil {
 		return image.Record{}, Result{}, err
 	}
+	defer start.Close()
 	d := space.Claim(image.VolumeKey(id), r.Spec.Size, r.Provisioning)
 	d.Now += from.provisioning.CopyCost(from.allocated, r.Provisioning)
 	release, err := m.space.Admit(d)
@@ -67,7 +68,7 @@ func (m *Manager) createClaim(ctx context.Context, r ClaimRequest) (image.Record
 		return image.Record{}, Result{}, err
 	}
 	defer release()
-	vol, res, err := m.contents.newImage(ctx, r.record())
+	vol, res, err := m.contents.newImage(ctx, r.record(), start)
 	if err != nil {
 		return image.Record{}, res, err
 	}
@@ -121,7 +122,12 @@ func (m *Manager) DeleteClaim(id string) error {
 	if err != nil {
 		return err
 	}
-	defer m.endings.file(img.File)
+	kept := false
+	defer func() {
+		if !kept {
+			m.endings.file(img.File)
+		}
+	}()
 	if err := m.pool.Check(); err != nil {
 		return err
 	}
@@ -132,6 +138,10 @@ func (m *Manager) DeleteClaim(id string) error {
 	defer unlockImage()
 	if err := m.root.CheckUnused(img); err != nil {
 		return err
+	}
+	if kept = m.commits.keep(img, nil); kept {
+		m.endings.kept(img, place.Cleared{Device: -1}, func(unwritten error) { m.commits.begin(img.Record, unwritten) })
+		return m.images.SyncNames()
 	}
 	return m.images.RemoveDurably(id)
 }

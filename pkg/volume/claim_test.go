@@ -39,9 +39,13 @@ func (n *node) with(t testing.TB) *node { return &node{n.Manager, t, n.kubelet} 
 
 // everywhere runs a test for each filesystem on a pool of each kind.
 func everywhere(t *testing.T, poolSize int64, test func(n *node, filesystem string)) {
+	everywhereWith(t, poolSize, Config{}, test)
+}
+
+func everywhereWith(t *testing.T, poolSize int64, c Config, test func(n *node, filesystem string)) {
 	for _, kind := range testenv.PoolKinds {
 		t.Run(kind.Name, func(t *testing.T) {
-			n := newNode(t, kind, poolSize)
+			n := newNodeWith(t, kind, poolSize, c)
 			for _, fs := range diskfs.Names() {
 				t.Run(fs, func(t *testing.T) { test(n.with(t), fs) })
 			}

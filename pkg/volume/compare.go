@@ -21,12 +21,13 @@ import (
 // what is asked for, and [errdefs.ErrState] if it has another target.
 func (r InlineRequest) compare(have image.Record) error {
 	var diff differences
-	if asked := asHave(r.Spec, have.Spec); !have.Spec.Equal(asked) {
+	if asked := asHave(r.Spec, have.Spec, r.Lineage); !have.Spec.Equal(asked) {
 		diff.add("content", have.Spec.String(), asked.String())
 	}
 	diff.add("lifecycle", have.Lifecycle, image.Inline)
 	diff.add("publishAs", have.Mode, r.Mode)
 	diff.add("access", have.Access, r.Access)
+	diff.lineage(have.Lineage, r.Lineage)
 	if r.Durability != "" { // else any will do: the operator's default may have changed since
 		diff.add("durability", cmp.Or(have.Durability, image.Synced), r.Durability)
 	}
@@ -51,7 +52,7 @@ func (r ClaimRequest) compare(have image.Record) error {
 	if (r.Source != image.Source{}) { // its content is the source's
 		asked.Content = have.Spec.Content
 	}
-	asked = asHave(asked, have.Spec)
+	asked = asHave(asked, have.Spec, r.Lineage)
 	if (r.Source != image.Source{}) && (r.DefaultSpec || r.Mode != image.ModeFilesystem) { // the source decided, and may be deleted by now
 		asked = have.Spec
 		asked.Size = r.Spec.Size
@@ -68,6 +69,7 @@ func (r ClaimRequest) compare(have image.Record) error {
 	diff.add("mode", have.Mode, r.Mode)
 	diff.add("provisioning", have.Provisioning, r.Provisioning)
 	diff.add("source", have.Source, r.Source)
+	diff.lineage(have.Lineage, r.Lineage)
 	return diff.error("volume "+have.ID, "use another name")
 }
 
@@ -97,6 +99,13 @@ func (d *differences) add(field string, is, asked any) {
 	if is != asked {
 		*d = append(*d, fmt.Sprintf("its %s is %v, and %v is asked for", field, is, asked))
 	}
+}
+
+func (d *differences) lineage(is, asked image.Lineage) {
+	d.add("from", is.From, asked.From)
+	d.add("orElse", is.OrElse, asked.OrElse)
+	d.add("commitTo", is.CommitTo, asked.CommitTo)
+	d.add("commitWhen", is.CommitWhen, asked.CommitWhen)
 }
 
 func (d differences) error(what, remedy string) error {

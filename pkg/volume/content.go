@@ -17,6 +17,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/golden"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
@@ -24,6 +25,7 @@ import (
 type Result struct {
 	Template    string // key; "" if the volume needed no template
 	TemplateHit bool   // the template was there when the volume was asked for first
+	Golden      string // generation that the volume started from; "" if from none
 	Existed     bool   // the volume existed already
 	// Durability is that of an inline volume that is a mounted filesystem.
 	Durability image.Durability
@@ -33,6 +35,7 @@ type Result struct {
 type contents struct {
 	templates *template.Store
 	images    *image.Store
+	goldens   *golden.Store
 	copies    *copies
 	misses    *misses
 	warm      warmth
@@ -57,13 +60,19 @@ func (o open) close() {
 // newImage makes the image of a new volume: first the content that the record asks for, with
 // a filesystem identity of its own, then the record. The image has no name yet, and goes
 // away with its descriptor. One that is ready already only gets its record.
-func (c contents) newImage(ctx context.Context, r image.Record) (open, Result, error) {
+//
+// from is the golden that it starts from, or nil.
+func (c contents) newImage(ctx context.Context, r image.Record, from *golden.Golden) (open, Result, error) {
 	r.Created = time.Now().UTC()
-	kind, fits := c.warm.kind(r)
+	if from != nil {
+		r.Golden = from.Record.Is().String()
+		c.goldens.Touch(from.Record.Is())
+	}
+	kind, fits := c.warm.kind(r, from)
 	if fits {
 		if v := c.warm.take(kind); v != nil {
 			r.Template, r.UUID = kind.Template, v.UUID
-			res := Result{Template: r.Template, TemplateHit: !c.misses.has(r.ID)}
+			res := Result{Template: r.Template, Golden: r.Golden, TemplateHit: r.Template != "" && !c.misses.has(r.ID)}
 			vol, err := c.describe(v.File, v.Root, r)
 			if err == nil {
 				vol.img.Fresh, vol.img.Synced = v.Root == nil, true
@@ -75,7 +84,7 @@ func (c contents) newImage(ctx context.Context, r image.Record) (open, Result, e
 	if err != nil {
 		return open{}, Result{}, err
 	}
-	res, err := c.fill(ctx, f, &r)
+	res, err := c.fill(ctx, f, &r, from)
 	if err != nil {
 		f.Close()
 		return open{}, res, pool.Full(fmt.Errorf("volume %s: %w", r.ID, err))
@@ -98,8 +107,10 @@ func (c contents) describe(f *os.File, root *mount.Detached, r image.Record) (vo
 }
 
 // fill gives an empty file the content that a record asks for, and completes the record.
-func (c contents) fill(ctx context.Context, f *os.File, r *image.Record) (Result, error) {
+func (c contents) fill(ctx context.Context, f *os.File, r *image.Record, from *golden.Golden) (Result, error) {
 	switch {
+	case from != nil:
+		return Result{Golden: r.Golden}, c.fillFromGolden(ctx, f, from, r)
 	case r.Source != image.Source{}:
 		return Result{}, c.fillFromSource(ctx, f, r)
 	case r.Spec.IsDisk() && r.Spec.Content == "":

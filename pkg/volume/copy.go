@@ -143,7 +143,13 @@ func checkFits(f *os.File, fs *diskfs.Filesystem) error {
 
 // replay mounts a file's filesystem and unmounts it again.
 func (c *copies) replay(f *os.File, fs *diskfs.Filesystem) error {
-	dev, err := c.devices.Nameless(f, "replay")
+	return c.mounted(f, fs, "replay", func(*mount.Detached) error { return nil })
+}
+
+// mounted calls do with a file's filesystem mounted where nobody sees it. When it returns, the filesystem is
+// unmounted, and everything is in the file.
+func (c *copies) mounted(f *os.File, fs *diskfs.Filesystem, purpose string, do func(*mount.Detached) error) error {
+	dev, err := c.devices.Nameless(f, purpose)
 	if err != nil {
 		return err
 	}
@@ -154,7 +160,8 @@ func (c *copies) replay(f *os.File, fs *diskfs.Filesystem) error {
 	if err != nil {
 		return err
 	}
-	if err := mnt.Close(); err != nil { // unmounts, and returns once that is done
+	err = do(mnt)
+	if err := errors.Join(err, mnt.Close()); err != nil { // unmounts, and returns once that is done
 		return err
 	}
 	return dev.Sync()

@@ -48,7 +48,37 @@ func (m *Manager) Ending() int { return int(m.endings.count.Load()) }
 
 // volume ends an inline volume that has neither a path nor a name any more, and closes its image.
 func (e endings) volume(img *image.Image, was place.Cleared) {
-	e.begin(func() { end(img, was) })
+	e.begin(func() { end(img, was, dropUnwritten) })
+}
+
+// kept is [endings.volume] for a volume whose content is kept. It calls done after that, with what could not be
+// written.
+func (e endings) kept(img *image.Image, was place.Cleared, done func(unwritten error)) {
+	e.begin(func() {
+		err := writeOut(img, was.Root)
+		end(img, was, nil)
+		done(err)
+	})
+}
+
+// writeOut writes everything that is dirty in a volume's filesystem to its image, and marks the image so. Unmounting
+// would write it too, and drop what cannot be written without an error. A filesystem that is nil is not mounted.
+//
+// "In Linux since Linux 5.8, syncfs() will report an error if one or more inodes failed to be written back since the
+// last syncfs() call." syncfs(2)
+func writeOut(img *image.Image, d *mount.Detached) error {
+	if d == nil {
+		return nil
+	}
+	root, err := mount.Open(d.File())
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if err := fsctl.Sync(root); err != nil {
+		return err
+	}
+	return img.MarkWritten()
 }
 
 // file closes an image without a name. With its last descriptor the kernel frees its extents.
@@ -92,10 +122,13 @@ func (e endings) wait(ctx context.Context) error {
 	return nil
 }
 
-func end(img *image.Image, was place.Cleared) {
+// end ends a volume. drop, if not nil, is called first.
+func end(img *image.Image, was place.Cleared, drop func(*image.Image, *mount.Detached) error) {
 	if was.Root != nil {
-		if err := dropUnwritten(img, was.Root); err != nil && !errors.Is(err, errors.ErrUnsupported) {
-			klog.ErrorS(err, "A deleted volume could not be shut down; it is unmounted all the same, and written before that", "volume", img.ID())
+		if drop != nil {
+			if err := drop(img, was.Root); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+				klog.ErrorS(err, "A deleted volume could not be shut down; it is unmounted all the same, and written before that", "volume", img.ID())
+			}
 		}
 		// While the filesystem is mounted, nobody else can have the device.
 		if err := device.GiveBack(img, was.Device); err != nil {

@@ -77,9 +77,16 @@ func (m *Manager) content(name, namespace string) (Content, error) {
 	return m.contentOf(name, namespace)
 }
 
-// asHave returns the spec of a request for a volume that exists. What the request leaves to its content is as
-// it was decided then: the operator may have changed or removed the content since.
-func asHave(asked, have diskfs.Spec) diskfs.Spec {
+// asHave returns the spec of a request for a volume that exists. What the request leaves to its content or golden is
+// as it was decided then: the operator may have changed or removed the content since, and the golden may have another
+// generation.
+func asHave(asked, have diskfs.Spec, l image.Lineage) diskfs.Spec {
+	if l.From != "" {
+		asked.Content, asked.Label = have.Content, cmp.Or(asked.Label, have.Label)
+		if len(asked.Options) == 0 {
+			asked.Options = have.Options
+		}
+	}
 	if asked.Content != have.Content {
 		return asked
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/golden"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
 )
@@ -25,6 +26,7 @@ type InlineRequest struct {
 	Spec   diskfs.Spec
 	Mode   image.Mode
 	image.Access
+	image.Lineage
 	Pod image.Pod
 	// Durability is what the pod asks for; empty leaves it to the operator, for a volume that
 	// exists to the operator at the time when it was made.
@@ -49,7 +51,10 @@ func (r InlineRequest) Validate() error {
 		return fmt.Errorf("%w: durability %q: is for publishAs %s, and not for %s, where the VM decides by the cache mode of its disk; "+
 			"leave durability out", errdefs.ErrInvalid, r.Durability, image.ModeFilesystem, r.Mode)
 	}
-	if r.Spec.Content != "" { // which decides what is left open
+	if err := checkLineage(r.Lineage, r.Spec, r.Mode, r.ReadOnly, "volume attribute"); err != nil {
+		return err
+	}
+	if r.Spec.Content != "" || r.From != "" { // which decides what is left open
 		return diskfs.CheckContent(r.Spec.Content)
 	}
 	return r.Spec.Validate()
@@ -58,7 +63,7 @@ func (r InlineRequest) Validate() error {
 // record is the record that the volume's image gets.
 func (r InlineRequest) record() image.Record {
 	return image.Record{
-		ID: r.ID, Spec: r.Spec, Mode: r.Mode, Target: r.Target, Access: r.Access, Pod: r.Pod, Durability: r.Durability,
+		ID: r.ID, Spec: r.Spec, Mode: r.Mode, Target: r.Target, Access: r.Access, Lineage: r.Lineage, Pod: r.Pod, Durability: r.Durability,
 	}
 }
 
@@ -128,16 +133,18 @@ func (m *Manager) PublishInline(ctx context.Context, r InlineRequest) (res Resul
 		}
 		// An earlier publish died half-way and left its image: go on from there.
 	case errors.Is(err, errdefs.ErrNotFound):
-		if r.Spec, err = m.given(r.Spec, r.Mode, r.Pod.Namespace); err != nil {
+		var from *golden.Golden
+		if r.Spec, from, err = m.start(r.Lineage, r.Spec, r.Mode, r.Pod.Namespace); err != nil {
 			return res, err
 		}
+		defer from.Close()
 		if err := m.quota.CheckSize(r.Spec.Size); err != nil {
 			return res, err
 		}
 		if at.Mounted {
 			return res, fmt.Errorf("%w: something else is mounted at target path %q; unpublish or unmount it first", errdefs.ErrExists, r.Target)
 		}
-		if vol, res, err = m.makeInline(ctx, r); err != nil {
+		if vol, res, err = m.makeInline(ctx, r, from); err != nil {
 			return res, err
 		}
 		made.add(func() error { return m.removeInline(r.ID) })
@@ -164,6 +171,9 @@ func (m *Manager) PublishInline(ctx context.Context, r InlineRequest) (res Resul
 func (m *Manager) mount(vol *open, access image.Access) (err error) {
 	if vol.root == nil {
 		vol.root, err = m.detached(vol.img, access)
+		if err == nil {
+			err = growStarted(vol, access)
+		}
 		return err
 	}
 	if access == (image.Access{}) { // as it was mounted
@@ -173,7 +183,7 @@ func (m *Manager) mount(vol *open, access image.Access) (err error) {
 }
 
 // makeInline makes the image of an inline volume, if the limits and the pool's space allow.
-func (m *Manager) makeInline(ctx context.Context, r InlineRequest) (open, Result, error) {
+func (m *Manager) makeInline(ctx context.Context, r InlineRequest, from *golden.Golden) (open, Result, error) {
 	release, err := m.quota.Reserve(r.ID, r.Pod.Namespace, r.Spec.Size)
 	if err != nil {
 		return open{}, Result{}, err
@@ -184,9 +194,13 @@ func (m *Manager) makeInline(ctx context.Context, r InlineRequest) (open, Result
 	}
 	record := r.record()
 	record.Durability, record.Lost = m.durabilityOf(r), m.losses.of(r.ID)
-	vol, res, err := m.contents.newImage(ctx, record)
+	vol, res, err := m.contents.newImage(ctx, record, from)
 	res.Durability = record.Durability
 	if err != nil {
+		return open{}, res, err
+	}
+	if err := m.growNew(ctx, vol); err != nil {
+		vol.close()
 		return open{}, res, err
 	}
 	if err := m.images.Link(vol.img); err != nil {
@@ -298,9 +312,14 @@ func (m *Manager) unpublishInline(img *image.Image, target, rel string) error {
 		return img.Close() // the volume is at another target, and stays there
 	}
 	was, err := m.root.Take(img, rel)
+	kept := false
 	if err == nil {
 		m.root.Clean(rel, img.Mode())
-		err = m.removeInline(img.ID())
+		if kept = m.commits.keep(img, was.Root); kept {
+			m.quota.Forget(img.ID())
+		} else {
+			err = m.removeInline(img.ID())
+		}
 	}
 	if err != nil { // the image stays, and so does what is in it
 		if was.Root != nil {
@@ -309,7 +328,11 @@ func (m *Manager) unpublishInline(img *image.Image, target, rel string) error {
 		img.Close()
 		return err
 	}
-	m.endings.volume(img, was)
+	if kept {
+		m.endings.kept(img, was, func(unwritten error) { m.commits.begin(img.Record, unwritten) })
+	} else {
+		m.endings.volume(img, was)
+	}
 	return nil
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/device"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/golden"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/quota"
@@ -49,6 +50,8 @@ type Config struct {
 	// Content tells what a content of the operator is, if the pods of a namespace may use it. With nil
 	// there are no contents.
 	Content func(name, namespace string) (Content, error)
+	// Goldens say what is kept of volumes for the next ones. With nil nothing is.
+	Goldens *Goldens
 	// Cloned, if not nil, is called once for each volume that was made from a template. A hit
 	// means that the template was there when the volume was asked for first.
 	Cloned func(hit bool)
@@ -66,6 +69,7 @@ type Config struct {
 type Manager struct {
 	pool      *pool.Pool
 	images    *image.Store
+	goldens   *golden.Store
 	root      *place.Root
 	devices   *device.Devices
 	space     *space.Space
@@ -78,6 +82,7 @@ type Manager struct {
 	locks     locks
 	work      background
 	endings   endings
+	commits   *commits
 	trims     trims // up to the last Trim
 	disks     disks // up to the last CheckDisks
 	losses    losses
@@ -94,12 +99,12 @@ func NewManager(c Config) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	images := image.NewStore(c.Pool)
+	images, goldens := image.NewStore(c.Pool), golden.NewStore(c.Pool)
 	devices := device.New(c.Pool, images)
 	copies := &copies{images: images, root: root, devices: devices, freeze: defaultFreeze}
 	m := &Manager{
-		pool: c.Pool, images: images, root: root, devices: devices, copies: copies, durability: c.DefaultDurability,
-		contents: contents{templates: c.Templates, images: images, copies: copies, misses: &misses{}},
+		pool: c.Pool, images: images, goldens: goldens, root: root, devices: devices, copies: copies, durability: c.DefaultDurability,
+		contents: contents{templates: c.Templates, images: images, goldens: goldens, copies: copies, misses: &misses{}},
 		mounts:   mounter{pool: c.Pool, images: images, root: root, devices: devices},
 		endings:  newEndings(),
 		cloned:   c.Cloned, contentOf: c.Content,
@@ -115,7 +120,11 @@ func NewManager(c Config) (*Manager, error) {
 		return nil, err
 	}
 	m.growth = growth{images: images, mounts: m.mounts, work: &m.work, tool: c.GrowFilesystem}
-	m.sweeper = sweep.New(sweep.Config{Pool: c.Pool, Images: images, Root: root, Quota: m.quota, Space: m.space, Lock: m.locks.volume, Thaw: copies.thawLeft})
+	m.commits = newCommits(m, c.Goldens)
+	m.sweeper = sweep.New(sweep.Config{
+		Pool: c.Pool, Images: images, Goldens: goldens, Root: root, Quota: m.quota, Space: m.space, Lock: m.locks.volume,
+		Thaw: copies.thawLeft, Commit: m.resumeCommits(c.Templates != nil),
+	})
 	m.work.ctx, m.work.cancel = context.WithCancel(context.Background())
 	m.contents.warm = warmth{pool: c.Pool, templates: c.Templates}
 	m.contents.warm.stock = warm.New(m.stockConfig(c))
@@ -153,7 +162,18 @@ func (m *Manager) made(id string, res Result) {
 // Sweep takes away what crashes, reboots and lost calls have left on the node: see package
 // sweep.
 func (m *Manager) Sweep(ctx context.Context, o sweep.Options) ([]sweep.Action, error) {
+	if !o.DryRun {
+		m.commits.expire()
+	}
 	return m.sweeper.Sweep(ctx, o)
+}
+
+// resumeCommits is [sweep.Config].Commit: nil for a process that ends with its sweep.
+func (m *Manager) resumeCommits(lasts bool) func(id string) {
+	if !lasts {
+		return nil
+	}
+	return m.commits.resume
 }
 
 // Mounted counts the volumes that are mounted somewhere on the node.

@@ -12,6 +12,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/golden"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
@@ -25,6 +26,8 @@ type ClaimRequest struct {
 	Mode         image.Mode
 	Provisioning image.Provisioning
 	Source       image.Source
+	// Lineage counts only where there is no source.
+	image.Lineage
 	// DefaultSpec means that only size and content of Spec were asked for, and that a source may
 	// decide the rest.
 	DefaultSpec bool
@@ -40,9 +43,18 @@ func (r ClaimRequest) ID() string { return idOf("vol-", r.Name) }
 
 // record is what the claim's image will say.
 func (r ClaimRequest) record() image.Record {
-	return image.Record{
-		ID: r.ID(), Lifecycle: image.Claim, Name: r.Name, Spec: r.Spec, Mode: r.Mode, Provisioning: r.Provisioning, Source: r.Source,
+	is := image.Record{
+		ID: r.ID(), Lifecycle: image.Claim, Name: r.Name, Spec: r.Spec, Mode: r.Mode, Provisioning: r.Provisioning, Source: r.Source, Lineage: r.Lineage,
 	}
+	if r.CommitTo != "" {
+		is.Pod.Namespace = r.Namespace
+	}
+	return is
+}
+
+// Validate checks what a request says of goldens, without looking at the node. Errors are [errdefs.ErrInvalid].
+func (r ClaimRequest) Validate() error {
+	return checkLineage(r.Lineage, r.Spec, r.Mode, false, "parameter")
 }
 
 // SnapshotID is the id of the snapshot with the given name.
@@ -68,19 +80,26 @@ type origin struct {
 }
 
 // complete decides what a request leaves open, checks the request by its source and the
-// limits, and returns what the source is.
-func (m *Manager) complete(r *ClaimRequest) (from origin, err error) {
+// limits, and returns what the source is, or the golden, which the caller closes.
+func (m *Manager) complete(r *ClaimRequest) (from origin, start *golden.Golden, err error) {
 	if (r.Source != image.Source{}) {
+		if err := m.commits.check(r.Lineage, r.Namespace); err != nil {
+			return from, nil, err
+		}
 		if from, err = m.origin(r.Source); err != nil {
-			return from, err
+			return from, nil, err
 		}
 		if err := r.follow(from); err != nil {
-			return from, err
+			return from, nil, err
 		}
-	} else if r.Spec, err = m.given(r.Spec, r.Mode, r.Namespace); err != nil {
-		return from, err
+	} else if r.Spec, start, err = m.start(r.Lineage, r.Spec, r.Mode, r.Namespace); err != nil {
+		return from, nil, err
 	}
-	return from, r.decideSize()
+	if err := r.decideSize(); err != nil {
+		start.Close()
+		return from, nil, err
+	}
+	return from, start, nil
 }
 
 // origin looks at a source.
@@ -126,7 +145,7 @@ func (r *ClaimRequest) follow(from origin) error {
 	bytes := max(r.Spec.Size, from.spec.Size)
 	asked := r.Spec
 	asked.Size, asked.Content = from.spec.Size, from.spec.Content
-	asked = asHave(asked, from.spec)
+	asked = asHave(asked, from.spec, r.Lineage)
 	// The plugin does not know what its consumer has put on a disk, so it does not compare.
 	if from.mode == image.ModeFilesystem && !r.DefaultSpec && !asked.Equal(from.spec) {
 		return fmt.Errorf("%w: volume_content_source: %s is %s, and %s is asked for: a copy has the filesystem, label and format options of its source; use a StorageClass with the same",

@@ -10,6 +10,7 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/device"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
@@ -162,6 +163,11 @@ func (m *Manager) stageFilesystem(ctx context.Context, img *image.Image, rel str
 		defer larger.Close()
 		img, grown = larger, true
 	}
+	if img.Record.CommitTo != "" {
+		if err := img.UnmarkWritten(); err != nil {
+			return err
+		}
+	}
 	// A filesystem cannot grow through a read-only mount.
 	writable := access
 	writable.ReadOnly = false
@@ -215,16 +221,36 @@ func (m *Manager) Unstage(id, staging string) error {
 		return err
 	}
 	if img.Mode() != image.ModeBlock {
+		return m.unstageFilesystem(img, rel)
+	}
+	if err := device.Detach(img, loops); err != nil {
+		return err
+	}
+	return img.UnmarkStaged()
+}
+
+// unstageFilesystem unmounts a claim. One that is to be committed once it is deleted is written out before, so that
+// it is known then whether its image has everything.
+func (m *Manager) unstageFilesystem(img *image.Image, rel string) error {
+	if img.Record.CommitTo == "" {
 		was, err := m.root.Clear(img, rel)
 		if err == nil {
 			device.LetGo(img, was.Device)
 		}
 		return err
 	}
-	if err := device.Detach(img, loops); err != nil {
+	was, err := m.root.Take(img, rel)
+	if err != nil {
 		return err
 	}
-	return img.UnmarkStaged()
+	if err := writeOut(img, was.Root); err != nil {
+		logs.Warn("Not everything could be written to the image of a claim, so it cannot be committed", "err", err, "volume", img.ID())
+	}
+	if was.Root != nil {
+		was.Root.Close()
+	}
+	device.LetGo(img, was.Device)
+	return nil
 }
 
 // unstageLost unmounts and detaches what is left of a volume without an image.

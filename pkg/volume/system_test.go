@@ -89,7 +89,7 @@ func newNodeOn(t testing.TB, p *pool.Pool, c Config) *node {
 
 // newImage makes the image of an inline volume, without a name.
 func (n *node) newImage(r InlineRequest) (*image.Image, error) {
-	vol, _, err := n.contents.newImage(n.t.Context(), r.record())
+	vol, _, err := n.contents.newImage(n.t.Context(), r.record(), nil)
 	return vol.img, err
 }
 

@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"k8s.io/klog/v2"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
@@ -19,6 +21,8 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/device"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/golden"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/warm"
 )
@@ -32,7 +36,7 @@ type warmth struct {
 
 // kind is the kind of ready volume that a new volume can be made of. fits is false if there is
 // none: for copies, empty disks and thick volumes.
-func (w warmth) kind(r image.Record) (k warm.Kind, fits bool) {
+func (w warmth) kind(r image.Record, from *golden.Golden) (k warm.Kind, fits bool) {
 	fs, err := diskfs.Lookup(r.Spec.Filesystem)
 	if w.stock == nil || err != nil || !fs.Formatted() || r.Source != (image.Source{}) || !r.Provisioning.SharesExtents() {
 		return k, false
@@ -45,6 +49,10 @@ func (w warmth) kind(r image.Record) (k warm.Kind, fits bool) {
 			k.Form = warm.Volatile
 		}
 	}
+	if from != nil {
+		k.Golden = ready(from.Record)
+		return k, r.Spec.Size == from.Record.Spec.Size
+	}
 	k.Template, err = w.templates.KeyOf(r.Spec)
 	return k, err == nil
 }
@@ -56,7 +64,7 @@ func (w warmth) take(k warm.Kind) *warm.Volume {
 		return nil
 	}
 	v := w.stock.Take(k)
-	if v != nil {
+	if v != nil && k.Template != "" {
 		w.templates.Touch(k.Template)
 	}
 	return v
@@ -78,13 +86,63 @@ func (m *Manager) stockConfig(c Config) warm.Config {
 	}
 }
 
-// makeReady makes a volume ready from a template that is there.
-func (m *Manager) makeReady(ctx context.Context, k warm.Kind, spec diskfs.Spec) (_ *warm.Volume, err error) {
-	t, err := m.contents.templates.Lookup(k.Template)
-	if err != nil {
-		return nil, err
+// ready names a generation in a [warm.Kind]. A number may come again, when a command has removed the newest
+// generation. A UUID does not.
+func ready(r golden.Record) string { return r.Is().String() + " " + r.UUID.String() }
+
+// ofReady is the generation that ready names. It is the zero value for a kind that is made of a template.
+func ofReady(k warm.Kind) golden.Generation {
+	text, _, _ := strings.Cut(k.Golden, " ")
+	g, _ := golden.ParseGeneration(text)
+	return g
+}
+
+// renew has volumes be kept ready of a golden's newest generation, where they were kept of another one.
+func (w warmth) renew(is golden.Record) {
+	w.stock.Replace(func(k warm.Kind) (warm.Kind, bool) {
+		if ofReady(k).Name == is.Is().Name {
+			k.Golden = ready(is)
+		}
+		return k, true
+	})
+}
+
+// keep gives back what is ready of generations that are not among these.
+func (w warmth) keep(all []golden.Held) {
+	there := map[golden.Generation]bool{{}: true} // and what is ready of templates
+	for _, h := range all {
+		there[h.Generation] = true
 	}
-	defer t.Close()
+	w.stock.Replace(func(k warm.Kind) (warm.Kind, bool) { return k, there[ofReady(k)] })
+}
+
+// cloneKind gives an empty file the content that volumes of a kind have, with an identity of its own. It returns
+// [os.ErrNotExist] while there is no such template or golden.
+func (m *Manager) cloneKind(ctx context.Context, f *os.File, k warm.Kind) (id uuid.UUID, err error) {
+	if k.Golden == "" {
+		t, err := m.contents.templates.Lookup(k.Template)
+		if err != nil {
+			return id, err
+		}
+		defer t.Close()
+		return m.contents.clone(ctx, f, t, image.Thin)
+	}
+	from, err := m.goldens.Open(ofReady(k))
+	if errors.Is(err, errdefs.ErrNotFound) {
+		err = fmt.Errorf("%w: %w", os.ErrNotExist, err)
+	}
+	if err != nil {
+		return id, err
+	}
+	defer from.Close()
+	if ready(from.Record) != k.Golden {
+		return id, fmt.Errorf("%w: golden %s is another one by now", os.ErrNotExist, from.Record.Is())
+	}
+	return m.contents.cloneGolden(ctx, f, from, image.Thin)
+}
+
+// makeReady makes a volume ready from a template or golden that is there.
+func (m *Manager) makeReady(ctx context.Context, k warm.Kind, spec diskfs.Spec) (_ *warm.Volume, err error) {
 	f, err := m.images.New()
 	if err != nil {
 		return nil, err
@@ -95,7 +153,7 @@ func (m *Manager) makeReady(ctx context.Context, k warm.Kind, spec diskfs.Spec) 
 			v.Close()
 		}
 	}()
-	if v.UUID, err = m.contents.clone(ctx, f, t, image.Thin); err != nil {
+	if v.UUID, err = m.cloneKind(ctx, f, k); err != nil {
 		return nil, err
 	}
 	if k.Form == warm.Unnamed {
@@ -136,6 +194,9 @@ func (m *Manager) roomForReady() error {
 func (w warmth) note(wants []warm.Want) {
 	levels := map[string]template.Demand{}
 	for _, want := range wants {
+		if want.Kind.Template == "" { // a golden's next generation is another kind
+			continue
+		}
 		if levels[want.Kind.Template] == nil {
 			levels[want.Kind.Template] = template.Demand{}
 		}

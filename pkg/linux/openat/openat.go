@@ -9,7 +9,7 @@
 // last one are followed. For paths that others can change, use
 // pkg/linux/mount.OpenTarget.
 //
-// Sources: openat(2), fstatat(2), unlinkat(2).
+// Sources: openat(2), fstatat(2), renameat2(2), unlinkat(2).
 package openat
 
 import (
@@ -73,6 +73,8 @@ func Create(dir *os.File, name string) (*os.File, error) {
 type Status struct {
 	Device, Inode uint64
 	Changed       time.Time // the status change time: every change of content or attribute moves it
+	Modified      time.Time // the modification time, which utimensat(2) sets
+	Size          int64     // bytes
 	Allocated     int64     // bytes; shared extents count in every file
 }
 
@@ -86,7 +88,22 @@ func Stat(dir *os.File, name string) (Status, error) {
 	if err != nil {
 		return Status{}, &os.PathError{Op: "fstatat", Path: filepath.Join(dir.Name(), name), Err: err}
 	}
-	return Status{Device: st.Dev, Inode: st.Ino, Changed: time.Unix(st.Ctim.Unix()), Allocated: st.Blocks * 512}, nil
+	return Status{
+		Device: st.Dev, Inode: st.Ino, Changed: time.Unix(st.Ctim.Unix()), Modified: time.Unix(st.Mtim.Unix()),
+		Size: st.Size, Allocated: st.Blocks * 512,
+	}, nil
+}
+
+// Rename gives a file another name, in one step. If the new name exists, the error is [os.ErrExist].
+//
+// "RENAME_NOREPLACE: Don't overwrite newpath of the rename. Return an error if newpath already
+// exists." renameat2(2)
+func Rename(dir *os.File, name, to string) error {
+	err := sys.Effect("rename", dir, func(fd int) error { return unix.Renameat2(fd, name, fd, to, unix.RENAME_NOREPLACE) })
+	if err != nil {
+		return &os.LinkError{Op: "renameat2", Old: filepath.Join(dir.Name(), name), New: filepath.Join(dir.Name(), to), Err: err}
+	}
+	return nil
 }
 
 // Remove makes sure that a file has no name there. A directory is not removed.

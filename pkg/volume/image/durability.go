@@ -45,14 +45,22 @@ func ParseDurability(s string) (Durability, error) {
 // DropsFlushes reports whether the volume's loop device drops flushes.
 func (d Durability) DropsFlushes() bool { return d == Volatile }
 
-// stamp completes a new record: with its version and, for a volatile volume, with this boot.
+// stamp completes a new record: with its version and, where that matters, with this boot.
 func (r *Record) stamp() (err error) {
 	r.Version = recordVersion
 	if r.Durability == Volatile {
 		r.Version = volatileVersion
+	}
+	if r.Durability == Volatile || r.CommitTo != "" {
 		r.Boot, err = boot.ID()
 	}
 	return err
+}
+
+// Outlived reports whether the node has rebooted since a volume was made whose record has the boot.
+func (r Record) Outlived() (bool, error) {
+	id, err := boot.ID()
+	return err == nil && r.Boot != id, err
 }
 
 // OfAnotherBoot reports whether a volume is volatile, and was made in another boot of the node.
@@ -61,8 +69,7 @@ func (r Record) OfAnotherBoot() (bool, error) {
 	if r.Durability != Volatile {
 		return false, nil
 	}
-	id, err := boot.ID()
-	return err == nil && r.Boot != id, err
+	return r.Outlived()
 }
 
 // Device adds what the volume needs to the options of its loop device.

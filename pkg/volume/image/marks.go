@@ -10,8 +10,8 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 )
 
-// An image may have two marks besides its record, each in an attribute of its own. One says
-// that this plugin froze its filesystem. The other says where a block volume is staged.
+// An image may have marks besides its record, each in an attribute of its own: that this plugin
+// froze its filesystem, where a block volume is staged, and that all of a filesystem was written.
 
 // MarkFrozen notes that this plugin is about to freeze the volume's filesystem.
 func (img *Image) MarkFrozen() error {
@@ -25,6 +25,19 @@ func (img *Image) UnmarkFrozen() error { return pool.RemoveRecord(img.File, pool
 func (img *Image) Frozen() (since time.Time, frozen bool, err error) {
 	frozen, err = img.mark(pool.FrozenAttr, &since)
 	return since, frozen, err
+}
+
+// MarkWritten notes that everything in the volume's filesystem was written to the image, and that it is unmounted
+// or about to be.
+func (img *Image) MarkWritten() error { return pool.SetRecord(img.File, pool.WrittenAttr, true) }
+
+// UnmarkWritten removes the mark. A missing mark is fine.
+func (img *Image) UnmarkWritten() error { return pool.RemoveRecord(img.File, pool.WrittenAttr) }
+
+// Written reports whether the image has the mark.
+func (img *Image) Written() (written bool, err error) {
+	_, err = img.mark(pool.WrittenAttr, &written)
+	return written, err
 }
 
 // MarkStaged notes the staging path of a block volume. Without the mark nobody could tell

@@ -99,12 +99,16 @@ type Record struct {
 	Provisioning Provisioning `json:"thick,omitempty"`
 	Source       Source       `json:"source,omitzero"`
 
+	Lineage
+	Golden string `json:"golden,omitempty"` // the generation that it started from
+	// Boot is the boot in which it was made: [boot.ID]. Of volatile volumes, and of those that are to become goldens.
+	Boot string `json:"boot,omitempty"`
+
 	// Inline volumes only.
 	Target string `json:"target,omitempty"`
 	Access
-	Pod        Pod        `json:"pod,omitzero"`
+	Pod        Pod        `json:"pod,omitzero"` // of a claim that is to become a golden only its namespace
 	Durability Durability `json:"durability,omitempty"`
-	Boot       string     `json:"boot,omitempty"` // the boot that a volatile volume lives in: [boot.ID]
 	// Lost is when the volatile volume was made whose content a reboot took, and which this one
 	// replaced. It is zero if there was none.
 	Lost time.Time `json:"lost,omitzero"`

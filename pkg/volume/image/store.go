@@ -52,10 +52,12 @@ func NewStore(p *pool.Pool) *Store {
 }
 
 // Open opens the image of a volume, or returns [errdefs.ErrNotFound].
-func (s *Store) Open(id string) (*Image, error) {
+func (s *Store) Open(id string) (*Image, error) { return open(id, s.pool.OpenVolume) }
+
+func open(id string, file func(id string) (*os.File, error)) (*Image, error) {
 	img := &Image{}
 	var err error
-	if img.File, err = openFile("volume", id, s.pool.OpenVolume, &img.Record); err != nil {
+	if img.File, err = openFile("volume", id, file, &img.Record); err != nil {
 		return nil, err
 	}
 	if err := checkRecord(img.Path(), id, img.Record.ID, img.Record.Version); err != nil {
@@ -175,6 +177,22 @@ func (s *Store) Remove(id string) error {
 	return s.pool.RemoveVolume(id)
 }
 
+// Keep takes a volume out of the pool's volumes, as [Store.Remove] does, and keeps its image for a golden. A power cut
+// may bring it back, unless [Store.SyncNames] follows.
+func (s *Store) Keep(img *Image) error {
+	defer s.changing(VolumeKey(img.ID()))()
+	return s.pool.KeepVolume(img.ID())
+}
+
+// OpenKept opens the image of a volume that is kept for a golden, or returns [errdefs.ErrNotFound].
+func (s *Store) OpenKept(id string) (*Image, error) { return open(id, s.pool.OpenCommit) }
+
+// RemoveKept removes the image of a volume that was kept for a golden. One that does not exist is fine.
+func (s *Store) RemoveKept(id string) error {
+	defer s.removed.Add(1)
+	return s.pool.RemoveCommit(id)
+}
+
 // Removed counts the volumes and snapshots that were removed. Their space is not free at once.
 func (s *Store) Removed() int64 { return s.removed.Load() }
 
@@ -183,8 +201,11 @@ func (s *Store) RemoveDurably(id string) error {
 	if err := s.Remove(id); err != nil {
 		return err
 	}
-	return tmpfile.SyncDir(filepath.Dir(s.pool.Volume(id)))
+	return s.SyncNames()
 }
+
+// SyncNames makes durable which names volumes have. After that a power cut brings none back that was removed.
+func (s *Store) SyncNames() error { return tmpfile.SyncDir(s.Dir()) }
 
 // RemoveSnapshot removes a snapshot, durably.
 func (s *Store) RemoveSnapshot(id string) error {

@@ -84,7 +84,7 @@ func enlarge(limit string) string {
 }
 
 func (b budget) String() string {
-	text := fmt.Sprintf("of %s, %s are free, %s of it headroom; promised are %s to thin claims (--overcommit %g) and %s to thick claims and snapshots; %s are taken by inline volumes, templates and everything else",
+	text := fmt.Sprintf("of %s, %s are free, %s of it headroom; promised are %s to thin claims (--overcommit %g) and %s to thick claims and snapshots; %s are taken by inline volumes, templates, goldens and everything else",
 		size.Format(b.total), size.Format(b.available), size.Format(b.headroom), size.Format(b.thin), b.overcommit, size.Format(b.firm), size.Format(b.others))
 	if b.limit != "" {
 		text += "; " + b.limit

@@ -213,7 +213,7 @@ func (m measurement) fresh(now time.Time) bool {
 // others is what all but claims and snapshots take of the pool, in bytes. used is what is taken
 // of it, and ours what claims and snapshots have allocated. They share extents with each other,
 // which count several times, so that the difference is a lower bound. Another one is what inline
-// volumes and templates have allocated, known. They share extents too, and so it can be more
+// volumes, templates and goldens have allocated, known. They share extents too, and so it can be more
 // than is taken at all.
 func others(used, ours, known int64) int64 { return min(used, max(known, used-ours)) }
 
@@ -281,11 +281,14 @@ func (s *Space) measure(after time.Time) (measurement, error) {
 type sight struct {
 	name      string
 	stat      func(name string) (openat.Status, error)
-	key       string // "" for a template
+	key       string // "" for a template or golden
 	before    *held  // what was counted before; nil for an image that is no claim and no snapshot
 	allocated int64
 	gone      bool // deleted meanwhile
 }
+
+// noKey is the key of what is promised nothing.
+func noKey(string) string { return "" }
 
 // lookAtAll looks at the space of all images.
 func (s *Space) lookAtAll() ([]sight, error) {
@@ -295,7 +298,9 @@ func (s *Space) lookAtAll() ([]sight, error) {
 		stat  func(string) (openat.Status, error)
 		key   func(string) string
 	}{
-		{s.pool.Templates, s.pool.StatTemplate, func(string) string { return "" }},
+		{s.pool.Templates, s.pool.StatTemplate, noKey},
+		{s.pool.Goldens, s.pool.StatGolden, noKey},
+		{s.pool.Commits, s.pool.StatCommit, noKey},
 		{s.pool.Snapshots, s.pool.StatSnapshot, image.SnapshotKey},
 		{s.pool.Volumes, s.pool.StatVolume, image.VolumeKey},
 	} {
@@ -324,7 +329,7 @@ func (s *Space) lookAtAll() ([]sight, error) {
 }
 
 // take enters what claims and snapshots have allocated, if they have not changed meanwhile. It
-// returns what inline volumes and templates have allocated, in bytes. s.mu is locked.
+// returns what inline volumes, templates and goldens have allocated, in bytes. s.mu is locked.
 func (s *Space) take(found []sight) (known int64) {
 	for _, f := range found {
 		now := s.sums.images[f.key]

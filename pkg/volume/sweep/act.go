@@ -31,6 +31,10 @@ func (s *Sweeper) carryOut(ctx context.Context, a *Action) {
 		err = s.locked(find.ID, func() error { return s.carryOutVolume(ctx, a.Verb, find.ID) })
 	case foundReplacement:
 		err = s.locked(find.id, func() error { return s.removeReplacement(ctx, find.id) })
+	case foundKept:
+		err = s.carryOutKept(a.Verb, find.ID)
+	case foundGolden:
+		err = s.Goldens.Remove(find.Generation)
 	case foundLoop:
 		err = s.locked(find.name, func() error { return s.detachLost(find) })
 	}
@@ -98,6 +102,15 @@ func (s *Sweeper) carryOutVolume(ctx context.Context, verb Verb, id string) erro
 		return err
 	}
 	return img.UnmarkStaged()
+}
+
+// carryOutKept commits a volume that is kept, or lets it go.
+func (s *Sweeper) carryOutKept(verb Verb, id string) error {
+	if verb == Delete {
+		return s.Images.RemoveKept(id)
+	}
+	s.Commit(id)
+	return nil
 }
 
 // removeReplacement removes a file that was to replace a volume's image. A process that is

@@ -38,6 +38,12 @@ func (s *Sweeper) find(first bool) (finds, error) {
 	if err := s.findSnapshots(&f); err != nil {
 		return f, err
 	}
+	if err := s.findKept(&f); err != nil {
+		return f, err
+	}
+	if err := s.findGoldens(&f); err != nil {
+		return f, err
+	}
 	if err := s.findLost(&f, loops, table); err != nil {
 		return f, err
 	}
@@ -162,6 +168,54 @@ func (s *Sweeper) findSnapshots(f *finds) error {
 		_, err := s.Images.GetSnapshot(id)
 		if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 			f.strange = append(f.strange, strange{"file " + id, s.Pool.Snapshot(id), err.Error()})
+		}
+	}
+	return nil
+}
+
+// findKept looks for volumes that are kept for a golden, and not committed yet.
+func (s *Sweeper) findKept(f *finds) error {
+	ids, err := s.Pool.Commits()
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		k := foundKept{path: s.Pool.Commit(id), here: s.Commit != nil}
+		img, err := s.Images.OpenKept(id)
+		if err == nil {
+			k.Record = img.Record
+			img.Close()
+			k.outlived, err = k.Outlived()
+		}
+		switch {
+		case errors.Is(err, errdefs.ErrNotFound): // committed meanwhile
+		case err != nil:
+			f.strange = append(f.strange, strange{"file " + id, k.path, err.Error()})
+		default:
+			f.kept = append(f.kept, k)
+		}
+	}
+	return nil
+}
+
+// findGoldens looks for generations without content, and for files that are none of ours.
+func (s *Sweeper) findGoldens(f *finds) error {
+	names, err := s.Goldens.Strange()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		f.strange = append(f.strange, strange{"file " + name, s.Pool.Golden(name), "its name is not that of a golden; move it away"})
+	}
+	all, err := s.Goldens.List()
+	if err != nil {
+		return err
+	}
+	for _, g := range all {
+		if torn, err := s.Goldens.Torn(g); err != nil {
+			return err
+		} else if torn {
+			f.goldens = append(f.goldens, foundGolden{g, s.Goldens.Path(g)})
 		}
 	}
 	return nil

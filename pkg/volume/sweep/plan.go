@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/process"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/golden"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
 )
@@ -23,6 +24,7 @@ const (
 	Detach Verb = "detach" // a loop device
 	Thaw   Verb = "thaw"   // a filesystem
 	Kill   Verb = "kill"   // a process
+	Commit Verb = "commit" // a volume that is kept for a golden
 	Leave  Verb = "leave"  // nothing: somebody should look at it
 )
 
@@ -52,6 +54,8 @@ func (a Action) Failed() bool { return a.Result != "" && a.Result != Done && a.R
 type finds struct {
 	volumes      []foundVolume
 	replacements []foundReplacement
+	kept         []foundKept
+	goldens      []foundGolden
 	loops        []foundLoop
 	mounts       []foundMount
 	processes    []process.Process // that hold a half-made template open
@@ -67,6 +71,20 @@ type foundVolume struct {
 	places []string   // where it is mounted, anywhere
 	pod    place.Home // for inline volumes
 	staged place.Home // for block volumes; without a path if the image has no mark
+}
+
+// foundKept is the image of a volume that is gone, and is to be committed to a golden.
+type foundKept struct {
+	image.Record
+	path     string
+	outlived bool // the node has rebooted since it was made
+	here     bool // this process commits
+}
+
+// foundGolden is a generation whose content a power cut has taken, before anybody was told of it.
+type foundGolden struct {
+	golden.Generation
+	path string
 }
 
 // foundReplacement is a file that was to replace a volume's image.
@@ -117,6 +135,13 @@ func (f finds) plan() []Action {
 	}
 	for _, r := range f.replacements {
 		add(r, Delete, "replacement of volume "+r.id, r.path, "a process died before it could replace the volume's image with it, and the image is whole")
+	}
+	for _, k := range f.kept {
+		verb, reason := k.judge()
+		add(k, verb, "kept volume "+k.ID, k.path, reason)
+	}
+	for _, g := range f.goldens {
+		add(g, Delete, "golden "+g.Generation.String(), g.path, "a power cut took its content, before its commit had ended")
 	}
 	for _, l := range f.loops {
 		verb, reason := l.judge()
@@ -170,6 +195,17 @@ func (v foundVolume) judgeStaging() (Verb, string) {
 		return "", ""
 	}
 	return Detach, fmt.Sprintf("it is attached as /dev/loop%d, but published nowhere, and the directory where it was staged, %s, is gone", v.loops[0], v.staged.Path)
+}
+
+// judge decides on a volume that is kept for a golden.
+func (k foundKept) judge() (Verb, string) {
+	switch {
+	case k.outlived:
+		return Delete, "the node has rebooted since it was made, so what was written to it may be missing, and it is not committed"
+	case !k.here:
+		return "", "" // the plugin goes on with it
+	}
+	return Commit, fmt.Sprintf("its pod is done, and it is to be the next generation of %s", k.CommitTo)
 }
 
 // judge decides on a loop device whose file is not a volume of the pool.

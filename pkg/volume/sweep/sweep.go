@@ -20,25 +20,30 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/golden"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/quota"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/space"
 )
 
-// Config is what a Sweeper works with. All of it is required.
+// Config is what a Sweeper works with. All of it is required, unless it says otherwise.
 type Config struct {
-	Pool   *pool.Pool
-	Images *image.Store
-	Root   *place.Root
-	Quota  *quota.Ledger
-	Space  *space.Space
+	Pool    *pool.Pool
+	Images  *image.Store
+	Goldens *golden.Store
+	Root    *place.Root
+	Quota   *quota.Ledger
+	Space   *space.Space
 	// Lock keeps other operations from a volume until unlock is called. An error leaves the
 	// volume to the next sweep.
 	Lock func(id string) (unlock func(), err error)
 	// Thaw thaws a volume's filesystem if a plugin froze it and died, or returns
 	// [ErrOutdated].
 	Thaw func(ctx context.Context, id string) error
+	// Commit begins to commit a volume that is kept for that, unless it has begun already. With nil, which is for a
+	// process that ends with its sweep, such volumes are left to the plugin.
+	Commit func(id string)
 }
 
 // ErrOutdated means that an action no longer fits, because the node has changed since it was

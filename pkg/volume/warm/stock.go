@@ -32,7 +32,8 @@ var forms = []Form{Mounted, Volatile, Unnamed}
 
 // Kind is what ready volumes have in common.
 type Kind struct {
-	Template string // key
+	Template string // key; empty if they are made of a golden
+	Golden   string // generation, and its UUID
 	Form     Form
 }
 
@@ -65,7 +66,7 @@ type Config struct {
 	Level int
 	// Most is how many volumes of all kinds are kept; 0 means none.
 	Most int
-	// Make makes a volume ready from a template. Its error is [os.ErrNotExist] while that is not there.
+	// Make makes a volume ready from a template or golden. Its error is [os.ErrNotExist] while that is not there.
 	Make func(ctx context.Context, k Kind, spec diskfs.Spec) (*Volume, error)
 	// Quiet reports whether nobody waits for the node at this moment.
 	Quiet func() bool
@@ -260,6 +261,30 @@ func (s *Stock) oldest(above int) (oldest *shelf) {
 		}
 	}
 	return oldest
+}
+
+// Replace asks about each kind which one takes its place, and gives back all that is ready of a kind that changes,
+// or that is not to be kept. Levels stay.
+func (s *Stock) Replace(with func(Kind) (k Kind, keep bool)) {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	var old []*Volume
+	for k, sh := range s.shelves {
+		is, keep := with(k)
+		if keep && is == k {
+			continue
+		}
+		delete(s.shelves, k)
+		old = append(old, sh.ready...)
+		if sh.ready, sh.least, sh.retry = nil, 0, (time.Time{}); keep && s.shelves[is] == nil {
+			s.shelves[is] = sh
+		}
+	}
+	s.mu.Unlock()
+	discard(old)
+	s.nudge()
 }
 
 // Drain gives back all that is ready, for whoever needs the space, and makes nothing for a while.

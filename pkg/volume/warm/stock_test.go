@@ -74,7 +74,9 @@ func (m *maker) newStock(level, most int) *Stock {
 	return s
 }
 
-func kind(n int) Kind { return Kind{fmt.Sprintf("ext4-%dm-0123456789abcdef", n), Unnamed} }
+func kind(n int) Kind {
+	return Kind{Template: fmt.Sprintf("ext4-%dm-0123456789abcdef", n), Form: Unnamed}
+}
 
 // levels waits until as many are ready as should be, and returns the levels by kind.
 func levels(t *testing.T, s *Stock) map[Kind]int {

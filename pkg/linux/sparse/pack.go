@@ -1,7 +1,7 @@
 // Copyright The csi-disktemplate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package template
+package sparse
 
 import (
 	"cmp"
@@ -10,17 +10,9 @@ import (
 	"slices"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fiemap"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/sparse"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 )
 
 const (
-	// fewExtents is how many extents an image may have that stays as it is. Each costs every clone
-	// 10 to 24 µs.
-	fewExtents = 32
-	// manyExtents are those that take a clone a millisecond or two: about as long as all the rest of
-	// a publish on demand, on a fast disk. It is logged, since a packed image rarely has so many.
-	manyExtents = 100
 	// fewParts is how many parts with data a packed image has, if filledShare allows it.
 	fewParts = 16
 	// filledShare is which part of its data a packed image may take more for holes that are filled.
@@ -28,23 +20,23 @@ const (
 	filledShare = 8
 )
 
-// pack returns an image with the content of f and few extents. That is f itself if it has few;
-// else a file from newFile, into which the content was copied part by part. It returns the number
-// of its extents too. The caller closes both files.
+// Pack returns an image with the content of f and few extents. That is f itself if it has at most as many as
+// few says; else a file from newFile, into which the content was copied part by part. It returns the number
+// of its extents too. The caller closes both files. Each extent costs every clone 10 to 24 µs.
 //
 // The holes between parts are the largest ones that the image had. Smaller ones are filled with
-// zeros. The template takes their space once, and its clones share it.
-func pack(ctx context.Context, newFile func() (*os.File, error), f *os.File) (*os.File, int, error) {
+// zeros. The packed image takes their space once, and its clones share it.
+func Pack(ctx context.Context, newFile func() (*os.File, error), f *os.File, few int) (*os.File, int, error) {
 	had, err := fiemap.Count(f)
-	if err != nil || had <= fewExtents {
+	if err != nil || had <= few {
 		return f, had, err
 	}
 	fi, err := f.Stat()
 	if err != nil {
 		return nil, 0, err
 	}
-	var all []sparse.Extent
-	for e, err := range sparse.Data(f) {
+	var all []Extent
+	for e, err := range Data(f) {
 		if err != nil {
 			return nil, 0, err
 		}
@@ -57,22 +49,22 @@ func pack(ctx context.Context, newFile func() (*os.File, error), f *os.File) (*o
 	has, err := copyParts(ctx, packed, f, fi.Size(), parts(all, fewParts))
 	if err != nil {
 		packed.Close()
-		return nil, 0, pool.Full(err)
+		return nil, 0, err
 	}
 	return packed, has, nil
 }
 
 // copyParts copies parts of a file to an empty one, which gets the given size. Each part gets its
 // space at once, so that it is in as few pieces as the pool's free space allows.
-func copyParts(ctx context.Context, dst, src *os.File, size int64, parts []sparse.Extent) (extents int, err error) {
-	if err := sparse.SetLength(dst, size); err != nil {
+func copyParts(ctx context.Context, dst, src *os.File, size int64, parts []Extent) (extents int, err error) {
+	if err := SetLength(dst, size); err != nil {
 		return 0, err
 	}
 	for _, p := range parts {
-		if err := sparse.ReserveRange(dst, p); err != nil {
+		if err := ReserveRange(dst, p); err != nil {
 			return 0, err
 		}
-		if err := sparse.CopyRange(ctx, dst, src, p); err != nil {
+		if err := CopyRange(ctx, dst, src, p); err != nil {
 			return 0, err
 		}
 	}
@@ -81,7 +73,7 @@ func copyParts(ctx context.Context, dst, src *os.File, size int64, parts []spars
 
 // parts joins ranges across the smallest holes between them, until there are n, or the holes
 // come to more than their share of the data.
-func parts(ranges []sparse.Extent, n int) []sparse.Extent {
+func parts(ranges []Extent, n int) []Extent {
 	if len(ranges) <= n {
 		return ranges
 	}
@@ -100,10 +92,10 @@ func parts(ranges []sparse.Extent, n int) []sparse.Extent {
 		order = order[1:]
 	}
 	slices.Sort(order)
-	var joined []sparse.Extent
+	var joined []Extent
 	first := 0
 	for _, i := range append(order, len(ranges)) {
-		joined = append(joined, sparse.Extent{Start: ranges[first].Start, End: ranges[i-1].End})
+		joined = append(joined, Extent{Start: ranges[first].Start, End: ranges[i-1].End})
 		first = i
 	}
 	return joined
