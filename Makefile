@@ -127,7 +127,7 @@ powercut: need-go ## Cut the power COUNT times while volumes come and go, by SEE
 	@$(AS_ROOT) COUNT=$(or $(COUNT),200) SEED=$(SEED) $(GO) test $(SYSTEMFLAGS) -timeout 6h -v -run PowerCut ./hack/torture
 
 .PHONY: bench
-bench: need-go ## Measure the plugin beside its floor and beside what people do without it, within 25 minutes; asks for root
+bench: need-go ## Measure the plugin beside its floor and beside what people do without it, within half an hour; asks for root
 	@$(SUDO) hack/setup.sh --bench
 	@$(MAKE) --no-print-directory build
 	@$(GO) build -o bin/bench ./hack/bench

@@ -7,6 +7,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"debug/elf"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -222,11 +223,63 @@ func TestMixture(t *testing.T) {
 	}
 }
 
-// TestUnits: a series for a content has the unit of the series without it.
+// TestFill: a job leaves the files of the archive, and one that rewrites a tenth of them changes no more than that, and
+// no file's size.
+func TestFill(t *testing.T) {
+	m, dir, archive := mixture{64 << 20, 40}, t.TempDir(), filepath.Join(t.TempDir(), "files.tar")
+	if err := errors.Join(m.fill(dir, 7), m.write(archive, 7)); err != nil {
+		t.Fatal(err)
+	}
+	if changed := differ(t, archive, dir); changed != 0 {
+		t.Errorf("%d bytes differ between the directory and the archive", changed)
+	}
+	if err := m.rewrite(dir, 8); err != nil {
+		t.Fatal(err)
+	}
+	if changed := differ(t, archive, dir); changed < m.changed()/2 || changed > m.changed() {
+		t.Errorf("%d bytes were changed, of %d that were to be", changed, m.changed())
+	}
+}
+
+// differ counts the bytes in which files of a directory differ from an archive.
+func differ(t *testing.T, archive, dir string) (bytes int64) {
+	t.Helper()
+	f, err := os.Open(archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for r := tar.NewReader(f); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			return bytes
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if h.Typeflag == tar.TypeDir {
+			continue
+		}
+		had, err := io.ReadAll(r)
+		has, err2 := os.ReadFile(filepath.Join(dir, h.Name))
+		if err := errors.Join(err, err2); err != nil || len(had) != len(has) {
+			t.Fatalf("%s has %d bytes, not %d: %v", h.Name, len(has), len(had), err)
+		}
+		for i := range had {
+			if had[i] != has[i] {
+				bytes++
+			}
+		}
+	}
+}
+
+// TestUnits: a series for a content or a golden has the unit of the series without it.
 func TestUnits(t *testing.T) {
 	for what, want := range map[string]string{
 		"publish": "ms", largeContent.with(cold): "ms", smallContent.with(warm): "ms", smallContent.with("extents"): "",
 		quickUnpackContent.with(unpacked): "s", "pgbench": "1/s",
+		largeContent.golden(cold): "ms", smallContent.golden(warm): "ms", smallContent.golden("extents"): "",
+		largeContent.golden(unpublishChanged): "ms", largeContent.golden(commitOfRewritten): "s",
 	} {
 		if got := unit(what); got != want {
 			t.Errorf("%s is in %q, not %q", what, got, want)

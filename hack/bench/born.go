@@ -71,12 +71,12 @@ func (w overContent) prepare(v *volume) error {
 	return w.overCSI.prepare(v)
 }
 
-// buildPatience is what the first volume with a content gets, and its template.
+// buildPatience is what the first volume of a kind gets, and its template.
 const buildPatience = 20 * time.Minute
 
 // first publishes a volume whose template is not there, and returns how long that took. A call ends before a large
 // template is there. Kubelet tries again, too.
-func (w withContents) first(ctx context.Context, by way, v *volume) (took time.Duration, err error) {
+func (k keeper) first(ctx context.Context, by way, v *volume) (took time.Duration, err error) {
 	if err := by.prepare(v); err != nil {
 		return 0, err
 	}
@@ -88,23 +88,23 @@ func (w withContents) first(ctx context.Context, by way, v *volume) (took time.D
 		if err == nil {
 			return time.Since(began), nil
 		}
-		if !harness.MayTryAgain(err) || ctx.Err() != nil || !w.Alive() {
-			return 0, fmt.Errorf("the first volume with a content: %w\n%s", err, w.Tail())
+		if !harness.MayTryAgain(err) || ctx.Err() != nil || !k.Alive() {
+			return 0, fmt.Errorf("the first volume of its kind: %w\n%s", err, k.Tail())
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
 }
 
 // extents counts those of the only volume that is there: on them depends what a clone costs.
-func (w withContents) extents() (float64, error) {
-	found, err := w.node.Find()
+func (k keeper) extents() (float64, error) {
+	found, err := k.node.Find()
 	if err == nil && len(found.Images) != 1 {
 		err = fmt.Errorf("there are %d volumes, not one", len(found.Images))
 	}
 	if err != nil {
 		return 0, err
 	}
-	f, err := os.Open(filepath.Join(w.node.Pool, "volumes", found.Images[0]))
+	f, err := os.Open(filepath.Join(k.node.Pool, "volumes", found.Images[0]))
 	if err != nil {
 		return 0, err
 	}

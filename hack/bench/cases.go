@@ -103,6 +103,7 @@ var units = map[string]string{
 	"1 MiB sequential read": "MiB/s", "1 MiB sequential write": "MiB/s",
 	warm: "ms", "first of its kind": "s", "extents": "", diskExtents: "", diskPublished: "ms", blockCreated: "ms",
 	allDatabases: "ms", eachDatabase: "ms", unpacked: "s",
+	unpublishChanged: "ms", commitOfAll: "s", commitOfNew: "s", commitOfRewritten: "s",
 }
 
 // crowdSize and claimCount are the ends of the growth curves.
@@ -220,6 +221,11 @@ var cases = []benchCase{
 		name: "contents", title: "A volume that is born with a content, beside an empty one of the same size",
 		pools: onDisks, run: contents,
 		goals: contentGoals(),
+	},
+	{
+		name: "goldens", title: "A volume that starts from a golden, beside an empty one of the same size, and a commit",
+		pools: onDisks, run: goldens,
+		goals: goldenGoals(),
 	},
 	{
 		name: "contents-databases", title: "100 volumes at once that are born with PostgreSQL's data directory",

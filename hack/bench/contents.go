@@ -20,18 +20,22 @@ var (
 )
 
 // largePool is the size of the pool for the large content, and largeNeeds is what the disk needs for it: the archive,
-// its copy in the pool while the template is built, and the template.
+// its copy in the pool while the template is built, and the template. A golden needs as much: the volume, what it is
+// packed into, and the same once more for the one of which a part was written again.
 const (
 	largePool  = 48 << 30
 	largeNeeds = 34 << 30
 )
 
 // name is how rows name a content.
-func (m mixture) name() string {
-	if m.bytes < 1<<30 {
-		return fmt.Sprintf("%d MiB of content", m.bytes>>20)
+func (m mixture) name() string { return amount(m.bytes) + " of content" }
+
+// amount writes so many bytes.
+func amount(bytes int64) string {
+	if bytes < 1<<30 {
+		return fmt.Sprintf("%d MiB", bytes>>20)
 	}
-	return fmt.Sprintf("%d GiB of content", m.bytes>>30)
+	return fmt.Sprintf("%d GiB", bytes>>30)
 }
 
 // volume is the size of a volume that has room for the content.
@@ -60,14 +64,20 @@ func contentGoals() (goals []goal) {
 
 // contents measures volumes that are born with a content, beside empty ones of the same size.
 func contents(ctx context.Context, b *bench, d *bed) error {
+	return b.eachMixture(ctx, d, "contents", b.fullAndEmpty)
+}
+
+// eachMixture calls measure for each filesystem with the content that it gets on a pool, if it gets one.
+func (b *bench) eachMixture(ctx context.Context, d *bed, name string,
+	measure func(context.Context, *bed, key, mixture) error) error {
 	for _, fs := range filesystems {
-		k := key{Case: "contents", Pool: d.kind.name, FS: fs}
+		k := key{Case: name, Pool: d.kind.name, FS: fs}
 		var err error
 		switch {
 		case fs == "ext4" && d.kind.name == quotedPool && !b.o.quick && b.hasRoom(k):
-			err = b.onLargePool(ctx, d, k)
+			err = b.onLargePool(ctx, d, func(large *bed) error { return measure(ctx, large, k, largeContent) })
 		case fs == "ext4" || d.kind.name == quotedPool:
-			err = b.fullAndEmpty(ctx, d, k, smallContent)
+			err = measure(ctx, d, k, smallContent)
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", fs, err)
@@ -87,14 +97,14 @@ func (b *bench) hasRoom(k key) bool {
 	return false
 }
 
-// onLargePool measures the large content on a pool of its own.
-func (b *bench) onLargePool(ctx context.Context, d *bed, k key) (err error) {
+// onLargePool has the large content measured on a pool of its own.
+func (b *bench) onLargePool(ctx context.Context, d *bed, measure func(*bed) error) (err error) {
 	large, err := b.newBed(ctx, poolKind{name: d.kind.name + "-large", fs: d.kind.fs, sparse: largePool})
 	defer func() { err = errors.Join(err, large.close()) }()
 	if err != nil {
 		return err
 	}
-	return b.fullAndEmpty(ctx, large, k, largeContent)
+	return measure(large)
 }
 
 // fullAndEmpty has the two take turns: on demand, and then from what is ready.
@@ -109,19 +119,20 @@ func (b *bench) fullAndEmpty(ctx context.Context, d *bed, k key, m mixture) (err
 		return err
 	}
 	k.What = m.with(cold)
-	if err := b.takeTurns(ctx, w, k, m.volume(), func() error { return nil }); err != nil {
+	both := []string{full, empty}
+	if err := b.takeTurns(ctx, w.keeper, k, both, m.volume(), func() error { return nil }); err != nil {
 		return err
 	}
 	if err := w.again(ctx, b, "--warm", "4", "--warm-max", "8"); err != nil {
 		return err
 	}
-	for _, name := range []string{full, empty} { // so that they are kept ready
+	for _, name := range both { // so that they are kept ready
 		if _, _, err := b.live(ctx, w.ways[name], w.volume(k.FS, m.volume())); err != nil {
 			return err
 		}
 	}
 	k.What = m.with(warm)
-	return b.takeTurns(ctx, w, k, m.volume(), func() error { return w.full(ctx) })
+	return b.takeTurns(ctx, w.keeper, k, both, m.volume(), func() error { return w.full(ctx) })
 }
 
 // firstFull has the two templates built, and counts their extents.
@@ -149,11 +160,12 @@ func (b *bench) firstFull(ctx context.Context, w withContents, k key, m mixture)
 	return nil
 }
 
-// takeTurns publishes and unpublishes full and empty volumes. The rest is longer than elsewhere: the kernel frees the
+// takeTurns publishes and unpublishes volumes by several ways. The rest is longer than elsewhere: the kernel frees the
 // extents of a full volume after the answer.
-func (b *bench) takeTurns(ctx context.Context, w withContents, k key, size int64, prepared func() error) error {
+func (b *bench) takeTurns(ctx context.Context, w keeper, k key, names []string, size int64,
+	prepared func() error) error {
 	for range b.rounds(60, 15, 5*time.Second) {
-		for _, k.Way = range b.shuffled([]string{full, empty}) {
+		for _, k.Way = range b.shuffled(names) {
 			if err := prepared(); err != nil {
 				return err
 			}

@@ -8,8 +8,8 @@
 // random order, other ways to a mounted filesystem: the same system calls made straight (the floor), a new filesystem by
 // mkfs for each volume (the habit), a copy of a formatted image by cp --reflink (the other habit), an emptyDir, and any
 // other CSI driver whose socket BENCH_PEER_SOCKET names. Inside volumes it compares synced ones, volatile ones, an emptyDir
-// and a tmpfs. Volumes that are born with a content take turns with empty ones, and the VM that unpacks it with one
-// that runs a usual tar. Noise hits all of them alike, so ratios travel better than times.
+// and a tmpfs. Volumes that are born with a content, or start from a golden, take turns with empty ones, and the VM
+// that unpacks a content with one that runs a usual tar. Noise hits all of them alike, so ratios travel better than times.
 //
 // What is measured, and how good it should be, is a table in cases.go. A measurement only records numbers. What they
 // come to is computed afterwards (report.go), and written as a table, as JSON and as plots.

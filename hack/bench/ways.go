@@ -42,15 +42,18 @@ const (
 	tmpfs      = "tmpfs"
 	claim      = "claim"
 	peer       = "peer"
-	full       = "full"  // the plugin, asked for a volume that is born with a content
-	empty      = "empty" // the plugin, asked for an empty volume of the same size
+	full       = "full"      // the plugin, asked for a volume that is born with a content
+	empty      = "empty"     // the plugin, asked for an empty volume of the same size
+	golden     = "golden"    // the plugin, asked for a volume that starts from a golden
+	rewritten  = "rewritten" // the same, from a golden of which a part was written again
+	committing = "commit"    // the plugin, asked for a volume that starts from a golden and is committed to another one
 	tarInLoop  = "tar, loop"
 	tarOnDisk  = "tar, disk"
 )
 
 // wayNames has all ways, in the order in which tables and plots show them.
 var wayNames = []string{plugin, volatile, ready, floor, floorUUID, habit, otherHabit, emptyDir, tmpfs, claim, peer,
-	full, empty, tarInLoop, tarOnDisk}
+	full, golden, rewritten, empty, committing, tarInLoop, tarOnDisk}
 
 // contentWays are compared by what happens inside a volume.
 var contentWays = []string{plugin, volatile, emptyDir, tmpfs}
