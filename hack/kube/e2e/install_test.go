@@ -327,6 +327,7 @@ func TestComponents(t *testing.T) {
 		"loopback":     {"../base", nil, map[string]string{"plugin": "--loopback-pool-size=20Gi"}},
 		"prewarm":      {"loopback", nil, map[string]string{"plugin": "--prewarm-file=/etc/csi-disktemplate/templates"}},
 		"contents":     {"loopback", []string{"prewarm"}, map[string]string{"plugin": "--contents=/etc/csi-disktemplate-contents/contents.yaml"}},
+		"goldens":      {"loopback", []string{"contents"}, map[string]string{"plugin": "--shared-goldens=/etc/csi-disktemplate-goldens/goldens.yaml"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			manifest := kustomize(t, withComponents(t, c.overlay, append(c.more, name)...))
@@ -352,8 +353,8 @@ func TestComponents(t *testing.T) {
 		})
 	}
 	found, err := filepath.Glob(filepath.Join(root, "deploy/kubernetes/components/*"))
-	if err != nil || len(found) != 9 {
-		t.Errorf("expected 9 components, found %v: %v", found, err)
+	if err != nil || len(found) != 10 {
+		t.Errorf("expected 10 components, found %v: %v", found, err)
 	}
 }
 
