@@ -104,7 +104,7 @@ func validate(t testing.TB, manifest string) {
 func overlays(t testing.TB) []string {
 	t.Helper()
 	dirs, err := filepath.Glob(filepath.Join(root, "deploy/kubernetes/overlays/*"))
-	if err != nil || len(dirs) < 7 {
+	if err != nil || len(dirs) < 8 {
 		t.Fatalf("overlays: %v, %v", dirs, err)
 	}
 	return append(dirs, filepath.Join(root, "deploy/kubernetes"))
@@ -119,6 +119,17 @@ func withKubeVirtCRDs(t testing.TB) {
 		t.Fatal(err)
 	}
 	apply(t, string(crds))
+	kubectl(t, "wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+}
+
+// withPodMonitorCRD installs a schema of PodMonitors, as withKubeVirtCRDs does. There is no Prometheus operator.
+func withPodMonitorCRD(t testing.TB) {
+	t.Helper()
+	crd, err := os.ReadFile("podmonitor-crd.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	apply(t, string(crd))
 	kubectl(t, "wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
 }
 
@@ -313,6 +324,7 @@ func withComponents(t testing.TB, overlay string, components ...string) string {
 
 // TestComponents adds every component to the install that it is for, and looks at what changes.
 func TestComponents(t *testing.T) {
+	withPodMonitorCRD(t)
 	for name, c := range map[string]struct {
 		overlay string
 		more    []string // components before it
@@ -328,6 +340,8 @@ func TestComponents(t *testing.T) {
 		"prewarm":      {"loopback", nil, map[string]string{"plugin": "--prewarm-file=/etc/csi-disktemplate/templates"}},
 		"contents":     {"loopback", []string{"prewarm"}, map[string]string{"plugin": "--contents=/etc/csi-disktemplate-contents/contents.yaml"}},
 		"goldens":      {"loopback", []string{"contents"}, map[string]string{"plugin": "--shared-goldens=/etc/csi-disktemplate-goldens/goldens.yaml"}},
+		"monitors":     {"loopback", nil, map[string]string{}},
+		"openshift":    {"loopback", []string{"selinux"}, map[string]string{"claims": "type: spc_t"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			manifest := kustomize(t, withComponents(t, c.overlay, append(c.more, name)...))
@@ -353,8 +367,8 @@ func TestComponents(t *testing.T) {
 		})
 	}
 	found, err := filepath.Glob(filepath.Join(root, "deploy/kubernetes/components/*"))
-	if err != nil || len(found) != 10 {
-		t.Errorf("expected 10 components, found %v: %v", found, err)
+	if err != nil || len(found) != 12 {
+		t.Errorf("expected 12 components, found %v: %v", found, err)
 	}
 }
 
