@@ -66,6 +66,10 @@ image: build ## Make the container image bin/image.tar, without a registry
 	deploy/image/build.sh bin/image.tar
 	@echo "bin/image.tar: $$(($$(stat -c %s bin/image.tar) >> 20)) MiB, $$(($$(gzip -c bin/image.tar | wc -c) >> 20)) MiB compressed"
 
+.PHONY: chart
+chart: need-go ## Write the Helm chart's templates from the kustomize manifests
+	$(GO) -C hack/chart run .
+
 .PHONY: setup
 setup: ## Install everything but Go that building, running and testing need (Debian, Ubuntu)
 	$(SUDO) hack/setup.sh
@@ -80,6 +84,8 @@ clean: ## Remove the built files
 test: setup lint ## Run lint, unit tests, fuzz tests and system tests; asks for root
 	$(call section,Unit tests)
 	$(GO) test -race $(TESTFLAGS) ./...
+	$(call section,The Helm chart beside kustomize)
+	@$(MAKE) --no-print-directory test-chart
 	$(call section,Fuzz tests)
 	@$(MAKE) --no-print-directory fuzz FUZZTIME=5s
 	$(call section,System tests: pools$(comma) mounts and VMs$(comma) as root)
@@ -91,6 +97,11 @@ test: setup lint ## Run lint, unit tests, fuzz tests and system tests; asks for 
 .PHONY: test-unit
 test-unit: need-go ## Run the tests that need only Go: no root, no packages
 	$(GO) test $(RACE) $(TESTFLAGS) ./...
+
+.PHONY: test-chart
+test-chart: need-go ## Check that the Helm chart and kustomize install the same objects; no root
+	$(GO) -C hack/chart vet .
+	$(GO) -C hack/chart test $(TESTFLAGS) .
 
 .PHONY: fuzz
 fuzz: need-go ## Fuzz everything that reads foreign data, each target for FUZZTIME=10s

@@ -17,7 +17,7 @@ import (
 )
 
 // TestReleaseIsOne checks that everything which names a release of the image names the one in
-// RELEASE.
+// RELEASE, and that the Helm chart has its number.
 func TestReleaseIsOne(t *testing.T) {
 	want := strings.TrimSpace(release)
 	if !regexp.MustCompile(`^v\d+\.\d+\.\d+$`).MatchString(want) {
@@ -45,6 +45,15 @@ func TestReleaseIsOne(t *testing.T) {
 	}
 	if named["../../deploy/kubernetes/base/plugin.yaml"] != 1 || named["../../Containerfile"] != 1 {
 		t.Errorf("an image is named in %v", named)
+	}
+	chart, err := os.ReadFile("../../deploy/helm/csi-disktemplate/Chart.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{"\nversion: " + want[1:] + "\n", "\nappVersion: " + want + " "} {
+		if !strings.Contains(string(chart), line) {
+			t.Errorf("RELEASE has %s, and the chart lacks %q:\n%s", want, line, chart)
+		}
 	}
 }
 

@@ -3,13 +3,14 @@
 # SPDX-License-Identifier: Apache-2.0
 
 # Builds what the test cluster is made of: Kubernetes, CSI's sidecars, and
-# Kubernetes' storage suite, at the versions of build/go.mod. Prints the
-# directory. It is kept below the user's cache directory, by a hash of the
-# recipe; a build with nothing cached took 345 s on two cores.
+# Kubernetes' storage suite, at the versions of build/go.mod, and Helm, at that
+# of ../chart/go.mod. Prints the directory. It is kept below the user's cache
+# directory, by a hash of the recipe; a build with nothing cached took 345 s on
+# two cores, before Helm was added.
 set -euo pipefail
 export PATH="$PATH:/usr/local/go/bin" CGO_ENABLED=0
 here=$(dirname "$(realpath "$0")")
-recipe=("$here/build.sh" "$here"/build/go.{mod,sum} "$here"/build/*/*.go)
+recipe=("$here/build.sh" "$here"/build/go.{mod,sum} "$here"/build/*/*.go "$here"/../chart/go.{mod,sum})
 key=$({ go version && cat "${recipe[@]}"; } | sha256sum | cut -c-16)
 cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/csi-disktemplate/kube
 out=$cache/$key
@@ -45,6 +46,7 @@ if [[ ! -e $out ]]; then
 		github.com/onsi/ginkgo/v2/ginkgo k8s.io/kubernetes/test/images/agnhost >&2
 	# -vet=off: vet would read 2,900 packages.
 	go test -vet=off -c -ldflags "$link" -o "$new/storage-e2e.test" ./suite >&2
+	go build -C "$here/../chart" -ldflags "-s -w" -o "$new/helm" helm.sh/helm/v4/cmd/helm >&2
 	for name in kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl etcd; do
 		ln -s hyper "$new/$name"
 	done
