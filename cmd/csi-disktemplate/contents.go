@@ -50,6 +50,7 @@ type builder struct {
 	pool      *pool.Pool
 	list      *content.Contents // nil if there are none
 	images    *images
+	watch     func(guest.Progress) // if not nil, is told how far a template has come
 
 	mu    sync.Mutex
 	under map[string]progressOf // by spec: the builds with a content that are under way
@@ -131,7 +132,7 @@ func (b *builder) resolve(ctx context.Context, name string) error {
 
 func (b *builder) identity(name string) (content.Identity, error) {
 	if b.list == nil {
-		return content.Identity{}, template.NoContent(fmt.Errorf("content %.64q: this plugin has no list of contents; give --contents", name))
+		return content.Identity{}, template.NoContent(fmt.Errorf("content %.64q: there is no list of contents; give --contents", name))
 	}
 	id, err := b.list.Identity(name)
 	return id, asTemplate(err)
@@ -200,6 +201,7 @@ func (b *builder) format(ctx context.Context, f *os.File, spec diskfs.Spec) (tem
 func (b *builder) filesystem(ctx context.Context, f *os.File, spec diskfs.Spec, fill *vmformat.Fill) (template.Provenance, error) {
 	logged := time.Now()
 	r, err := b.formatter.Format(ctx, f, spec, fill, func(p guest.Progress) {
+		b.see(p)
 		if fill == nil {
 			return
 		}
@@ -272,6 +274,7 @@ func (b *builder) disk(ctx context.Context, f *os.File, spec diskfs.Spec, id con
 // prepare brings a content into the pool, in the form that the next step takes.
 func (b *builder) prepare(ctx context.Context, spec diskfs.Spec, id content.Identity) (*content.Prepared, error) {
 	b.tell(spec, progressOf{text: "its content is read and checked"})
+	b.see(guest.Progress{Stage: stageRead})
 	began := time.Now()
 	p, err := b.list.Prepare(ctx, spec.Content, id)
 	if err != nil {
@@ -290,6 +293,16 @@ func checkNeeds(spec diskfs.Spec, s archive.Summary) error {
 	}
 	return fmt.Errorf("%w: content %s has %s of data (entries: %d), and needs %s as %s; the volume has %s: ask for a larger size",
 		diskfs.ErrOutOfRange, spec.Content, size.Format(s.Bytes), s.Entries, size.Format(needs), spec.Filesystem, size.Format(spec.Size))
+}
+
+// stageRead comes before the stages of the VM: a content is read.
+const stageRead guest.Stage = "read"
+
+// see tells watch how far a template has come.
+func (b *builder) see(p guest.Progress) {
+	if b.watch != nil {
+		b.watch(p)
+	}
 }
 
 // stageText says what the VM does at each stage.

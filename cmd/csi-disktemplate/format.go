@@ -9,60 +9,65 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/content"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
 )
 
-// formatOptions are the flags of `csi-disktemplate format`. The filesystem decides which
-// sizes, labels and options are allowed, so [formatOptions.spec] reads these flags together.
+// formatOptions are the flags that say what is made. The filesystem decides which sizes, labels
+// and options are allowed, so [formatOptions.spec] reads these flags together.
 type formatOptions struct {
 	fs, size, label string
 	options         map[string]string
-	output          string
+	content         string
+	contents        contentOptions
 	vm              vmformat.Config
 }
 
 func newFormatCommand() *cobra.Command {
-	var o formatOptions
+	var o diskOptions
 	cmd := &cobra.Command{
 		Use:   "format --fs FILESYSTEM --size SIZE -o FILE",
-		Short: "Format one disk image inside a VM",
-		Long: `Format one disk image inside a VM, without Kubernetes.
+		Short: "Make one formatted disk image, or many",
+		Long: `Make one formatted disk image, or many, without Kubernetes.
 
-The image is a sparse file with the filesystem directly on it (no partition
-table), checked by the VM's kernel and by the filesystem's own checker. It needs
-no root. An existing file is never overwritten; a failed run leaves none.`,
+An image is a sparse file with the filesystem directly on it (no partition table),
+formatted in a VM, and checked by the VM's kernel and by the filesystem's own
+checker. It needs no root.
+
+With -n there are many, and {} in -o is the number of each, from 1. The VM formats
+one. The others are clones of it where the filesystem of -o can share extents
+(btrfs, xfs), and sparse copies elsewhere. Each has a filesystem UUID of its own, so
+all of them can be mounted at the same time. With --cache the formatted image is
+kept, and the next run with the same filesystem, size and options starts no VM.
+
+An image gets its name when it is whole and durable. An existing file is replaced
+only with --force. A run that fails or is interrupted leaves whole images or none,
+and says which.`,
 		Example: `  csi-disktemplate format --fs xfs --size 1Gi -o disk.img
-  csi-disktemplate format --fs ext4 --size 10Gi --label data --option inode-size=512 -o disk.img`,
+  csi-disktemplate format --fs ext4 --size 10Gi --label data --option inode-size=512 -o disk.img
+  csi-disktemplate format --size 1Gi -n 200 --cache ~/.cache/disks -o 'disk-{}.img'
+  csi-disktemplate format --contents contents.yaml --content-dir . --content postgres --cache ~/.cache/disks -o db.img`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			spec, err := o.spec()
-			if err != nil {
-				return err
+			if !cmd.Flags().Changed("v") {
+				quiet()
 			}
-			return format(cmd.Context(), cmd.ErrOrStderr(), o.vm, spec, o.output)
+			return o.run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	o.add(cmd.Flags())
 	return cmd
-}
-
-func (o *formatOptions) add(f *pflag.FlagSet) {
-	o.addSpec(f)
-	addValueP(f, &o.output, "output", "o", "", newFile, "the image to make")
-	addVM(f, &o.vm)
 }
 
 // addSpec adds the flags that say what is made.
@@ -72,6 +77,12 @@ func (o *formatOptions) addSpec(f *pflag.FlagSet) {
 	f.StringVar(&o.label, "label", "", "filesystem label")
 	f.StringToStringVar(&o.options, "option", nil, "another format option of the filesystem as `NAME=VALUE`, as inode-size=512; may be repeated")
 	f.Lookup("option").DefValue = "" // --help would show "[]"
+}
+
+// addContent adds the flags that say what is inside.
+func (o *formatOptions) addContent(f *pflag.FlagSet) {
+	f.StringVar(&o.content, "content", "", "what is inside from the start: a `name` from --contents (default: nothing)")
+	addContents(f, &o.contents)
 }
 
 // newFile is the name of a file to make. An image is a sparse file with a name of its own at
@@ -94,67 +105,50 @@ func (o *formatOptions) spec() (diskfs.Spec, error) {
 	}
 	spec := diskfs.Spec{Filesystem: fs.Name, Size: fs.DefaultSize(), Label: o.label, Options: o.options}
 	if o.size != "" {
-		spec.Size, err = fs.ParseSize(o.size)
-		if errors.Is(err, size.ErrInvalid) {
-			err = errors.New("must be a quantity, as 512Mi or 10Gi" + size.Hint(o.size))
-		}
-		if err != nil {
-			return spec, badFlag("size", o.size, err)
+		if spec.Size, err = o.sizeOf(fs); err != nil {
+			return spec, err
 		}
 	}
 	return spec, spec.Validate()
 }
 
-// format makes the image as a file without a name, and links it to its name when it is whole.
-func format(ctx context.Context, w io.Writer, vm vmformat.Config, spec diskfs.Spec, output string) error {
-	if _, err := os.Lstat(output); err == nil {
-		return badFlag("output", output, errors.New("exists already; remove it or give another name"))
-	}
-	f, err := tmpfile.Create(filepath.Dir(output), 0o644)
-	if err != nil {
-		return badFlag("output", output, fmt.Errorf("%w; choose a directory on btrfs, ext4, xfs or tmpfs: the filesystem must support unnamed files (O_TMPFILE)", err))
-	}
-	defer f.Close()
-	start := time.Now()
-	fs, err := diskfs.Lookup(spec.Filesystem)
-	if err != nil {
-		return err
-	}
-	var report vmformat.Report
-	if fs.Formatted() {
-		report, err = formatInVM(ctx, w, vm, f, spec)
-	} else {
-		err = f.Truncate(spec.Size)
-	}
-	if errors.Is(err, syscall.EFBIG) {
-		return badFlag("size", size.Format(spec.Size), fmt.Errorf("the filesystem of %s holds no file of that size; choose a directory on btrfs or xfs", filepath.Dir(output)))
+// sizeOf reads --size, within the limits of a filesystem.
+func (o *formatOptions) sizeOf(fs *diskfs.Filesystem) (int64, error) {
+	bytes, err := fs.ParseSize(o.size)
+	if errors.Is(err, size.ErrInvalid) {
+		err = errors.New("must be a quantity, as 512Mi or 10Gi" + size.Hint(o.size))
 	}
 	if err != nil {
-		return err
+		return 0, badFlag("size", o.size, err)
 	}
-	if err := errors.Join(tmpfile.Link(f, output), tmpfile.SyncDir(filepath.Dir(output))); err != nil {
-		return badFlag("output", output, err)
-	}
-	fmt.Fprintf(w, "%s: %s", output, spec)
-	if report.UUID != "" {
-		fmt.Fprintf(w, ", UUID %s, made by %s on Linux %s under %s", report.UUID, report.Mkfs, report.Kernel, report.Accelerator)
-	}
-	fmt.Fprintf(w, " (%s)\n", time.Since(start).Round(time.Millisecond))
-	return nil
+	return bytes, nil
 }
 
-func formatInVM(ctx context.Context, w io.Writer, vm vmformat.Config, f *os.File, spec diskfs.Spec) (vmformat.Report, error) {
-	formatter, err := newFormatter(vm, "")
+// specOf is the spec of the template. The list of contents has the size of one that is asked for
+// without, and a whole disk decides all but its name.
+func (o *formatOptions) specOf(ctx context.Context, b *builder) (diskfs.Spec, error) {
+	if o.content == "" {
+		return o.spec()
+	}
+	if err := b.resolve(ctx, o.content); err != nil && !errors.Is(err, template.ErrNoContent) {
+		return diskfs.Spec{}, err
+	}
+	id, err := b.identity(o.content)
 	if err != nil {
-		return vmformat.Report{}, err
+		return diskfs.Spec{}, err
 	}
-	if _, why, err := formatter.Accelerator(); err == nil && why != nil {
-		fmt.Fprintf(w, "accelerator tcg, which is slower than kvm: %v\n", why)
+	if id.Kind == content.Disk {
+		return diskfs.Spec{Filesystem: diskfs.Disk, Content: o.content}, nil
 	}
-	p := newProgress(w)
-	report, err := formatter.Format(ctx, f, spec, nil, p.enter)
-	p.end(err)
-	return report, err
+	spec, err := o.spec()
+	if err != nil {
+		return spec, err
+	}
+	spec.Content = o.content
+	if c, err := b.list.Find(o.content); err == nil && o.size == "" && c.Size > 0 {
+		spec.Size = c.Size
+	}
+	return spec, spec.Validate()
 }
 
 // progress prints the stages of a format, one a line. A terminal also shows the stage that

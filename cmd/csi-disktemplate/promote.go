@@ -54,7 +54,7 @@ older generation keep what they have.`,
 		},
 	}
 	f := cmd.Flags()
-	o.add(f, "what the golden has: a `name` from --contents")
+	o.add(f)
 	f.StringVar(&o.snapshot, "snapshot", "", "what the golden has: the `id` of a snapshot of a claim")
 	addValue(f, &o.generations, "golden-generations", "2", upperCount[int](),
 		"how many generations the golden may have; the oldest are removed; 0 means no limit")

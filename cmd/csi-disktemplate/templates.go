@@ -6,7 +6,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -16,7 +15,6 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/content"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
@@ -110,9 +108,8 @@ func listOf(templates []template.Cached) plan[listed] {
 // buildOptions are the flags of `csi-disktemplate template build`.
 type buildOptions struct {
 	formatOptions
-	pool, content string
-	contents      contentOptions
-	accept        func(diskfs.Spec) error // refuses what the command has no use for; may be nil
+	pool   string
+	accept func(diskfs.Spec) error // refuses what the command has no use for; may be nil
 }
 
 func newTemplateBuildCommand() *cobra.Command {
@@ -135,16 +132,14 @@ content that --contents names; if that is a whole disk, it decides all but its n
 			return buildTemplate(cmd.Context(), p, o, cmd.OutOrStdout())
 		},
 	}
-	o.add(cmd.Flags(), "what the template is born with: a `name` from --contents (default: nothing)")
+	o.add(cmd.Flags())
 	return cmd
 }
 
-// add adds the flags. content is the usage of --content.
-func (o *buildOptions) add(f *pflag.FlagSet, content string) {
+func (o *buildOptions) add(f *pflag.FlagSet) {
 	addExistingPool(f, &o.pool)
 	o.addSpec(f)
-	f.StringVar(&o.content, "content", "", content)
-	addContents(f, &o.contents)
+	o.addContent(f)
 	addVM(f, &o.vm)
 }
 
@@ -184,9 +179,7 @@ func (o buildOptions) withTemplate(
 	if err != nil {
 		return err
 	}
-	store := template.NewStore(template.Config{
-		Pool: p, Fingerprint: b.fingerprint, Resolve: b.resolve, Format: b.format, Progress: b.progress,
-	})
+	store := b.store()
 	defer store.Close()
 	told, stop := context.WithCancel(ctx)
 	defer stop()
@@ -200,21 +193,11 @@ func (o buildOptions) withTemplate(
 	return use(t)
 }
 
-// specOf is the template's spec. A content that is a whole disk decides it.
-func (o buildOptions) specOf(ctx context.Context, b *builder) (diskfs.Spec, error) {
-	spec, err := o.spec()
-	if err != nil || o.content == "" {
-		return spec, err
-	}
-	spec.Content = o.content
-	if err := b.resolve(ctx, o.content); err != nil && !errors.Is(err, template.ErrNoContent) {
-		return spec, err
-	}
-	id, err := b.identity(o.content)
-	if err == nil && id.Kind == content.Disk {
-		return diskfs.Spec{Filesystem: diskfs.Disk, Content: o.content}, nil
-	}
-	return spec, err
+// store returns a store of the templates that b builds in its pool. The caller closes it.
+func (b *builder) store() *template.Store {
+	return template.NewStore(template.Config{
+		Pool: b.pool, Fingerprint: b.fingerprint, Resolve: b.resolve, Format: b.format, Progress: b.progress,
+	})
 }
 
 // tellOn prints how far a build has come, until ctx ends.

@@ -11,6 +11,8 @@
 // device with direct I/O, which one with large blocks refuses. Or it makes the pool an xfs
 // in a sparse file, on any filesystem: the loopback pool.
 //
+// [OpenCache] opens a directory for templates alone, on any filesystem and for any user.
+//
 // A pool has what its layers have: its own filesystem and, where that is on a loop device, the
 // filesystem below it that holds the device's file. [Pool.Space] is the least of them,
 // [Pool.Reserve] reserves space through all of them, and [Pool.Trim] returns it.

@@ -148,9 +148,9 @@ func (p *Pool) Note(name string, attr Attr, v any) error {
 	}
 	defer f.Close()
 	if v == nil {
-		return RemoveRecord(f, attr)
+		return RemoveRecord(f, p.noteAttr(attr))
 	}
-	return SetRecord(f, attr, v)
+	return SetRecord(f, p.noteAttr(attr), v)
 }
 
 // Noted reads what [Pool.Note] kept into v. If that is nothing, it returns [ErrNoRecord].
@@ -160,7 +160,7 @@ func (p *Pool) Noted(name string, attr Attr, v any) error {
 		return err
 	}
 	defer f.Close()
-	return GetRecord(f, attr, v)
+	return GetRecord(f, p.noteAttr(attr), v)
 }
 
 // LockImage takes the exclusive lock of an open image, and waits until ctx ends for

@@ -52,6 +52,8 @@ type Pool struct {
 
 	layers       layers
 	nodeHeadroom size.Share
+
+	ofUser bool // it may belong to any user: see OpenCache
 }
 
 const (
@@ -220,13 +222,13 @@ func ownDir(dir string) error {
 		return err
 	}
 	if !fi.IsDir() {
-		return fmt.Errorf("%w: %s is not a directory; give --pool another path", ErrUnusable, dir)
+		return fmt.Errorf("%w: %s is not a directory; choose another path", ErrUnusable, dir)
 	}
 	if st := fi.Sys().(*syscall.Stat_t); int(st.Uid) != os.Geteuid() {
-		return fmt.Errorf("%w: %s belongs to uid %d, not to %d; chown it or give --pool a directory of its own", ErrUnusable, dir, st.Uid, os.Geteuid())
+		return fmt.Errorf("%w: %s belongs to uid %d, not to %d; chown it or choose a directory for this alone", ErrUnusable, dir, st.Uid, os.Geteuid())
 	}
 	if fi.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("%w: %s has mode %#o, so others may write to it; `chmod 0700 %s` or give --pool a directory of its own", ErrUnusable, dir, fi.Mode().Perm(), dir)
+		return fmt.Errorf("%w: %s has mode %#o, so others may write to it; `chmod 0700 %s` or choose another directory", ErrUnusable, dir, fi.Mode().Perm(), dir)
 	}
 	return nil
 }
@@ -498,7 +500,7 @@ func (p *Pool) Close() error {
 // Full adds [ErrFull] to an error whose reason is that the disk is full.
 func Full(err error) error {
 	if err != nil && !errors.Is(err, ErrFull) && (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)) {
-		return fmt.Errorf("%w: %w; delete volumes, %s, or enlarge the pool", ErrFull, err, DropTemplates())
+		return fmt.Errorf("%w: %w; %s", ErrFull, err, remedy())
 	}
 	return err
 }
