@@ -23,8 +23,8 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/content/disk"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/content/registry"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/disks"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
@@ -264,7 +264,10 @@ func (b *builder) disk(ctx context.Context, f *os.File, spec diskfs.Spec, id con
 		return template.Provenance{}, err
 	}
 	defer p.File.Close()
-	if err := errors.Join(reflink.Clone(f, p.File), tmpfile.Sync(f)); err != nil {
+	if _, err = disks.Share(ctx, f, p.File); err == nil { // a cache may be where nothing can be cloned
+		err = tmpfile.Sync(f)
+	}
+	if err != nil {
 		return template.Provenance{}, pool.Full(err)
 	}
 	fp, err := b.fingerprintOf(spec, id)

@@ -61,11 +61,12 @@ var optionalCount = kindOf("int", "must be a whole number of at least 1", func(s
 	return n, err == nil && n >= 1
 })
 
-// quiet leaves only errors of the log: the progress that is printed says what the rest does.
+// quiet leaves nothing of the log: progress and errors are printed.
 func quiet() {
 	var all flag.FlagSet
 	klog.InitFlags(&all)
 	all.Set("logtostderr", "false")
+	all.Set("stderrthreshold", "FATAL")
 	klog.SetOutput(io.Discard)
 }
 
@@ -292,15 +293,31 @@ func (b *builder) template(ctx context.Context, w io.Writer, spec diskfs.Spec) (
 	defer store.Close()
 	watch, end := watching(w, b.formatter)
 	b.watch = watch
+	_, why := store.KeyOf(spec)
+	sayDamaged(w, store, spec)
 	t, err := store.Ensure(ctx, spec)
 	if ctx.Err() != nil { // Ensure tells its caller to ask again
 		err = fmt.Errorf("canceled while the template was made: %w", context.Cause(ctx))
 	}
 	end(err)
-	if _, why := store.KeyOf(spec); err == nil && why != nil {
+	if err == nil && why != nil {
 		fmt.Fprintf(w, "nothing can be formatted here; an earlier template is used: %v\n", why)
 	}
 	return t, err
+}
+
+// sayDamaged says that a template is built again since it is damaged.
+func sayDamaged(w io.Writer, store *template.Store, spec diskfs.Spec) {
+	key, err := store.KeyOf(spec)
+	if err != nil {
+		return
+	}
+	t, err := store.Lookup(key)
+	if err == nil {
+		t.Close()
+	} else if errors.Is(err, template.ErrCorrupt) {
+		fmt.Fprintf(w, "%v; it is built again\n", err)
+	}
 }
 
 // watching returns what prints the progress of a format, and its end. It says first why a VM emulates.
@@ -312,7 +329,9 @@ func watching(w io.Writer, formatter *vmformat.Formatter) (watch func(guest.Prog
 		}
 	})
 	return func(at guest.Progress) {
-		said()
+		if at.Stage != stageRead { // there may be no VM
+			said()
+		}
 		p.enter(at)
 	}, p.end
 }

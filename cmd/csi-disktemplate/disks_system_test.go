@@ -188,8 +188,11 @@ func TestFormatDamagedCache(t *testing.T) {
 	cache := filepath.Join(dir, "cache")
 	run := func(name string) printed {
 		t.Helper()
-		p, _ := formatJSON(t, "--size", "64Mi", "--accel", "tcg", "--cache", cache, "-o", filepath.Join(dir, name))
+		p, said := formatJSON(t, "--size", "64Mi", "--accel", "tcg", "--cache", cache, "-o", filepath.Join(dir, name))
 		testenv.Fsck(t, "ext4", p.Disks[0].Path)
+		if damaged := strings.Contains(said, "template is corrupt: "); damaged != (name == "b.img") {
+			t.Errorf("says that the template is damaged: %v", damaged)
+		}
 		return p
 	}
 	first := run("a.img")
@@ -337,6 +340,38 @@ func TestFormatContent(t *testing.T) {
 	} {
 		none := []string{"-o", filepath.Join(dir, "none-{}.img")}
 		fails(t, slices.Concat([]string{"format"}, args, none, c.flags), c.says...)
+	}
+}
+
+// TestFormatDisksOfUsers: anybody can make images of a raw disk, and only root those of a qcow2.
+func TestFormatDisksOfUsers(t *testing.T) {
+	const nobody = 65534
+	dir := testenv.Dir(t)
+	home := filepath.Join(dir, "home")
+	binary := filepath.Join(dir, "csi-disktemplate")
+	testenv.Run(t, "cp", testenv.Binary(t), binary)
+	list := "contents:\n- {name: raw, disk: vm.raw, namespaces: [x]}\n- {name: qcow2, disk: vm.qcow2, namespaces: [x]}\n"
+	if err := errors.Join(
+		os.Mkdir(home, 0o700), os.Chmod(dir, 0o755), os.WriteFile(filepath.Join(home, "list"), []byte(list), 0o644),
+		os.WriteFile(filepath.Join(home, "vm.raw"), make([]byte, 5<<20), 0o644),
+	); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Run(t, "qemu-img", "create", "-f", "qcow2", filepath.Join(home, "vm.qcow2"), "5M")
+	testenv.Run(t, "chown", "-R", fmt.Sprint(nobody), home)
+	for content, want := range map[string]struct {
+		code int
+		says string
+	}{"raw": {0, "qcow2-or-raw.img: raw 5Mi content=raw"}, "qcow2": {1, "run this as root, or give it as a raw disk: "}} {
+		cmd := exec.CommandContext(t.Context(), binary, "format", "--contents", "list", "--content-dir", ".",
+			"--content", content, "--cache", "cache", "-o", "qcow2-or-raw.img", "--force")
+		cmd.Env = []string{"HOME=" + home, "PATH=/usr/bin:/bin"}
+		cmd.Dir = home
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		code, out := testenv.Finish(t, cmd)
+		if code != want.code || !strings.Contains(out, want.says) || strings.Contains(out, "accelerator") {
+			t.Errorf("%s: exit code %d, want %q", content, code, want.says)
+		}
 	}
 }
 

@@ -80,10 +80,10 @@ func (s Source) fill(ctx context.Context, d *Disk) error {
 		return fmt.Errorf("%w: content %s is a disk of %s; ask for a larger size, or for none",
 			ErrTooSmall, s.Spec.Content, size.Format(fi.Size()))
 	}
-	if d.Copied, err = share(ctx, d.File, s.File); err != nil {
+	if d.Copied, err = Share(ctx, d.File, s.File); err != nil {
 		return err
 	}
-	if err := sparse.SetLength(d.File, max(s.Spec.Size, fi.Size())); err != nil {
+	if err := sparse.Extend(d.File, s.Spec.Size); err != nil {
 		return err
 	}
 	return s.identify(d)
@@ -100,9 +100,9 @@ func (s Source) identify(d *Disk) error {
 	return fs.NewIdentity(s.File, d.File, d.UUID)
 }
 
-// share makes an empty file a clone of another one or, where that is not possible, a sparse copy.
+// Share makes an empty file a clone of another one or, where that is not possible, a sparse copy.
 // Then it returns why.
-func share(ctx context.Context, dst, src *os.File) (copied string, err error) {
+func Share(ctx context.Context, dst, src *os.File) (copied string, err error) {
 	if err := context.Cause(ctx); err != nil {
 		return "", err
 	}
@@ -113,7 +113,14 @@ func share(ctx context.Context, dst, src *os.File) (copied string, err error) {
 	if copied = whyCopied(dst, err); copied == "" {
 		return "", err
 	}
-	return copied, sparse.Copy(ctx, dst, src)
+	if err := sparse.Copy(ctx, dst, src); err != nil {
+		return copied, err
+	}
+	fi, err := src.Stat()
+	if err != nil {
+		return copied, err
+	}
+	return copied, sparse.SetLength(dst, fi.Size())
 }
 
 // whyCopied says why a file cannot be a clone. It returns "" for an error that a copy would meet too.

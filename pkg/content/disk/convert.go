@@ -103,6 +103,10 @@ func Copy(ctx context.Context, dir string, r io.Reader) (*os.File, error) {
 
 // convertQcow2 has qemu-img write to a loop device on dst what it reads from one on src.
 func convertQcow2(ctx context.Context, dst, src *os.File, virtual int64) error {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("%w: a qcow2 is read by a caged process on a loop device, which only root can make; "+
+			"run this as root, or give it as a raw disk: `qemu-img convert -O raw FILE disk.raw`", ErrFailed)
+	}
 	program, err := cage.FindProgram("qemu-img", "qemu-utils", cage.ProgramDirs)
 	if err != nil {
 		return err
