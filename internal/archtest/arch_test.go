@@ -35,6 +35,7 @@ var rooms = map[string][]string{
 	"pkg/volume/golden/":    {"pkg/volume/image", "pkg/volume/errdefs", "pkg/diskfs", "pkg/pool", "pkg/linux/", "pkg/health", "pkg/size", "pkg/watchedlist"},
 	"pkg/volume/errdefs/":   {},
 	"pkg/template/":         {"pkg/diskfs", "pkg/pool", "pkg/linux/", "pkg/size", "pkg/logs"},
+	"pkg/disktest/":         {"pkg/disks", "pkg/vmformat", "pkg/template", "pkg/diskfs", "pkg/pool", "pkg/linux/"},
 	"pkg/disks/":            {"pkg/template", "pkg/vmformat", "pkg/diskfs", "pkg/pool", "pkg/linux/", "pkg/size"},
 	"pkg/prewarm/":          {"pkg/template", "pkg/diskfs", "pkg/pool", "pkg/health", "pkg/size", "pkg/logs", "pkg/watchedfile"},
 	"pkg/content/":          {"pkg/pool", "pkg/linux/", "pkg/health", "pkg/size", "pkg/logs", "pkg/watchedfile", "pkg/watchedlist"},

@@ -1,7 +1,8 @@
 // Copyright The csi-disktemplate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package disks makes image files without a pool: for the command format.
+// Package disks makes image files without a pool: for the command format, and for other people's
+// tests (pkg/disktest).
 //
 // A [Source] is a formatted image that nobody writes to, usually a template of a cache directory
 // ([pool.OpenCache]). [Source.New] makes a disk of it, with a filesystem identity of its own, so
