@@ -218,7 +218,8 @@ func TestFormatNoSpace(t *testing.T) {
 	cache := filepath.Join(testenv.Dir(t), "cache")
 	args := []string{"format", "--fs", "btrfs", "--size", "128Mi", "--accel", "tcg", "--cache", cache, "-n"}
 	fails(t, append(args, "200", "-o", filepath.Join(fs, "disk-{}.img")),
-		" of 200 images were made, and no part of another one: ", "no space left on device", "make room on its filesystem", "images, "+filepath.Join(fs, "disk-1.img")+" to ")
+		" of 200 images were made, and no part of another one: ", "no space left on device",
+		"make room on its filesystem", "images, "+filepath.Join(fs, "disk-1.img")+" to ")
 	mustBeWhole(t, fs, "btrfs", 200)
 
 	full := testenv.Ext4.Mount(t, 64<<20)

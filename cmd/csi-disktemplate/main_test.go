@@ -475,7 +475,7 @@ func TestHelp(t *testing.T) {
 	}{
 		{nil, []string{"format", "clean-all", "templates", "--pool", "--node-id", "NODE_NAME", "CSI_ENDPOINT",
 			"--loopback-pool-size", "--overcommit", "--headroom", "--max-volumes-per-node", "--kubelet-dir", "--http-endpoint", "--accel", "-v, --v"}},
-		{[]string{"format"}, append([]string{"--size", "--label", "--option", "-o, --output", "raw", "Example"}, diskfs.Names()...)},
+		{[]string{"format"}, append([]string{"--size", "--label", "--option", "-o, --output", "-n, --count", "--cache", "--content", "raw", "Example"}, diskfs.Names()...)},
 		{[]string{"clean-all"}, []string{"--pool", `(default "/var/lib/csi-disktemplate")`, "--dry-run", "-o, --output", "lock", "Example"}},
 		{[]string{"gc"}, []string{"--pool", `(default "/var/lib/csi-disktemplate")`, "--dry-run", "-o, --output", "--kubelet-dir", "KUBELET_DIR", "Example"}},
 		{[]string{"golden"}, []string{"list", "describe", "promote", "snapshot", "rm", "beside the plugin"}},
