@@ -87,7 +87,7 @@ func (o *formatOptions) addContent(f *pflag.FlagSet) {
 
 // newFile is the name of a file to make. An image is a sparse file with a name of its own at
 // the end, so there is nothing to write to a pipe.
-var newFile = kind[string]{"string", func(s string) (string, error) {
+var newFile = kind[string]{name: "string", read: func(s string) (string, error) {
 	switch s {
 	case "":
 		return s, errors.New("must name the file to make")

@@ -15,15 +15,18 @@ import (
 	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/admin"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/driver"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/growfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/prewarm"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/golden"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
 )
 
@@ -91,6 +94,13 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	registry.MustRegister(warmMetrics{volumes}, contentMetrics{builder}, goldenMetrics{volumes})
 	go readAhead(formatter)
 	g, ctx := errgroup.WithContext(ctx)
+	node := rooms{pool: p, volumes: volumes, templates: store, goldens: golden.NewStore(p), plugin: &running{
+		options: o, started: started, formatter: formatter, builder: builder, metrics: metrics, findings: ready,
+	}}.node()
+	g.Go(func() error {
+		serveAdmin(ctx, p.Root(), node)
+		return nil
+	})
 	g.Go(func() error {
 		tick := time.NewTicker(lookInterval)
 		defer tick.Stop()
@@ -189,6 +199,17 @@ func readAhead(formatter *vmformat.Formatter) {
 		if fs, err := diskfs.Lookup(name); err == nil {
 			formatter.Fingerprint(diskfs.Spec{Filesystem: name, Size: fs.DefaultSize()}, nil)
 		}
+	}
+}
+
+// serveAdmin answers the operator's commands. A plugin that cannot, for example on a full pool, serves pods all the same.
+func serveAdmin(ctx context.Context, dir string, node admin.Node) {
+	l, err := admin.Listen(ctx, dir)
+	if err == nil {
+		err = admin.Serve(ctx, l, node)
+	}
+	if err != nil {
+		logs.Warn("The operator's commands cannot ask this plugin, and read the pool without it", "err", err)
 	}
 }
 

@@ -33,6 +33,6 @@ a copy-on-write clone of its template with an identity of its own.`,
 	o.add(cmd.Flags())
 	addLogFlags(cmd.PersistentFlags())
 	cmd.SetFlagErrorFunc(flagError)
-	cmd.AddCommand(newFormatCommand(), newCleanAllCommand(), newGCCommand(), newTemplateCommand(), newGoldenCommand())
+	cmd.AddCommand(newFormatCommand(), newCleanAllCommand(), newGCCommand(), newTemplateCommand(), newGoldenCommand(), newVolumeCommand())
 	return cmd
 }

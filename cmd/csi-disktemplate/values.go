@@ -37,8 +37,9 @@ type value[T any] struct {
 
 // kind is what the values of a flag have in common.
 type kind[T any] struct {
-	name string // in --help, beside the flag
-	read func(text string) (T, error)
+	name  string // in --help, beside the flag
+	read  func(text string) (T, error)
+	words []string // all values, where these are few: for completion
 }
 
 func (v *value[T]) String() string { return v.text }
@@ -51,7 +52,8 @@ func (v *value[T]) Set(text string) error {
 	return nil
 }
 
-func (v *value[T]) refusal() error { return v.err }
+func (v *value[T]) refusal() error    { return v.err }
+func (v *value[T]) choices() []string { return v.words }
 
 // addValue adds a flag with a typed value. The default is checked like any other value: it
 // may come from the environment, and that of a required flag is the empty text.
@@ -112,7 +114,7 @@ func mustBe(f *pflag.Flag) error {
 
 // kindOf makes a kind whose bad values are all refused with the same words.
 func kindOf[T any](name, must string, read func(string) (T, bool)) kind[T] {
-	return kind[T]{name, func(text string) (v T, err error) {
+	return kind[T]{name: name, read: func(text string) (v T, err error) {
 		v, ok := read(text)
 		if !ok {
 			return v, errors.New(must)
@@ -123,7 +125,7 @@ func kindOf[T any](name, must string, read func(string) (T, bool)) kind[T] {
 
 // sizeKind is [kindOf] for sizes. The error also names the quantity that may be meant.
 func sizeKind[T any](name, must string, read func(string) (T, bool)) kind[T] {
-	return kind[T]{name, func(text string) (T, error) {
+	return kind[T]{name: name, read: func(text string) (T, error) {
 		v, ok := read(text)
 		if !ok {
 			return v, errors.New(must + size.Hint(text))
@@ -175,7 +177,7 @@ var (
 )
 
 // specList is a list of the contents of disks. The error names the one that is wrong.
-var specList = kind[[]diskfs.Spec]{"list", func(s string) (specs []diskfs.Spec, err error) {
+var specList = kind[[]diskfs.Spec]{name: "list", read: func(s string) (specs []diskfs.Spec, err error) {
 	if s == "" {
 		return nil, nil
 	}
@@ -248,9 +250,11 @@ func oneOf[T ~string](words ...T) kind[T] {
 	for _, w := range words {
 		names = append(names, string(w))
 	}
-	return kindOf(strings.Join(names, "|"), "must be one of "+strings.Join(names, ", "), func(s string) (T, bool) {
+	k := kindOf(strings.Join(names, "|"), "must be one of "+strings.Join(names, ", "), func(s string) (T, bool) {
 		return T(s), slices.Contains(names, s)
 	})
+	k.words = names
+	return k
 }
 
 // given is a text that must not be empty.
@@ -260,5 +264,5 @@ func given(must string) kind[string] {
 
 // checked is a text that a room checks.
 func checked(check func(string) error) kind[string] {
-	return kind[string]{"string", func(s string) (string, error) { return s, check(s) }}
+	return kind[string]{name: "string", read: func(s string) (string, error) { return s, check(s) }}
 }

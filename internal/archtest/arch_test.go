@@ -23,7 +23,8 @@ const module = "github.com/csi-disktemplate/csi-disktemplate/"
 // that ends in "/" stands for all packages below it. Every room has internal/failpoint.
 var rooms = map[string][]string{
 	"cmd/csi-disktemplate/": {"pkg/"},
-	"pkg/driver/":           {"pkg/volume", "pkg/template", "pkg/diskfs", "pkg/pool", "pkg/health", "pkg/size", "pkg/logs"},
+	"pkg/admin/":            {"pkg/health", "pkg/size"},
+	"pkg/driver/":           {"pkg/admin", "pkg/volume", "pkg/template", "pkg/diskfs", "pkg/pool", "pkg/health", "pkg/size", "pkg/logs"},
 	"pkg/volume/":           {"pkg/template", "pkg/diskfs", "pkg/pool", "pkg/linux/", "pkg/health", "pkg/size", "pkg/logs"},
 	"pkg/volume/sweep/":     {"pkg/volume/device", "pkg/volume/golden", "pkg/volume/quota", "pkg/volume/space", "pkg/volume/place", "pkg/volume/image", "pkg/volume/errdefs", "pkg/pool", "pkg/linux/"},
 	"pkg/volume/device/":    {"pkg/volume/place", "pkg/volume/image", "pkg/pool", "pkg/linux/", "pkg/logs"},
@@ -32,7 +33,7 @@ var rooms = map[string][]string{
 	"pkg/volume/place/":     {"pkg/volume/image", "pkg/volume/errdefs", "pkg/linux/", "pkg/logs"},
 	"pkg/volume/image/":     {"pkg/volume/errdefs", "pkg/diskfs", "pkg/pool", "pkg/linux/", "pkg/size", "pkg/logs"},
 	"pkg/volume/warm/":      {"pkg/diskfs", "pkg/linux/", "pkg/logs"},
-	"pkg/volume/golden/":    {"pkg/volume/image", "pkg/volume/errdefs", "pkg/diskfs", "pkg/pool", "pkg/linux/", "pkg/health", "pkg/size", "pkg/watchedlist"},
+	"pkg/volume/golden/":    {"pkg/volume/image", "pkg/volume/errdefs", "pkg/diskfs", "pkg/pool", "pkg/linux/", "pkg/health", "pkg/meant", "pkg/size", "pkg/watchedlist"},
 	"pkg/volume/errdefs/":   {},
 	"pkg/template/":         {"pkg/diskfs", "pkg/pool", "pkg/linux/", "pkg/size", "pkg/logs"},
 	"pkg/disktest/":         {"pkg/disks", "pkg/vmformat", "pkg/template", "pkg/diskfs", "pkg/pool", "pkg/linux/"},
@@ -47,6 +48,7 @@ var rooms = map[string][]string{
 	"pkg/diskfs/":           {"pkg/size"},
 	"pkg/health/":           {},
 	"pkg/logs/":             {},
+	"pkg/meant/":            {},
 	"pkg/size/":             {},
 	"pkg/linux/":            {},
 	"hack/":                 {"pkg/", "internal/harness"},

@@ -20,26 +20,12 @@ func (c *Contents) Conditions() []health.Condition {
 }
 
 func (c *Contents) sourceConditions() (found []health.Condition) {
-	for _, content := range c.list.All() {
-		if err := c.sourceError(content); err != nil && len(found) < maxShown {
-			found = append(found, failed(content.Name, fmt.Sprintf("content %q: %v", content.Name, err),
-				"the plugin tries again"))
+	for _, d := range c.Describe() {
+		if d.Err != nil && !errors.Is(d.Err, ErrResolving) && len(found) < maxShown {
+			found = append(found, failed(d.Name, fmt.Sprintf("content %q: %v", d.Name, d.Err), "the plugin tries again"))
 		}
 	}
 	return found
-}
-
-// sourceError returns why the source of a content cannot be read, or could not be the last time.
-func (c *Contents) sourceError(content Content) error {
-	_, err := c.digest(content, 0)
-	if errors.Is(err, ErrResolving) {
-		return nil
-	}
-	if err == nil && content.Reference != "" {
-		// An older digest counts. All the same the operator wants to know.
-		err = c.answers.failure(imageKey(content.Reference))
-	}
-	return err
 }
 
 func failed(object, text, remedy string) health.Condition {

@@ -7,10 +7,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/admin"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
@@ -59,6 +61,32 @@ func code(err error) codes.Code {
 		return codes.Canceled
 	}
 	return codes.Internal
+}
+
+// causeOf tells an operator why a call failed. Where two causes meet, it is the one that can be mended.
+func causeOf(err error) admin.Cause {
+	is := func(kinds ...error) bool {
+		return slices.ContainsFunc(kinds, func(kind error) bool { return errors.Is(err, kind) })
+	}
+	switch {
+	case err == nil:
+		return ""
+	case is(pool.ErrUnusable, template.ErrNoFormatter, errUnhealthy):
+		return admin.CauseCondition
+	case is(pool.ErrFull, pool.ErrCannotReserve):
+		return admin.CauseSpace
+	case is(template.ErrNoContent):
+		return admin.CauseContent
+	case is(template.ErrBuilding, template.ErrTooMany, template.ErrChanged):
+		return admin.CauseTemplate
+	case is(errdefs.ErrLimit):
+		return admin.CauseLimit
+	case is(errdefs.ErrBusy, errdefs.ErrUnderWay, pool.ErrLocked, context.Canceled):
+		return admin.CauseBusy
+	case code(err) == codes.Internal:
+		return admin.CauseNode
+	}
+	return admin.CauseRequest
 }
 
 // inParameter adds the name of a StorageClass parameter to an error about it.

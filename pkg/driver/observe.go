@@ -19,10 +19,12 @@ import (
 	"google.golang.org/protobuf/proto"
 	"k8s.io/klog/v2"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/admin"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/sweep"
 )
 
@@ -44,6 +46,7 @@ import (
 // Metrics counts, times and logs what the driver does.
 type Metrics struct {
 	served    atomic.Int64 // calls
+	requests  *admin.Calls
 	repeats   logs.Repeats
 	calls     *prometheus.HistogramVec
 	templates *prometheus.CounterVec
@@ -54,6 +57,7 @@ type Metrics struct {
 // with 0: a series that begins with 1 has no increase that Prometheus could see.
 func NewMetrics(r prometheus.Registerer) *Metrics {
 	m := &Metrics{
+		requests: admin.NewCalls(),
 		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "csi_disktemplate_operation_duration_seconds",
 			Help: "Duration of CSI calls by method and gRPC status code.",
@@ -163,6 +167,9 @@ var quiet = map[string]bool{
 // Served is the number of calls that were answered.
 func (m *Metrics) Served() int64 { return m.served.Load() }
 
+// Requests are the calls of late, without what their requests have.
+func (m *Metrics) Requests() admin.Requests { return m.requests.List() }
+
 // intercept handles a call: it gives the error its status code, counts and times the call,
 // and logs it.
 func (m *Metrics) intercept(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
@@ -173,9 +180,11 @@ func (m *Metrics) intercept(ctx context.Context, req any, info *grpc.UnaryServer
 	}
 	klog.V(5).InfoS("Request", "method", method, "request", sanitized{req})
 	start := time.Now()
-	resp, err := handler(context.WithValue(ctx, detailsKey{}, d), req)
+	call := m.requests.Begin(start, method, idOf(req), podIn(req))
+	resp, err := handler(template.Watch(context.WithValue(ctx, detailsKey{}, d), call.Waits), req)
 	took := time.Since(start)
 	c := code(err)
+	call.End(admin.Ended{Code: c.String(), Cause: causeOf(err), Err: err, Took: took, Quiet: quiet[method]})
 	m.served.Add(1)
 	m.calls.WithLabelValues(method, c.String()).Observe(took.Seconds())
 	m.log(method, objectOf(method, req), err, append(d.pairs, "duration", took, "code", c.String()))
@@ -234,16 +243,34 @@ func concernOf(err error) concern {
 // objectOf names what a call works on, to tell repetitions. An id that is too long to be one is
 // cut, which bounds the memory.
 func objectOf(method string, req any) string {
-	var id string
+	id := idOf(req)
+	return method + " " + id[:min(len(id), 256)]
+}
+
+// idOf is the id of the volume or snapshot that a call works on, or the name of one that is to be made.
+func idOf(req any) string {
 	switch r := req.(type) {
 	case interface{ GetVolumeId() string }:
-		id = r.GetVolumeId()
-	case interface{ GetName() string }: // of a claim or snapshot that is to be made
-		id = r.GetName()
+		return r.GetVolumeId()
+	case interface{ GetName() string }:
+		return r.GetName()
 	case interface{ GetSnapshotId() string }:
-		id = r.GetSnapshotId()
+		return r.GetSnapshotId()
 	}
-	return method + " " + id[:min(len(id), 256)]
+	return ""
+}
+
+// podIn is the pod that a call names, or nil.
+func podIn(req any) *admin.Pod {
+	r, ok := req.(*csi.NodePublishVolumeRequest)
+	if !ok {
+		return nil
+	}
+	pod := podOf(r)
+	if pod == (image.Pod{}) {
+		return nil
+	}
+	return &admin.Pod{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}
 }
 
 // sanitized prints a request without its secrets. It does the work only when it is printed.

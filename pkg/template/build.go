@@ -30,10 +30,13 @@ type purpose struct {
 // its own purpose.
 func (s *Store) join(ctx context.Context, key string, spec diskfs.Spec, why purpose) error {
 	done := s.builds.DoChan(key, func() (any, error) {
+		ended := s.outcomes.begin(key, spec)
 		err := s.build(key, spec, why)
+		ended(err)
 		s.logFailed(key, err)
 		return nil, err
 	})
+	defer waits(ctx, key, func() string { return s.waitsFor(key, spec) })()
 	soon, cancel := patient(ctx)
 	defer cancel()
 	select {

@@ -116,7 +116,8 @@ type Store struct {
 	pace   pace
 	queue  queue
 
-	repeats logs.Repeats // of builds that fail
+	outcomes outcomes
+	repeats  logs.Repeats // of builds that fail
 
 	trimming sync.Mutex // held while trim removes templates
 
@@ -241,8 +242,10 @@ func (s *Store) resolved(ctx context.Context, spec diskfs.Spec) (string, error) 
 	}
 	soon, cancel := patient(ctx)
 	defer cancel()
+	what := fmt.Sprintf("it is being found out what content %s is at the moment", spec.Content)
+	defer waits(ctx, "", func() string { return what })()
 	if err := s.cfg.Resolve(soon, spec.Content); soon.Err() != nil {
-		return "", &waiting{fmt.Sprintf("it is being found out what content %s is at the moment", spec.Content)}
+		return "", &waiting{what}
 	} else if err != nil {
 		return "", err
 	}

@@ -108,7 +108,7 @@ func (m *Manager) existing(r ClaimRequest) (have image.Record, exists bool, err 
 // DeleteClaim removes a claim. One that does not exist is fine. One that is in use returns
 // [errdefs.ErrState], and one that is being made, copied or grown [errdefs.ErrBusy] or
 // [errdefs.ErrUnderWay]. Copies and snapshots of it stay as they are.
-func (m *Manager) DeleteClaim(id string) error {
+func (m *Manager) DeleteClaim(id string) (err error) {
 	unlock, err := m.locks.volume(id)
 	if err != nil {
 		return err
@@ -124,8 +124,12 @@ func (m *Manager) DeleteClaim(id string) error {
 	}
 	kept := false
 	defer func() {
-		if !kept {
-			m.endings.file(img.File)
+		switch {
+		case kept:
+		case err == nil:
+			m.endings.image(img)
+		default:
+			img.Close()
 		}
 	}()
 	if err := m.pool.Check(); err != nil {

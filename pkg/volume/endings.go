@@ -4,9 +4,13 @@
 package volume
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"os"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -31,6 +35,13 @@ import (
 type endings struct {
 	room  *semaphore.Weighted
 	count *atomic.Int64
+	under *ending
+}
+
+// ending are the volumes that end.
+type ending struct {
+	mu      sync.Mutex
+	records map[*os.File]image.Record
 }
 
 // maxEndings bounds how many volumes end at a time, and so the kernel's memory and the loop
@@ -41,14 +52,16 @@ const maxEndings = 64
 // answer to the call.
 const answerFirst = 5 * time.Millisecond
 
-func newEndings() endings { return endings{semaphore.NewWeighted(maxEndings), &atomic.Int64{}} }
+func newEndings() endings {
+	return endings{semaphore.NewWeighted(maxEndings), &atomic.Int64{}, &ending{records: map[*os.File]image.Record{}}}
+}
 
 // Ending counts the volumes and snapshots that were deleted and still take space.
 func (m *Manager) Ending() int { return int(m.endings.count.Load()) }
 
 // volume ends an inline volume that has neither a path nor a name any more, and closes its image.
 func (e endings) volume(img *image.Image, was place.Cleared) {
-	e.begin(func() { end(img, was, dropUnwritten) })
+	e.begin(e.listed(img, func() { end(img, was, dropUnwritten) }))
 }
 
 // kept is [endings.volume] for a volume whose content is kept. It calls done after that, with what could not be
@@ -81,7 +94,46 @@ func writeOut(img *image.Image, d *mount.Detached) error {
 	return img.MarkWritten()
 }
 
-// file closes an image without a name. With its last descriptor the kernel frees its extents.
+// image closes the image of a volume that has no name and no device. With its last descriptor the kernel frees its
+// extents.
+func (e endings) image(img *image.Image) {
+	e.begin(e.listed(img, func() { img.Close() }))
+}
+
+// listed is do, of which [endings.list] tells meanwhile.
+func (e endings) listed(img *image.Image, do func()) func() {
+	e.under.mu.Lock()
+	e.under.records[img.File] = img.Record
+	e.under.mu.Unlock()
+	return func() {
+		defer e.under.forget(img.File)
+		do()
+	}
+}
+
+func (e *ending) forget(f *os.File) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.records, f)
+}
+
+// list lists the volumes that end, by id.
+func (e endings) list() (all []Listed) {
+	e.under.mu.Lock()
+	records := maps.Clone(e.under.records)
+	e.under.mu.Unlock()
+	for f, r := range records {
+		v := Listed{Record: r, Phase: IsEnding}
+		if allocated, err := image.Allocated(f); err == nil { // an error: it has just ended
+			v.Allocated, v.Used = allocated, allocated
+		}
+		all = append(all, v)
+	}
+	slices.SortFunc(all, func(a, b Listed) int { return cmp.Compare(a.ID, b.ID) })
+	return all
+}
+
+// file is [endings.image] for the image of a snapshot.
 func (e endings) file(f *os.File) {
 	e.begin(func() { f.Close() })
 }

@@ -4,7 +4,6 @@
 package golden
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -12,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/meant"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 )
 
@@ -55,11 +55,11 @@ func choose(all []Generation, text string) (found []Generation, err error) {
 		return found, nil
 	}
 	return nil, fmt.Errorf("%w: there is no golden %s on this node; %s",
-		errdefs.ErrNotFound, text, meant(all, others, want.Name))
+		errdefs.ErrNotFound, text, whatIsMeant(all, others, want.Name))
 }
 
-// meant says what the name of a golden that does not exist may mean.
-func meant(all, generations []Generation, want Name) string {
+// whatIsMeant says what the name of a golden that does not exist may mean.
+func whatIsMeant(all, generations []Generation, want Name) string {
 	var near []string
 	for _, g := range generations {
 		near = append(near, g.String())
@@ -68,48 +68,9 @@ func meant(all, generations []Generation, want Name) string {
 		return "it has " + strings.Join(near, ", ")
 	}
 	for _, g := range all {
-		if isNear(g.Name, want) && !slices.Contains(near, g.Name.String()) {
-			near = append(near, g.Name.String())
-		}
+		near = append(near, g.Name.String())
 	}
-	if len(near) == 0 {
-		return "`csi-disktemplate golden list` shows those that are there"
-	}
-	slices.SortStableFunc(near, func(a, b string) int {
-		return cmp.Compare(distance(a, want.String()), distance(b, want.String()))
-	})
-	return fmt.Sprintf("did you mean %s?", strings.Join(near[:min(len(near), mostNear)], " or "))
-}
-
-const (
-	mostNear  = 3 // names in a message
-	fewDiffer = 2 // characters of two names that may be mistaken for each other
-)
-
-// isNear reports whether a name may be meant by another one: of the same golden in another namespace, or by a slip.
-func isNear(a, b Name) bool {
-	return a.Name == b.Name || distance(a.String(), b.String()) <= fewDiffer
-}
-
-// distance is how many characters of a must be changed, left out or put in to make it b: Levenshtein's.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		before := row[0] // of the row above, one to the left
-		row[0] = i + 1
-		for j := range len(b) {
-			changed := before
-			if a[i] != b[j] {
-				changed++
-			}
-			before = row[j+1]
-			row[j+1] = min(changed, before+1, row[j]+1)
-		}
-	}
-	return row[len(b)]
+	return meant.Say(want.String(), near, "`csi-disktemplate golden list` shows those that are there")
 }
 
 // RemoveDurably removes generations so that a power cut does not bring them back.

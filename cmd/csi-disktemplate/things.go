@@ -1,0 +1,313 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"sigs.k8s.io/yaml"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/admin"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/meant"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/golden"
+)
+
+// thing is one kind of what a node has, as the commands list and describe it.
+type thing[A any] struct {
+	one, many string // as in `volume list`, and the name of the list in JSON
+	list      func(admin.Node) ([]A, error)
+	more      func(admin.Node, A) (A, error) // what a description has beside the list; nil is nothing
+	name      func(A) string
+	also      func(A) []string // other names that describe takes, for example a volume's pod; may be nil
+	hint      func(A) string   // what completion shows beside a name
+	columns   []column[A]
+	fields    func(A) []field
+	names     string // as --help shows the arguments of describe
+	about     string // what the lists have, for --help
+	detail    string // the same for a description
+	example   string // a name, for the examples
+}
+
+// column is a column of a table.
+type column[A any] struct {
+	title string
+	wide  bool // shown with -o wide only
+	text  func(A) string
+}
+
+// field is a line of a description: a heading if it has no value.
+type field struct{ name, value string }
+
+// The forms of lists and descriptions; nothing is a table or a text.
+var (
+	listForm     = formKind("json", "yaml", "wide", "name")
+	describeForm = formKind("json", "yaml", "name")
+)
+
+func formKind(words ...string) kind[string] {
+	k := kindOf(strings.Join(words, "|"), "must be one of "+strings.Join(words, ", ")+", or not given", func(s string) (string, bool) {
+		return s, s == "" || slices.Contains(words, s)
+	})
+	k.words = words
+	return k
+}
+
+// whose says where a command finds the node that it asks.
+type whose struct{ pool, kubeletDir string }
+
+func (k thing[A]) listCommand() *cobra.Command {
+	var at whose
+	var form string
+	cmd := &cobra.Command{
+		Use: "list", Short: "List the " + k.many + " of a node",
+		Long: "List the " + k.many + " of a node.\n\n" + k.about,
+		Example: fmt.Sprintf("  csi-disktemplate %[1]s list\n  csi-disktemplate %[1]s list -o wide\n  csi-disktemplate %[1]s list -o json",
+			k.one),
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return at.ask(cmd, func(n admin.Node) error {
+				all, err := k.list(n)
+				if err != nil && len(all) == 0 {
+					return err
+				}
+				return errors.Join(k.print(cmd.OutOrStdout(), all, form), err)
+			})
+		},
+	}
+	at.add(cmd)
+	addValueP(cmd.Flags(), &form, "output", "o", "", listForm, "form of the list (default: a table)")
+	return cmd
+}
+
+func (k thing[A]) describeCommand() *cobra.Command {
+	var at whose
+	var form string
+	cmd := &cobra.Command{
+		Use: "describe " + k.names + "...", Short: "Show everything about some " + k.many,
+		Long: "Show everything about some " + k.many + ".\n\n" + k.detail,
+		Example: fmt.Sprintf("  csi-disktemplate %[1]s describe %[2]s\n  csi-disktemplate %[1]s describe %[2]s -o yaml",
+			k.one, k.example),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return nil
+			}
+			return fmt.Errorf("name at least one %s, as %s; `csi-disktemplate %s list` shows those that are there", k.one, k.names, k.one)
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return at.ask(cmd, func(n admin.Node) error { return k.describe(cmd.OutOrStdout(), n, args, form) })
+		},
+	}
+	at.add(cmd)
+	addValueP(cmd.Flags(), &form, "output", "o", "", describeForm, "form of what is shown (default: a text)")
+	cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		return k.complete(cmd, at, args), cobra.ShellCompDirectiveNoFileComp
+	}
+	return cmd
+}
+
+func (at *whose) add(cmd *cobra.Command) {
+	addExistingPool(cmd.Flags(), &at.pool)
+	addKubeletDir(cmd.Flags(), &at.kubeletDir)
+	cmd.Flags().Lookup("kubelet-dir").Usage = "kubelet's root directory, if no plugin runs; the variable KUBELET_DIR replaces the default"
+}
+
+// ask asks the plugin that runs on the pool or, if there is none, the pool itself.
+func (at whose) ask(cmd *cobra.Command, do func(admin.Node) error) error {
+	p, err := openExisting(cmd, at.pool)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	client, err := admin.Dial(cmd.Context(), p.Root())
+	if errors.Is(err, admin.ErrNoPlugin) {
+		fmt.Fprintln(cmd.ErrOrStderr(), "No plugin runs on this pool, or it is one without this command; what only the plugin knows is shown as -.")
+		return at.askPool(p, do)
+	}
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	return do(client.Node(cmd.Context()))
+}
+
+// askPool has a pool answer without its plugin. It changes nothing.
+func (at whose) askPool(p *pool.Pool, do func(admin.Node) error) error {
+	root := at.kubeletDir
+	if _, err := os.Stat(root); err != nil {
+		root = p.Root() // no volume is published there, and none can be seen to be
+	}
+	m, err := volume.NewManager(volume.Config{Pool: p, TargetRoot: root})
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	store := template.NewStore(template.Config{Pool: p})
+	defer store.Close()
+	return do(rooms{pool: p, volumes: m, templates: store, goldens: golden.NewStore(p)}.node())
+}
+
+// names are all names of one thing, its own first.
+func (k thing[A]) allNames(a A) []string {
+	if k.also == nil {
+		return []string{k.name(a)}
+	}
+	return append([]string{k.name(a)}, k.also(a)...)
+}
+
+// choose returns the things that some names name, each once. The error is of all names.
+func (k thing[A]) choose(all []A, names []string) (chosen []A, err error) {
+	var known []string
+	for _, a := range all {
+		known = append(known, k.allNames(a)...)
+	}
+	var errs []error
+	picked := map[string]bool{}
+	for _, name := range names {
+		before := len(picked)
+		for _, a := range all {
+			if slices.Contains(k.allNames(a), name) {
+				picked[k.name(a)] = true
+			}
+		}
+		if len(picked) == before && !slices.Contains(known, name) {
+			errs = append(errs, fmt.Errorf("there is no %s %.200s on this node; %s", k.one, name,
+				meant.Say(name, known, fmt.Sprintf("`csi-disktemplate %s list` shows those that are there", k.one))))
+		}
+	}
+	for _, a := range all {
+		if picked[k.name(a)] {
+			chosen = append(chosen, a)
+		}
+	}
+	return chosen, errors.Join(errs...)
+}
+
+// describe prints everything about the things that are named.
+func (k thing[A]) describe(out io.Writer, n admin.Node, names []string, form string) error {
+	all, err := k.list(n)
+	if err != nil {
+		return err
+	}
+	chosen, err := k.choose(all, names)
+	if err != nil {
+		return err
+	}
+	for i := range chosen {
+		if k.more == nil {
+			break
+		}
+		if chosen[i], err = k.more(n, chosen[i]); err != nil {
+			return err
+		}
+	}
+	if form != "" {
+		return k.print(out, chosen, form)
+	}
+	for i, a := range chosen {
+		if i > 0 {
+			fmt.Fprintln(out)
+		}
+		if err := printFields(out, k.name(a), k.fields(a)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// printFields prints a description. The lines of a value stand below each other.
+func printFields(out io.Writer, title string, fields []field) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, title)
+	for _, f := range fields {
+		if f.value == "" {
+			fmt.Fprintf(w, "  %s\n", f.name)
+			continue
+		}
+		name := f.name
+		for line := range strings.SplitSeq(f.value, "\n") {
+			fmt.Fprintf(w, "  %s\t%s\n", name, line)
+			name = ""
+		}
+	}
+	return w.Flush()
+}
+
+// print writes a list as --output says.
+func (k thing[A]) print(out io.Writer, all []A, form string) error {
+	switch form {
+	case "json", "yaml":
+		return printObject(out, map[string]any{k.many: append([]A{}, all...)}, form)
+	case "name":
+		for _, a := range all {
+			fmt.Fprintln(out, k.name(a))
+		}
+		return nil
+	}
+	if len(all) == 0 {
+		_, err := fmt.Fprintf(out, "There are no %s.\n", k.many)
+		return err
+	}
+	var titles []string
+	columns := slices.DeleteFunc(slices.Clone(k.columns), func(c column[A]) bool { return c.wide && form != "wide" })
+	for _, c := range columns {
+		titles = append(titles, c.title)
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, strings.Join(titles, "\t"))
+	for _, a := range all {
+		var cells []string
+		for _, c := range columns {
+			cells = append(cells, cmp.Or(c.text(a), "-"))
+		}
+		fmt.Fprintln(w, strings.Join(cells, "\t"))
+	}
+	return w.Flush()
+}
+
+// printObject writes an object as JSON or YAML.
+func printObject(out io.Writer, object any, form string) error {
+	if form == "yaml" {
+		text, err := yaml.Marshal(object)
+		if err == nil {
+			_, err = out.Write(text)
+		}
+		return err
+	}
+	e := json.NewEncoder(out)
+	e.SetIndent("", "  ")
+	return e.Encode(object)
+}
+
+// complete returns the names that describe takes, but those that are given already.
+func (k thing[A]) complete(cmd *cobra.Command, at whose, given []string) (names []cobra.Completion) {
+	silent := &cobra.Command{}
+	silent.SetErr(io.Discard)
+	silent.SetContext(cmp.Or(cmd.Context(), context.Background()))
+	_ = at.ask(silent, func(n admin.Node) error { // who completes wants no error
+		all, err := k.list(n)
+		for _, a := range all {
+			for _, name := range k.allNames(a) {
+				if !slices.Contains(given, name) {
+					names = append(names, cobra.CompletionWithDesc(name, k.hint(a)))
+				}
+			}
+		}
+		return err
+	})
+	slices.Sort(names)
+	return slices.Compact(names)
+}

@@ -1,0 +1,149 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package admin
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+const (
+	// SocketName is the name of the socket in a pool's directory.
+	SocketName = "admin.sock"
+
+	// mostAnswers is how many answers are made at a time: an operator waits, and pods do not.
+	mostAnswers = 2
+
+	// patience is how long a caller may take to send its request.
+	patience = 10 * time.Second
+)
+
+// Listen makes the socket in a pool's directory. What an earlier plugin left there is replaced: the caller
+// owns the pool, so that nobody serves there.
+func Listen(ctx context.Context, dir string) (net.Listener, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	path := filepath.Join(dir, SocketName)
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	listen := net.ListenConfig{Control: ownerOnly}
+	l, err := listen.Listen(ctx, "unix", within(d))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false) // that would be at a path which is no more
+	return &listener{l, path}, nil
+}
+
+// within is the socket's path by way of its open directory: the kernel allows 107 bytes for a path.
+func within(dir *os.File) string { return fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), SocketName) }
+
+// ownerOnly gives the socket a mode before it gets its name: the kernel takes it over to the file.
+func ownerOnly(_, _ string, c syscall.RawConn) (err error) {
+	e := c.Control(func(fd uintptr) { err = syscall.Fchmod(int(fd), 0o600) })
+	return errors.Join(e, err)
+}
+
+// listener removes its socket when it is closed.
+type listener struct {
+	net.Listener
+	path string
+}
+
+func (l *listener) Close() error {
+	os.Remove(l.path) // one that is left is replaced by the next plugin
+	return l.Listener.Close()
+}
+
+// Serve answers at the socket until ctx ends.
+func Serve(ctx context.Context, l net.Listener, n Node) error {
+	server := &http.Server{Handler: n.handler(), ReadTimeout: patience, WriteTimeout: time.Minute}
+	stop := context.AfterFunc(ctx, func() { server.Close() })
+	defer stop()
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// The paths of what is served.
+const (
+	pathPlugin    = "/v1/plugin"
+	pathVolumes   = "/v1/volumes"
+	pathTemplates = "/v1/templates"
+	pathSnapshots = "/v1/snapshots"
+	pathContents  = "/v1/contents"
+	pathGoldens   = "/v1/goldens"
+	pathRequests  = "/v1/requests"
+	pathFindings  = "/v1/findings"
+	pathWhy       = "/v1/why"
+)
+
+// handler serves what a node has.
+func (n Node) handler() http.Handler {
+	mux, turns := http.NewServeMux(), make(chan struct{}, mostAnswers)
+	get := func(path string, answer func(*http.Request) (any, error)) {
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
+			reply(w, func() (any, error) {
+				select {
+				case turns <- struct{}{}:
+				case <-r.Context().Done(): // the caller is gone
+					return nil, context.Cause(r.Context())
+				}
+				defer func() { <-turns }()
+				return answer(r)
+			})
+		})
+	}
+	get(pathPlugin, func(*http.Request) (any, error) { return n.Plugin() })
+	get(pathVolumes, func(*http.Request) (any, error) { return n.Volumes() })
+	get(pathVolumes+"/{id}", func(r *http.Request) (any, error) { return n.Volume(r.PathValue("id")) })
+	get(pathTemplates, func(*http.Request) (any, error) { return n.Templates() })
+	get(pathSnapshots, func(*http.Request) (any, error) { return n.Snapshots() })
+	get(pathSnapshots+"/{id}", func(r *http.Request) (any, error) { return n.Snapshot(r.PathValue("id")) })
+	get(pathContents, func(*http.Request) (any, error) { return n.Contents() })
+	get(pathGoldens, func(*http.Request) (any, error) { return n.Goldens() })
+	get(pathRequests, func(*http.Request) (any, error) { return n.Requests() })
+	get(pathFindings, func(*http.Request) (any, error) { return n.Findings() })
+	get(pathWhy, func(r *http.Request) (any, error) { return n.Why(r.URL.Query().Get("of")) })
+	return mux
+}
+
+// failure is the body of an answer that is no success.
+type failure struct {
+	Error string `json:"error"`
+}
+
+// reply makes an answer, and sends it when it is whole.
+func reply(w http.ResponseWriter, answer func() (any, error)) {
+	status := http.StatusOK
+	body, err := answer()
+	if err != nil {
+		status, body = http.StatusInternalServerError, failure{err.Error()}
+	}
+	if errors.Is(err, ErrNotFound) {
+		status = http.StatusNotFound
+	}
+	var b bytes.Buffer
+	if err := json.NewEncoder(&b).Encode(body); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(b.Bytes()) // a caller who is gone has no use for an error
+}

@@ -1,0 +1,173 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package admin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+// serve serves a node in a directory until the returned function is called.
+func serve(t *testing.T, dir string, n Node) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	l, err := Listen(ctx, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error)
+	go func() { done <- Serve(ctx, l, n) }()
+	return func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// dial connects to what serves in a directory.
+func dial(t *testing.T, dir string) Node {
+	t.Helper()
+	c, err := Dial(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c.Node(t.Context())
+}
+
+// sample has a value of everything.
+func sample() Node {
+	now, own, percent := time.Unix(1e9, 0).UTC(), int64(5), 18
+	return Node{
+		Plugin: func() (Plugin, error) {
+			return Plugin{Version: "v1", Since: now, Pool: Pool{Path: "/p", Layers: []Layer{{Path: "/p", Type: "xfs"}}}}, nil
+		},
+		Volumes: func() ([]Volume, error) { return []Volume{{ID: "a/b c", State: Idle, Created: now}}, nil },
+		Volume: func(id string) (Volume, error) {
+			if id != "a/b c" {
+				return Volume{}, fmt.Errorf("%w: volume %s", ErrNotFound, id)
+			}
+			return Volume{ID: id, Own: &own, Created: now, Pod: &Pod{UID: "u"}}, nil
+		},
+		Templates: func() ([]Template, error) { return []Template{{Key: "k", State: Building, Percent: &percent}}, nil },
+		Snapshots: func() ([]Snapshot, error) { return []Snapshot{{ID: "s", Created: now}}, nil },
+		Snapshot:  func(id string) (Snapshot, error) { return Snapshot{ID: id, Own: &own, Created: now}, nil },
+		Contents:  func() ([]Content, error) { return []Content{{Name: "c", Namespaces: []string{"*"}}}, nil },
+		Goldens:   func() ([]Golden, error) { return []Golden{{Name: "g", Created: now, LastUse: now}}, nil },
+		Requests: func() (Requests, error) {
+			return Requests{UnderWay: []Request{{Method: "m", Began: now}}, Last: []Request{}, Failed: []Request{}}, nil
+		},
+		Findings: func() ([]Finding, error) { return nil, errors.New("the pool is gone") },
+		Why:      func(of string) (Why, error) { return Why{Asked: of, Waits: []Wait{{Volume: "v", Since: now}}}, nil },
+	}
+}
+
+// TestClient compares what a client is told with what the node has, function by function.
+func TestClient(t *testing.T) {
+	dir := t.TempDir()
+	stop := serve(t, dir, sample())
+	defer stop()
+	here, there := reflect.ValueOf(sample()), reflect.ValueOf(dial(t, dir))
+	for i := range here.NumField() {
+		var args []reflect.Value
+		if here.Field(i).Type().NumIn() == 1 {
+			args = append(args, reflect.ValueOf("a/b c"))
+		}
+		want, got := here.Field(i).Call(args), there.Field(i).Call(args)
+		if a, b := fmt.Sprint(want[1]), fmt.Sprint(got[1]); a != b {
+			t.Errorf("%s: error %s, want %s", here.Type().Field(i).Name, b, a)
+		} else if want[1].IsNil() && !reflect.DeepEqual(want[0].Interface(), got[0].Interface()) {
+			t.Errorf("%s: %+v, want %+v", here.Type().Field(i).Name, got[0], want[0])
+		}
+	}
+	if _, err := dial(t, dir).Volume("other"); !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), "volume other") {
+		t.Error(err)
+	}
+	c, err := Dial(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := ask[Plugin](t.Context(), c, "/v2/plugin"); err == nil || !strings.Contains(err.Error(), "another version") {
+		t.Error(err)
+	}
+}
+
+// TestSocket is for root only, gone when the plugin ends, and replaced if it was left.
+func TestSocket(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), strings.Repeat("d", 120)) // longer than the path of a socket may be
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Dial(t.Context(), dir); !errors.Is(err, ErrNoPlugin) {
+		t.Error(err)
+	}
+	path := filepath.Join(dir, SocketName)
+	for range 2 {
+		stop := serve(t, dir, sample())
+		if fi, err := os.Lstat(path); err != nil || fi.Mode() != os.ModeSocket|0o600 {
+			t.Errorf("%v: %v", fi, err)
+		}
+		if _, err := dial(t, dir).Plugin(); err != nil {
+			t.Error(err)
+		}
+		stop()
+		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("it is left: %v", err)
+		}
+		// As a plugin that was killed leaves it.
+		d, err := os.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := net.Listen("unix", within(d))
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.(*net.UnixListener).SetUnlinkOnClose(false)
+		l.Close()
+		d.Close()
+		if _, err := Dial(t.Context(), dir); !errors.Is(err, ErrNoPlugin) {
+			t.Errorf("a socket that is left: %v", err)
+		}
+	}
+}
+
+// TestSlowReader asks and does not read. Others get their answers.
+func TestSlowReader(t *testing.T) {
+	dir := t.TempDir()
+	n := sample()
+	n.Contents = func() ([]Content, error) { return []Content{{Name: strings.Repeat("x", 8<<20)}}, nil }
+	stop := serve(t, dir, n)
+	defer stop()
+	d, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	for range 2 * mostAnswers {
+		conn, err := net.Dial("unix", within(d))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		r, _ := http.NewRequest(http.MethodGet, "http://plugin"+pathContents, nil)
+		if err := r.Write(conn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := dial(t, dir).Plugin(); err != nil {
+		t.Error(err)
+	}
+}
