@@ -55,40 +55,129 @@ var variable = []struct{ pattern, by string }{
 	{`20\d\d-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?Z`, "TIME"},
 	{`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`, "UUID"},
 	{`(-\d+m-)[0-9a-f]{16}`, "${1}KEY"},
-	{`sha256:[0-9a-f]{64}`, "DIGEST"},
+	{`(sha256:)?[0-9a-f]{64}`, "DIGEST"},
+	{`mke2fs \d.*|\b6\.\d+\.\d+-\S+`, "VERSION"},
+	{`there  (.*)  \d+  (\d/\d|-)  TIME`, "there  $1  N  $2  TIME"},
+	{`(Extents  |    in  )\d\S*`, "${1}N"},
 	{`/dev/loop\d+`, "/dev/loopN"},
 	{`("?(?:used|allocated|own|shared|takes|frees|available)Bytes"?: )\d+`, "${1}N"},
 	{`("?(?:extents|pid|durationSeconds)"?: )[0-9.e-]+`, "${1}N"},
-	{`\b\d+(\.\d+)?(Ki|Mi|Gi)\b`, "BYTES"},
+	{`\b\d+(\.\d+)?(Ki|Mi|Gi)\b|\b0 bytes\b`, "BYTES"},
 	{`\b\d+m?\d*s\b`, "AGE"},
 	{`in \d+\.\d ms`, "in N ms"},
-	{`(\S)   +`, "$1  "},
 	{` +\n`, "\n"},
 }
 
 func (b *born) masked(text string) string {
-	text = strings.ReplaceAll(strings.ReplaceAll(text, b.Kubelet, "KUBELET"), b.Pool, "POOL")
+	text = strings.NewReplacer(b.Kubelet, "KUBELET", b.Pool, "POOL", b.dir, "FILES").Replace(text)
+	text = regexp.MustCompile(`(\S)   +`).ReplaceAllString(text, "$1  ") // columns are as wide as what varies
 	for _, v := range variable {
 		text = regexp.MustCompile(v.pattern).ReplaceAllString(text, v.by)
 	}
 	return text
 }
 
-// TestVolumeCommands lists and describes volumes, with a plugin and without.
-func TestVolumeCommands(t *testing.T) {
+// TestCommands lists and describes everything, with a plugin and without.
+func TestCommands(t *testing.T) {
 	for _, kind := range testenv.PoolKinds {
 		t.Run(kind.Name, func(t *testing.T) {
-			b := startBorn(t, kind, "contents: []\n", "--warm-max", "0")
-			if out, told := b.asked(0, "volume", "list"); out != "There are no volumes.\n" || told != "" {
-				t.Errorf("%s%s", out, told)
+			b := startBorn(t, kind, `contents:
+- {name: files, tar: files.tar, namespaces: [shop, ci], size: 96Mi}
+- {name: broken, tar: broken.tar, namespaces: ["*"]}
+- {name: gone, tar: gone.tar, namespaces: [shop]}
+`, "--warm-max", "0")
+			b.write(filepath.Join(b.dir, "files.tar"), archiveOf(t, file{"name", "files", 0}))
+			b.write(filepath.Join(b.dir, "broken.tar"), []byte(strings.Repeat("no archive", 1000)))
+			for _, what := range []string{"volume", "template", "snapshot", "golden"} {
+				if out, told := b.asked(0, what, "list"); out != "There are no "+what+"s.\n" || told != "" {
+					t.Errorf("%s%s", out, told)
+				}
 			}
-			inline, claim := b.mustPublish("inline", "ext4", "size", "64Mi"), b.claim("origin", "")
+			inline, filled := b.mustPublish("inline", "ext4", "size", "64Mi"), b.mustPublish("filled", "ext4", "content", "files")
+			claim := b.claim("origin", "")
+			if _, err := b.publish("fails", "ext4", "content", "broken", "size", "128Mi"); err == nil {
+				t.Error("an archive that is none was unpacked")
+			}
+			snap := b.snapshot(claim, "first")
+			b.golden(0, "^Golden shop/cache@1 was made", "promote", "--snapshot", snap, "shop/cache")
 			b.volumesAreListed()
+			b.othersAreListed()
+			b.namesAreCompleted()
 			b.socketIsRoots()
 			b.pluginIsGone()
 			b.end(claim)
 			b.mustUnpublish(inline)
+			b.mustUnpublish(filled)
+			b.deleteSnapshots(snap)
 		})
+	}
+}
+
+func (b *born) othersAreListed() {
+	b.Helper()
+	for _, what := range []string{"template", "snapshot", "content", "golden"} {
+		b.shows(what+"-list", what, "list")
+		for _, form := range []string{"wide", "json", "name"} {
+			b.shows(what+"-list-"+form, what, "list", "-o", form)
+		}
+	}
+	b.shows("snapshot-list-yaml", "snapshot", "list", "-o", "yaml")
+	b.shows("golden-list-yaml", "golden", "list", "-o", "yaml")
+	for name, of := range map[string][]string{
+		"template": strings.Fields(first(b.asked(0, "template", "list", "-o", "name"))),
+		"snapshot": {"first"}, "content": {"files", "broken", "gone"}, "golden": {"shop/cache"},
+	} {
+		b.shows(name+"-describe", append([]string{name, "describe"}, of...)...)
+		b.shows(name+"-describe-json", append([]string{name, "describe", "-o", "json"}, of[0])...)
+		out, told := b.asked(1, name, "describe", of[0]+"x")
+		if !strings.Contains(told, "; did you mean "+of[0]) {
+			b.Errorf("%s%s", out, told)
+		}
+	}
+}
+
+func first(out, _ string) string { return out }
+
+// namesAreCompleted has a shell complete arguments and flags.
+func (b *born) namesAreCompleted() {
+	b.Helper()
+	for line, want := range map[string]string{
+		"volume describe":           "filled|inline|origin|shop/filled|shop/inline",
+		"volume describe inline":    "filled|origin|shop/filled|shop/inline",
+		"snapshot describe":         "first",
+		"content describe":          "broken|files|gone",
+		"golden describe":           "shop/cache|shop/cache@1",
+		"golden rm":                 "shop/cache|shop/cache@1",
+		"golden promote --snapshot": "first",
+		"template build --content":  "broken|files|gone",
+		"template build --fs":       "btrfs|ext4|xfs|raw",
+		"volume list -o":            "json|yaml|wide|name",
+		"gc -o":                     "json",
+		"template build --accel":    "auto|kvm|tcg",
+		"volume list --kubelet-dir": "",
+		"--default-durability":      "synced|volatile",
+		"volume describe --output":  "json|yaml|name",
+	} {
+		words := strings.Fields(line)
+		flag := ""
+		if last := words[len(words)-1]; strings.HasPrefix(last, "-") { // whose value is completed
+			words, flag = words[:len(words)-1], last
+		}
+		words = append([]string{"__complete"}, append(words, "--pool", b.Pool)...)
+		if flag != "" {
+			words = append(words, flag)
+		}
+		out := testenv.Run(b.T, testenv.Binary(b.T), append(words, "")...)
+		var got []string
+		for line := range strings.Lines(out) {
+			name, _, _ := strings.Cut(strings.TrimSpace(line), "\t")
+			if !strings.HasPrefix(name, ":") && !strings.HasPrefix(name, "Completion ended") {
+				got = append(got, name)
+			}
+		}
+		if strings.Join(got, "|") != want {
+			b.Errorf("%s is completed by %q, want %s\n%s", line, got, want, out)
+		}
 	}
 }
 
@@ -102,8 +191,8 @@ func (b *born) volumesAreListed() {
 	b.shows("volume-describe", "volume", "describe", "shop/inline", "origin")
 	b.shows("volume-describe-json", "volume", "describe", "inline", "-o", "json")
 	for says, args := range map[string][]string{
-		"there is no volume inlin on this node; did you mean inline?":                                      {"describe", "inline", "inlin"},
-		"there is no volume other on this node; `csi-disktemplate volume list` shows those that are there": {"describe", "other"},
+		"there is no volume inlin on this node; did you mean inline?":                          {"describe", "inline", "inlin"},
+		"volume other on this node; `csi-disktemplate volume list` shows those that are there": {"describe", "other"},
 		"name at least one volume": {"describe"},
 		`--output "xml": must be one of json, yaml, wide, name, or not given`: {"list", "-o", "xml"},
 	} {
@@ -130,6 +219,9 @@ func (b *born) pluginIsGone() {
 	b.socketIsRoots()
 	b.shows("volume-list-alone", "volume", "list")
 	b.shows("volume-describe-alone", "volume", "describe", "inline")
+	for _, what := range []string{"template", "snapshot", "content", "golden"} {
+		b.shows(what+"-list-alone", what, "list")
+	}
 	b.again()
 	b.shows("volume-list", "volume", "list")
 	if err := b.Stop(time.Minute); err != nil {
@@ -143,9 +235,9 @@ func (b *born) pluginIsGone() {
 }
 
 // again starts another plugin on the same node.
-func (b *born) again() {
+func (b *born) again(flags ...string) {
 	b.Helper()
-	b.prewarmed = startPrewarmed(b.T, b.Node, nil, "--warm-max", "0")
+	b.prewarmed = startPrewarmed(b.T, b.Node, nil, append([]string{"--warm-max", "0"}, flags...)...)
 	if err := b.Serves(b.Context(), b.client); err != nil {
 		b.Fatal(err)
 	}

@@ -5,20 +5,13 @@ package main
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strconv"
-	"strings"
-	"text/tabwriter"
-	"time"
 
-	"github.com/google/uuid"
 	"github.com/spf13/cobra"
-	"k8s.io/apimachinery/pkg/util/duration"
 
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/admin"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/golden"
 )
@@ -35,70 +28,8 @@ NAMESPACE/NAME@NUMBER. All of these commands may run beside the plugin.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newGoldenListCommand(), newGoldenDescribeCommand(), newGoldenRemoveCommand())
+	cmd.AddCommand(goldensShown.listCommand(), goldensShown.describeCommand(), newGoldenRemoveCommand())
 	cmd.AddCommand(newGoldenPromoteCommand(), newGoldenSnapshotCommand())
-	return cmd
-}
-
-func newGoldenListCommand() *cobra.Command {
-	var dir, form string
-	cmd := &cobra.Command{
-		Use:   "list",
-		Short: "List the goldens of a pool",
-		Long: `List the goldens of a pool, each generation in a line.
-
-The namespace of a shared golden is shown as -. USED is what a generation has allocated,
-and OWN what no other file of the pool shares: as much is free when that generation goes.`,
-		Example: `  csi-disktemplate golden list
-  csi-disktemplate golden list -o json`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			p, err := openExisting(cmd, dir)
-			if err != nil {
-				return err
-			}
-			defer p.Close()
-			all, err := golden.NewStore(p).DescribeAll()
-			if err != nil && len(all) == 0 {
-				return err
-			}
-			return errors.Join(listOfGoldens(all, time.Now()).print(cmd.OutOrStdout(), form), err)
-		},
-	}
-	addExistingPool(cmd.Flags(), &dir)
-	addValueP(cmd.Flags(), &form, "output", "o", "", outputForm, "form of the list (default: a table)")
-	return cmd
-}
-
-func newGoldenDescribeCommand() *cobra.Command {
-	var dir, form string
-	cmd := &cobra.Command{
-		Use:   "describe [NAMESPACE/]NAME[@N]",
-		Short: "Show all generations of a golden, or one",
-		Long: `Show all generations of a golden, or one: what they are, who made them, and what
-they take of the pool. Own bytes are free when the generation goes; shared ones are
-those of other files too, for example of other generations or of volumes.`,
-		Example: `  csi-disktemplate golden describe shop/build-cache
-  csi-disktemplate golden describe shop/build-cache@3 -o json`,
-		Args: namesOf(cobra.ExactArgs(1), "one golden"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			p, err := openExisting(cmd, dir)
-			if err != nil {
-				return err
-			}
-			defer p.Close()
-			all, err := describeGolden(golden.NewStore(p), args[0])
-			if err != nil {
-				return err
-			}
-			if form == "json" {
-				return listOfGoldens(all, time.Now()).print(cmd.OutOrStdout(), form)
-			}
-			return printGoldens(cmd.OutOrStdout(), all)
-		},
-	}
-	addExistingPool(cmd.Flags(), &dir)
-	addValueP(cmd.Flags(), &form, "output", "o", "", outputForm, "form of what is shown (default: a text)")
 	return cmd
 }
 
@@ -120,6 +51,7 @@ nothing is removed. Volumes and snapshots that were made of one keep what they h
 			defer p.Close()
 			return removeGoldens(golden.NewStore(p), args, cmd.OutOrStdout())
 		},
+		ValidArgsFunction: goldensShown.completion(&dir),
 	}
 	addExistingPool(cmd.Flags(), &dir)
 	return cmd
@@ -134,22 +66,6 @@ func namesOf(count cobra.PositionalArgs, what string) cobra.PositionalArgs {
 		return fmt.Errorf("name %s, as NAMESPACE/NAME, or NAME if it is shared; "+
 			"`csi-disktemplate golden list` shows those that are there", what)
 	}
-}
-
-// describeGolden describes the generations that a text names.
-func describeGolden(s *golden.Store, text string) (all []golden.Described, err error) {
-	chosen, err := s.Choose(text)
-	if err != nil {
-		return nil, err
-	}
-	for _, g := range chosen {
-		d, err := s.Describe(g)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, d)
-	}
-	return all, nil
 }
 
 // removeGoldens removes generations, and prints which.
@@ -173,81 +89,40 @@ func printRemoved(out io.Writer, removed []golden.Generation) error {
 	return nil
 }
 
-// listedGolden is a generation as it is printed.
-type listedGolden struct {
-	Namespace  string            `json:"namespace,omitempty"`
-	Name       string            `json:"name"`
-	Generation int               `json:"generation"`
-	Filesystem string            `json:"filesystem"`
-	Size       int64             `json:"sizeBytes"`
-	Label      string            `json:"label,omitempty"`
-	Options    map[string]string `json:"formatOptions,omitempty"`
-	UUID       uuid.UUID         `json:"uuid"`
-	Used       int64             `json:"usedBytes"`
-	Own        int64             `json:"ownBytes"`
-	Shared     int64             `json:"sharedBytes"`
-	Created    time.Time         `json:"created"`
-	LastUse    time.Time         `json:"lastUse"`
-	By         string            `json:"by"`
-	Volume     string            `json:"volume,omitempty"`
-
-	is  golden.Generation
-	age time.Duration
-}
-
-func listedAs(d golden.Described, now time.Time) listedGolden {
-	r := d.Record
-	return listedGolden{
-		Namespace: r.Namespace, Name: r.Name, Generation: r.Generation,
-		Filesystem: r.Spec.Filesystem, Size: r.Spec.Size, Label: r.Spec.Label, Options: r.Spec.Options, UUID: r.UUID,
-		Used: d.Bytes, Own: d.Own, Shared: d.Shared(),
-		Created: r.Created.UTC().Truncate(time.Second), LastUse: d.Used.UTC().Truncate(time.Second),
-		By: r.By, Volume: r.Volume,
-		is: d.Generation, age: now.Sub(r.Created),
-	}
-}
-
-// listOfGoldens says how generations are printed.
-func listOfGoldens(all []golden.Described, now time.Time) plan[listedGolden] {
-	var list []listedGolden
-	for _, d := range all {
-		list = append(list, listedAs(d, now))
-	}
-	return plan[listedGolden]{
-		actions: list, name: "goldens", none: "There are no goldens.",
-		columns: "NAMESPACE\tNAME\tGENERATION\tFILESYSTEM\tSIZE\tUSED\tOWN\tAGE\tLAST USE\tBY",
-		row: func(l listedGolden) string {
-			return strings.Join([]string{
-				cmp.Or(l.Namespace, "-"), l.Name, strconv.Itoa(l.Generation), l.Filesystem,
-				size.Format(l.Size), size.Format(l.Used), size.Format(l.Own),
-				duration.HumanDuration(l.age), l.LastUse.Format(time.DateTime + "Z"), l.By,
-			}, "\t")
-		},
-	}
-}
-
-// printGoldens prints generations as texts, the newest first.
-func printGoldens(out io.Writer, all []golden.Described) error {
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	for i, d := range slices.Backward(all) {
-		if i < len(all)-1 {
-			fmt.Fprintln(w)
-		}
-		l := listedAs(d, time.Now())
-		fmt.Fprintln(w, l.is)
-		for _, field := range []struct{ name, value string }{
-			{"Filesystem", diskfs.Spec{Filesystem: l.Filesystem, Size: l.Size, Label: l.Label, Options: l.Options}.String()},
-			{"UUID", l.UUID.String()},
-			{"Used", size.Format(l.Used)},
-			{"  own", size.Format(l.Own)},
-			{"  shared", size.Format(l.Shared)},
-			{"Created", fmt.Sprintf("%s (%s ago)", l.Created.Format(time.DateTime+"Z"), duration.HumanDuration(l.age))},
-			{"Last use", l.LastUse.Format(time.DateTime + "Z")},
-			{"By", l.By},
-			{"Volume", cmp.Or(l.Volume, "-")},
-		} {
-			fmt.Fprintf(w, "  %s\t%s\n", field.name, field.value)
-		}
-	}
-	return w.Flush()
+// goldensShown are how goldens are shown.
+var goldensShown = thing[admin.Golden]{
+	one: "golden", many: "goldens", names: "[NAMESPACE/]NAME[@N]", example: "shop/build-cache",
+	about: `Each generation has a line. The namespace of a shared golden is shown as -. USED is what
+a generation has allocated, and OWN what no other file of the pool shares: as much is
+free when that generation goes.`,
+	detail: `NAMESPACE/NAME names all generations of a golden, the newest first, and with @N one.
+Own bytes are free when the generation goes; shared ones are those of other files too,
+for example of other generations or of volumes.`,
+	list:      func(n admin.Node) ([]admin.Golden, error) { return n.Goldens() },
+	name:      admin.Golden.String,
+	also:      func(g admin.Golden) []string { return []string{g.Is()} },
+	hint:      func(g admin.Golden) string { return g.Filesystem + " " + size.Format(g.Size) + " by " + g.By },
+	lastFirst: true,
+	columns: []column[admin.Golden]{
+		{title: "NAMESPACE", text: func(g admin.Golden) string { return g.Namespace }},
+		{title: "NAME", text: func(g admin.Golden) string { return g.Name }},
+		{title: "GENERATION", text: func(g admin.Golden) string { return strconv.Itoa(g.Generation) }},
+		{title: "FILESYSTEM", text: func(g admin.Golden) string { return g.Filesystem }},
+		{title: "SIZE", text: func(g admin.Golden) string { return size.Format(g.Size) }},
+		{title: "USED", text: func(g admin.Golden) string { return size.Format(g.Used) }},
+		{title: "OWN", text: func(g admin.Golden) string { return size.Format(g.Own) }},
+		{title: "AGE", text: func(g admin.Golden) string { return ageOf(g.Created) }},
+		{title: "LAST USE", text: func(g admin.Golden) string { return timeText(&g.LastUse) }},
+		{title: "BY", text: func(g admin.Golden) string { return g.By }},
+		{title: "READY", wide: true, text: func(g admin.Golden) string { return readyText(g.Ready) }},
+		{title: "VOLUME", wide: true, text: func(g admin.Golden) string { return g.Volume }},
+		{title: "UUID", wide: true, text: func(g admin.Golden) string { return g.UUID }},
+	},
+	fields: func(g admin.Golden) []field {
+		return append([]field{
+			{"Filesystem", specText(g.Filesystem, g.Size, g.Label, g.Options, "")}, {"UUID", g.UUID},
+			{"Used", size.Format(g.Used)}, {"  own", size.Format(g.Own)}, {"  shared", size.Format(g.Shared)},
+			{"Created", sinceText(g.Created)}, {"Last use", timeText(&g.LastUse)}, {"By", g.By}, {"Volume", cmp.Or(g.Volume, "-")},
+		}, readyFields(g.Ready)...)
+	},
 }

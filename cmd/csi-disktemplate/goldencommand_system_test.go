@@ -21,6 +21,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/internal/harness"
 	"github.com/csi-disktemplate/csi-disktemplate/internal/harness/harnesstest"
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/admin"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 )
 
@@ -86,11 +87,11 @@ func (b *born) deleteSnapshots(ids ...string) {
 }
 
 // goldens is what golden list prints as JSON.
-func (b *born) goldens(args ...string) (all []listedGolden) {
+func (b *born) goldens(args ...string) (all []admin.Golden) {
 	b.Helper()
 	out, err := exec.CommandContext(b.Context(), testenv.Binary(b.T), append(append([]string{"golden"}, args...), "-o", "json", "--pool", b.Pool)...).Output()
 	var list struct {
-		Goldens []listedGolden `json:"goldens"`
+		Goldens []admin.Golden `json:"goldens"`
 	}
 	if err := errors.Join(err, json.Unmarshal(out, &list)); err != nil {
 		b.Fatalf("%s: %v", out, err)
@@ -171,8 +172,9 @@ func (b *born) goldensAreListed(origin, second string) {
 	if one := b.goldens("describe", "shop/cache@4"); len(one) != 1 || one[0].UUID != all[1].UUID {
 		b.Errorf("%+v", one)
 	}
-	b.golden(0, `(?s)\Ashop/cache@5\n  Filesystem +ext4 64Mi\n  UUID +`+all[2].UUID.String()+`\n.*    shared +\S+\n.*  By +snapshot second of claim origin\n  Volume +-\n\nshop/cache@4\n`, "describe", "shop/cache")
-	b.golden(1, "it has shop/cache@4, shop/cache@5", "describe", "shop/cache@1")
+	b.golden(0, `(?s)\Ashop/cache@5\n  Filesystem +ext4 64Mi\n  UUID +`+all[2].UUID+`\n.*    shared +\S+\n.*  By +snapshot second of claim origin\n  Volume +-\n  Ready.*\n\nshop/cache@4\n`, "describe", "shop/cache")
+	b.golden(1, `did you mean shop/cache@4 or shop/cache@5 or shop/cache\?`, "describe", "shop/cache@1")
+	b.golden(1, "it has shop/cache@4, shop/cache@5", "snapshot", "shop/cache@1")
 }
 
 // goldenIsHandedOn makes a claim of the VolumeSnapshot that a golden became.

@@ -63,6 +63,7 @@ same. It may run beside the plugin.`,
 			}
 			return o.print(cmd.OutOrStdout(), of, snap)
 		},
+		ValidArgsFunction: goldensShown.completion(&o.pool),
 	}
 	f := cmd.Flags()
 	addExistingPool(f, &o.pool)

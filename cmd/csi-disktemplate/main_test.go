@@ -279,7 +279,7 @@ func TestEveryFlagRefusesPlainly(t *testing.T) {
 	t.Setenv("CSI_ENDPOINT", "")
 	texts := []string{"", " ", "x", "=", "a=b", "a=\"b,c", "[a b]", "{}", "-1", "0", "1.5", "1e999999999", "99999999999999999999", "1e400", "NaN", "Inf", "\xff", "\n", strings.Repeat("x", 300)}
 	refusals := 0
-	for _, sub := range [][]string{nil, {"format"}, {"clean-all"}, {"gc"}} {
+	for _, sub := range [][]string{nil, {"format"}, {"clean-all"}, {"gc"}, {"volume", "list"}, {"volume", "describe"}} {
 		find := func() *cobra.Command {
 			cmd, _, err := newCommand().Find(sub)
 			if err != nil {
@@ -478,6 +478,12 @@ func TestHelp(t *testing.T) {
 		{[]string{"format"}, append([]string{"--size", "--label", "--option", "-o, --output", "-n, --count", "--cache", "--content", "raw", "Example"}, diskfs.Names()...)},
 		{[]string{"clean-all"}, []string{"--pool", `(default "/var/lib/csi-disktemplate")`, "--dry-run", "-o, --output", "lock", "Example"}},
 		{[]string{"gc"}, []string{"--pool", `(default "/var/lib/csi-disktemplate")`, "--dry-run", "-o, --output", "--kubelet-dir", "KUBELET_DIR", "Example"}},
+		{[]string{"volume"}, []string{"list", "describe"}},
+		{[]string{"volume", "list"}, []string{"--pool", "-o, --output", "json|yaml|wide|name", "STATE", "ending", "Example"}},
+		{[]string{"volume", "describe"}, []string{"--pool", "-o, --output", "json|yaml|name", "NAMESPACE/NAME", "Example"}},
+		{[]string{"template", "list"}, []string{"EXTENTS", "FREES", "READY", "-o wide"}},
+		{[]string{"snapshot", "list"}, []string{"snapshotHandle"}},
+		{[]string{"content", "list"}, []string{"unavailable", "--contents"}},
 		{[]string{"golden"}, []string{"list", "describe", "promote", "snapshot", "rm", "beside the plugin"}},
 		{[]string{"golden", "list"}, []string{"--pool", "-o, --output", "OWN", "Example"}},
 		{[]string{"golden", "describe"}, []string{"--pool", "-o, --output", "Example"}},

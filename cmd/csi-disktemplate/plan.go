@@ -34,9 +34,11 @@ func addExistingPool(f *pflag.FlagSet, dir *string) {
 }
 
 // outputForm is the value of --output: json, or nothing for a table.
-var outputForm = kindOf("json", "must be json, or not given for a table", func(s string) (string, bool) {
-	return s, s == "" || s == "json"
-})
+var outputForm = func() kind[string] {
+	k := kindOf("json", "must be json, or not given for a table", func(s string) (string, bool) { return s, s == "" || s == "json" })
+	k.words = []string{"json"}
+	return k
+}()
 
 // plan is a list of actions in the form in which it is printed.
 type plan[A any] struct {

@@ -52,12 +52,15 @@ older generation keep what they have.`,
 			defer p.Close()
 			return promote(cmd.Context(), p, o, to, cmd.OutOrStdout())
 		},
+		ValidArgsFunction: goldensShown.completion(&o.pool),
 	}
 	f := cmd.Flags()
 	o.add(f)
 	f.StringVar(&o.snapshot, "snapshot", "", "what the golden has: the `id` of a snapshot of a claim")
 	addValue(f, &o.generations, "golden-generations", "2", upperCount[int](),
 		"how many generations the golden may have; the oldest are removed; 0 means no limit")
+	_ = cmd.RegisterFlagCompletionFunc("snapshot", snapshots.completion(&o.pool))
+	_ = cmd.RegisterFlagCompletionFunc("content", contents.completion(&o.pool))
 	return cmd
 }
 

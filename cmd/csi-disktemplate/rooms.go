@@ -27,6 +27,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/golden"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/warm"
 )
 
 // rooms are those that a node's answers come from.
@@ -51,7 +52,7 @@ type running struct {
 // node joins the rooms. Without a plugin, what only that knows is nil.
 func (r rooms) node() admin.Node {
 	n := admin.Node{
-		Volumes: r.listVolumes, Volume: r.volume, Templates: r.listTemplates,
+		Volumes: r.listVolumes, Volume: r.volume, Templates: r.listTemplates, Template: r.template,
 		Snapshots: r.listSnapshots, Snapshot: r.snapshot, Contents: r.listContents, Goldens: r.listGoldens,
 	}
 	if r.plugin != nil {
@@ -68,7 +69,8 @@ func (r rooms) describePlugin() (admin.Plugin, error) {
 		accelerator = ""
 	}
 	return admin.Plugin{
-		Version: versionName(), Driver: p.options.driverName, Node: p.options.nodeID, PID: os.Getpid(), Since: *admin.At(p.started),
+		Version: versionName(), Driver: p.options.driverName, Node: p.options.nodeID,
+		PID: os.Getpid(), Since: *admin.At(p.started),
 		Accelerator: string(accelerator), KubeletDir: p.options.kubeletDir, Pool: space, Ending: r.volumes.Ending(),
 	}, err
 }
@@ -81,7 +83,9 @@ func (r rooms) describePool() (admin.Pool, error) {
 	layers, err := r.pool.Layers()
 	is := admin.Pool{Path: r.pool.Root(), Kind: r.pool.Kind(), Size: space.Total, Available: space.Available}
 	for _, l := range layers {
-		is.Layers = append(is.Layers, admin.Layer{Path: l.Path, Type: l.Type.Name(), Size: l.Total, Available: l.Available, Shared: l.Shared})
+		is.Layers = append(is.Layers, admin.Layer{
+			Path: l.Path, Type: l.Type.Name(), Size: l.Total, Available: l.Available, Shared: l.Shared,
+		})
 	}
 	return is, err
 }
@@ -110,7 +114,7 @@ func (r rooms) volume(id string) (admin.Volume, error) {
 	v := asVolume(listed)
 	v.Own = &own
 	if r.plugin != nil {
-		v.Requests = r.plugin.metrics.Requests().Of(func(c admin.Request) bool { return c.Object == id || v.Claim != "" && c.Object == v.Claim })
+		v.Requests = r.plugin.metrics.Requests().Of(func(c admin.Request) bool { return c.Object == id || c.Object == v.Claim })
 	}
 	return v, nil
 }
@@ -127,7 +131,8 @@ func asVolume(v volume.Listed) admin.Volume {
 	is := admin.Volume{
 		ID: v.ID, Lifecycle: v.Lifecycle.String(), State: stateOf(v), Claim: v.Name,
 		Filesystem: v.Spec.Filesystem, Mode: string(v.Mode), Size: v.Spec.Size, Used: v.Used, Allocated: v.Allocated,
-		Content: v.Spec.Content, Label: v.Spec.Label, Options: v.Spec.Options, UUID: textOf(v.UUID), Created: *admin.At(v.Created),
+		Content: v.Spec.Content, Label: v.Spec.Label, Options: v.Spec.Options,
+		UUID: textOf(v.UUID), Created: *admin.At(v.Created),
 		Template: v.Template, Golden: v.Golden, CommitTo: v.CommitTo, Warm: v.WasReady, Durability: string(v.Durability),
 		PublishedAt: v.Published, StagedAt: v.Staged, Conditions: admin.Found(v.Conditions),
 	}
@@ -178,8 +183,8 @@ func (r rooms) listTemplates() ([]admin.Template, error) {
 	all := []admin.Template{}
 	for _, t := range cached {
 		all = append(all, admin.Template{
-			Key: t.Key, State: admin.There, Filesystem: t.Filesystem, Size: t.Size, Content: t.Content, Takes: t.Takes, Frees: t.Frees,
-			Extents: t.Extents, Used: admin.At(t.Used), Holder: t.Holder,
+			Key: t.Key, State: admin.There, Filesystem: t.Filesystem, Size: t.Size, Content: t.Content,
+			Takes: t.Takes, Frees: t.Frees, Extents: t.Extents, Used: admin.At(t.Used), Holder: t.Holder,
 		})
 	}
 	if r.plugin == nil {
@@ -192,17 +197,46 @@ func (r rooms) listTemplates() ([]admin.Template, error) {
 			all = append(all, b)
 		}
 	}
-	shelves, _ := r.volumes.Warm()
+	ready := r.ready()
 	for i := range all {
-		for _, s := range shelves {
-			if s.Kind.Template == all[i].Key {
-				all[i].Ready = append(all[i].Ready, admin.Ready{Form: string(s.Kind.Form), Ready: s.Ready, Level: s.Level})
-			}
-		}
-		slices.SortFunc(all[i].Ready, func(a, b admin.Ready) int { return cmp.Compare(a.Form, b.Form) })
+		all[i].Ready = ready[warm.Kind{Template: all[i].Key}]
 	}
 	slices.SortFunc(all, func(a, b admin.Template) int { return cmp.Compare(a.Key, b.Key) })
 	return all, nil
+}
+
+// ready is what is kept ready, by kind without the form.
+func (r rooms) ready() map[warm.Kind][]admin.Ready {
+	all := map[warm.Kind][]admin.Ready{}
+	shelves, _ := r.volumes.Warm()
+	slices.SortFunc(shelves, func(a, b warm.Shelf) int { return cmp.Compare(a.Kind.Form, b.Kind.Form) })
+	for _, s := range shelves {
+		of := warm.Kind{Template: s.Kind.Template, Golden: s.Kind.Golden}
+		all[of] = append(all[of], admin.Ready{Form: string(s.Kind.Form), Ready: s.Ready, Level: s.Level})
+	}
+	return all
+}
+
+// template is one template, with how it was made.
+func (r rooms) template(key string) (admin.Template, error) {
+	all, err := r.listTemplates()
+	if err != nil {
+		return admin.Template{}, err
+	}
+	i := slices.IndexFunc(all, func(t admin.Template) bool { return t.Key == key })
+	if i < 0 {
+		return admin.Template{}, fmt.Errorf("%w: there is no template %.80s on this node", admin.ErrNotFound, key)
+	}
+	made, err := r.templates.Record(key)
+	if errors.Is(err, template.ErrCorrupt) || errors.Is(err, os.ErrNotExist) { // it is not there yet, or is made anew
+		return all[i], nil
+	}
+	all[i].Made = &admin.Made{
+		Label: made.Spec.Label, Options: made.Spec.Options, UUID: made.Provenance.UUID, Built: *admin.At(made.Built),
+		Took: float64(made.BuildMS) / 1000, Kernel: made.Provenance.Kernel, Mkfs: made.Provenance.Mkfs,
+		Accelerator: made.Provenance.Accelerator, Digest: made.Digest, Content: made.Provenance.Content,
+	}
+	return all[i], err
 }
 
 // builds are the templates that are being built, or could not be.
@@ -320,8 +354,11 @@ func asContent(d content.Described) admin.Content {
 func (r rooms) listGoldens() ([]admin.Golden, error) {
 	described, err := r.goldens.DescribeAll()
 	all := []admin.Golden{}
+	ready := r.ready()
 	for _, d := range described {
-		all = append(all, asGolden(d))
+		g := asGolden(d)
+		g.Ready = ready[warm.Kind{Golden: d.Generation.String()}]
+		all = append(all, g)
 	}
 	if err != nil && len(all) > 0 && r.plugin != nil { // an answer has either
 		logs.Warn("Some goldens cannot be read; a list leaves them out", "err", err)
@@ -335,7 +372,8 @@ func asGolden(d golden.Described) admin.Golden {
 	return admin.Golden{
 		Namespace: r.Namespace, Name: r.Name, Generation: r.Generation,
 		Filesystem: r.Spec.Filesystem, Size: r.Spec.Size, Label: r.Spec.Label, Options: r.Spec.Options, UUID: r.UUID.String(),
-		Used: d.Bytes, Own: d.Own, Shared: d.Shared(), Created: *admin.At(r.Created), LastUse: *admin.At(d.Used), By: r.By, Volume: r.Volume,
+		Used: d.Bytes, Own: d.Own, Shared: d.Shared(),
+		Created: *admin.At(r.Created), LastUse: *admin.At(d.Used), By: r.By, Volume: r.Volume,
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -15,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/admin"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
@@ -24,85 +27,126 @@ import (
 func newTemplateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "template",
-		Short: "List the templates of a pool, or build one",
+		Short: "List the templates of a node, describe some, or build one",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newTemplateListCommand(), newTemplateBuildCommand())
+	cmd.AddCommand(templates.listCommand(), templates.describeCommand(), newTemplateBuildCommand())
 	return cmd
 }
 
-func newTemplateListCommand() *cobra.Command {
-	var dir, form string
-	cmd := &cobra.Command{
-		Use:   "list",
-		Short: "List the templates of a pool",
-		Long: `List the templates of a pool.
-
-EXTENTS is how many pieces a template has on the pool. A clone costs 10 to 24 µs for
-each of them, so with some hundreds a volume takes milliseconds longer to make.`,
-		Example: `  csi-disktemplate template list
-  csi-disktemplate template list -o json`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			p, err := openExisting(cmd, dir)
-			if err != nil {
-				return err
-			}
-			defer p.Close()
-			all, err := template.NewStore(template.Config{Pool: p}).List()
-			if err != nil {
-				return err
-			}
-			return listOf(all).print(cmd.OutOrStdout(), form)
-		},
-	}
-	addExistingPool(cmd.Flags(), &dir)
-	addValueP(cmd.Flags(), &form, "output", "o", "", outputForm, "form of the list (default: a table)")
-	return cmd
+// templates are how templates are shown.
+var templates = thing[admin.Template]{
+	one: "template", many: "templates", names: "TEMPLATE", example: "ext4-1024m-0123456789abcdef",
+	about: `STATE is there, building, or failed (its last build did; REASON says why). TAKES is what
+a template takes of the pool, and FREES what is free when it goes: volumes keep what they
+share with it. EXTENTS is how many pieces it has; a clone costs 10 to 24 µs for each of
+them, so with some hundreds a volume takes milliseconds longer to make. READY is how many
+volumes of it are kept ready, and how many there are to be.`,
+	detail: `A template is named by its key.`,
+	list:   func(n admin.Node) ([]admin.Template, error) { return n.Templates() },
+	more:   func(n admin.Node, t admin.Template) (admin.Template, error) { return n.Template(t.Key) },
+	name:   func(t admin.Template) string { return t.Key },
+	hint: func(t admin.Template) string {
+		return strings.Join([]string{t.State, t.Filesystem, templateSize(t), t.Content}, " ")
+	},
+	columns: []column[admin.Template]{
+		{title: "TEMPLATE", text: func(t admin.Template) string { return t.Key }},
+		{title: "FILESYSTEM", text: func(t admin.Template) string { return t.Filesystem }},
+		{title: "SIZE", text: templateSize},
+		{title: "CONTENT", text: func(t admin.Template) string { return t.Content }},
+		{title: "STATE", text: templateState},
+		{title: "TAKES", text: ifThere(func(t admin.Template) string { return size.Format(t.Takes) })},
+		{title: "FREES", text: ifThere(func(t admin.Template) string { return size.Format(t.Frees) })},
+		{title: "EXTENTS", text: ifThere(func(t admin.Template) string { return strconv.Itoa(t.Extents) })},
+		{title: "READY", text: func(t admin.Template) string { return readyText(t.Ready) }},
+		{title: "LAST USED", text: func(t admin.Template) string { return timeText(t.Used) }},
+		{title: "LOCKED BY", wide: true, text: func(t admin.Template) string { return t.Holder }},
+		{title: "REASON", wide: true, text: func(t admin.Template) string { return t.Reason }},
+	},
+	fields: templateFields,
 }
 
-// listed is a template as it is printed.
-type listed struct {
-	Key        string     `json:"key"`
-	Filesystem string     `json:"filesystem"`
-	Size       int64      `json:"sizeBytes"`
-	Content    string     `json:"content,omitempty"`
-	Takes      int64      `json:"takesBytes"`
-	Extents    int        `json:"extents"`
-	Used       *time.Time `json:"lastUsed,omitempty"`
-	Holder     string     `json:"lockedBy,omitempty"`
+// ifThere leaves out what a template has only when it is there.
+func ifThere(text func(admin.Template) string) func(admin.Template) string {
+	return func(t admin.Template) string {
+		if t.Extents == 0 {
+			return ""
+		}
+		return text(t)
+	}
 }
 
-// listOf says how templates are printed.
-func listOf(templates []template.Cached) plan[listed] {
-	var all []listed
-	for _, t := range templates {
-		l := listed{
-			Key: t.Key, Filesystem: t.Filesystem, Size: t.Size, Content: t.Content, Takes: t.Takes, Extents: t.Extents, Holder: t.Holder,
-		}
-		if !t.Used.IsZero() {
-			used := t.Used.UTC().Truncate(time.Second)
-			l.Used = &used
-		}
-		all = append(all, l)
+// templateSize is the size of a template's volumes. A disk has the size of its content.
+func templateSize(t admin.Template) string {
+	if t.Size == 0 {
+		return ""
 	}
-	return plan[listed]{
-		actions: all, name: "templates", none: "There are no templates.",
-		columns: "TEMPLATE\tFILESYSTEM\tSIZE\tCONTENT\tTAKES\tEXTENTS\tLAST USED",
-		row: func(l listed) string {
-			used, bytes := "-", "-"
-			if l.Used != nil {
-				used = l.Used.Format(time.DateTime + "Z")
-			}
-			if l.Size > 0 { // a disk has the size of its content
-				bytes = size.Format(l.Size)
-			}
-			return strings.Join([]string{
-				l.Key, l.Filesystem, bytes, cmp.Or(l.Content, "-"), size.Format(l.Takes), strconv.Itoa(l.Extents), used,
-			}, "\t")
-		},
+	return size.Format(t.Size)
+}
+
+func templateState(t admin.Template) string {
+	if t.Percent != nil {
+		return fmt.Sprintf("%s %d%%", t.State, *t.Percent)
 	}
+	return t.State
+}
+
+// readyText is how many volumes are ready, of how many.
+func readyText(all []admin.Ready) string {
+	if len(all) == 0 {
+		return ""
+	}
+	ready, level := 0, 0
+	for _, r := range all {
+		ready, level = ready+r.Ready, level+r.Level
+	}
+	return fmt.Sprintf("%d/%d", ready, level)
+}
+
+// timeText is a time that may be unknown.
+func timeText(t *time.Time) string {
+	if t == nil {
+		return ""
+	}
+	return t.Format(time.DateTime + "Z")
+}
+
+func templateFields(t admin.Template) []field {
+	fields := []field{
+		{"State", templateState(t)}, {"  since", cmp.Or(timeText(t.Since), "-")}, {"  reason", cmp.Or(t.Reason, "-")},
+		{"  locked by", cmp.Or(t.Holder, "-")},
+		{"Filesystem", t.Filesystem}, {"Size", cmp.Or(templateSize(t), "-")}, {"Content", cmp.Or(t.Content, "-")},
+	}
+	if m := t.Made; m != nil {
+		var options []string
+		for _, name := range slices.Sorted(maps.Keys(m.Options)) {
+			options = append(options, name+"="+m.Options[name])
+		}
+		fields = append(fields, []field{
+			{"  digest", cmp.Or(m.Content, "-")}, {"Label", cmp.Or(m.Label, "-")}, {"Options", lines(options)},
+			{"UUID", cmp.Or(m.UUID, "-")}, {"Built", sinceText(m.Built)}, {"  in", fmt.Sprintf("%.1f s", m.Took)},
+			{"  with", cmp.Or(m.Mkfs, "-")},
+			{"  kernel", cmp.Or(m.Kernel, "-")}, {"  accelerator", cmp.Or(m.Accelerator, "-")}, {"Digest", m.Digest},
+		}...)
+	}
+	fields = append(fields, []field{
+		{"Takes", size.Format(t.Takes)}, {"  frees", size.Format(t.Frees)}, {"Extents", strconv.Itoa(t.Extents)},
+		{"Last used", cmp.Or(timeText(t.Used), "-")},
+	}...)
+	return append(fields, readyFields(t.Ready)...)
+}
+
+// readyFields describe what is kept ready.
+func readyFields(all []admin.Ready) []field {
+	if len(all) == 0 {
+		return []field{{"Ready", "-"}}
+	}
+	fields := []field{{name: "Ready"}}
+	for _, r := range all {
+		fields = append(fields, field{"  " + r.Form, fmt.Sprintf("%d of %d", r.Ready, r.Level)})
+	}
+	return fields
 }
 
 // buildOptions are the flags of `csi-disktemplate template build`.
@@ -133,6 +177,7 @@ content that --contents names; if that is a whole disk, it decides all but its n
 		},
 	}
 	o.add(cmd.Flags())
+	_ = cmd.RegisterFlagCompletionFunc("content", contents.completion(&o.pool))
 	return cmd
 }
 

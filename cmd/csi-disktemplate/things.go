@@ -5,7 +5,6 @@ package main
 
 import (
 	"cmp"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,9 +15,11 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"sigs.k8s.io/yaml"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/admin"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/meant"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
@@ -40,6 +41,7 @@ type thing[A any] struct {
 	about     string // what the lists have, for --help
 	detail    string // the same for a description
 	example   string // a name, for the examples
+	lastFirst bool   // a description begins with the end of the list
 }
 
 // column is a column of a table.
@@ -59,7 +61,8 @@ var (
 )
 
 func formKind(words ...string) kind[string] {
-	k := kindOf(strings.Join(words, "|"), "must be one of "+strings.Join(words, ", ")+", or not given", func(s string) (string, bool) {
+	must := "must be one of " + strings.Join(words, ", ") + ", or not given"
+	k := kindOf(strings.Join(words, "|"), must, func(s string) (string, bool) {
 		return s, s == "" || slices.Contains(words, s)
 	})
 	k.words = words
@@ -74,10 +77,9 @@ func (k thing[A]) listCommand() *cobra.Command {
 	var form string
 	cmd := &cobra.Command{
 		Use: "list", Short: "List the " + k.many + " of a node",
-		Long: "List the " + k.many + " of a node.\n\n" + k.about,
-		Example: fmt.Sprintf("  csi-disktemplate %[1]s list\n  csi-disktemplate %[1]s list -o wide\n  csi-disktemplate %[1]s list -o json",
-			k.one),
-		Args: cobra.NoArgs,
+		Long:    "List the " + k.many + " of a node.\n\n" + k.about,
+		Example: fmt.Sprintf("  %[1]s list\n  %[1]s list -o wide\n  %[1]s list -o json", "csi-disktemplate "+k.one),
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return at.ask(cmd, func(n admin.Node) error {
 				all, err := k.list(n)
@@ -98,14 +100,13 @@ func (k thing[A]) describeCommand() *cobra.Command {
 	var form string
 	cmd := &cobra.Command{
 		Use: "describe " + k.names + "...", Short: "Show everything about some " + k.many,
-		Long: "Show everything about some " + k.many + ".\n\n" + k.detail,
-		Example: fmt.Sprintf("  csi-disktemplate %[1]s describe %[2]s\n  csi-disktemplate %[1]s describe %[2]s -o yaml",
-			k.one, k.example),
+		Long:    "Show everything about some " + k.many + ".\n\n" + k.detail,
+		Example: fmt.Sprintf("  %[1]s describe %[2]s\n  %[1]s describe %[2]s -o yaml", "csi-disktemplate "+k.one, k.example),
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return nil
 			}
-			return fmt.Errorf("name at least one %s, as %s; `csi-disktemplate %s list` shows those that are there", k.one, k.names, k.one)
+			return fmt.Errorf("name at least one %s, as %s; %s", k.one, k.names, k.those())
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return at.ask(cmd, func(n admin.Node) error { return k.describe(cmd.OutOrStdout(), n, args, form) })
@@ -113,17 +114,24 @@ func (k thing[A]) describeCommand() *cobra.Command {
 	}
 	at.add(cmd)
 	addValueP(cmd.Flags(), &form, "output", "o", "", describeForm, "form of what is shown (default: a text)")
-	cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
-		return k.complete(cmd, at, args), cobra.ShellCompDirectiveNoFileComp
-	}
+	cmd.ValidArgsFunction = k.completion(&at.pool)
 	return cmd
+}
+
+// those says which names there are.
+func (k thing[A]) those() string {
+	return fmt.Sprintf("`csi-disktemplate %s list` shows those that are there", k.one)
 }
 
 func (at *whose) add(cmd *cobra.Command) {
 	addExistingPool(cmd.Flags(), &at.pool)
 	addKubeletDir(cmd.Flags(), &at.kubeletDir)
-	cmd.Flags().Lookup("kubelet-dir").Usage = "kubelet's root directory, if no plugin runs; the variable KUBELET_DIR replaces the default"
+	f := cmd.Flags().Lookup("kubelet-dir")
+	f.Usage = "kubelet's root directory, if no plugin runs; the variable KUBELET_DIR replaces the default"
 }
+
+// alone is said by a command that has no plugin to ask. One of an older version does not answer either.
+const alone = "No plugin answers on this pool; what only a plugin knows is shown as -."
 
 // ask asks the plugin that runs on the pool or, if there is none, the pool itself.
 func (at whose) ask(cmd *cobra.Command, do func(admin.Node) error) error {
@@ -134,7 +142,7 @@ func (at whose) ask(cmd *cobra.Command, do func(admin.Node) error) error {
 	defer p.Close()
 	client, err := admin.Dial(cmd.Context(), p.Root())
 	if errors.Is(err, admin.ErrNoPlugin) {
-		fmt.Fprintln(cmd.ErrOrStderr(), "No plugin runs on this pool, or it is one without this command; what only the plugin knows is shown as -.")
+		fmt.Fprintln(cmd.ErrOrStderr(), alone)
 		return at.askPool(p, do)
 	}
 	if err != nil {
@@ -185,7 +193,7 @@ func (k thing[A]) choose(all []A, names []string) (chosen []A, err error) {
 		}
 		if len(picked) == before && !slices.Contains(known, name) {
 			errs = append(errs, fmt.Errorf("there is no %s %.200s on this node; %s", k.one, name,
-				meant.Say(name, known, fmt.Sprintf("`csi-disktemplate %s list` shows those that are there", k.one))))
+				meant.Say(name, known, k.those())))
 		}
 	}
 	for _, a := range all {
@@ -216,6 +224,9 @@ func (k thing[A]) describe(out io.Writer, n admin.Node, names []string, form str
 	}
 	if form != "" {
 		return k.print(out, chosen, form)
+	}
+	if k.lastFirst {
+		slices.Reverse(chosen)
 	}
 	for i, a := range chosen {
 		if i > 0 {
@@ -292,22 +303,59 @@ func printObject(out io.Writer, object any, form string) error {
 	return e.Encode(object)
 }
 
-// complete returns the names that describe takes, but those that are given already.
-func (k thing[A]) complete(cmd *cobra.Command, at whose, given []string) (names []cobra.Completion) {
-	silent := &cobra.Command{}
-	silent.SetErr(io.Discard)
-	silent.SetContext(cmp.Or(cmd.Context(), context.Background()))
-	_ = at.ask(silent, func(n admin.Node) error { // who completes wants no error
-		all, err := k.list(n)
-		for _, a := range all {
-			for _, name := range k.allNames(a) {
-				if !slices.Contains(given, name) {
-					names = append(names, cobra.CompletionWithDesc(name, k.hint(a)))
+// completion completes names of the node whose pool is in a directory.
+func (k thing[A]) completion(pool *string) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, given []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		var names []cobra.Completion
+		whose{pool: *pool}.quietly(cmd, func(n admin.Node) {
+			all, _ := k.list(n)
+			for _, a := range all {
+				for _, name := range k.allNames(a) {
+					if !slices.Contains(given, name) {
+						names = append(names, cobra.CompletionWithDesc(name, k.hint(a)))
+					}
 				}
 			}
-		}
-		return err
+		})
+		slices.Sort(names)
+		return slices.Compact(names), cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// quietly is [whose.ask] for a shell, which can do nothing with an error.
+func (at whose) quietly(cmd *cobra.Command, do func(admin.Node)) {
+	silent := &cobra.Command{}
+	silent.SetErr(io.Discard)
+	silent.SetContext(cmd.Context())
+	_ = at.ask(silent, func(n admin.Node) error {
+		do(n)
+		return nil
 	})
-	slices.Sort(names)
-	return slices.Compact(names)
+}
+
+// completeFlags completes the values of the flags of a command and of those below it.
+func completeFlags(cmd *cobra.Command) {
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		words, limited := wordsOf(f)
+		switch {
+		case limited:
+			_ = cmd.RegisterFlagCompletionFunc(f.Name, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
+		case f.Name == "pool" || strings.HasSuffix(f.Name, "-dir"):
+			_ = cmd.MarkFlagDirname(f.Name)
+		}
+	})
+	for _, sub := range cmd.Commands() {
+		completeFlags(sub)
+	}
+}
+
+// wordsOf are the values of a flag, if these are few.
+func wordsOf(f *pflag.Flag) (words []cobra.Completion, limited bool) {
+	if f.Name == "fs" {
+		return append(diskfs.Names(), diskfs.Disk), true
+	}
+	if v, ok := f.Value.(interface{ choices() []string }); ok {
+		words = v.choices()
+	}
+	return words, len(words) > 0
 }

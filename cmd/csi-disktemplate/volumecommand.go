@@ -6,6 +6,7 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -66,7 +67,9 @@ shared ones are those of other files too, for example of its template.`,
 		{title: "FROM", wide: true, text: originOf},
 		{title: "WAS READY", wide: true, text: func(v admin.Volume) string { return yes(v.Warm) }},
 		{title: "PROMISE", wide: true, text: func(v admin.Volume) string { return cmp.Or(v.Durability, v.Provisioning) }},
-		{title: "AT", wide: true, text: func(v admin.Volume) string { return strings.Join(append(v.PublishedAt, v.StagedAt...), ",") }},
+		{title: "AT", wide: true, text: func(v admin.Volume) string {
+			return strings.Join(slices.Concat(v.PublishedAt, v.StagedAt), ",")
+		}},
 	},
 	fields: volumeFields,
 }
@@ -123,7 +126,7 @@ func volumeFields(v admin.Volume) []field {
 	fields := []field{
 		{"Kind", v.Lifecycle}, {"Pod", pod}, {"Claim", cmp.Or(v.Claim, "-")}, {"State", string(v.State)},
 		{"  published at", lines(v.PublishedAt)}, {"  staged at", lines(v.StagedAt)}, {"  devices", lines(v.Devices)},
-		{"Filesystem", diskfs.Spec{Filesystem: v.Filesystem, Size: v.Size, Label: v.Label, Options: v.Options, Content: v.Content}.String()},
+		{"Filesystem", specText(v.Filesystem, v.Size, v.Label, v.Options, v.Content)},
 		{"Mode", v.Mode}, {"UUID", cmp.Or(v.UUID, "-")},
 		{"Used", size.Format(v.Used)}, {"Allocated", size.Format(v.Allocated)},
 	}
@@ -132,10 +135,16 @@ func volumeFields(v admin.Volume) []field {
 	}
 	fields = append(fields, []field{
 		{"Created", sinceText(v.Created)}, {"From", cmp.Or(originOf(v), "-")}, {"Was ready", cmp.Or(yes(v.Warm), "-")},
-		{"Durability", cmp.Or(v.Durability, "-")}, {"Provisioning", cmp.Or(v.Provisioning, "-")}, {"Commit to", cmp.Or(v.CommitTo, "-")},
+		{"Durability", cmp.Or(v.Durability, "-")}, {"Provisioning", cmp.Or(v.Provisioning, "-")},
+		{"Commit to", cmp.Or(v.CommitTo, "-")},
 	}...)
 	fields = append(fields, findingFields(v.Conditions)...)
 	return append(fields, requestFields(v.Requests)...)
+}
+
+// specText is what is inside of an image, as other messages spell it.
+func specText(filesystem string, bytes int64, label string, options map[string]string, content string) string {
+	return diskfs.Spec{Filesystem: filesystem, Size: bytes, Label: label, Options: options, Content: content}.String()
 }
 
 // lines are texts, one a line.

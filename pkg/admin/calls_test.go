@@ -37,7 +37,8 @@ func TestCalls(t *testing.T) {
 	if len(all.UnderWay) != 0 {
 		t.Errorf("%+v", all.UnderWay)
 	}
-	if r := all.Last[0]; r.Error != "it was at 8%" || r.Cause != CauseTemplate || r.Template == "" || r.UnderWay || r.Duration != 1 {
+	r := all.Last[0]
+	if r.Error != "it was at 8%" || r.Cause != CauseTemplate || r.Template == "" || r.UnderWay || r.Duration != 1 {
 		t.Errorf("%+v", r)
 	}
 	if of := all.Of(func(r Request) bool { return r.Object == "slow" }); len(of) != 1 {

@@ -62,6 +62,9 @@ func (c *Client) Node(ctx context.Context) Node {
 		Volumes:   func() ([]Volume, error) { return ask[[]Volume](ctx, c, pathVolumes) },
 		Volume:    func(id string) (Volume, error) { return ask[Volume](ctx, c, pathVolumes+"/"+url.PathEscape(id)) },
 		Templates: func() ([]Template, error) { return ask[[]Template](ctx, c, pathTemplates) },
+		Template: func(key string) (Template, error) {
+			return ask[Template](ctx, c, pathTemplates+"/"+url.PathEscape(key))
+		},
 		Snapshots: func() ([]Snapshot, error) { return ask[[]Snapshot](ctx, c, pathSnapshots) },
 		Snapshot:  func(id string) (Snapshot, error) { return ask[Snapshot](ctx, c, pathSnapshots+"/"+url.PathEscape(id)) },
 		Contents:  func() ([]Content, error) { return ask[[]Content](ctx, c, pathContents) },

@@ -5,6 +5,7 @@ package admin
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
@@ -20,6 +21,7 @@ type Node struct {
 	Volumes   func() ([]Volume, error)
 	Volume    func(id string) (Volume, error) // with what takes longer to find out
 	Templates func() ([]Template, error)
+	Template  func(key string) (Template, error) // with how it was made
 	Snapshots func() ([]Snapshot, error)
 	Snapshot  func(id string) (Snapshot, error) // with what takes longer to find out
 	Contents  func() ([]Content, error)
@@ -147,9 +149,24 @@ type Template struct {
 	Reason  string  `json:"reason,omitempty"`
 	Percent *int    `json:"percent,omitempty"` // of the content that is unpacked
 	Ready   []Ready `json:"ready,omitempty"`   // what is kept ready of it
+	Made    *Made   `json:"made,omitempty"`    // only of one template; nil too if its record is damaged
 }
 
-// Ready is what is kept ready of a template in one form.
+// Made is how a template was made.
+type Made struct {
+	Label       string            `json:"label,omitempty"`
+	Options     map[string]string `json:"formatOptions,omitempty"`
+	UUID        string            `json:"uuid,omitempty"`
+	Built       time.Time         `json:"built"`
+	Took        float64           `json:"buildSeconds"`
+	Kernel      string            `json:"kernel,omitempty"`
+	Mkfs        string            `json:"mkfs,omitempty"`
+	Accelerator string            `json:"accelerator,omitempty"`
+	Digest      string            `json:"digest"`                  // of its data
+	Content     string            `json:"contentDigest,omitempty"` // of its content, as it was then
+}
+
+// Ready is what is kept ready of a template or golden in one form.
 type Ready struct {
 	Form  string `json:"form"`
 	Ready int    `json:"ready"`
@@ -207,7 +224,18 @@ type Golden struct {
 	LastUse    time.Time         `json:"lastUse"`
 	By         string            `json:"by"`
 	Volume     string            `json:"volume,omitempty"`
+	Ready      []Ready           `json:"ready,omitempty"` // what is kept ready of it
 }
+
+// Is is [NAMESPACE/]NAME, and String the same with @GENERATION.
+func (g Golden) Is() string {
+	if g.Namespace == "" {
+		return g.Name
+	}
+	return g.Namespace + "/" + g.Name
+}
+
+func (g Golden) String() string { return fmt.Sprintf("%s@%d", g.Is(), g.Generation) }
 
 // Finding is one thing that is wrong now.
 type Finding struct {

@@ -113,6 +113,7 @@ func (n Node) handler() http.Handler {
 	get(pathVolumes, func(*http.Request) (any, error) { return n.Volumes() })
 	get(pathVolumes+"/{id}", func(r *http.Request) (any, error) { return n.Volume(r.PathValue("id")) })
 	get(pathTemplates, func(*http.Request) (any, error) { return n.Templates() })
+	get(pathTemplates+"/{key}", func(r *http.Request) (any, error) { return n.Template(r.PathValue("key")) })
 	get(pathSnapshots, func(*http.Request) (any, error) { return n.Snapshots() })
 	get(pathSnapshots+"/{id}", func(r *http.Request) (any, error) { return n.Snapshot(r.PathValue("id")) })
 	get(pathContents, func(*http.Request) (any, error) { return n.Contents() })

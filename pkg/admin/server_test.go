@@ -61,6 +61,9 @@ func sample() Node {
 			return Volume{ID: id, Own: &own, Created: now, Pod: &Pod{UID: "u"}}, nil
 		},
 		Templates: func() ([]Template, error) { return []Template{{Key: "k", State: Building, Percent: &percent}}, nil },
+		Template: func(key string) (Template, error) {
+			return Template{Key: key, Made: &Made{Built: now, Took: 0.5}, Ready: []Ready{{"mounted", 1, 2}}}, nil
+		},
 		Snapshots: func() ([]Snapshot, error) { return []Snapshot{{ID: "s", Created: now}}, nil },
 		Snapshot:  func(id string) (Snapshot, error) { return Snapshot{ID: id, Own: &own, Created: now}, nil },
 		Contents:  func() ([]Content, error) { return []Content{{Name: "c", Namespaces: []string{"*"}}}, nil },

@@ -42,9 +42,9 @@ func TestExplain(t *testing.T) {
 			},
 		},
 		Volumes: []Volume{
-			{ID: "v6", Lifecycle: "inline", Pod: pod("fine"), State: Published, PublishedAt: []string{"/var/lib/kubelet/pods/uid-fine/volumes/x/mount"}},
+			{ID: "v6", Lifecycle: "inline", Pod: pod("fine"), PublishedAt: []string{"/k/pods/uid-fine/volumes/x/mount"}},
 			{ID: "claim", Lifecycle: "claim", Claim: "pvc-2", State: Idle},
-			{ID: "used", Lifecycle: "claim", Claim: "pvc-3", State: Published, PublishedAt: []string{"/k/pods/uid-fine/volumes/y/mount"}},
+			{ID: "used", Lifecycle: "claim", Claim: "pvc-3", PublishedAt: []string{"/k/pods/uid-fine/volumes/y/mount"}},
 		},
 		Templates: []Template{{Key: "ext4-64m-a", State: Building, Reason: "template is being built: 18%", Percent: &percent}},
 	}
@@ -79,8 +79,12 @@ func TestExplain(t *testing.T) {
 			}
 			continue
 		}
-		if len(w.Waits) != 1 || w.Waits[0].Cause != c.cause || !strings.Contains(w.Waits[0].Text, c.text) || w.Waits[0].Remedy == "" {
+		if len(w.Waits) != 1 {
 			t.Errorf("%s: %+v, want %s: %s", c.asked, w.Waits, c.cause, c.text)
+			continue
+		}
+		if is := w.Waits[0]; is.Cause != c.cause || !strings.Contains(is.Text, c.text) || is.Remedy == "" {
+			t.Errorf("%s: %+v, want %s: %s", c.asked, is, c.cause, c.text)
 		}
 	}
 	if w := Explain("shop/building", s); w.Waits[0].Percent == nil || *w.Waits[0].Percent != 18 {

@@ -38,7 +38,8 @@ func Say(typed string, all []string, otherwise string) string {
 }
 
 func isNear(typed, name string) bool {
-	return lastPart(typed) == lastPart(name) || len(typed) >= longStart && strings.HasPrefix(name, typed) || distance(typed, name) <= fewDiffer
+	begins := len(typed) >= longStart && strings.HasPrefix(name, typed)
+	return begins || lastPart(typed) == lastPart(name) || distance(typed, name) <= fewDiffer
 }
 
 // lastPart is what stands behind the last slash.

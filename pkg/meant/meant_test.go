@@ -12,7 +12,10 @@ func TestDistance(t *testing.T) {
 	for _, c := range []struct {
 		a, b string
 		want int
-	}{{"", "", 0}, {"", "abc", 3}, {"abc", "", 3}, {"cache", "cache", 0}, {"cahce", "cache", 2}, {"cache", "caches", 1}, {"cache", "ache", 1}, {"kitten", "sitting", 3}} {
+	}{
+		{"", "", 0}, {"", "abc", 3}, {"abc", "", 3}, {"cache", "cache", 0}, {"cahce", "cache", 2}, {"cache", "caches", 1},
+		{"cache", "ache", 1}, {"kitten", "sitting", 3},
+	} {
 		if got := distance(c.a, c.b); got != c.want {
 			t.Errorf("%q and %q: %d, want %d", c.a, c.b, got, c.want)
 		}

@@ -5,6 +5,7 @@ package template
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 
@@ -60,11 +61,21 @@ func (s *Store) Demands() (map[string]Demand, error) {
 
 // Describe returns what the template of a key holds. It reads the record and no content.
 func (s *Store) Describe(key string) (diskfs.Spec, error) {
+	r, err := s.Record(key)
+	return r.Spec, err
+}
+
+// Record returns how the template of a key was made. It reads no content. Errors are [ErrCorrupt], or
+// [os.ErrNotExist] if there is no such template.
+func (s *Store) Record(key string) (Record, error) {
+	if !keyPattern.MatchString(key) {
+		return Record{}, fmt.Errorf("%w: %.80q is not the name of a template", os.ErrNotExist, key)
+	}
 	f, err := s.open(key)
 	if err != nil {
-		return diskfs.Spec{}, err
+		return Record{}, err
 	}
 	defer f.Close()
 	r, _, err := readRecord(f, key)
-	return r.Spec, err
+	return r, err
 }
