@@ -142,6 +142,7 @@ func first(out, _ string) string { return out }
 func (b *born) namesAreCompleted() {
 	b.Helper()
 	for line, want := range map[string]string{
+		"why":                       "shop/fails|shop/filled|shop/inline",
 		"volume describe":           "filled|inline|origin|shop/filled|shop/inline",
 		"volume describe inline":    "filled|origin|shop/filled|shop/inline",
 		"snapshot describe":         "first",

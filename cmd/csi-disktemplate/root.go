@@ -34,7 +34,7 @@ a copy-on-write clone of its template with an identity of its own.`,
 	addLogFlags(cmd.PersistentFlags())
 	cmd.SetFlagErrorFunc(flagError)
 	cmd.AddCommand(newFormatCommand(), newCleanAllCommand(), newGCCommand(), newTemplateCommand(), newGoldenCommand(), newVolumeCommand())
-	cmd.AddCommand(newSnapshotCommand(), newContentCommand())
+	cmd.AddCommand(newSnapshotCommand(), newContentCommand(), newWhyCommand())
 	completeFlags(cmd)
 	return cmd
 }

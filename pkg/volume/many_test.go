@@ -246,6 +246,10 @@ func BenchmarkMany(b *testing.B) {
 				}
 				return err
 			})
+			bench("list-for-people", func() error {
+				_, err := n.List()
+				return err
+			})
 			bench("list-page-of-100", func() error {
 				_, _, err := n.ListClaims("copy-00003", 100)
 				return err
