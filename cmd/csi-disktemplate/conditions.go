@@ -21,6 +21,16 @@ const lookInterval = 5 * time.Second
 // conditionsFunc returns the conditions that hold now, in a slice of its own.
 type conditionsFunc = func() []health.Condition
 
+// trialInterval is the time between two trials of what the plugin needs: of the pool, and of loop devices. A trial
+// writes a few blocks and takes 3 ms. Whoever asks for all findings has trials that are at most youngTrial old: a
+// person asks, or a program for one.
+const trialInterval, youngTrial = time.Minute, 5 * time.Second
+
+// conditionsOf is [health.Look] at the requirements.
+func conditionsOf(requirements []health.Requirement) conditionsFunc {
+	return func() []health.Condition { return health.Look(requirements) }
+}
+
 // watched joins the conditions of several parts, fills in since when each one holds, and logs
 // when it begins and ends.
 func watched(parts ...conditionsFunc) conditionsFunc {
@@ -44,8 +54,8 @@ func joined(parts ...conditionsFunc) conditionsFunc {
 	}
 }
 
-// keepLooking looks at the conditions at each tick until ctx ends.
-func keepLooking(ctx context.Context, look conditionsFunc, tick <-chan time.Time) {
+// keepLooking looks at each tick until ctx ends.
+func keepLooking(ctx context.Context, look func(), tick <-chan time.Time) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -56,8 +66,20 @@ func keepLooking(ctx context.Context, look conditionsFunc, tick <-chan time.Time
 	}
 }
 
+// lookEach is [keepLooking] with a clock.
+func lookEach(ctx context.Context, interval time.Duration, look func()) error {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	keepLooking(ctx, look, tick.C)
+	return nil
+}
+
 func logBegan(c health.Condition) {
 	pairs := append(named(c), "reason", c.Message())
+	if c.Severity == health.Limited { // it was so yesterday, and is nothing that happened
+		klog.InfoS("The node has a limitation", pairs...)
+		return
+	}
 	if c.StillReady {
 		logs.Warn("A condition began; the plugin is ready all the same", pairs...)
 		return

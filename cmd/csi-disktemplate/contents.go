@@ -24,7 +24,6 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/content/registry"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/disks"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/tmpfile"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
@@ -92,14 +91,6 @@ func (b *builder) spare() {
 	if b.images != nil {
 		b.images.trimTo(0)
 	}
-}
-
-// conditions are those of the contents.
-func (b *builder) conditions() []health.Condition {
-	if b.list == nil {
-		return nil
-	}
-	return b.list.Conditions()
 }
 
 // content is [volume.Config].Content: nil if there are no contents.

@@ -54,6 +54,16 @@ func (o goldenOptions) goldens(p *pool.Pool) (*volume.Goldens, func() []health.C
 	}, sharing.Conditions, nil
 }
 
+// requirement is that commits and the list of shared goldens are well; the zero value if goldens are off.
+func (o goldenOptions) requirement(volumes *volume.Manager, sharing func() []health.Condition) health.Requirement {
+	if !o.on {
+		return health.Requirement{}
+	}
+	return health.Requirement{Name: "goldens", Look: joined(volumes.GoldenHealth, sharing), Good: func() string {
+		return "no commit has failed, and all shared goldens that are listed can be used"
+	}}
+}
+
 // limits are those of this moment: a loopback pool may grow while the plugin runs.
 func (o goldenOptions) limits(p *pool.Pool) (golden.Limits, error) {
 	layers, err := p.Layers()

@@ -376,19 +376,30 @@ func TestConditionMetric(t *testing.T) {
 	r := prometheus.NewRegistry()
 	r.MustRegister(look)
 	page := httptest.NewRecorder()
-	driver.HTTPHandler(func() []health.Condition { return nil }, r).ServeHTTP(page, httptest.NewRequest("GET", "/metrics", nil))
-	const want = `# HELP csi_disktemplate_condition 1 while the condition holds, 0 while it does not; /readyz says why.
+	driver.HTTPHandler(func() []health.Condition { return nil }, nil, r).ServeHTTP(page, httptest.NewRequest("GET", "/metrics", nil))
+	const want = `# HELP csi_disktemplate_condition 1 while the condition holds, 0 while it does not; /readyz?verbose says why.
 # TYPE csi_disktemplate_condition gauge
+csi_disktemplate_condition{code="CapabilityMissing"} 0
 csi_disktemplate_condition{code="ContentFailed"} 0
 csi_disktemplate_condition{code="DiskImageGrown"} 0
+csi_disktemplate_condition{code="DiskImagesUnbounded"} 0
+csi_disktemplate_condition{code="DriverNameTaken"} 0
 csi_disktemplate_condition{code="FormatterUnavailable"} 1
 csi_disktemplate_condition{code="GoldenFailed"} 0
+csi_disktemplate_condition{code="KubeletDirUnusable"} 0
+csi_disktemplate_condition{code="LeftBehind"} 0
+csi_disktemplate_condition{code="LoopUnavailable"} 0
+csi_disktemplate_condition{code="MountsNotShared"} 0
 csi_disktemplate_condition{code="New"} 1
+csi_disktemplate_condition{code="NoKVM"} 0
+csi_disktemplate_condition{code="NoThickClaims"} 0
 csi_disktemplate_condition{code="NotRegistered"} 0
 csi_disktemplate_condition{code="PoolFull"} 1
+csi_disktemplate_condition{code="PoolLimited"} 0
 csi_disktemplate_condition{code="PoolUnusable"} 0
 csi_disktemplate_condition{code="PrewarmFailed"} 0
 csi_disktemplate_condition{code="PrewarmPending"} 0
+csi_disktemplate_condition{code="SlowMountTable"} 0
 `
 	if got := page.Body.String(); got != want {
 		t.Errorf("the metrics are\n%s", got)
@@ -400,7 +411,7 @@ func TestKeepLooking(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	tick, looks, done := make(chan time.Time), make(chan bool), make(chan bool)
 	go func() {
-		keepLooking(ctx, func() []health.Condition { looks <- true; return nil }, tick)
+		keepLooking(ctx, func() { looks <- true }, tick)
 		close(done)
 	}()
 	for range 3 {

@@ -11,7 +11,6 @@ import (
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/prewarm"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat"
@@ -58,7 +57,7 @@ func (m poolMetrics) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(poolAvailable, prometheus.GaugeValue, float64(s.Available))
 }
 
-var conditionDesc = prometheus.NewDesc("csi_disktemplate_condition", "1 while the condition holds, 0 while it does not; /readyz says why.", []string{"code"}, nil)
+var conditionDesc = prometheus.NewDesc("csi_disktemplate_condition", "1 while the condition holds, 0 while it does not; /readyz?verbose says why.", []string{"code"}, nil)
 
 // conditionMetric looks at the conditions whenever it is read.
 type conditionMetric conditionsFunc
@@ -93,21 +92,18 @@ func (count prewarmMetric) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// reportAccelerator logs the accelerator of the formatting VM, and adds it as a metric.
+// reportAccelerator adds the accelerator of the formatting VM as a metric.
 func reportAccelerator(r prometheus.Registerer, formatter *vmformat.Formatter) {
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "csi_disktemplate_formatter_accelerator_info",
 		Help: "1 for the accelerator that the formatting VM runs on.",
 	}, []string{"accelerator"})
 	r.MustRegister(info)
-	accel, whyNotKVM, err := formatter.Accelerator()
+	accel, _, err := formatter.Accelerator()
 	if err != nil {
 		return // a condition of the formatter says so
 	}
 	info.WithLabelValues(string(accel)).Set(1)
-	if whyNotKVM != nil {
-		logs.Warn("Formatting without KVM; a new template takes seconds longer", "accelerator", accel, "reason", whyNotKVM)
-	}
 }
 
 // observeBuilds counts and times template builds.

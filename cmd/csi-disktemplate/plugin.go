@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -83,37 +84,33 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	logStart(o, p, formatter)
 	o.prewarm.Templates = store
 	prewarmer := prewarm.New(o.prewarm)
-	healthy := watched(volumes.PoolHealth, volumes.DiskHealth, formatter.Conditions, prewarmer.Conditions, builder.conditions, volumes.GoldenHealth, sharingConditions)
-	healthy() // logs what is wrong from the start
-	ready := joined(healthy, stamped(prewarmer.Pending))
-	if registration != nil {
-		ready = joined(ready, stamped(registration.Conditions))
-	}
-	registry.MustRegister(conditionMetric(ready), prewarmMetric(prewarmer.Counts))
+	listed, first := prewarmer.Requirements()
+	look := newLookout(
+		slices.Concat(nodeRequirements(o, poolRequirements(p, volumes), formatter), workRequirements(volumes, listed, builder, o.goldens.requirement(volumes, sharingConditions))),
+		lateRequirements(first, &o.prewarm, registration),
+	)
+	look.healthy() // logs what is wrong from the start
+	registry.MustRegister(conditionMetric(look.ready), prewarmMetric(prewarmer.Counts))
 	registerEnding(registry, volumes.Ending)
 	registry.MustRegister(warmMetrics{volumes}, contentMetrics{builder}, goldenMetrics{volumes})
 	go readAhead(formatter)
 	g, ctx := errgroup.WithContext(ctx)
 	node := rooms{pool: p, volumes: volumes, templates: store, goldens: golden.NewStore(p), plugin: &running{
-		options: o, started: started, formatter: formatter, builder: builder, metrics: metrics, findings: ready,
+		options: o, started: started, formatter: formatter, builder: builder, metrics: metrics, findings: look.ready,
 	}}.node()
 	g.Go(func() error {
 		serveAdmin(ctx, p.Root(), node)
 		return nil
 	})
-	g.Go(func() error {
-		tick := time.NewTicker(lookInterval)
-		defer tick.Stop()
-		keepLooking(ctx, healthy, tick.C)
-		return nil
-	})
+	g.Go(func() error { return lookEach(ctx, lookInterval, func() { look.healthy() }) })
+	g.Go(func() error { return lookEach(ctx, trialInterval, func() { look.try(0) }) })
 	if o.httpEndpoint != "" {
 		l, err := net.Listen("tcp", o.httpEndpoint)
 		if err != nil {
 			return badFlag("http-endpoint", o.httpEndpoint, err)
 		}
 		klog.InfoS("Serving health and metrics", "address", l.Addr())
-		pages := driver.HTTPHandler(ready, registry)
+		pages := driver.HTTPHandler(look.ready, look.findings, registry)
 		if o.profiling {
 			pages = driver.WithProfiles(pages)
 		}
@@ -122,7 +119,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	config := driver.Config{
 		Endpoint: o.endpoint, Name: o.driverName, Version: versionName(), NodeID: o.nodeID,
 		Volumes: volumes, MaxVolumes: o.maxVolumes, SharedResizer: o.sharedResizer, SweepInterval: o.sweepInterval, TrimInterval: o.trimInterval,
-		Health: healthy, Metrics: metrics, Registration: registration,
+		Health: look.healthy, Metrics: metrics, Registration: registration,
 	}
 	g.Go(func() error {
 		prewarmer.Run(ctx)

@@ -218,6 +218,7 @@ var others = []string{
 	"image-opts", "target-image-opts", "target-is-zero", // qemu-img
 	"node-deployment", "extra-create-metadata", // external-provisioner, external-snapshotter
 	"field-selector", // kubectl
+	"make-rshared",   // mount
 }
 
 // TestMessagesNameRealFlags checks every --flag in a string of the product. An error that

@@ -19,6 +19,13 @@ func (c *Contents) Conditions() []health.Condition {
 	return append(c.list.Conditions(health.ContentFailed), c.sourceConditions()...)
 }
 
+// Requirement is that each listed content can be had.
+func (c *Contents) Requirement() health.Requirement {
+	return health.Requirement{Name: "contents", Look: c.Conditions, Good: func() string {
+		return fmt.Sprintf("the sources of %d listed contents can be read", len(c.list.All()))
+	}}
+}
+
 func (c *Contents) sourceConditions() (found []health.Condition) {
 	for _, d := range c.Describe() {
 		if d.Err != nil && !errors.Is(d.Err, ErrResolving) && len(found) < maxShown {

@@ -246,7 +246,7 @@ func TestIntercept(t *testing.T) {
 	note(t.Context(), "outside of", "a call")
 
 	page := httptest.NewRecorder()
-	HTTPHandler(func() []health.Condition { return nil }, registry).ServeHTTP(page, httptest.NewRequest("GET", "/metrics", nil))
+	HTTPHandler(func() []health.Condition { return nil }, nil, registry).ServeHTTP(page, httptest.NewRequest("GET", "/metrics", nil))
 	for _, line := range []string{
 		`csi_disktemplate_operation_duration_seconds_count{code="Aborted",method="NodePublishVolume"} 1`,
 		`csi_disktemplate_template_requests_total{result="hit"} 1`,
@@ -296,7 +296,9 @@ func implements(server any, m grpc.MethodDesc) (does bool) {
 
 func TestHTTP(t *testing.T) {
 	var conditions []health.Condition
-	h := HTTPHandler(func() []health.Condition { return conditions }, prometheus.NewRegistry())
+	met := []health.Requirement{{Name: "pool", Good: func() string { return "it is there" }}}
+	findings := func() []health.Finding { return health.Findings(met, conditions) }
+	h := HTTPHandler(func() []health.Condition { return conditions }, findings, prometheus.NewRegistry())
 	get := func(method, path string) (int, string) {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequest(method, path, nil))
@@ -324,6 +326,25 @@ func TestHTTP(t *testing.T) {
 	if c, body := get("GET", "/readyz"); c != http.StatusServiceUnavailable || body != want+degraded {
 		t.Errorf("not ready, and degraded: %d %s", c, body)
 	}
+	for _, query := range []string{"?verbose", "?verbose=1&output=text"} {
+		const lines = "[+]pool ok: it is there\n[-]FormatterUnavailable failed: no QEMU; no kernel: install the package qemu\n" +
+			"[-]PoolUnusable failed: the pool is read-only\n[+]PoolFull degraded: nothing is free\nreadyz check failed\n"
+		if c, body := get("GET", "/readyz"+query); c != http.StatusServiceUnavailable || body != lines {
+			t.Errorf("%s: %d %s", query, c, body)
+		}
+	}
+	limited := health.Condition{Code: "NoKVM", Severity: health.Limited, Text: "no KVM", Cost: "it is slow", Remedy: "get KVM", StillReady: true, Requirement: "pool"}
+	conditions = []health.Condition{limited}
+	if c, body := get("GET", "/readyz"); c != http.StatusOK || body != "ok\n" {
+		t.Errorf("a limit of the node: %d %s", c, body)
+	}
+	if c, body := get("GET", "/readyz?verbose"); c != http.StatusOK || body != "[+]pool degraded: no KVM; it is slow: get KVM\nreadyz check passed\n" {
+		t.Errorf("a limit of the node: %d %s", c, body)
+	}
+	const asJSON = `{"findings":[{"state":"degraded","requirement":"pool","text":"no KVM","cost":"it is slow","remedy":"get KVM","code":"NoKVM"}]}` + "\n"
+	if c, body := get("GET", "/readyz?verbose&output=json"); c != http.StatusOK || body != asJSON {
+		t.Errorf("as JSON: %d %s", c, body)
+	}
 	conditions = []health.Condition{full}
 	if c, body := get("GET", "/readyz"); c != http.StatusOK || body != "ok\n"+degraded {
 		t.Errorf("degraded: %d %s", c, body)
@@ -349,7 +370,7 @@ func TestProbe(t *testing.T) {
 }
 
 func TestProfiles(t *testing.T) {
-	plain := HTTPHandler(func() []health.Condition { return nil }, prometheus.NewRegistry())
+	plain := HTTPHandler(func() []health.Condition { return nil }, nil, prometheus.NewRegistry())
 	for _, c := range []struct {
 		name  string
 		h     http.Handler

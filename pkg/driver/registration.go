@@ -71,6 +71,13 @@ func (r *Registration) Conditions() []health.Condition {
 	return []health.Condition{*r.lack}
 }
 
+// Requirement is that kubelet knows the driver.
+func (r *Registration) Requirement() health.Requirement {
+	return health.Requirement{Name: "registration", Look: r.Conditions, Good: func() string {
+		return "kubelet has registered the driver " + r.info.Name
+	}}
+}
+
 // serve answers kubelet until ctx ends. Then the socket is removed, which tells kubelet
 // that the driver is gone.
 func (r *Registration) serve(ctx context.Context) error {

@@ -7,6 +7,9 @@
 // Whoever finds a condition makes a [Condition]; whoever shows one (CSI's health calls,
 // Probe, /readyz, the log) needs no other text.
 //
+// A room lists what it needs as [Requirement] values. Their conditions are those of the running plugin, and
+// its [Findings], which also say what is good, are the lines of /readyz?verbose.
+//
 // Source: CSI 1.13, "VolumeHealth" and "NodeGetStorageHealth", for the severities.
 package health
 
@@ -21,9 +24,10 @@ type Severity int
 
 // The severities, from the least.
 const (
-	Degraded     Severity = iota // usable
-	Inaccessible                 // not usable on this node
-	DataLoss                     // what it held is gone, or part of it
+	Limited      Severity = iota - 1 // usable, and stays so until the node or its set-up is another one
+	Degraded                         // usable
+	Inaccessible                     // not usable on this node
+	DataLoss                         // what it held is gone, or part of it
 )
 
 // The codes of conditions of the plugin as a whole: what /readyz and the metrics may report. The
@@ -38,12 +42,25 @@ const (
 	PrewarmFailed        = "PrewarmFailed" // of a template, or of a line or the whole of the list
 	ContentFailed        = "ContentFailed" // of a content, or of an entry or the whole of the list
 	GoldenFailed         = "GoldenFailed"  // of a commit, or of an entry or the whole of the list of shared goldens
+
+	LoopUnavailable     = "LoopUnavailable"
+	KubeletDirUnusable  = "KubeletDirUnusable"
+	MountsNotShared     = "MountsNotShared"
+	CapabilityMissing   = "CapabilityMissing" // the capability is the object
+	DriverNameTaken     = "DriverNameTaken"
+	LeftBehind          = "LeftBehind"
+	PoolLimited         = "PoolLimited"
+	NoThickClaims       = "NoThickClaims"
+	DiskImagesUnbounded = "DiskImagesUnbounded"
+	NoKVM               = "NoKVM"
+	SlowMountTable      = "SlowMountTable"
 )
 
 // Codes are all codes of conditions of the plugin as a whole.
 var Codes = []string{
 	PoolUnusable, PoolFull, FormatterUnavailable, NotRegistered, DiskImageGrown, PrewarmPending, PrewarmFailed,
-	ContentFailed, GoldenFailed,
+	ContentFailed, GoldenFailed, LoopUnavailable, KubeletDirUnusable, MountsNotShared, CapabilityMissing,
+	DriverNameTaken, LeftBehind, PoolLimited, NoThickClaims, DiskImagesUnbounded, NoKVM, SlowMountTable,
 }
 
 // Condition is one thing that is wrong.
@@ -52,19 +69,27 @@ type Condition struct {
 	Object   string // which of several with this code: a program's name; may be empty
 	Severity Severity
 	Text     string    // what is wrong, with which object, and why
+	Cost     string    // what the plugin does less well because of it; may be empty if Text says it
 	Remedy   string    // what to do about it; may be empty if Text says it
 	Since    time.Time // when it was first seen; zero if nobody keeps track
 	// StillReady means that the plugin is ready all the same: it does its work, and what it
 	// refuses because of this condition, every plugin would refuse.
 	StillReady bool
+	// Requirement is the name of the [Requirement] that is not met, as [Look] fills it in.
+	Requirement string
 }
 
-// Message is the text and what to do about it.
-func (c Condition) Message() string {
-	if c.Remedy == "" {
-		return c.Text
+// Message is the text, what it costs, and what to do about it.
+func (c Condition) Message() string { return message(c.Text, c.Cost, c.Remedy) }
+
+func message(text, cost, remedy string) string {
+	if cost != "" {
+		text += "; " + cost
 	}
-	return c.Text + ": " + c.Remedy
+	if remedy == "" {
+		return text
+	}
+	return text + ": " + remedy
 }
 
 // Err joins conditions to one error, or returns nil if there is none.
@@ -80,6 +105,17 @@ func Err(conditions []Condition) error {
 func Unready(conditions []Condition) (found []Condition) {
 	for _, c := range conditions {
 		if !c.StillReady {
+			found = append(found, c)
+		}
+	}
+	return found
+}
+
+// Acute returns the conditions that are not [Limited]: those that came, and that somebody may end without another
+// node or another set-up.
+func Acute(conditions []Condition) (found []Condition) {
+	for _, c := range conditions {
+		if c.Severity != Limited {
 			found = append(found, c)
 		}
 	}

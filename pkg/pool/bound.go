@@ -123,12 +123,3 @@ func (p *Pool) unbound(id uint32) {
 		logs.Warn("The limit of a disk.img that was deleted stays behind, which does no harm", "err", err, "project", id)
 	}
 }
-
-// warnUnbounded logs that files of a loopback pool cannot be bounded.
-func (p *Pool) warnUnbounded() {
-	if on, err := p.CanBound(); err == nil && on {
-		return
-	}
-	logs.Warn("The kernel does not bound the space of a disk.img in this pool: it has no project quota for xfs (CONFIG_XFS_QUOTA, Linux 5.14), or volumes have kept the pool mounted since a plugin that asked for none. A pod can make its disk.img larger until the pool is full; the condition DiskImageGrown reports that within seconds",
-		"pool", p.root)
-}

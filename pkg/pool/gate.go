@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/reflink"
@@ -38,10 +39,13 @@ func gate(dir string) error {
 	if probed != dir {
 		note = fmt.Sprintf(" (judged by %s, as the directory does not exist yet)", probed)
 	}
-	return fmt.Errorf("%w: %s is on %s (f_type %#x)%s, which cannot share extents between files; expected btrfs (%#x) or xfs (%#x): "+
-		"give --pool a directory on one of these, or add --loopback-pool-size to make an xfs pool in a file there",
+	err = fmt.Errorf("%w: %s is on %s (f_type %#x)%s, which cannot share extents between files; expected btrfs (%#x) or xfs (%#x)",
 		ErrUnusable, dir, st.Type.Name(), int64(st.Type), note, int64(fsctl.Btrfs), int64(fsctl.XFS))
+	return health.Advise(err, "give --pool a directory on one of these, "+orLoopback)
 }
+
+// orLoopback is the way out for every filesystem that cannot be a pool itself.
+const orLoopback = "or add --loopback-pool-size to make an xfs pool in a file there"
 
 // existing returns dir or its first ancestor that exists. Symbolic links are
 // followed. A dangling link counts as missing.
@@ -69,11 +73,7 @@ func tryVolume(dir string) error {
 	if err := tryReflink(dir); err != nil {
 		return err
 	}
-	err := tryAttach(dir)
-	if errors.Is(err, ErrFull) {
-		return nil // layOut tries to clone once more and logs that the pool is full
-	}
-	return err
+	return tryLoop(dir)
 }
 
 // tryReflink clones a block within dir: nothing else tells whether an xfs was made
@@ -88,12 +88,20 @@ func tryReflink(dir string) error {
 	err = reflink.Try(d)
 	switch {
 	case errors.Is(err, reflink.ErrUnsupported):
-		return fmt.Errorf("%w: a trial clone in %s failed: %w; make the xfs with `mkfs.xfs -m reflink=1`, "+
-			"or add --loopback-pool-size to make an xfs pool in a file there", ErrUnusable, dir, err)
+		return health.Advise(fmt.Errorf("%w: a trial clone in %s failed: %w", ErrUnusable, dir, err), "make the xfs with `mkfs.xfs -m reflink=1`, "+orLoopback)
 	case errors.Is(Full(err), ErrFull):
 		return nil // layOut tries again and logs that the pool is full
 	case err != nil:
-		return fmt.Errorf("a trial clone in %s failed: %w; look for errors of its disk in the kernel log", dir, err)
+		return health.Advise(fmt.Errorf("a trial clone in %s failed: %w", dir, err), "look for errors of its disk in the kernel log")
+	}
+	return nil
+}
+
+// tryLoop is [tryAttach] for a pool that may be full: then the trial says nothing, and layOut, which tries to
+// clone once more, logs that the pool is full.
+func tryLoop(dir string) error {
+	if err := tryAttach(dir); !errors.Is(err, ErrFull) {
+		return err
 	}
 	return nil
 }
@@ -123,17 +131,19 @@ func judgeTrial(dir string, volume *os.File, err error) error {
 	case statErr != nil:
 		return errors.Join(err, statErr)
 	case errors.Is(err, loopdev.ErrNotDirect):
-		return fmt.Errorf("%w: %s is on %s with blocks of %s: a trial volume could not be attached: %w; "+
-			"%s, or add --loopback-pool-size to make an xfs pool in a file there",
-			ErrUnusable, dir, st.Type.Name(), size.Format(st.BlockSize), err, smallerBlocks(st.Type))
+		return health.Advise(fmt.Errorf("%w: %s is on %s with blocks of %s: a trial volume could not be attached: %w",
+			ErrUnusable, dir, st.Type.Name(), size.Format(st.BlockSize), err), smallerBlocks(st.Type)+", "+orLoopback)
 	case errors.Is(err, syscall.EIO):
 		// The kernel has no other error for a device that could not be written to.
 		if room, roomErr := roomAround(volume); roomErr == nil && room < noRoom {
 			return fmt.Errorf("%w: %w", ErrFull, err)
 		}
 	}
-	return Full(fmt.Errorf("a trial volume in %s could not be attached and written: %w", dir, err))
+	return Full(health.Advise(fmt.Errorf("a trial volume in %s could not be attached and written: %w", dir, err), loopAdvice))
 }
+
+// loopAdvice is for a loop device that fails for no reason of the pool's.
+const loopAdvice = "look into the kernel log (dmesg); in a container, check that it is privileged, and that the node has loaded the module loop"
 
 // smallerBlocks is the advice for a filesystem whose blocks are too large for direct I/O.
 func smallerBlocks(t fsctl.Type) string {
@@ -166,6 +176,19 @@ func trialVolume(dir string) (*os.File, error) {
 		return nil, err
 	}
 	return volume, nil
+}
+
+// plainVolume is trialVolume without a shared block.
+func plainVolume(dir string) (*os.File, error) {
+	f, err := tmpfile.Create(dir, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Truncate(trialSize); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 func trialBlock(content byte) []byte { return bytes.Repeat([]byte{content}, loopdev.BlockSize) }

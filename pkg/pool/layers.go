@@ -16,7 +16,6 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
 
@@ -160,17 +159,6 @@ func measure(f *os.File) (length, allocated int64, err error) {
 		return 0, 0, err
 	}
 	return fi.Size(), fi.Sys().(*syscall.Stat_t).Blocks * 512, nil
-}
-
-// warnOfLayers logs what an administrator should know of the layers below the pool.
-func (p *Pool) warnOfLayers() {
-	if p.layers.hidden != "" {
-		logs.Warn("The pool is on a loop device that the plugin cannot look into: the space below the pool is not counted, and thick claims are refused; attach the whole file to the device, and show the plugin the file at the same path",
-			"pool", p.root, "device", p.layers.hidden)
-	}
-	if s, err := p.Space(); err == nil && s.Limit != "" {
-		logs.Warn("The pool cannot use all of its size; make room below it, or make it smaller", "pool", p.root, "room", size.Format(s.Total), "reason", s.Limit)
-	}
 }
 
 // Space is what the pool has room for, in bytes: the least of all layers. The size of a

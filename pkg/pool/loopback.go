@@ -16,6 +16,7 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/flock"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
@@ -46,11 +47,8 @@ const (
 // Of a filesystem that other machines may share, neither a lock nor the loop devices of
 // this machine tell whether the image is in use elsewhere: it is refused.
 func openLoopback(ctx context.Context, dir string, bytes int64) (string, error) {
-	if st, err := fsctl.StatusAt(dir); err != nil {
+	if err := checkLocal(dir); err != nil {
 		return "", err
-	} else if st.Type.MayBeShared() {
-		return "", fmt.Errorf("%w: %s is on a network or user-space filesystem (f_type %#x): two nodes would mount one image; give --pool a directory on a local disk",
-			ErrUnusable, dir, int64(st.Type))
 	}
 	lockfile, err := flock.Lock(ctx, filepath.Join(dir, loopbackLock), lockPoll)
 	if err != nil {
@@ -96,6 +94,16 @@ func openLoopback(ctx context.Context, dir string, bytes int64) (string, error) 
 		klog.ErrorS(err, "The loopback pool cannot grow, and stays as large as it is; make room below it and restart the plugin", "file", image.Name(), "wanted", size.Format(bytes))
 	}
 	return at, nil
+}
+
+// checkLocal refuses a directory that other machines may share.
+func checkLocal(dir string) error {
+	st, err := fsctl.StatusAt(dir)
+	if err == nil && st.Type.MayBeShared() {
+		err = health.Advise(fmt.Errorf("%w: %s is on a network or user-space filesystem (f_type %#x): two nodes would mount one image", ErrUnusable, dir, int64(st.Type)),
+			"give --pool a directory on a local disk")
+	}
+	return err
 }
 
 // growLoopback makes a mounted pool so many bytes large, and never smaller. One that was
@@ -205,8 +213,8 @@ func openLoopbackImage(dir string, bytes int64) (*os.File, error) {
 	if err == nil || !errors.Is(err, os.ErrNotExist) {
 		return f, err
 	}
-	if bytes < minLoopback {
-		return nil, fmt.Errorf("%w: --loopback-pool-size %s: an xfs needs at least %s", ErrUnusable, size.Format(bytes), size.Format(minLoopback))
+	if err := checkLoopbackSize(bytes); err != nil {
+		return nil, err
 	}
 	f, err = tmpfile.Create(dir, 0o600)
 	if err != nil {
@@ -231,6 +239,14 @@ func openLoopbackImage(dir string, bytes int64) (*os.File, error) {
 	return f, nil
 }
 
+func checkLoopbackSize(bytes int64) error {
+	if bytes < minLoopback {
+		least := size.Format(minLoopback)
+		return health.Advise(fmt.Errorf("%w: --loopback-pool-size %s: an xfs needs at least %s", ErrUnusable, size.Format(bytes), least), "give "+least+" or more")
+	}
+	return nil
+}
+
 // makeNoCOWFile sets chattr +C on an empty file on btrfs. Otherwise each write to the pool
 // would take new space below it, and break the file into pieces.
 func makeNoCOWFile(f *os.File) error {
@@ -250,7 +266,7 @@ func findMkfs() (string, error) {
 			return path, nil
 		}
 	}
-	return "", fmt.Errorf("%w: %s is neither on PATH nor in /usr/sbin; install the package xfsprogs", ErrUnusable, name)
+	return "", health.Advise(fmt.Errorf("%w: %s is neither on PATH nor in /usr/sbin", ErrUnusable, name), "install the package xfsprogs")
 }
 
 // makeXFS formats the file that is to be the pool. This is the only mkfs that runs on

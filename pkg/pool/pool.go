@@ -93,11 +93,7 @@ func Open(ctx context.Context, c Config) (*Pool, error) {
 		if err := tryVolume(root); err != nil {
 			return nil, err
 		}
-		p, err := layOut(root, c)
-		if err == nil {
-			p.warnUnbounded()
-		}
-		return p, err
+		return layOut(root, c)
 	}
 	// The type is judged before anything is made. The trial volume follows when dir
 	// exists: until then the type may be that of the parent of another mount.
@@ -157,7 +153,6 @@ func layOut(path string, c Config) (*Pool, error) {
 		p.Close()
 		return nil, err
 	}
-	p.warnOfLayers()
 	return p, nil
 }
 
@@ -217,18 +212,24 @@ func ownDir(dir string) error {
 	if err := os.Mkdir(dir, 0o700); err == nil || !errors.Is(err, os.ErrExist) {
 		return err
 	}
+	return checkOwner(dir)
+}
+
+// checkOwner checks the owner and mode of a directory that is to be a pool.
+func checkOwner(dir string) error {
 	fi, err := os.Stat(dir)
 	if err != nil {
 		return err
 	}
 	if !fi.IsDir() {
-		return fmt.Errorf("%w: %s is not a directory; choose another path", ErrUnusable, dir)
+		return health.Advise(fmt.Errorf("%w: %s is not a directory", ErrUnusable, dir), "choose another path")
 	}
 	if st := fi.Sys().(*syscall.Stat_t); int(st.Uid) != os.Geteuid() {
-		return fmt.Errorf("%w: %s belongs to uid %d, not to %d; chown it or choose a directory for this alone", ErrUnusable, dir, st.Uid, os.Geteuid())
+		return health.Advise(fmt.Errorf("%w: %s belongs to uid %d, not to %d", ErrUnusable, dir, st.Uid, os.Geteuid()), "chown it or choose a directory for this alone")
 	}
 	if fi.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("%w: %s has mode %#o, so others may write to it; `chmod 0700 %s` or choose another directory", ErrUnusable, dir, fi.Mode().Perm(), dir)
+		return health.Advise(fmt.Errorf("%w: %s has mode %#o, so others may write to it", ErrUnusable, dir, fi.Mode().Perm()),
+			fmt.Sprintf("`chmod 0700 %s` or choose another directory", dir))
 	}
 	return nil
 }
@@ -422,31 +423,29 @@ func (p *Pool) newImage(dir string) (*os.File, error) {
 func (p *Pool) Check() error {
 	now, err := os.Stat(p.root)
 	if err != nil {
-		return fmt.Errorf("%w: %w; mount it again and restart the plugin", ErrUnusable, err)
+		return health.Advise(fmt.Errorf("%w: %w", ErrUnusable, err), "mount it again and restart the plugin")
 	}
 	opened, err := p.dir.Stat()
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnusable, err)
 	}
 	if !os.SameFile(now, opened) {
-		return fmt.Errorf("%w: %s is no longer the directory it was at start: something was mounted over it or unmounted; undo that or restart the plugin", ErrUnusable, p.root)
+		err := fmt.Errorf("%w: %s is no longer the directory it was at start: something was mounted over it or unmounted", ErrUnusable, p.root)
+		return health.Advise(err, "undo that or restart the plugin")
 	}
 	st, err := fsctl.StatusOf(p.dir)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnusable, err)
 	}
 	if st.ReadOnly {
-		return fmt.Errorf("%w: %s is mounted read-only; see the kernel log for the reason, then remount it", ErrUnusable, p.root)
+		return health.Advise(fmt.Errorf("%w: %s is mounted read-only", ErrUnusable, p.root), "see the kernel log for the reason, then remount it")
 	}
 	return nil
 }
 
 // Conditions reports what [Pool.Check] finds.
 func (p *Pool) Conditions() []health.Condition {
-	if err := p.Check(); err != nil {
-		return []health.Condition{{Code: health.PoolUnusable, Severity: health.Inaccessible, Text: err.Error()}}
-	}
-	return nil
+	return unusable(health.PoolUnusable, p.Check())
 }
 
 // Sync is [fsctl.Sync] of the pool's filesystem.

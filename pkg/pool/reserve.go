@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fiemap"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
@@ -71,8 +72,7 @@ func (p *Pool) CanReserve() error {
 		return err
 	}
 	if d := p.layers.hidden; d != "" {
-		return fmt.Errorf("%w: it is on %s, which the plugin cannot look into; attach the whole file to the device, and show the plugin the file at the same path, or use provisioning: thin",
-			ErrCannotReserve, d)
+		return health.Advise(fmt.Errorf("%w: it is on %s, which the plugin cannot look into", ErrCannotReserve, d), showFile+", or use provisioning: thin")
 	}
 	volumes, err := openat.Open(p.dir, volumesDir, syscall.O_RDONLY|syscall.O_DIRECTORY)
 	if err != nil {
@@ -80,8 +80,8 @@ func (p *Pool) CanReserve() error {
 	}
 	defer volumes.Close()
 	if keeps, err := keepsSpace(volumes); err != nil || !keeps {
-		return cmp.Or(err, fmt.Errorf("%w: on btrfs each write to a file in %s takes new space; make a pool whose directories have chattr +C, or use provisioning: thin",
-			ErrCannotReserve, volumes.Name()))
+		return cmp.Or(err, health.Advise(fmt.Errorf("%w: on btrfs each write to a file in %s takes new space", ErrCannotReserve, volumes.Name()),
+			"make a pool whose directories have chattr +C, or use provisioning: thin"))
 	}
 	at := p.dir
 	for _, file := range p.layers.files {
@@ -90,21 +90,25 @@ func (p *Pool) CanReserve() error {
 			return err
 		}
 		if !keeps {
-			return fmt.Errorf("%w: it is in %s, on a filesystem where a write may take new space; put the file on ext4 or xfs, or on btrfs with chattr +C, or use provisioning: thin",
-				ErrCannotReserve, file.Name())
+			return health.Advise(fmt.Errorf("%w: it is in %s, on a filesystem where a write may take new space", ErrCannotReserve, file.Name()),
+				"put the file on ext4 or xfs, or on btrfs with chattr +C, or use provisioning: thin")
 		}
 		wants, err := wantsSpace(at, file)
 		if err != nil {
 			return err
 		}
 		if wants {
-			return fmt.Errorf("%w: it is a btrfs in the sparse file %s, and btrfs writes its metadata to new places, which may have no space there; run `fallocate -l $(stat -c %%s %[2]s) %[2]s`, mount it with the option nodiscard, and restart the plugin, or use provisioning: thin",
-				ErrCannotReserve, file.Name())
+			return health.Advise(
+				fmt.Errorf("%w: it is a btrfs in the sparse file %s, and btrfs writes its metadata to new places, which may have no space there", ErrCannotReserve, file.Name()),
+				fmt.Sprintf("run `fallocate -l $(stat -c %%s %[1]s) %[1]s`, mount it with the option nodiscard, and restart the plugin, or use provisioning: thin", file.Name()))
 		}
 		at = file
 	}
 	return nil
 }
+
+// showFile is what to do about a loop device that cannot be looked into.
+const showFile = "attach the whole file to the device, and show the plugin the file at the same path"
 
 // wantsSpace reports whether the filesystem that f is on may want space of the file that holds
 // it for each write, whatever it has reserved. xfs and ext4 repeat later what they could not

@@ -85,3 +85,14 @@ func failed(object, text, remedy string) health.Condition {
 		Code: health.PrewarmFailed, Object: object, Severity: health.Degraded, Text: text, Remedy: remedy, StillReady: true,
 	}
 }
+
+// Requirements are that listed templates are there. The second one is for a plugin that waits for them before it is
+// ready.
+func (p *Prewarmer) Requirements() (listed, first health.Requirement) {
+	listed = health.Requirement{Name: "prewarm", Look: p.Conditions, Good: func() string {
+		c := p.Counts()
+		return fmt.Sprintf("%d of %d listed templates are there, and none has failed", c.There, c.There+c.Missing+c.Failing)
+	}}
+	first = health.Requirement{Name: "first-prewarm", Look: p.Pending, Good: func() string { return "nothing waits for listed templates" }}
+	return listed, first
+}

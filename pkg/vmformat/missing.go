@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"strings"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/kvm"
 )
 
 // missingPart is an [ErrUnavailable]: one part of the VM that this machine lacks.
@@ -32,49 +34,97 @@ func (p *missingPart) Error() string {
 
 func (p *missingPart) Unwrap() []error { return []error{ErrUnavailable, p.what} }
 
-// missingParts looks for everything that is needed to format every filesystem, and
-// returns an error for each part that is missing, by the part's name.
-func (f *Formatter) missingParts() (parts []string, errs []error) {
-	m, err := machineOf(runtime.GOARCH)
-	if err != nil {
-		return []string{runtime.GOARCH}, []error{err} // nothing else would help
-	}
-	note := func(part string, err error) {
-		if err != nil {
-			parts, errs = append(parts, part), append(errs, err)
-		}
-	}
-	_, err = f.accel()
-	note("accelerator", err)
-	_, err = f.findQEMU(m)
-	note("QEMU", err)
-	_, err = f.findKernel(m)
-	note("kernel", err)
+// needed is one part of the VM, by the name that conditions have for it.
+type needed struct {
+	name string
+	find func() (path string, err error)
+}
+
+// programs are the parts that make and check filesystems.
+func programs() (parts []needed) {
 	for _, name := range diskfs.Names() {
 		fs, err := diskfs.Lookup(name)
 		if err != nil {
-			note(name, err)
 			continue
 		}
 		for _, tool := range []string{fs.Mkfs, fs.Checker} {
-			_, err := findTool(tool, fs.Package)
-			note(tool, err)
+			parts = append(parts, needed{tool, func() (string, error) { return findTool(tool, fs.Package) }})
 		}
 	}
-	return parts, errs
+	return parts
 }
 
-// Conditions reports each part that this machine lacks to format every filesystem. They
-// are [health.Degraded]: what was formatted before is still served.
-func (f *Formatter) Conditions() []health.Condition {
-	var found []health.Condition
-	parts, errs := f.missingParts()
-	for i, err := range errs {
-		c := health.Condition{Code: health.FormatterUnavailable, Object: parts[i], Severity: health.Degraded, Text: err.Error()}
-		if part := (*missingPart)(nil); errors.As(err, &part) {
-			c.Text, c.Remedy = part.what.Error(), part.remedy
-		}
-		found = append(found, c)
+// Requirements are the parts of the VM: everything that is needed to format every filesystem.
+func (f *Formatter) Requirements() []health.Requirement {
+	m, err := machineOf(runtime.GOARCH)
+	if err != nil { // nothing else would help
+		return []health.Requirement{f.requirement("accelerator", needed{runtime.GOARCH, func() (string, error) { return "", err }})}
 	}
-	return found
+	accelerator := health.Requirement{Name: "accelerator", Look: f.acceleratorConditions, Good: f.describeAccelerator}
+	qemu := needed{"QEMU", func() (string, error) { return f.findQEMU(m) }}
+	kernel := needed{"kernel", func() (string, error) {
+		k, err := f.findKernel(m)
+		return k.path, err
+	}}
+	return []health.Requirement{accelerator, f.requirement("qemu", qemu), f.requirement("vm-kernel", kernel), f.requirement("mkfs", programs()...)}
 }
+
+// requirement is met if all of its parts are there.
+func (f *Formatter) requirement(name string, parts ...needed) health.Requirement {
+	return health.Requirement{
+		Name: name,
+		Look: func() (found []health.Condition) {
+			for _, p := range parts {
+				if _, err := p.find(); err != nil {
+					found = append(found, lacking(p.name, err))
+				}
+			}
+			return found
+		},
+		Good: func() string {
+			var paths []string
+			for _, p := range parts {
+				if path, err := p.find(); err == nil {
+					paths = append(paths, path)
+				}
+			}
+			return strings.Join(paths, ", ")
+		},
+	}
+}
+
+// lacking is a part that is missing. What was formatted before is still served.
+func lacking(name string, err error) health.Condition {
+	c := health.Condition{Code: health.FormatterUnavailable, Object: name, Severity: health.Degraded, Text: err.Error()}
+	if part := (*missingPart)(nil); errors.As(err, &part) {
+		c.Text, c.Remedy = part.what.Error(), part.remedy
+	}
+	c.Cost = "volumes whose template is not in the pool yet are refused"
+	return c
+}
+
+func (f *Formatter) acceleratorConditions() []health.Condition {
+	accel, whyNotKVM, err := f.Accelerator()
+	switch {
+	case err != nil:
+		return []health.Condition{lacking("accelerator", err)}
+	case accel == AccelTCG && whyNotKVM != nil:
+		return []health.Condition{{
+			Code: health.NoKVM, Severity: health.Limited, StillReady: true,
+			Text: whyNotKVM.Error(), Cost: "the formatting VM is emulated (TCG), and each new template takes seconds longer",
+			Remedy: "use a machine with hardware virtualization, in a VM nested virtualization, and give the container " + kvm.Device + ", as privileged ones have it; " +
+				"or prewarm the templates (--prewarm); --accel=tcg says that emulation is meant",
+		}}
+	}
+	return nil
+}
+
+func (f *Formatter) describeAccelerator() string {
+	if accel, _, err := f.Accelerator(); err != nil || accel == AccelKVM {
+		return "KVM runs guests"
+	}
+	return "the formatting VM is emulated (TCG), as --accel=tcg asks for"
+}
+
+// Conditions are those of all [Formatter.Requirements].
+func (f *Formatter) Conditions() []health.Condition { return health.Look(f.Requirements()) }

@@ -22,7 +22,8 @@ var toolDirs = cage.ProgramDirs
 func findTool(name, pkg string) (string, error) {
 	p, err := cage.FindProgram(name, pkg, toolDirs)
 	if err != nil {
-		return "", missing("", "%w", err) // it names the package
+		remedy := "install the package " + pkg
+		return "", missing(remedy, "%s", strings.TrimSuffix(err.Error(), "; "+remedy))
 	}
 	return p, nil
 }

@@ -104,6 +104,7 @@ type Report struct {
 type Formatter struct {
 	cfg   Config
 	accel func() (Accel, error) // decides once
+	noKVM error                 // why accel decided against KVM, once it did
 	queue queue
 
 	unpacking sync.Mutex // held while a kernel is unpacked
@@ -151,7 +152,12 @@ func New(c Config) (*Formatter, error) {
 	}
 	f := &Formatter{cfg: c, memos: map[string]*memo{}, saved: map[string]*saved{}, saving: map[string]bool{}}
 	f.queue = queue{vms: c.VMs, run: f.run}
-	f.accel = sync.OnceValues(func() (Accel, error) { return chooseAccel(c.Accel, kvm.Usable) })
+	f.accel = sync.OnceValues(func() (Accel, error) {
+		return chooseAccel(c.Accel, func() error {
+			f.noKVM = kvm.Usable()
+			return f.noKVM
+		})
+	})
 	return f, nil
 }
 
@@ -172,13 +178,10 @@ func chooseAccel(want Accel, usable func() error) (Accel, error) {
 }
 
 // Accelerator returns the accelerator that VMs use here. If that is TCG only because KVM
-// does not work, whyNotKVM is the reason.
+// does not work, whyNotKVM is the reason. KVM is tried once.
 func (f *Formatter) Accelerator() (accel Accel, whyNotKVM error, err error) {
 	accel, err = f.accel()
-	if err == nil && accel == AccelTCG && f.cfg.Accel == AccelAuto {
-		whyNotKVM = kvm.Usable()
-	}
-	return accel, whyNotKVM, err
+	return accel, f.noKVM, err
 }
 
 // Fingerprint returns 16 hex digits that change with everything that decides the bytes of a

@@ -268,11 +268,23 @@ func (m *Manager) PoolHealth() []health.Condition {
 	if found := m.pool.Conditions(); found != nil {
 		return found
 	}
+	return m.spaceConditions()
+}
+
+// spaceConditions say nothing of a pool that cannot be used.
+func (m *Manager) spaceConditions() []health.Condition {
+	if m.pool.Check() != nil {
+		return nil
+	}
 	err := m.space.Check()
 	switch {
 	case errors.Is(err, pool.ErrFull):
 		// Volumes that exist work, and deleting some is what helps: the plugin is ready for both.
-		return []health.Condition{{Code: health.PoolFull, Severity: health.Degraded, Text: err.Error(), StillReady: true}}
+		text, remedy := health.Advice(err)
+		return []health.Condition{{
+			Code: health.PoolFull, Severity: health.Degraded, StillReady: true,
+			Text: text, Cost: "new volumes are refused, and those that exist work as long as they need no new space", Remedy: remedy,
+		}}
 	case err != nil:
 		return []health.Condition{{Code: health.PoolUnusable, Severity: health.Inaccessible, Text: err.Error()}}
 	}

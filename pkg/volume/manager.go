@@ -86,6 +86,7 @@ type Manager struct {
 	trims     trims // up to the last Trim
 	disks     disks // up to the last CheckDisks
 	losses    losses
+	leftovers leftovers
 	cloned    func(hit bool)
 	contentOf func(name, namespace string) (Content, error) // may be nil
 
@@ -165,7 +166,11 @@ func (m *Manager) Sweep(ctx context.Context, o sweep.Options) ([]sweep.Action, e
 	if !o.DryRun {
 		m.commits.expire()
 	}
-	return m.sweeper.Sweep(ctx, o)
+	actions, err := m.sweeper.Sweep(ctx, o)
+	if err == nil {
+		m.leftovers.note(actions)
+	}
+	return actions, err
 }
 
 // resumeCommits is [sweep.Config].Commit: nil for a process that ends with its sweep.

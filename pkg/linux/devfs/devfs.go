@@ -93,6 +93,22 @@ func Open(name string, flags int) (*os.File, error) {
 	return f, nil
 }
 
+// Private reports whether /dev of this process is not the kernel's, so that new devices do not appear in it.
+func Private() (bool, error) {
+	dir, err := root.get()
+	if err != nil {
+		return false, err
+	}
+	var theirs, here unix.Stat_t
+	if err := sys.On(dir, func(fd int) error { return unix.Fstat(fd, &theirs) }); err != nil {
+		return false, os.NewSyscallError("fstat", err)
+	}
+	if err := sys.Retry(func() error { return unix.Stat("/dev", &here) }); err != nil {
+		return false, &os.PathError{Op: "stat", Path: "/dev", Err: err}
+	}
+	return theirs.Dev != here.Dev, nil
+}
+
 // Stat returns the status of the kernel's node, if the path is below /dev. If this process may
 // not mount devtmpfs, or if the path is elsewhere, it is the status of what is at the path.
 func Stat(path string) (unix.Stat_t, error) {

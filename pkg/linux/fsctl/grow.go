@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/process"
 )
 
 // ErrNotPermitted means that this process may not grow the filesystem while it
@@ -35,15 +36,11 @@ func MayGrow(fsType string) error {
 	if fsType != "ext4" {
 		return nil
 	}
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		return fmt.Errorf("capget: %w", err)
+	may, err := process.Capable(process.SysResource)
+	if err == nil && !may {
+		err = fmt.Errorf("%w: ext4 needs CAP_SYS_RESOURCE for that", ErrNotPermitted)
 	}
-	if data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) == 0 {
-		return fmt.Errorf("%w: ext4 needs CAP_SYS_RESOURCE for that", ErrNotPermitted)
-	}
-	return nil
+	return err
 }
 
 // Grow makes f's filesystem size bytes large. The device has that size already, or a larger

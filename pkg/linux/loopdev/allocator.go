@@ -21,6 +21,9 @@ import (
 // ErrNotDirect means that the kernel does not do direct I/O on the file.
 var ErrNotDirect = errors.New("the loop device cannot use direct I/O")
 
+// ErrNone means that there is no loop device to be had, whatever the file is.
+var ErrNone = errors.New("there is no loop device to be had")
+
 // Options of an attachment. The zero value is a writable device that stays
 // until it is detached.
 type Options struct {
@@ -229,10 +232,24 @@ func mountedNodes() (map[int]bool, error) {
 // not exist yet: loop_add() in drivers/block/loop.c.
 func add() (int, error) {
 	index, err := control("LOOP_CTL_ADD", unix.LOOP_CTL_ADD, ^uintptr(0))
+	if errors.Is(err, unix.ENOSPC) { // of device numbers, not of a disk: callers must not take it for that
+		return 0, fmt.Errorf("%w: LOOP_CTL_ADD: %v", ErrNone, err)
+	}
 	if err != nil {
-		return 0, fmt.Errorf("LOOP_CTL_ADD: %w", err)
+		return 0, fmt.Errorf("%w: LOOP_CTL_ADD: %w", ErrNone, err)
 	}
 	return index, nil
+}
+
+// Count returns how many loop devices there are, and how many of them have a file, whoever attached it.
+func Count() (all, attachedTo int, err error) {
+	nodes, err := existing()
+	for _, i := range nodes {
+		if attached(i) {
+			attachedTo++
+		}
+	}
+	return len(nodes), attachedTo, err
 }
 
 // control makes an ioctl on the loop driver itself.

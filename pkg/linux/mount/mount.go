@@ -71,6 +71,9 @@ type Info struct {
 	// them apart.
 	Options      string
 	Major, Minor int // the filesystem's device number
+	// Shared means that what is mounted on it is seen in other mount namespaces too. A container has such a mount with
+	// mountPropagation: Bidirectional. "shared:X: Mount is shared in peer group X." proc_pid_mountinfo(5)
+	Shared bool
 }
 
 // SplitOptions returns the single options of an [Info]. The value of one may have commas if it is
@@ -150,6 +153,7 @@ func listed(f *os.File, root bool) (*Info, error) {
 	return &Info{
 		FSType: m.FSType, Source: m.Source, Root: m.Root, Mountpoint: m.Mountpoint,
 		Attr: attrOfWords(m.Options), Options: m.VFSOptions, Major: m.Major, Minor: m.Minor,
+		Shared: strings.Contains(m.Optional, "shared:"),
 	}, nil
 }
 

@@ -32,6 +32,9 @@ var statmountWorks = sync.OnceValue(func() bool {
 	return err == nil && info != nil && info.Source != ""
 })
 
+// Single reports whether the kernel tells of one mount without listing all: see [Of].
+func Single() bool { return statmountWorks() }
+
 // uniqueID returns the ID of the mount that f is on, which no other mount gets before the
 // next boot, and whether f is its root.
 //
@@ -67,7 +70,8 @@ type reply struct {
 	flags, fsType uint32
 	_             [3]uint64 // IDs of the mount and its parent
 	attr          uint64
-	_             [4]uint64 // propagation
+	propagation   uint64
+	_             [3]uint64 // IDs of peer groups
 	root, point   uint32
 	_             uint64 // mnt_ns_id
 	subtype       uint32
@@ -131,6 +135,7 @@ func (r *reply) info() *Info {
 		FSType: text(wantFSType, r.fsType), Source: text(wantSource, r.source),
 		Root: text(wantRoot, r.root), Mountpoint: text(wantPoint, r.point),
 		Attr: attrOfBits(r.attr), Options: "rw", Major: int(r.major), Minor: int(r.minor),
+		Shared: r.propagation&unix.MS_SHARED != 0,
 	}
 	if r.flags&superblockReadOnly != 0 {
 		i.Options = "ro"

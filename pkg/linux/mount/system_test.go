@@ -602,7 +602,7 @@ func BenchmarkCloneAttachUnmount(b *testing.B) {
 
 // TestOldKernel: on a kernel without statmount the mount table gives the same answers.
 func TestOldKernel(t *testing.T) {
-	testenv.OnOldKernel(t, testenv.Statmount, "TestIsOldKernel|TestNewAttachUnmount|TestCloneOf.*|TestInOwnDev|TestAtShowsTheTopmost|TestAttachPropagates|TestShutDownFilesystem|TestElsewhere|TestAtAndIsMountPoint")
+	testenv.OnOldKernel(t, testenv.Statmount, "TestIsOldKernel|TestNewAttachUnmount|TestCloneOf.*|TestInOwnDev|TestAtShowsTheTopmost|TestShared|TestAttachPropagates|TestShutDownFilesystem|TestElsewhere|TestAtAndIsMountPoint")
 }
 
 // TestIsOldKernel: here the kernel has statmount, and where TestOldKernel calls it, it has not.
@@ -729,5 +729,21 @@ func BenchmarkOf(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// TestShared asks of a mount that is shared, and of the same one when it is private.
+func TestShared(t *testing.T) {
+	at := testenv.Tmpfs(t)
+	for _, c := range []struct {
+		propagation uintptr
+		shared      bool
+	}{{unix.MS_SHARED, true}, {unix.MS_PRIVATE, false}} {
+		if err := unix.Mount("", at, "", c.propagation, ""); err != nil {
+			t.Fatal(err)
+		}
+		if m, err := At(at); err != nil || m == nil || m.Shared != c.shared {
+			t.Errorf("propagation %#x: %+v, %v", c.propagation, m, err)
+		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/mount"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
@@ -36,10 +37,10 @@ func Open(path string) (*Root, error) {
 	}
 	dir, err := os.OpenFile(path, os.O_RDONLY|syscall.O_DIRECTORY, 0)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("--kubelet-dir %q: the directory does not exist; give kubelet's root directory, or, where no kubelet runs, make one: mkdir -p %[1]s", path)
+		return nil, health.Advise(fmt.Errorf("--kubelet-dir %q: the directory does not exist", path), "give kubelet's root directory, or, where no kubelet runs, make one: mkdir -p "+path)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("--kubelet-dir %q: %w; give kubelet's root directory", path, err)
+		return nil, health.Advise(fmt.Errorf("--kubelet-dir %q: %w", path, err), "give kubelet's root directory")
 	}
 	resolved, err := filepath.EvalSymlinks(path)
 	if err != nil {

@@ -46,6 +46,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
@@ -190,8 +191,9 @@ func (s *Space) checkFree(has pool.Space, spare int64) error {
 		if limit != "" {
 			limit = "; " + limit
 		}
-		return fmt.Errorf("%w: of %s, %s are free, and new volumes leave %s of headroom%s; delete volumes, %s, or %s",
-			pool.ErrFull, size.Format(has.Total), size.Format(has.Available), size.Format(headroom), limit, pool.DropTemplates(), enlarge(has.Limit))
+		err := fmt.Errorf("%w: of %s, %s are free, and new volumes leave %s of headroom%s",
+			pool.ErrFull, size.Format(has.Total), size.Format(has.Available), size.Format(headroom), limit)
+		return health.Advise(err, fmt.Sprintf("delete volumes, %s, or %s", pool.DropTemplates(), enlarge(has.Limit)))
 	}
 	return nil
 }
