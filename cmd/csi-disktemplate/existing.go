@@ -34,9 +34,13 @@ const (
 // namespace of its own, and starts again there: usually the pool has the plugin's path then, so that
 // the command sees the same paths as the plugin.
 func openExisting(cmd *cobra.Command, dir string) (*pool.Pool, error) {
-	p, err := pool.OpenExisting(dir)
+	return openExistingAs(cmd, pool.Config{Dir: dir})
+}
+
+func openExistingAs(cmd *cobra.Command, c pool.Config) (*pool.Pool, error) {
+	p, err := pool.OpenExistingAs(c)
 	if errors.Is(err, pool.ErrNotMounted) && os.Getenv(restarted) == "" {
-		err = fmt.Errorf("%w (%w)", err, restartWithPool(cmd.Context(), dir))
+		err = fmt.Errorf("%w (%w)", err, restartWithPool(cmd.Context(), c.Dir))
 	}
 	if err != nil {
 		node, _ := os.Hostname()

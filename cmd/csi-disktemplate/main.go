@@ -37,7 +37,10 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	if err := newCommand().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "csi-disktemplate:", err)
-		os.Exit(1)
+		code, print := exitCode(err)
+		if print {
+			fmt.Fprintln(os.Stderr, "csi-disktemplate:", err)
+		}
+		os.Exit(code)
 	}
 }

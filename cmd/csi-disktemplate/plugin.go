@@ -95,7 +95,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	registry.MustRegister(warmMetrics{volumes}, contentMetrics{builder}, goldenMetrics{volumes})
 	go readAhead(formatter)
 	g, ctx := errgroup.WithContext(ctx)
-	node := rooms{pool: p, volumes: volumes, templates: store, goldens: golden.NewStore(p), plugin: &running{
+	node := rooms{pool: p, volumes: volumes, templates: store, goldens: golden.NewStore(p), plugin: &ownPlugin{
 		options: o, started: started, formatter: formatter, builder: builder, metrics: metrics, findings: look.ready,
 	}}.node()
 	g.Go(func() error {

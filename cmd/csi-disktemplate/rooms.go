@@ -36,11 +36,11 @@ type rooms struct {
 	volumes   *volume.Manager
 	templates *template.Store
 	goldens   *golden.Store
-	plugin    *running // nil in a command
+	plugin    *ownPlugin // nil in a command
 }
 
-// running is what only a plugin has.
-type running struct {
+// ownPlugin is what only a plugin has.
+type ownPlugin struct {
 	options   pluginOptions
 	started   time.Time
 	formatter *vmformat.Formatter

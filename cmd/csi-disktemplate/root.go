@@ -33,7 +33,7 @@ a copy-on-write clone of its template with an identity of its own.`,
 	o.add(cmd.Flags())
 	addLogFlags(cmd.PersistentFlags())
 	cmd.SetFlagErrorFunc(flagError)
-	cmd.AddCommand(newFormatCommand(), newCleanAllCommand(), newGCCommand(), newTemplateCommand(), newGoldenCommand(), newVolumeCommand())
+	cmd.AddCommand(newFormatCommand(), newDoctorCommand(), newCleanAllCommand(), newGCCommand(), newTemplateCommand(), newGoldenCommand(), newVolumeCommand())
 	cmd.AddCommand(newSnapshotCommand(), newContentCommand(), newWhyCommand())
 	completeFlags(cmd)
 	return cmd

@@ -5,10 +5,10 @@
 // a volume, the pool, the formatter, or the registration with kubelet.
 //
 // Whoever finds a condition makes a [Condition]; whoever shows one (CSI's health calls,
-// Probe, /readyz, the log) needs no other text.
+// Probe, /readyz, the log, the command doctor) needs no other text.
 //
 // A room lists what it needs as [Requirement] values. Their conditions are those of the running plugin, and
-// its [Findings], which also say what is good, are the lines of /readyz?verbose.
+// its [Findings], which also say what is good, are the lines of /readyz?verbose and of doctor.
 //
 // Source: CSI 1.13, "VolumeHealth" and "NodeGetStorageHealth", for the severities.
 package health

@@ -23,10 +23,14 @@ var ErrNotMounted = errors.New("the loopback pool is not mounted here")
 // OpenExisting opens the pool that Open made in dir before, loopback or not, and
 // never makes one. It returns [ErrUnusable] if there is no pool, and [ErrNotMounted] if it is a
 // loopback pool that is not mounted.
-func OpenExisting(dir string) (*Pool, error) {
+func OpenExisting(dir string) (*Pool, error) { return OpenExistingAs(Config{Dir: dir}) }
+
+// OpenExistingAs is [OpenExisting] with the directory of the node that [Config] says, and with what is left free there.
+func OpenExistingAs(c Config) (*Pool, error) {
+	dir := c.Dir
 	for _, root := range []string{dir, filepath.Join(dir, loopbackMount)} {
 		if isPool(root) {
-			return openRoot(root, Config{})
+			return openRoot(root, c)
 		}
 	}
 	image, err := os.Open(filepath.Join(dir, loopbackImage))
@@ -49,6 +53,12 @@ func OpenExisting(dir string) (*Pool, error) {
 		return nil, fmt.Errorf("%w: the filesystem in %s is not a pool: no plugin has laid it out", ErrUnusable, image.Name())
 	}
 	return nil, fmt.Errorf("%w: %s", ErrNotMounted, image.Name())
+}
+
+// Made reports whether a pool was ever made in a directory.
+func Made(dir string) bool {
+	_, err := os.Lstat(filepath.Join(dir, loopbackImage))
+	return err == nil || hasImages(dir)
 }
 
 // isPool reports whether a directory has the subdirectories that layOut makes, with

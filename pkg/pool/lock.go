@@ -124,6 +124,9 @@ func (p *Pool) Own(ctx context.Context) (*Lock, error) {
 	return lock, err
 }
 
+// OwnerLock is the end of the path of the file that the plugin of a pool holds locked, and open.
+const OwnerLock = "/" + locksDir + "/" + ownerLock + ".lock"
+
 // Touch records a time of use in the lockfile's modification time. It returns
 // [os.ErrNotExist] if the lock of that name was never taken, as there is no file then.
 func (p *Pool) Touch(name string, at time.Time) error {

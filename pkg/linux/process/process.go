@@ -25,7 +25,7 @@ import (
 // Process is a process that holds a file open.
 type Process struct {
 	PID  int
-	File string // as /proc shows it: with " (deleted)" behind it, since it has no name
+	File string // as /proc shows it: with " (deleted)" behind it if it has no name
 }
 
 // neverNamed matches the name under which /proc shows a file from O_TMPFILE: "#", the
