@@ -21,10 +21,9 @@ const lookInterval = 5 * time.Second
 // conditionsFunc returns the conditions that hold now, in a slice of its own.
 type conditionsFunc = func() []health.Condition
 
-// trialInterval is the time between two trials of what the plugin needs: of the pool, and of loop devices. A trial
-// writes a few blocks and takes 3 ms. Whoever asks for all findings has trials that are at most youngTrial old: a
-// person asks, or a program for one.
-const trialInterval, youngTrial = time.Minute, 5 * time.Second
+// youngTrial is the age up to which a trial of the pool and of a loop device counts for whoever asks for all findings. A
+// person asks, or a program for one, and a trial writes a few blocks and takes 3 ms.
+const youngTrial = 5 * time.Second
 
 // conditionsOf is [health.Look] at the requirements.
 func conditionsOf(requirements []health.Requirement) conditionsFunc {

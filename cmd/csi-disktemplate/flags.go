@@ -36,6 +36,7 @@ type pluginOptions struct {
 	maxVolumes                   int64
 	sharedResizer                bool
 	sweepInterval, trimInterval  time.Duration
+	trialInterval                time.Duration
 	durability                   image.Durability
 	limits                       quota.Limits
 	warm, warmMost               int
@@ -59,6 +60,8 @@ func (o *pluginOptions) add(f *pflag.FlagSet) {
 	addValue(f, &o.maxVolumes, "max-volumes-per-node", "1024", upperCount[int64](), "how many claims the scheduler may place on this node; 0 means no limit")
 	addValue(f, &o.sweepInterval, "sweep-interval", "10m", interval, "time between two sweeps of what crashes and lost calls left behind; 0 means no sweep, not even at start; see the command gc")
 	addValue(f, &o.trimInterval, "trim-interval", "1m", interval, "time between two looks for space of deleted files, which is then returned to the pool and the node; 0 means never")
+	addValue(f, &o.trialInterval, "trial-interval", "1m", interval,
+		"time between two trials of a clone in the pool and of a loop device; 0 means only when somebody asks for /readyz?verbose")
 	f.BoolVar(&o.sharedResizer, "shared-resizer", false, "one external-resizer serves all nodes: a volume that is not on this node is left to its own node, without an error")
 	addKubeletDir(f, &o.kubeletDir)
 	o.addTemplates(f)

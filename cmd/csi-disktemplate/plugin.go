@@ -103,7 +103,9 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 		return nil
 	})
 	g.Go(func() error { return lookEach(ctx, lookInterval, func() { look.healthy() }) })
-	g.Go(func() error { return lookEach(ctx, trialInterval, func() { look.try(0) }) })
+	if o.trialInterval > 0 {
+		g.Go(func() error { return lookEach(ctx, o.trialInterval, func() { look.try(0) }) })
+	}
 	if o.httpEndpoint != "" {
 		l, err := net.Listen("tcp", o.httpEndpoint)
 		if err != nil {

@@ -123,7 +123,7 @@ func (b base) flags(pool string) []string {
 	if b.loopback {
 		return append(flags, "--pool", filepath.Dir(pool), "--loopback-pool-size", "8Gi", "--trim-interval", "1s")
 	}
-	return append(flags, "--trim-interval", "0") // its effects would be among those that are counted
+	return append(flags, "--trim-interval", "0", "--trial-interval", "0") // their effects would be among those that are counted
 }
 
 // unmount unmounts a loopback pool.
