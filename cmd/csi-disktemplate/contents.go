@@ -49,7 +49,8 @@ type builder struct {
 	pool      *pool.Pool
 	list      *content.Contents // nil if there are none
 	images    *images
-	watch     func(guest.Progress) // if not nil, is told how far a template has come
+	watch     func(guest.Progress)  // if not nil, is told how far a template has come
+	phases    func(vmformat.Report) // is told how each filesystem was made; may be nil
 
 	mu    sync.Mutex
 	under map[string]progressOf // by spec: the builds with a content that are under way
@@ -211,6 +212,9 @@ func (b *builder) filesystem(ctx context.Context, f *os.File, spec diskfs.Spec, 
 		return template.Provenance{}, template.NoFormatter(err)
 	case err != nil:
 		return template.Provenance{}, err
+	}
+	if b.phases != nil {
+		b.phases(r)
 	}
 	if fill != nil {
 		klog.InfoS("Unpacked a content", "content", spec.Content, "entries", r.Entries, "bytes", r.Bytes,

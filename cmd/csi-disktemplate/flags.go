@@ -29,7 +29,7 @@ type pluginOptions struct {
 	endpoint, nodeID, driverName string
 	kubeletDir, registrationDir  string
 	httpEndpoint                 string
-	profiling                    bool
+	profiling, volumeMetrics     bool
 	maxVMs, maxBuildsPerHour     int
 	templateCache, headroom      size.Share
 	overcommit                   float64
@@ -57,6 +57,7 @@ func (o *pluginOptions) add(f *pflag.FlagSet) {
 	addValue(f, &o.httpEndpoint, "http-endpoint", "", optionalListener,
 		"where to serve /healthz, /readyz and /metrics, as 10.0.0.7:9808, or :9808 on every address; IPv6 needs no brackets (default: nowhere)")
 	f.BoolVar(&o.profiling, "profiling", false, "serve profiles of the plugin itself on --http-endpoint, below /debug/pprof/, to everybody who reaches it")
+	f.BoolVar(&o.volumeMetrics, "volume-metrics", false, "also serve metrics of each volume, which name its pod; they are five series for each volume")
 	addValue(f, &o.maxVolumes, "max-volumes-per-node", "1024", upperCount[int64](), "how many claims the scheduler may place on this node; 0 means no limit")
 	addValue(f, &o.sweepInterval, "sweep-interval", "10m", interval, "time between two sweeps of what crashes and lost calls left behind; 0 means no sweep, not even at start; see the command gc")
 	addValue(f, &o.trimInterval, "trim-interval", "1m", interval, "time between two looks for space of deleted files, which is then returned to the pool and the node; 0 means never")

@@ -101,8 +101,7 @@ func (m goldenMetrics) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(commitWaiting, prometheus.GaugeValue, float64(waiting))
 	all, err := m.volumes.Goldens()
 	if err != nil {
-		ch <- prometheus.NewInvalidMetric(goldenCount, err)
-		return
+		return // an error here would take all other metrics along, also the condition that says why
 	}
 	bytes := int64(0)
 	for _, h := range all {

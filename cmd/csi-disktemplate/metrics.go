@@ -9,7 +9,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/prewarm"
@@ -21,6 +20,7 @@ import (
 func newRegistry(p *pool.Pool, formatter *vmformat.Formatter) *prometheus.Registry {
 	r := prometheus.NewRegistry()
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registerBuildInfo(r)
 	registerPool(r, p)
 	reportAccelerator(r, formatter)
 	return r
@@ -104,27 +104,6 @@ func reportAccelerator(r prometheus.Registerer, formatter *vmformat.Formatter) {
 		return // a condition of the formatter says so
 	}
 	info.WithLabelValues(string(accel)).Set(1)
-}
-
-// observeBuilds counts and times template builds.
-func observeBuilds(r prometheus.Registerer) func(diskfs.Spec, time.Duration, error) {
-	builds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name:    "csi_disktemplate_template_build_duration_seconds",
-		Help:    "Duration of template builds by filesystem and result.",
-		Buckets: prometheus.ExponentialBuckets(0.5, 2, 9), // to 128 s, beyond the VM's deadline
-	}, []string{"filesystem", "result"})
-	r.MustRegister(builds)
-	for _, name := range diskfs.Names() {
-		builds.WithLabelValues(name, "ok") // from 0
-		builds.WithLabelValues(name, "error")
-	}
-	return func(spec diskfs.Spec, took time.Duration, err error) {
-		result := "ok"
-		if err != nil {
-			result = "error"
-		}
-		builds.WithLabelValues(spec.Filesystem, result).Observe(took.Seconds())
-	}
 }
 
 // registerEnding adds the count of what was deleted and still takes space.

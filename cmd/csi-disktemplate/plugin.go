@@ -64,6 +64,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	if err != nil {
 		return err
 	}
+	builder.phases = observePhases(registry)
 	store := template.NewStore(templateConfig(o, p, builder, registry))
 	defer store.Close()
 	goldens, sharingConditions, err := o.goldens.goldens(p)
@@ -73,7 +74,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	metrics := driver.NewMetrics(registry)
 	volumes, err := volume.NewManager(volume.Config{
 		Pool: p, Templates: store, TargetRoot: o.kubeletDir, GrowFilesystem: growfs.Grow, Headroom: o.headroom, Overcommit: o.overcommit, Limits: o.limits,
-		DefaultDurability: o.durability, Cloned: metrics.Cloned, Spare: builder.spare, Warm: o.warm, WarmMost: o.warmMost,
+		DefaultDurability: o.durability, Made: metrics.Made, Spare: builder.spare, Warm: o.warm, WarmMost: o.warmMost,
 		Content: builder.content(), Goldens: goldens,
 	})
 	if err != nil {
@@ -93,6 +94,14 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	registry.MustRegister(conditionMetric(look.ready), prewarmMetric(prewarmer.Counts))
 	registerEnding(registry, volumes.Ending)
 	registry.MustRegister(warmMetrics{volumes}, contentMetrics{builder}, goldenMetrics{volumes})
+	registerReady(registry, look.ready)
+	registerSpace(registry, p, volumes)
+	registerVolumes(registry, volumes, o.limits)
+	registerTemplates(registry, store, formatter)
+	registerContents(registry, builder)
+	if o.volumeMetrics {
+		registry.MustRegister(newVolumeMetrics(volumes))
+	}
 	go readAhead(formatter)
 	g, ctx := errgroup.WithContext(ctx)
 	node := rooms{pool: p, volumes: volumes, templates: store, goldens: golden.NewStore(p), plugin: &ownPlugin{

@@ -211,9 +211,7 @@ func (c Config) sweep(ctx context.Context, o sweep.Options) {
 		klog.ErrorS(err, "The sweep failed; the next one tries again")
 	}
 	klog.V(2).InfoS("Swept", "found", len(actions), "duration", time.Since(start))
-	for _, a := range actions {
-		c.Metrics.swept(a)
-	}
+	c.Metrics.sweeps.swept(actions, err)
 }
 
 // drain stops accepting calls and waits up to drainTimeout for those under way.

@@ -27,6 +27,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
 
 // TestValidate serves bad texts. The command line refuses the same texts by flag.
@@ -240,8 +241,12 @@ func TestIntercept(t *testing.T) {
 	if status.Code(err) != codes.Aborted || status.Convert(err).Message() != errdefs.ErrBusy.Error() {
 		t.Errorf("the caller gets %v", err)
 	}
-	m.Cloned(true)
-	m.Cloned(false)
+	for _, r := range []volume.Result{
+		{Template: "t", TemplateHit: true}, {Template: "t"}, {Golden: "g"}, {Source: image.Source{Snapshot: "s"}},
+		{Source: image.Source{Volume: "v"}}, {},
+	} {
+		m.Made(r)
+	}
 	met(t.Context(), volume.Result{Template: "t", TemplateHit: true}) // outside of a call there is no line to add to
 	note(t.Context(), "outside of", "a call")
 
@@ -251,6 +256,11 @@ func TestIntercept(t *testing.T) {
 		`csi_disktemplate_operation_duration_seconds_count{code="Aborted",method="NodePublishVolume"} 1`,
 		`csi_disktemplate_template_requests_total{result="hit"} 1`,
 		`csi_disktemplate_template_requests_total{result="miss"} 1`,
+		`csi_disktemplate_volumes_created_total{source="template"} 2`,
+		`csi_disktemplate_volumes_created_total{source="golden"} 1`,
+		`csi_disktemplate_volumes_created_total{source="snapshot"} 1`,
+		`csi_disktemplate_volumes_created_total{source="volume"} 1`,
+		`csi_disktemplate_volumes_created_total{source="none"} 1`,
 	} {
 		if !strings.Contains(page.Body.String(), line+"\n") {
 			t.Errorf("no metric %s in\n%s", line, page.Body)

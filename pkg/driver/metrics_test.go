@@ -9,10 +9,13 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 )
@@ -34,15 +37,16 @@ func TestMetricsAreDocumented(t *testing.T) {
 		t.Errorf("only %d metrics are documented", len(documented))
 	}
 
-	p := newNode(t, testenv.XFS, 512<<20).start()
+	p := newNode(t, testenv.XFS, 512<<20).start("--volume-metrics")
 	_, page := p.get("/metrics")
 	served := servedBy(t, page)
 	r := p.request("first", "ext4", "size", "64Mi")
 	p.publish(r)
-	p.unpublish(r)
 	p.await("volumes that are ready", p.AllReady)
 	_, later := p.get("/metrics")
 	maps.Copy(served, servedBy(t, later))
+	p.countsVolume(r)
+	p.unpublish(r)
 	for metric := range served {
 		if !documented[metric] {
 			t.Errorf("%s is not documented", metric)
@@ -65,9 +69,52 @@ func TestMetricsAreDocumented(t *testing.T) {
 		`csi_disktemplate_templates_trimmed_total 0`,
 		`csi_disktemplate_sweep_actions_total{action="delete",result="done"} 0`,
 		`csi_disktemplate_sweep_actions_total{action="leave",result="left"} 0`,
+		`csi_disktemplate_sweep_actions_total{action="commit",result="done"} 0`,
+		`csi_disktemplate_sweeps_total{result="ok"} 1`,
+		`csi_disktemplate_ready 1`,
+		`csi_disktemplate_volumes{lifecycle="inline",mode="filesystem"} 0`,
+		`csi_disktemplate_volumes{lifecycle="claim",mode="block"} 0`,
+		`csi_disktemplate_inline_volumes_limit 500`,
+		`csi_disktemplate_inline_bytes_limit +Inf`,
+		`csi_disktemplate_template_builds{state="queued"} 0`,
+		`csi_disktemplate_template_build_failures_total{reason="vm"} 0`,
+		`csi_disktemplate_volumes_created_total{source="golden"} 0`,
+		`csi_disktemplate_contents{state="failing"} 0`,
 	} {
 		if !strings.Contains(page, "\n"+series+"\n") {
 			t.Errorf("there is no %s at the start", series)
+		}
+	}
+}
+
+// countsVolume writes to a volume that is published, and looks at what the metrics say of it.
+func (p *plugin) countsVolume(r *csi.NodePublishVolumeRequest) {
+	p.t.Helper()
+	const bytes = 8 << 20
+	if err := os.WriteFile(filepath.Join(r.TargetPath, "file"), make([]byte, bytes), 0o600); err != nil {
+		p.t.Fatal(err)
+	}
+	testenv.Run(p.t, "sync", "-f", r.TargetPath)
+	if got := p.metric("csi_disktemplate_volume_written_bytes_total"); got < bytes || got > 4*bytes {
+		p.t.Errorf("%v bytes were written, expected %d", got, bytes)
+	}
+	want := `csi_disktemplate_volume_writes_total{namespace="shop",persistentvolume="",pod="pod-of-first",volume="first"} `
+	if got := p.samples("csi_disktemplate_volume_writes_total"); len(got) != 1 || !strings.HasPrefix(got[0], want) {
+		p.t.Errorf("%q, expected %s", got, want)
+	}
+	for name, want := range map[string]float64{
+		`csi_disktemplate_inline_volumes`: 1, `csi_disktemplate_inline_bytes`: 64 << 20, `csi_disktemplate_templates`: 1,
+		`csi_disktemplate_volumes_created_total`: 1, `csi_disktemplate_template_build_failures_total`: 0,
+	} {
+		if got := p.metric(name); got != want {
+			p.t.Errorf("%s is %v, expected %v", name, got, want)
+		}
+	}
+	for name, least := range map[string]float64{
+		`csi_disktemplate_template_build_phase_duration_seconds_count`: 6, `csi_disktemplate_template_bytes`: 1 << 12,
+	} {
+		if got := p.metric(name); got < least {
+			p.t.Errorf("%s is %v, expected %v or more", name, got, least)
 		}
 	}
 }

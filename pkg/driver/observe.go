@@ -25,7 +25,6 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/sweep"
 )
 
 // This file writes one line of the log for each call, and counts and times it.
@@ -50,7 +49,8 @@ type Metrics struct {
 	repeats   logs.Repeats
 	calls     *prometheus.HistogramVec
 	templates *prometheus.CounterVec
-	sweeps    *prometheus.CounterVec
+	made      *prometheus.CounterVec
+	sweeps    sweepMetrics
 }
 
 // NewMetrics registers the driver's metrics. Every series that can be known exists from the start,
@@ -61,63 +61,57 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "csi_disktemplate_operation_duration_seconds",
 			Help: "Duration of CSI calls by method and gRPC status code.",
-			// From a template hit (a millisecond) to a template build at its time limit.
-			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 19),
+			// From a volume that is ready (some 100 µs) to a template build beyond its time limit.
+			Buckets: prometheus.ExponentialBuckets(50e-6, 2, 23),
 		}, []string{"method", "code"}),
 		templates: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "csi_disktemplate_template_requests_total",
 			Help: "Volumes made from a template that was there when the volume was asked for first (hit), or was not (miss).",
 		}, []string{"result"}),
-		sweeps: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "csi_disktemplate_sweep_actions_total",
-			Help: "Objects that sweeps found, by the planned action (delete, detach, thaw, kill, leave) and its result.",
-		}, []string{"action", "result"}),
+		made: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "csi_disktemplate_volumes_created_total",
+			Help: "New volumes by what they are a clone of: template, golden, snapshot, volume, or none for an empty disk.",
+		}, []string{"source"}),
+		sweeps: newSweepMetrics(r),
 	}
-	r.MustRegister(m.calls, m.templates, m.sweeps)
+	r.MustRegister(m.calls, m.templates, m.made)
 	for method := range quiet {
 		m.calls.WithLabelValues(method, codes.OK.String())
 	}
 	for _, result := range []string{"hit", "miss"} {
 		m.templates.WithLabelValues(result)
 	}
-	for verb, results := range sweepResults {
-		for _, result := range results {
-			m.sweeps.WithLabelValues(string(verb), result)
-		}
+	for _, source := range []string{"template", "golden", "snapshot", "volume", "none"} {
+		m.made.WithLabelValues(source)
 	}
 	return m
 }
 
-// sweepResults are the results that [Metrics.swept] counts.
-var sweepResults = map[sweep.Verb][]string{
-	sweep.Delete: {"done", "failed", "skipped"},
-	sweep.Detach: {"done", "failed", "skipped"},
-	sweep.Thaw:   {"done", "failed", "skipped"},
-	sweep.Kill:   {"done", "failed", "skipped"},
-	sweep.Leave:  {"left"},
-}
-
-// swept counts an action of a sweep.
-func (m *Metrics) swept(a sweep.Action) {
-	result := "done"
-	switch {
-	case a.Failed():
-		result = "failed"
-	case a.Result == sweep.Skipped:
-		result = "skipped"
-	case a.Verb == sweep.Leave:
-		result = "left"
+// Made counts a new volume: see [volume.Config].
+func (m *Metrics) Made(r volume.Result) {
+	m.made.WithLabelValues(madeFrom(r)).Inc()
+	if r.Template == "" {
+		return
 	}
-	m.sweeps.WithLabelValues(string(a.Verb), result).Inc()
-}
-
-// Cloned counts a volume that was made from a template: see [volume.Config].
-func (m *Metrics) Cloned(hit bool) {
 	result := "miss"
-	if hit {
+	if r.TemplateHit {
 		result = "hit"
 	}
 	m.templates.WithLabelValues(result).Inc()
+}
+
+func madeFrom(r volume.Result) string {
+	switch {
+	case r.Golden != "":
+		return "golden"
+	case r.Template != "":
+		return "template"
+	case r.Source.Snapshot != "":
+		return "snapshot"
+	case r.Source.Volume != "":
+		return "volume"
+	}
+	return "none"
 }
 
 // met logs whether a request's volume existed, whether its template did, what golden it started from, and how durable it is.

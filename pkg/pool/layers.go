@@ -219,6 +219,9 @@ func least(layers []Layer, node size.Share) Space {
 	return s
 }
 
+// Headroom is what new volumes leave free of a layer for the node, in bytes: 0 if the node is not on it.
+func (p *Pool) Headroom(l Layer) int64 { return l.headroom(p.nodeHeadroom) }
+
 // headroom is what new volumes leave free for the node.
 func (l Layer) headroom(node size.Share) int64 {
 	if !l.Shared {

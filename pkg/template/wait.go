@@ -133,6 +133,20 @@ func (q *queue) busy() bool {
 	return len(q.builds) > 0
 }
 
+// count counts the builds under way, and those that wait for their turn or for another process.
+func (q *queue) count() (underWay, waiting int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, w := range q.builds {
+		if w.stage == building {
+			underWay++
+		} else {
+			waiting++
+		}
+	}
+	return underWay, waiting
+}
+
 // meanOf is how many builds the mean is of. It follows a node that gets busy within some builds.
 const meanOf = 8
 

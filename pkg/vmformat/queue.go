@@ -129,3 +129,10 @@ func next(waiting []*order, vms int) (batch, rest []*order) {
 	}
 	return batch, rest
 }
+
+// Load counts the VMs that run or are being prepared, and the files that wait for one.
+func (f *Formatter) Load() (vms, waiting int) {
+	f.queue.mu.Lock()
+	defer f.queue.mu.Unlock()
+	return f.queue.running, len(f.queue.waiting)
+}

@@ -26,10 +26,12 @@ import (
 // was not there when it was asked for first, whether its caller waited, gave up and came back, or was refused.
 func TestCloned(t *testing.T) {
 	var hits, misses, builds atomic.Int32
-	n := newNodeWith(t, testenv.XFS, 4*gib, Config{Cloned: func(hit bool) {
-		if hit {
+	n := newNodeWith(t, testenv.XFS, 4*gib, Config{Made: func(r Result) {
+		switch {
+		case r.Template == "":
+		case r.TemplateHit:
 			hits.Add(1)
-		} else {
+		default:
 			misses.Add(1)
 		}
 	}})

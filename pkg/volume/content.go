@@ -23,10 +23,11 @@ import (
 
 // Result tells how a request was met.
 type Result struct {
-	Template    string // key; "" if the volume needed no template
-	TemplateHit bool   // the template was there when the volume was asked for first
-	Golden      string // generation that the volume started from; "" if from none
-	Existed     bool   // the volume existed already
+	Template    string       // key; "" if the volume needed no template
+	TemplateHit bool         // the template was there when the volume was asked for first
+	Golden      string       // generation that the volume started from; "" if from none
+	Source      image.Source // snapshot or volume that it was copied from
+	Existed     bool         // the volume existed already
 	// Durability is that of an inline volume that is a mounted filesystem.
 	Durability image.Durability
 }
@@ -112,7 +113,7 @@ func (c contents) fill(ctx context.Context, f *os.File, r *image.Record, from *g
 	case from != nil:
 		return Result{Golden: r.Golden}, c.fillFromGolden(ctx, f, from, r)
 	case r.Source != image.Source{}:
-		return Result{}, c.fillFromSource(ctx, f, r)
+		return Result{Source: r.Source}, c.fillFromSource(ctx, f, r)
 	case r.Spec.IsDisk() && r.Spec.Content == "":
 		return Result{}, c.images.Extend(r.Provisioning, f, r.Spec.Size)
 	}

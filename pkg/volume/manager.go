@@ -52,9 +52,8 @@ type Config struct {
 	Content func(name, namespace string) (Content, error)
 	// Goldens say what is kept of volumes for the next ones. With nil nothing is.
 	Goldens *Goldens
-	// Cloned, if not nil, is called once for each volume that was made from a template. A hit
-	// means that the template was there when the volume was asked for first.
-	Cloned func(hit bool)
+	// Made, if not nil, is called once for each volume that was made.
+	Made func(Result)
 	// Spare, if not nil, gives back space of the pool that is only kept to save time. It is called
 	// before something is refused for want of space.
 	Spare func()
@@ -87,7 +86,8 @@ type Manager struct {
 	disks     disks // up to the last CheckDisks
 	losses    losses
 	leftovers leftovers
-	cloned    func(hit bool)
+	census    census
+	report    func(Result)                                  // of new volumes; may be nil
 	contentOf func(name, namespace string) (Content, error) // may be nil
 
 	durability image.Durability // of new inline volumes that ask for none
@@ -108,7 +108,7 @@ func NewManager(c Config) (*Manager, error) {
 		contents: contents{templates: c.Templates, images: images, goldens: goldens, copies: copies, misses: &misses{}},
 		mounts:   mounter{pool: c.Pool, images: images, root: root, devices: devices},
 		endings:  newEndings(),
-		cloned:   c.Cloned, contentOf: c.Content,
+		report:   c.Made, contentOf: c.Content,
 	}
 	// This reads all records, several at a time, and the Store remembers them for the ledger.
 	m.space, err = space.New(c.Pool, images, space.Config{Headroom: c.Headroom, Overcommit: c.Overcommit, Spare: func() { m.spare(c.Spare) }})
@@ -151,12 +151,12 @@ func (m *Manager) Close() error {
 	return errors.Join(m.endings.wait(context.Background()), m.root.Close())
 }
 
-// made reports a new volume to Config.Cloned.
+// made reports a new volume to Config.Made.
 func (m *Manager) made(id string, res Result) {
 	m.contents.misses.forget(id)
 	m.losses.forget(id)
-	if res.Template != "" && m.cloned != nil {
-		m.cloned(res.TemplateHit)
+	if m.report != nil {
+		m.report(res)
 	}
 }
 

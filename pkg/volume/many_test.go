@@ -258,6 +258,16 @@ func BenchmarkMany(b *testing.B) {
 				_, err := n.Sweep(b.Context(), sweep.Options{})
 				return err
 			})
+			bench("metrics", func() error { // as it is once a minute at most
+				_, err := n.count()
+				_, e := n.space.Figures()
+				return errors.Join(err, e)
+			})
+			bench("metrics-again", func() error {
+				_, err := n.Census()
+				_, e := n.Figures()
+				return errors.Join(err, e)
+			})
 			bench("restart", func() error {
 				m, err := NewManager(Config{Pool: n.pool, Templates: n.contents.templates, TargetRoot: n.kubelet})
 				if err == nil {

@@ -194,8 +194,10 @@ type measurement struct {
 	has    pool.Space
 	others int64 // see [others]
 	images int   // how many were looked at
-	start  time.Time
-	took   time.Duration
+	// allocated is what all images had allocated; shared extents count in each.
+	allocated int64
+	start     time.Time
+	took      time.Duration
 }
 
 // A measurement of this many images is not kept: looking at them takes 0.1 ms.
@@ -272,6 +274,7 @@ func (s *Space) measure(after time.Time) (measurement, error) {
 	defer s.mu.Unlock()
 	known := s.take(found)
 	m.others = others(used(m.has), s.sums.total.allocated, known)
+	m.allocated = s.sums.total.allocated + known
 	m.images, m.took = len(found), time.Since(m.start)
 	s.measured = m
 	return m, nil
