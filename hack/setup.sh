@@ -33,8 +33,8 @@ case "${1-}" in
 	postgresql
 	;;
 "") # tests: -race needs a C compiler
-	packages+=(checkpolicy gcc libc6-dev git make)
-	programs+=(checkpolicy gcc git make)
+	packages+=(checkpolicy gcc libc6-dev git make prometheus)
+	programs+=(checkpolicy gcc git make prometheus promtool)
 	;;
 *)
 	echo "usage: hack/setup.sh [--demo | --bench | --e2e]" >&2
@@ -105,4 +105,8 @@ apt=(apt-get -q -y -o DPkg::Lock::Timeout=300)
 # The update of another repository's lists may fail while the packages are available.
 "${apt[@]}" update </dev/null || echo "setup: apt-get update failed; going on with the existing lists" >&2
 "${apt[@]}" install --no-install-recommends "${missing[@]}" </dev/null
+# The tests start a Prometheus of their own, so Debian's is not to run.
+if [[ " ${missing[*]} " == *" prometheus "* && -d /run/systemd/system ]]; then
+	systemctl disable --now prometheus.service
+fi
 has_kernel || fail "still no /boot/vmlinuz-VERSION has its modules in /lib/modules/VERSION"

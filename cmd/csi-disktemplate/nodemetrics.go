@@ -69,7 +69,7 @@ func (g gauges) Collect(ch chan<- prometheus.Metric) {
 // registerSpace adds the layers of the pool, and what the pool has promised.
 func registerSpace(r prometheus.Registerer, p *pool.Pool, volumes *volume.Manager) {
 	const of = " of a filesystem that the pool is on, from the pool's own (layer 0) down"
-	labels := []string{"layer", "path", "filesystem", "node"}
+	labels := []string{"layer", "path", "filesystem", "shared"}
 	row := func(name, help string) []string { return append([]string{name, help}, labels...) }
 	r.MustRegister(newGauges(func(send func(string, float64, ...string)) {
 		layers, err := p.Layers()

@@ -69,12 +69,15 @@ func load(root, dir string) (*unit, error) {
 		if err != nil {
 			return nil, err
 		}
-		if u.files[name], err = parse(filepath.Join(dir, name), string(b)); err != nil {
+		if u.files[name], err = parse(filepath.Join(dir, name), literal(string(b))); err != nil {
 			return nil, err
 		}
 	}
 	return u, nil
 }
+
+// literal is a text that Helm's templates show as it is: alerts have templates of their own.
+func literal(text string) string { return strings.ReplaceAll(text, "{{", `{{ "{{" }}`) }
 
 // documents returns all documents of a unit.
 func (u *unit) documents() (all []*document) {

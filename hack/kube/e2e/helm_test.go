@@ -129,7 +129,7 @@ func pluginArgs(t *testing.T) string {
 // TestHelmValues has the API server validate strictly what the chart renders with each switch, and with all of them.
 func TestHelmValues(t *testing.T) {
 	withKubeVirtCRDs(t)
-	withPodMonitorCRD(t)
+	withCRDs(t, "monitoring-crds.yaml")
 	all := ""
 	for _, flags := range []string{
 		"", "--set snapshots.enabled=true,kubevirt.enabled=true", "--set prewarm.enabled=true,prewarm.templates={xfs:10Gi}",

@@ -112,24 +112,16 @@ func overlays(t testing.TB) []string {
 
 // withKubeVirtCRDs installs schemas of KubeVirt's and CDI's objects, which are not installed: of the fields in use, written
 // from their documentation.
-func withKubeVirtCRDs(t testing.TB) {
+func withKubeVirtCRDs(t testing.TB) { withCRDs(t, "kubevirt-crds.yaml") }
+
+// withCRDs installs the schemas in a file.
+func withCRDs(t testing.TB, file string) {
 	t.Helper()
-	crds, err := os.ReadFile("kubevirt-crds.yaml")
+	crds, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	apply(t, string(crds))
-	kubectl(t, "wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
-}
-
-// withPodMonitorCRD installs a schema of PodMonitors, as withKubeVirtCRDs does. There is no Prometheus operator.
-func withPodMonitorCRD(t testing.TB) {
-	t.Helper()
-	crd, err := os.ReadFile("podmonitor-crd.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	apply(t, string(crd))
 	kubectl(t, "wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
 }
 
@@ -324,7 +316,7 @@ func withComponents(t testing.TB, overlay string, components ...string) string {
 
 // TestComponents adds every component to the install that it is for, and looks at what changes.
 func TestComponents(t *testing.T) {
-	withPodMonitorCRD(t)
+	withCRDs(t, "monitoring-crds.yaml")
 	for name, c := range map[string]struct {
 		overlay string
 		more    []string // components before it
