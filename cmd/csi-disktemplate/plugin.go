@@ -100,7 +100,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	registerTemplates(registry, store, formatter)
 	registerContents(registry, builder)
 	if o.volumeMetrics {
-		registry.MustRegister(newVolumeMetrics(volumes))
+		registry.MustRegister(newVolumeMetrics(volumes.Traffic))
 	}
 	go readAhead(formatter)
 	g, ctx := errgroup.WithContext(ctx)

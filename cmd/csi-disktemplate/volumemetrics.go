@@ -17,7 +17,7 @@ import (
 // node: with 500 pods an hour, Prometheus keeps 60,000 of a day for one node. They also name pods. So
 // --volume-metrics has to ask for them.
 type volumeMetrics struct {
-	volumes *volume.Manager
+	look func() ([]volume.Traffic, error)
 
 	mu   sync.Mutex // one look at a time
 	last map[attachment]loopdev.Stats
@@ -31,8 +31,8 @@ type attachment struct {
 	number uint64
 }
 
-func newVolumeMetrics(volumes *volume.Manager) *volumeMetrics {
-	return &volumeMetrics{volumes: volumes}
+func newVolumeMetrics(look func() ([]volume.Traffic, error)) *volumeMetrics {
+	return &volumeMetrics{look: look}
 }
 
 // volumeLabels are the labels of each series. An inline volume has a pod, and a claim a PersistentVolume. The
@@ -60,7 +60,7 @@ func (m *volumeMetrics) Describe(ch chan<- *prometheus.Desc) {
 func (m *volumeMetrics) Collect(ch chan<- prometheus.Metric) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	seen, err := m.volumes.Traffic()
+	seen, err := m.look()
 	if err != nil {
 		return // a condition says why
 	}

@@ -7,9 +7,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http/httptest"
+	"strings"
 	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/driver"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
@@ -45,6 +51,33 @@ func TestVolumeMetrics(t *testing.T) {
 		for id, want := range step.want {
 			if got := m.sums[id].Writes; got != want {
 				t.Errorf("step %d: volume %s wrote %d times, not %d", i, id, got, want)
+			}
+		}
+	}
+}
+
+// TestVolumeSeries looks at the labels of an inline volume and of a claim that has two devices.
+func TestVolumeSeries(t *testing.T) {
+	writes := uint64(100)
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(newVolumeMetrics(func() ([]volume.Traffic, error) {
+		writes += 5
+		inline := image.Record{ID: "a", Pod: image.Pod{Namespace: "shop", Name: "web-0"}}
+		claim := image.Record{ID: "b", Name: "pvc-1", Lifecycle: image.Claim}
+		did := loopdev.Stats{Writes: writes, Busy: time.Duration(writes) * 100 * time.Millisecond}
+		return []volume.Traffic{
+			{Record: inline, Loop: 1, Stats: did}, {Record: claim, Loop: 2, Stats: did}, {Record: claim, Loop: 3, Stats: did},
+		}, nil
+	}))
+	for _, want := range [][2]string{{"0", "0"}, {"5", "10"}} {
+		page := httptest.NewRecorder()
+		driver.HTTPHandler(nil, nil, registry).ServeHTTP(page, httptest.NewRequest("GET", "/metrics", nil))
+		for _, line := range []string{
+			`csi_disktemplate_volume_writes_total{namespace="shop",persistentvolume="",pod="web-0",volume="a"} ` + want[0],
+			`csi_disktemplate_volume_writes_total{namespace="",persistentvolume="pvc-1",pod="",volume="b"} ` + want[1],
+		} {
+			if !strings.Contains(page.Body.String(), line+"\n") {
+				t.Errorf("no %s in\n%s", line, page.Body)
 			}
 		}
 	}

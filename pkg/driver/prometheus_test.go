@@ -6,7 +6,7 @@
 package driver
 
 import (
-	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,9 +18,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 )
@@ -55,7 +57,7 @@ func startPrometheus(t *testing.T, scrapes string) scraper {
 		t.Fatal(err)
 	}
 	config := fmt.Sprintf(`
-global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}
+global: {scrape_interval: 2s, scrape_timeout: 2s, evaluation_interval: 1s}
 rule_files: [%s]
 scrape_configs:
 - job_name: csi-disktemplate
@@ -67,29 +69,23 @@ scrape_configs:
 		t.Fatal(err)
 	}
 	p := scraper{t, "http://" + freeAddress(t)}
-	var log bytes.Buffer
-	cmd := exec.Command("prometheus", "--config.file", file, "--storage.tsdb.path", filepath.Join(dir, "data"),
+	ctx, stop := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, "prometheus", "--config.file", file, "--storage.tsdb.path", filepath.Join(dir, "data"),
 		"--web.listen-address", strings.TrimPrefix(p.url, "http://"))
-	cmd.Stdout, cmd.Stderr = &log, &log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("%v: run hack/setup.sh", err)
-	}
+	ended := make(chan string)
+	go func() {
+		runtime.LockOSThread() // the signal comes when the thread ends that started the process
+		out, err := cmd.CombinedOutput()
+		ended <- fmt.Sprintf("Prometheus: %v\n%s", err, out)
+	}()
 	t.Cleanup(func() {
-		err := errors.Join(cmd.Process.Kill(), ignoreExit(cmd.Wait()))
-		if err != nil || t.Failed() {
-			t.Logf("%v\n%s", err, log.String())
+		stop()
+		if log := <-ended; t.Failed() {
+			t.Log(log)
 		}
 	})
 	return p
-}
-
-// ignoreExit drops the error of a process that was killed.
-func ignoreExit(err error) error {
-	if errors.As(err, new(*exec.ExitError)) {
-		return nil
-	}
-	return err
 }
 
 // freeAddress is an address where nobody listens.
@@ -134,13 +130,25 @@ func (p scraper) series(expr string) (int, error) {
 	return len(data.Result), err
 }
 
-// has waits until an expression has series.
-func (p scraper) has(expr string) {
+// has waits until expressions have series, each of them at the same time: none has one for a while after a scrape that
+// failed, on a machine that does other things.
+func (p scraper) has(exprs ...string) {
 	p.t.Helper()
-	testenv.Eventually(p.t, expr, func() bool {
-		n, err := p.series(expr)
-		return err == nil && n > 0
-	})
+	var missing []string
+	for deadline := time.Now().Add(patience); ; time.Sleep(200 * time.Millisecond) {
+		missing = nil
+		for _, expr := range exprs {
+			if n, err := p.series(expr); err != nil || n == 0 {
+				missing = append(missing, fmt.Sprintf("%s: %d series, %v", expr, n, err))
+			}
+		}
+		if len(missing) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			p.t.Fatalf("Prometheus does not find:\n%s", strings.Join(missing, "\n"))
+		}
+	}
 }
 
 // TestPrometheus has a real Prometheus scrape a plugin that has done something of everything. Every expression of the
@@ -152,7 +160,6 @@ func TestPrometheus(t *testing.T) {
 	r := p.request("first", "ext4", "size", "64Mi")
 	p.publish(r)
 	prom.has(`csi_disktemplate_volume_writes_total{pod="pod-of-first",namespace="shop"}`)
-	prom.has(`rate(csi_disktemplate_volume_writes_total[1m])`) // of two scrapes
 	p.await("volumes that are ready", p.AllReady)
 
 	_, page := p.get("/metrics")
@@ -161,11 +168,7 @@ func TestPrometheus(t *testing.T) {
 	if out, err := check.CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("promtool check metrics: %v\n%s", err, out)
 	}
-	for _, expr := range dashboardExpressions(t) {
-		if n, err := prom.series(expr); err != nil || n == 0 {
-			t.Errorf("the dashboard's %s has %d series: %v", expr, n, err)
-		}
-	}
+	prom.has(dashboardExpressions(t)...)
 	prom.checkAlerts()
 	p.unpublish(r)
 }
@@ -226,11 +229,7 @@ func (p scraper) checkAlerts() {
 		if r.Health != "ok" || r.State != want && r.Name != "DisktemplateBackingDiskLow" {
 			p.t.Errorf("the alert %s is %s and %s, expected %s: %s", r.Name, r.Health, r.State, want, r.LastError)
 		}
-		for _, name := range regexp.MustCompile(`\bcsi_disktemplate_\w+`).FindAllString(r.Query, -1) {
-			if n, err := p.series(name); err != nil || n == 0 {
-				p.t.Errorf("the alert %s asks for %s, which has %d series: %v", r.Name, name, n, err)
-			}
-		}
+		p.has(regexp.MustCompile(`\bcsi_disktemplate_\w+`).FindAllString(r.Query, -1)...)
 	}
 }
 
