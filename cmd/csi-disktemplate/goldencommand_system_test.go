@@ -282,6 +282,13 @@ func TestGoldenCommandsElsewhere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if out, told := b.asked(0, "volume", "list", "-o", "name"); out != created.VolumeId+"\n" || told != "" { // by the plugin's socket
+		t.Errorf("%s%s", out, told)
+	}
+	b.await("the template to have volumes ready", func() bool {
+		out, _ := b.asked(0, "template", "list")
+		return regexp.MustCompile(`there +\S+ +\S+ +\d+ +2/2 `).MatchString(out)
+	})
 	b.golden(0, `^Golden shop/cache@1 was made of snapshot snapshot\.$`, "promote", "--snapshot", snap.SnapshotId, "shop/cache")
 	id := regexp.MustCompile(`snap-\w+`).FindString(b.golden(0, `^kind: VolumeSnapshot$`, "snapshot", "shop/cache", "--node", "node1"))
 	b.golden(0, `^Removed golden shop/cache@1\.$`, "rm", "shop/cache")

@@ -478,6 +478,27 @@ func TestProgress(t *testing.T) {
 	}
 }
 
+// TestPercent: how far a build has come is known while a content is unpacked.
+func TestPercent(t *testing.T) {
+	b, spec := &builder{under: map[string]progressOf{}}, diskfs.Spec{Filesystem: "ext4", Size: 1 << 30, Content: "files"}
+	for _, c := range []struct {
+		is   progressOf
+		want string
+	}{
+		{progressOf{text: "its content is read and checked"}, "unknown"}, {unpacking(guest.Progress{Stage: guest.StageBoot}), "unknown"},
+		{unpacking(guest.Progress{Stage: guest.StageUnpack, Done: 18, Total: 100}), "18"}, {progressOf{}, "unknown"},
+	} {
+		b.tell(spec, c.is)
+		got := "unknown"
+		if p := b.percent(spec); p != nil {
+			got = fmt.Sprint(*p)
+		}
+		if got != c.want {
+			t.Errorf("%+v: %s, want %s", c.is, got, c.want)
+		}
+	}
+}
+
 // TestHelp checks that --help mentions what a newcomer needs.
 func TestHelp(t *testing.T) {
 	for _, c := range []struct {

@@ -35,18 +35,20 @@ func Listen(ctx context.Context, dir string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer d.Close()
-	path := filepath.Join(dir, SocketName)
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	l, err := listenIn(ctx, d)
+	if err != nil {
+		d.Close()
+		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, SocketName), err)
+	}
+	return &listener{l, d}, nil
+}
+
+func listenIn(ctx context.Context, dir *os.File) (net.Listener, error) {
+	if err := os.Remove(within(dir)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
 	listen := net.ListenConfig{Control: ownerOnly}
-	l, err := listen.Listen(ctx, "unix", within(d))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	l.(*net.UnixListener).SetUnlinkOnClose(false) // that would be at a path which is no more
-	return &listener{l, path}, nil
+	return listen.Listen(ctx, "unix", within(dir))
 }
 
 // within is the socket's path by way of its open directory: the kernel allows 107 bytes for a path.
@@ -58,16 +60,13 @@ func ownerOnly(_, _ string, c syscall.RawConn) (err error) {
 	return errors.Join(e, err)
 }
 
-// listener removes its socket when it is closed.
+// listener removes its socket when it is closed, in the directory that was opened, whatever its path leads to by then.
 type listener struct {
 	net.Listener
-	path string
+	dir *os.File
 }
 
-func (l *listener) Close() error {
-	os.Remove(l.path) // one that is left is replaced by the next plugin
-	return l.Listener.Close()
-}
+func (l *listener) Close() error { return errors.Join(l.Listener.Close(), l.dir.Close()) }
 
 // Serve answers at the socket until ctx ends.
 func Serve(ctx context.Context, l net.Listener, n Node) error {

@@ -5,7 +5,9 @@ package driver
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -24,7 +26,11 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/admin"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
@@ -226,6 +232,56 @@ func TestSanitized(t *testing.T) {
 	}
 	if printed := (sanitized{&csi.NodeGetInfoRequest{}}).String(); printed != "{}" {
 		t.Errorf("an empty request prints as %q", printed)
+	}
+}
+
+// TestRequestsAreRemembered checks what the operator is told of a call: its pod, its error and why, and nothing of its
+// secrets and attributes.
+func TestRequestsAreRemembered(t *testing.T) {
+	m := NewMetrics(prometheus.NewRegistry())
+	info := &grpc.UnaryServerInfo{FullMethod: "/csi.v1.Node/NodePublishVolume"}
+	req := inline("xfs", keyTokens, `{"":{"token":"hush-token"}}`, "size", "1Gi")
+	req.Secrets = map[string]string{"password": "hush-secret"}
+	var during admin.Requests
+	_, err := m.intercept(t.Context(), req, info, func(context.Context, any) (any, error) {
+		during = m.Requests()
+		return nil, fmt.Errorf("%w: 3Gi are missing", pool.ErrFull)
+	})
+	if err == nil || len(during.UnderWay) != 1 || len(during.Last) != 0 {
+		t.Errorf("%v: under way %+v", err, during)
+	}
+	after := m.Requests()
+	if len(after.UnderWay) != 0 || len(after.Last) != 1 || len(after.Failed) != 1 {
+		t.Fatalf("%+v", after)
+	}
+	r := after.Last[0]
+	if r.Pod.String() != "shop/web-0" || r.Cause != admin.CauseSpace || r.Code != "ResourceExhausted" || r.Error != "pool is full: 3Gi are missing" {
+		t.Errorf("%+v of %s", r, r.Pod)
+	}
+	text, err := json.Marshal([]admin.Requests{during, after})
+	if err != nil || strings.Contains(string(text), "hush") || strings.Contains(string(text), "1Gi") {
+		t.Errorf("%s: %v", text, err)
+	}
+}
+
+// TestCauses gives each error the cause that an operator can mend.
+func TestCauses(t *testing.T) {
+	for want, errs := range map[admin.Cause][]error{
+		"":                   {nil},
+		admin.CauseTemplate:  {template.ErrBuilding, template.ErrTooMany, template.ErrChanged},
+		admin.CauseContent:   {template.NoContent(errors.New("registry down"))},
+		admin.CauseSpace:     {pool.ErrFull, pool.ErrCannotReserve},
+		admin.CauseLimit:     {errdefs.ErrLimit},
+		admin.CauseBusy:      {errdefs.ErrBusy, errdefs.ErrUnderWay, pool.ErrLocked},
+		admin.CauseRequest:   {errdefs.ErrInvalid, errdefs.ErrExists, errdefs.ErrNotFound, errdefs.ErrState, diskfs.ErrOutOfRange},
+		admin.CauseCondition: {pool.ErrUnusable, template.ErrNoFormatter, fmt.Errorf("%w: %w", template.ErrNoFormatter, pool.ErrFull)},
+		admin.CauseNode:      {errors.New("input/output error")},
+	} {
+		for _, err := range errs {
+			if got := causeOf(err); got != want {
+				t.Errorf("%v: %s, want %s", err, got, want)
+			}
+		}
 	}
 }
 
