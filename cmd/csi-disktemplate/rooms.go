@@ -133,8 +133,12 @@ func asVolume(v volume.Listed) admin.Volume {
 		Filesystem: v.Spec.Filesystem, Mode: string(v.Mode), Size: v.Spec.Size, Used: v.Used, Allocated: v.Allocated,
 		Content: v.Spec.Content, Label: v.Spec.Label, Options: v.Spec.Options,
 		UUID: textOf(v.UUID), Created: *admin.At(v.Created),
-		Template: v.Template, Golden: v.Golden, CommitTo: v.CommitTo, Warm: v.WasReady, Durability: string(v.Durability),
+		Template: v.Template, Golden: v.Golden, From: v.From, OrElse: v.OrElse, CommitTo: v.CommitTo, CommitWhen: string(v.CommitWhen),
+		Warm: v.WasReady, Durability: string(v.Durability),
 		PublishedAt: v.Published, StagedAt: v.Staged, Conditions: admin.Found(v.Conditions),
+	}
+	if v.Access != (image.Access{}) {
+		is.Access = v.Access.String()
 	}
 	if v.Pod != (image.Pod{}) {
 		is.Pod = &admin.Pod{Namespace: v.Pod.Namespace, Name: v.Pod.Name, UID: v.Pod.UID}

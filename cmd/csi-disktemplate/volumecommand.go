@@ -136,7 +136,8 @@ func volumeFields(v admin.Volume) []field {
 	fields = append(fields, []field{
 		{"Created", sinceText(v.Created)}, {"From", cmp.Or(originOf(v), "-")}, {"Was ready", cmp.Or(yes(v.Warm), "-")},
 		{"Durability", cmp.Or(v.Durability, "-")}, {"Provisioning", cmp.Or(v.Provisioning, "-")},
-		{"Commit to", cmp.Or(v.CommitTo, "-")},
+		{"Access", cmp.Or(v.Access, "-")}, {"Asked from", cmp.Or(v.From, "-")}, {"  or else", cmp.Or(v.OrElse, "-")},
+		{"Commit to", cmp.Or(v.CommitTo, "-")}, {"  when", cmp.Or(v.CommitWhen, "-")},
 	}...)
 	fields = append(fields, findingFields(v.Conditions)...)
 	return append(fields, requestFields(v.Requests)...)

@@ -53,7 +53,7 @@ call of each volume for 15 minutes: longer than Kubernetes waits before it asks 
 	return cmd
 }
 
-// why prints what a pod waits for. A pod that the node knows nothing of is an error.
+// why prints what a pod waits for. A pod is an error if the node knows nothing that may be its volume.
 func why(out io.Writer, n admin.Node, asked, form string) error {
 	if n.Why == nil {
 		return errors.New("only a running plugin knows what a pod waits for: start it, or read its log")
@@ -65,7 +65,7 @@ func why(out io.Writer, n admin.Node, asked, form string) error {
 	if form != "" {
 		return printObject(out, w, form)
 	}
-	if err := printWhy(out, w); err != nil || len(w.Waits)+len(w.Volumes) > 0 {
+	if err := printWhy(out, w); err != nil || len(w.Waits)+len(w.Volumes)+len(w.Others) > 0 {
 		return err
 	}
 	return fmt.Errorf("this node knows no volume of %.200s; %s", asked, meant.Say(asked, podsOf(n),

@@ -58,7 +58,7 @@ func TestWhy(t *testing.T) {
 	if err := v.MakeDirs(); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	called := make(chan error)
 	go func() { called <- b.client.Publish(ctx, v) }()
@@ -68,7 +68,7 @@ func TestWhy(t *testing.T) {
 		t.Errorf("no template is being built:\n%s", out)
 	}
 	if err := <-called; err == nil {
-		t.Fatal("the VM was faster than 3 s")
+		t.Fatal("the VM was faster than a second")
 	}
 	b.waits("slow", admin.CauseTemplate, "template xfs 320Mi is being built") // by its uid
 	for !b.prewarmedHas("xfs-320m") {
@@ -105,6 +105,15 @@ func TestWhy(t *testing.T) {
 		if _, told := b.asked(1, "why", asked); !strings.Contains(told, says) {
 			t.Errorf("%s: %s", asked, told)
 		}
+	}
+	// A call that does not tell its pod.
+	claim := b.Claim("pvc-lost", harness.Mounted("ext4"), "uid-claim")
+	if err := b.client.Stage(t.Context(), claim); err == nil {
+		t.Error("a claim that is not there was staged")
+	}
+	b.waits("pvc-lost", admin.CauseRequest, "there is no volume pvc-lost on this node")
+	if out, _ := b.asked(0, "why", "ci/job"); !strings.Contains(out, "It may be its volume:") || !strings.Contains(out, "pvc-lost") {
+		t.Error(out)
 	}
 	b.mustUnpublish(v)
 }

@@ -104,14 +104,18 @@ type Volume struct {
 	Allocated    int64             `json:"allocatedBytes"`     // of the pool, shared extents included
 	Own          *int64            `json:"ownBytes,omitempty"` // that no other file shares; only of one volume
 	Content      string            `json:"content,omitempty"`  // what it was born with
-	Label        string            `json:"label,omitempty"`    //
+	Label        string            `json:"label,omitempty"`
 	Options      map[string]string `json:"formatOptions,omitempty"`
 	UUID         string            `json:"uuid,omitempty"`
 	Created      time.Time         `json:"created"`
 	Template     string            `json:"template,omitempty"` // the key of what it was cloned from, or
 	Golden       string            `json:"golden,omitempty"`   // the generation that it started from, or
 	Source       string            `json:"source,omitempty"`   // the snapshot or volume that it is a copy of
+	From         string            `json:"from,omitempty"`     // this and the next three as they were asked for
+	OrElse       string            `json:"orElse,omitempty"`
 	CommitTo     string            `json:"commitTo,omitempty"`
+	CommitWhen   string            `json:"commitWhen,omitempty"`
+	Access       string            `json:"access,omitempty"`   // the mount options that an inline volume asked for
 	Warm         bool              `json:"wasReady,omitempty"` // it was made before anybody asked for it
 	Durability   string            `json:"durability,omitempty"`
 	Provisioning string            `json:"provisioning,omitempty"` // of a claim: thin or thick
