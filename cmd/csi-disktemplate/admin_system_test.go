@@ -38,7 +38,13 @@ func (b *born) asked(wantCode int, args ...string) (out, told string) {
 func (b *born) shows(name string, args ...string) {
 	b.Helper()
 	out, told := b.asked(0, args...)
-	got, path := b.masked(told+out), filepath.Join("testdata", "commands", name)
+	b.is(name, told+out)
+}
+
+// is compares a text with testdata/commands/NAME as [born.shows] does.
+func (b *born) is(name, text string) {
+	b.Helper()
+	got, path := b.masked(text), filepath.Join("testdata", "commands", name)
 	if os.Getenv("UPDATE") != "" {
 		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
 			b.Fatal(err)
@@ -46,7 +52,7 @@ func (b *born) shows(name string, args ...string) {
 	}
 	want, err := os.ReadFile(path)
 	if err != nil || got != string(want) {
-		b.Errorf("%v prints\n%s\nwant %s: %v\n%s", args, got, path, err, want)
+		b.Errorf("there is\n%s\nwant %s: %v\n%s", got, path, err, want)
 	}
 }
 
@@ -103,6 +109,7 @@ func TestCommands(t *testing.T) {
 			b.volumesAreListed()
 			b.othersAreListed()
 			b.namesAreCompleted()
+			b.pluginAnswers()
 			b.socketIsRoots()
 			b.pluginIsGone()
 			b.end(claim)
@@ -137,6 +144,34 @@ func (b *born) othersAreListed() {
 }
 
 func first(out, _ string) string { return out }
+
+// pluginAnswers compares what the plugin tells on its socket, and what no command prints as it is.
+func (b *born) pluginAnswers() {
+	b.Helper()
+	client, err := admin.Dial(b.Context(), b.Pool)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer client.Close()
+	n := client.Node(b.Context())
+	plugin, err := n.Plugin()
+	requests, e := n.Requests()
+	findings, e2 := n.Findings()
+	if err := errors.Join(err, e, e2); err != nil {
+		b.Fatal(err)
+	}
+	if plugin.PID != b.PID() || plugin.Pool.Size <= plugin.Pool.Available || len(plugin.Pool.Layers) != 2 {
+		b.Errorf("%+v", plugin)
+	}
+	plugin.Pool, plugin.Version = admin.Pool{Path: plugin.Pool.Path}, "VERSION" // each kind of pool has others
+	for name, answer := range map[string]any{"plugin": plugin, "requests": requests, "findings": findings} {
+		var text strings.Builder
+		if err := printObject(&text, answer, "json"); err != nil {
+			b.Fatal(err)
+		}
+		b.is(name+"-json", text.String())
+	}
+}
 
 // namesAreCompleted has a shell complete arguments and flags.
 func (b *born) namesAreCompleted() {

@@ -83,7 +83,7 @@ type Call struct {
 
 // Begin notes a call that begins. pod may be nil. No name is kept that is too long to be one.
 func (c *Calls) Begin(began time.Time, method, object string, pod *Pod) *Call {
-	call := &Call{of: c, r: Request{Method: method, Object: short(object), Pod: pod, Began: began, UnderWay: true}}
+	call := &Call{of: c, r: Request{Method: method, Object: short(object), Pod: pod, Began: began.UTC(), UnderWay: true}}
 	c.mu.Lock()
 	c.underWay[call] = struct{}{}
 	c.mu.Unlock()
