@@ -46,7 +46,8 @@ func TestExamples(t *testing.T) {
 		return kubectl(t, "exec", "claim", "--", "sh", "-c", `df -m /data | awk 'END {print ($2 > 1900 ? "has grown: " : "is as it was: ") $0}'`)
 	}, "has grown")
 
-	// There are no others than these, and those of contents, which TestDatabasePerTest and TestDiskPerVM apply.
+	// There are no others than these, and those of contents, which TestDatabasePerTest and TestDiskPerVM apply. Those of
+	// goldens are in a directory of their own, see TestGoldenExamples.
 	files, err := filepath.Glob(filepath.Join(root, examples, "*.yaml"))
 	if err != nil || len(files) != 10 {
 		t.Errorf("expected 10 examples, found %s: %v", strings.Join(files, ", "), err)
