@@ -79,7 +79,7 @@ func (m *volumeMetrics) Collect(ch chan<- prometheus.Metric) {
 func (m *volumeMetrics) add(seen []volume.Traffic) {
 	last, sums := map[attachment]loopdev.Stats{}, map[string]loopdev.Stats{}
 	for _, t := range seen {
-		at := attachment{t.Record.ID, t.Loop, t.Attachment}
+		at := attachment{t.Record.ID, t.Loop.Index, t.Loop.Number}
 		sum, counted := sums[at.volume]
 		if !counted {
 			sum = m.sums[at.volume]

@@ -28,8 +28,8 @@ import (
 // none.
 func TestVolumeMetrics(t *testing.T) {
 	m := newVolumeMetrics(nil)
-	seen := func(id string, loop int, attachment, writes uint64) volume.Traffic {
-		return volume.Traffic{Record: image.Record{ID: id}, Loop: loop, Attachment: attachment, Stats: loopdev.Stats{Writes: writes}}
+	seen := func(id string, loop int, number, writes uint64) volume.Traffic {
+		return volume.Traffic{Record: image.Record{ID: id}, Loop: loopdev.Attachment{Index: loop, Number: number}, Stats: loopdev.Stats{Writes: writes}}
 	}
 	for i, step := range []struct {
 		seen []volume.Traffic
@@ -66,7 +66,7 @@ func TestVolumeSeries(t *testing.T) {
 		claim := image.Record{ID: "b", Name: "pvc-1", Lifecycle: image.Claim}
 		did := loopdev.Stats{Writes: writes, Busy: time.Duration(writes) * 100 * time.Millisecond}
 		return []volume.Traffic{
-			{Record: inline, Loop: 1, Stats: did}, {Record: claim, Loop: 2, Stats: did}, {Record: claim, Loop: 3, Stats: did},
+			{Record: inline, Loop: loopdev.Attachment{Index: 1}, Stats: did}, {Record: claim, Loop: loopdev.Attachment{Index: 2}, Stats: did}, {Record: claim, Loop: loopdev.Attachment{Index: 3}, Stats: did},
 		}, nil
 	}))
 	for _, want := range [][2]string{{"0", "0"}, {"5", "10"}} {

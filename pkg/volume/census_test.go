@@ -55,8 +55,8 @@ func TestCensus(t *testing.T) {
 			}
 			testenv.Run(t, "sync", "-f", r.Target)
 			after := n.mustTraffic("mounted")
-			if did := after.Stats.Minus(before.Stats); did.WrittenBytes < mib || did.Writes == 0 || after.Attachment != before.Attachment || after.Attachment == 0 {
-				t.Errorf("it did %+v in the attachments %d and %d", did, before.Attachment, after.Attachment)
+			if did := after.Stats.Minus(before.Stats); did.WrittenBytes < mib || did.Writes == 0 || after.Loop != before.Loop || after.Loop.Number == 0 {
+				t.Errorf("it did %+v in the attachments %+v and %+v", did, before.Loop, after.Loop)
 			}
 			n.mustUnpublish(r)
 			n.mustDelete(block.ID)
@@ -123,9 +123,10 @@ func TestFigures(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	most := 64*mib - (empty.Total - empty.Available) // what the filesystem has for itself no image has allocated
-	if f.Thin != 200*mib || f.Firm != 0 || f.Overcommit != 1 || f.Allocated != 128*mib || f.Shared < most-4*mib || f.Shared > most {
-		t.Errorf("%+v, with at most %d MiB shared", f, most/mib)
+	// What the filesystem has for itself no image has allocated. It varies a little.
+	shared := 64*mib - (empty.Total - empty.Available)
+	if f.Thin != 200*mib || f.Firm != 0 || f.Overcommit != 1 || f.Allocated != 128*mib || f.Shared < shared-4*mib || f.Shared > shared+4*mib {
+		t.Errorf("%+v, with some %d MiB shared", f, shared/mib)
 	}
 	n.mustDelete(v.ID, c.ID)
 }

@@ -4,9 +4,7 @@
 package loopdev
 
 import (
-	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -27,32 +25,6 @@ func (s Stats) Minus(o Stats) Stats {
 // Plus adds what was done by two devices, or at two times.
 func (s Stats) Plus(o Stats) Stats {
 	return Stats{s.Reads + o.Reads, s.Writes + o.Writes, s.ReadBytes + o.ReadBytes, s.WrittenBytes + o.WrittenBytes, s.Busy + o.Busy}
-}
-
-// Stats reads what the device has done, and the number of its attachment: each one that the kernel makes, of
-// whatever device, has another number.
-//
-// "read I/Os, read merges, read sectors, read ticks, write I/Os, […] io_ticks (milliseconds)" and "The "sectors" in
-// question are the standard UNIX 512-byte sectors", Documentation/block/stat.rst of the kernel. "diskseq: The
-// /sys/block/<disk>/diskseq files reports the disk sequence number", Documentation/ABI/stable/sysfs-block.
-func (d *Device) Stats() (s Stats, attachment uint64, err error) {
-	sys := "/sys/block/" + nameOf(d.index)
-	b, err := os.ReadFile(sys + "/stat")
-	if err != nil {
-		return s, 0, err
-	}
-	if s, err = parseStats(string(b)); err != nil {
-		return s, 0, fmt.Errorf("%s/stat: %w", sys, err)
-	}
-	b, err = os.ReadFile(sys + "/diskseq")
-	if errors.Is(err, os.ErrNotExist) { // Linux before 5.15
-		return s, 0, nil
-	}
-	if err != nil {
-		return s, 0, err
-	}
-	attachment, err = strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
-	return s, attachment, err
 }
 
 // sector is the unit of the kernel's counters, in bytes.

@@ -321,8 +321,8 @@ func (s *Store) Exclusive(ctx context.Context, img *Image, patience time.Duratio
 // It reads this from the path that the kernel keeps. The path ends in "(deleted)" if the
 // file had no name when it was attached, or has lost it since. The file may have a name by
 // now: see [Store.IDs].
-func (s *Store) WasVolume(dev *loopdev.Device) (bool, error) {
-	path, err := loopdev.BackingFile(dev.Index())
+func (s *Store) WasVolume(index int) (bool, error) {
+	path, err := loopdev.BackingFile(index)
 	if err != nil {
 		return false, err
 	}

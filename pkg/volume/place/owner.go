@@ -78,7 +78,7 @@ func (l Lost) Owns(dev *loopdev.Device) (bool, error) {
 	if err != nil || info.Name != l.id && !(info.Name == ReadyDevice && l.mode == image.ModeFilesystem) || len(info.Name) >= loopdev.MaxName {
 		return false, err
 	}
-	if was, err := l.images.WasVolume(dev); err != nil || !was {
+	if was, err := l.images.WasVolume(dev.Index()); err != nil || !was {
 		return false, err
 	}
 	ids, err := l.images.IDs()

@@ -308,11 +308,17 @@ func (s *Sweeper) findLoop(index int, filesystem uint64) (l poolLoop, here bool,
 	if err != nil {
 		return l, false, err
 	}
-	was, err := s.Images.WasVolume(dev)
-	// The name is a volume's id, or that of a device whose volume had none yet.
-	whole := (image.CheckID(info.Name) == nil || info.Name == place.ReadyDevice) && len(info.Name) < loopdev.MaxName
+	ours, err := s.madeAs(index, info.Name)
 	return poolLoop{
-		foundLoop: foundLoop{index: index, file: file, name: info.Name, autoClear: info.AutoClear, ours: was && whole},
+		foundLoop: foundLoop{index: index, file: file, name: info.Name, autoClear: info.AutoClear, ours: ours},
 		image:     image.FileID{Device: info.Device, Inode: info.Inode},
 	}, true, err
+}
+
+// madeAs reports whether a device was attached to a file that was made as a volume. Its name is a volume's id, or that of
+// a device whose volume had none yet.
+func (s *Sweeper) madeAs(index int, name string) (bool, error) {
+	was, err := s.Images.WasVolume(index)
+	whole := (image.CheckID(name) == nil || name == place.ReadyDevice) && len(name) < loopdev.MaxName
+	return was && whole, err
 }
