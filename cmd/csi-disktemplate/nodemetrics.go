@@ -87,22 +87,18 @@ func registerSpace(r prometheus.Registerer, p *pool.Pool, volumes *volume.Manage
 		row("pool_layer_available_bytes", "Space left"+of+"."),
 		row("pool_layer_headroom_bytes", "Space that new volumes leave to the node"+of+"; 0 where the node is not on it.")))
 	r.MustRegister(newGauges(func(send func(string, float64, ...string)) {
-		f, err := volumes.Figures()
+		is, err := volumes.Promises()
 		if err != nil {
 			return
 		}
-		send("pool_headroom_bytes", float64(f.Headroom))
-		send("pool_overcommit_ratio", f.Overcommit)
-		send("pool_promised_bytes", float64(f.Thin), "thin")
-		send("pool_promised_bytes", float64(f.Firm), "firm")
-		send("pool_allocated_bytes", float64(f.Allocated))
-		send("pool_shared_bytes", float64(f.Shared))
+		send("pool_headroom_bytes", float64(is.Headroom))
+		send("pool_overcommit_ratio", is.Overcommit)
+		send("pool_promised_bytes", float64(is.Thin), "thin")
+		send("pool_promised_bytes", float64(is.Firm), "firm")
 	},
 		[]string{"pool_headroom_bytes", "Space of the pool that new volumes leave free."},
 		[]string{"pool_overcommit_ratio", "How many times its size the pool promises to thin claims."},
-		[]string{"pool_promised_bytes", "Space that was promised to thin claims, and firmly to thick claims and snapshots.", "kind"},
-		[]string{"pool_allocated_bytes", "Space that all images have allocated; extents that several of them share count several times. Up to a minute old."},
-		[]string{"pool_shared_bytes", "Space that sharing extents saves, at least. Up to a minute old."}))
+		[]string{"pool_promised_bytes", "Space that was promised to thin claims, and firmly to thick claims and snapshots.", "kind"}))
 }
 
 // registerVolumes adds what there is on the node, and how much of its limits inline volumes take.
@@ -117,10 +113,14 @@ func registerVolumes(r prometheus.Registerer, volumes *volume.Manager, limits qu
 		}
 		send("snapshots", float64(c.Snapshots))
 		send("loop_devices", float64(c.Loops))
+		send("pool_allocated_bytes", float64(c.Allocated))
+		send("pool_shared_bytes", float64(c.Saved))
 	},
 		[]string{"volumes", "Volumes in the pool. Up to a minute old.", "lifecycle", "mode"},
 		[]string{"snapshots", "Snapshots in the pool. Up to a minute old."},
-		[]string{"loop_devices", "Loop devices of volumes, also of those that are kept ready or about to end. Up to a minute old."}))
+		[]string{"loop_devices", "Loop devices of volumes, also of those that are kept ready or about to end. Up to a minute old."},
+		[]string{"pool_allocated_bytes", "Space that all images have allocated; extents that several of them share count several times. Up to a minute old."},
+		[]string{"pool_shared_bytes", "Space that sharing extents saves, at least. Up to a minute old."}))
 	r.MustRegister(newGauges(func(send func(string, float64, ...string)) {
 		n, bytes := volumes.Inline()
 		send("inline_volumes", float64(n))

@@ -258,14 +258,13 @@ func BenchmarkMany(b *testing.B) {
 				_, err := n.Sweep(b.Context(), sweep.Options{})
 				return err
 			})
-			bench("metrics", func() error { // as it is once a minute at most
+			bench("census", func() error { // as it is in the background, once a minute at most
 				_, err := n.count()
-				_, e := n.space.Figures()
-				return errors.Join(err, e)
+				return err
 			})
-			bench("metrics-again", func() error {
+			bench("metrics", func() error { // as they are for a scrape
 				_, err := n.Census()
-				_, e := n.Figures()
+				_, e := n.Promises()
 				return errors.Join(err, e)
 			})
 			bench("restart", func() error {

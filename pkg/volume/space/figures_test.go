@@ -5,24 +5,18 @@
 
 package space
 
-import (
-	"testing"
-	"time"
-)
+import "testing"
 
-// TestFiguresAreKept asks for the figures while a look at all images is fresh enough, and after that. Promises are those of
-// the moment.
-func TestFiguresAreKept(t *testing.T) {
+// TestPromises asks for the promises without a look at the images, and then for what they have allocated.
+func TestPromises(t *testing.T) {
 	onPools(t, func(s space) {
 		s.must("creating", s.create("a", 100*mib))
-		s.measured = measurement{start: time.Now(), took: 10 * time.Millisecond, allocated: 7 * gib}
-		f, err := s.Figures()
-		if err != nil || f.Allocated != 7*gib || f.Shared != 7*gib || f.Thin != 100*mib || f.Firm != 0 {
-			t.Errorf("%+v, %v", f, err)
+		p, err := s.Promises()
+		if err != nil || p.Thin != 100*mib || p.Firm != 0 || p.Headroom != 0 || p.Overcommit != 1 || !s.measured.start.IsZero() {
+			t.Errorf("%+v, %v", p, err)
 		}
-		s.measured.start = time.Now().Add(-time.Minute)
-		if f, err = s.Figures(); err != nil || f.Allocated > mib || f.Shared > mib || f.Thin != 100*mib {
-			t.Errorf("%+v, %v", f, err)
+		if allocated, saved, err := s.Sharing(); err != nil || allocated > mib || saved > mib {
+			t.Errorf("%d and %d, %v", allocated, saved, err)
 		}
 		s.must("removing", s.images.Remove("a"))
 	})
