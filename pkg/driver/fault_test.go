@@ -39,7 +39,7 @@ func TestPoolTaken(t *testing.T) {
 		take, back []string
 	}{
 		{"unmounted lazily", "mount it again and restart the plugin", []string{"umount", "--lazy", at}, []string{"mount", source, at}},
-		{"another mounted over it", "mounted over it or unmounted; undo that", []string{"mount", "--bind", other, at}, []string{"umount", at}},
+		{"another mounted over it", "mounted over it or unmounted", []string{"mount", "--bind", other, at}, []string{"umount", at}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			q := p.with(t)

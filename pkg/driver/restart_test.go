@@ -24,7 +24,7 @@ import (
 )
 
 // mayStay matches the files that a killed plugin may leave in a pool.
-var mayStay = regexp.MustCompile(`^(locks/[^/]+\.lock|cache/vmlinux-[0-9a-f]{16}-[0-9a-f]{16})$`)
+var mayStay = regexp.MustCompile(`^(admin\.sock|locks/[^/]+\.lock|cache/vmlinux-[0-9a-f]{16}-[0-9a-f]{16})$`)
 
 // TestKillDuringBuild kills the plugin while a VM formats a template.
 func TestKillDuringBuild(t *testing.T) {
