@@ -213,7 +213,7 @@ func TestBornAhead(t *testing.T) {
 	b := startBorn(t, testenv.XFS, "contents: []\n", "--prewarm", "ext4:64Mi:content=files")
 	b.write(filepath.Join(b.dir, "files.tar"), archiveOf(t, file{"a", "text", 1}))
 	b.await("the condition of a template without content", func() bool {
-		_, page := b.get("/readyz?verbose")
+		_, page := b.get("/readyz")
 		return strings.Contains(page, "PrewarmFailed") && strings.Contains(page, `"files"`)
 	})
 	b.write(b.list, []byte("contents:\n- {name: files, tar: files.tar, namespaces: ['*']}\n"))

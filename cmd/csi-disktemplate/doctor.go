@@ -61,7 +61,7 @@ func newDoctorCommand() *cobra.Command {
 which is good, degraded (and what that costs) or broken, and below it what to do.
 
 Beside a running plugin it finds the plugin's flags by itself, and says what that plugin
-says of itself (/readyz?verbose), if it serves --http-endpoint. Where no plugin runs it
+says of itself, on its admin socket or at /readyz?verbose. Where no plugin runs it
 looks by itself, and before there is a pool it says what the plugin would do. It
 changes nothing. Trial files have no names, and a trial loop device detaches itself.
 
@@ -154,7 +154,7 @@ func askPlugin(ctx context.Context, plugin *running, o pluginOptions) (found []h
 		f.State, f.Text = health.StateBroken, f.Text+fmt.Sprintf(", and does not say how it is: %v", err)
 		f.Remedy = "look into its log; if it hangs, end it: volumes in use stay as they are"
 	case said == nil:
-		f.Text += "; what it alone knows is in its log, since it has no --http-endpoint: its registration, listed templates, contents and goldens"
+		f.Text += "; what it alone knows is in its log, since it has neither an admin socket nor --http-endpoint: its registration, listed templates, contents and goldens"
 	}
 	return append([]health.Finding{f}, said...), said != nil
 }

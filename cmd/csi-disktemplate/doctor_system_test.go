@@ -413,6 +413,28 @@ func TestDoctorFindsPlugin(t *testing.T) {
 	}
 }
 
+// TestDoctorAsksSocket runs doctor beside a plugin without an HTTP endpoint, whose loopback pool is mounted in its own
+// mount namespace alone. Nobody but the plugin knows of disk images.
+func TestDoctorAsksSocket(t *testing.T) {
+	n := harnesstest.New(t, filepath.Join(testenv.Ext4.Mount(t, 600<<20), "pool"))
+	plugin := harnesstest.Launch(t, n, harness.Command{
+		Binary: testenv.Binary(t), ID: "node1", Within: []string{"unshare", "--mount"},
+		Flags: []string{"--loopback-pool-size", "400Mi", "--warm-max", "0"},
+	})
+	defer plugin.Kill()
+	var d diagnosis
+	testenv.Eventually(t, "the plugin's own findings", func() bool {
+		d = diagnose(t, exec.CommandContext(t.Context(), testenv.Binary(t), "doctor", "-o", "json", "--pool", n.Pool))
+		return len(d.about("disk-images")) == 1
+	})
+	if f := d.about("plugin"); len(f) != 1 || f[0].State != health.StateGood {
+		t.Errorf("%+v", f)
+	}
+	if err := plugin.Stop(time.Minute); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestRequirementsAreDocumented compares the findings of a plugin that has everything with the table in the documents.
 func TestRequirementsAreDocumented(t *testing.T) {
 	fs := testenv.XFS.Mount(t, 1<<30)

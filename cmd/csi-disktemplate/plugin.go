@@ -105,7 +105,7 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 	go readAhead(formatter)
 	g, ctx := errgroup.WithContext(ctx)
 	node := rooms{pool: p, volumes: volumes, templates: store, goldens: golden.NewStore(p), plugin: &ownPlugin{
-		options: o, started: started, formatter: formatter, builder: builder, metrics: metrics, findings: look.ready,
+		options: o, started: started, formatter: formatter, builder: builder, metrics: metrics, look: look,
 	}}.node()
 	g.Go(func() error {
 		serveAdmin(ctx, p.Root(), node)

@@ -89,6 +89,10 @@ func (l *lookout) findings() []health.Finding {
 	return health.Findings(l.requirements, l.ready())
 }
 
+// wrong describes what is wrong with the running plugin, as it was seen last. A limitation of the node is nothing that a
+// pod waits for.
+func (l *lookout) wrong() []health.Finding { return health.Findings(nil, health.Acute(l.ready())) }
+
 // lateRequirements are those that the plugin meets a while after it has started.
 func lateRequirements(first health.Requirement, p *prewarm.Config, registration *driver.Registration) (late []health.Requirement) {
 	if p.Wait {

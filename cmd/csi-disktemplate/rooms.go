@@ -18,6 +18,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/content"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/driver"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fiemap"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
@@ -46,7 +47,7 @@ type ownPlugin struct {
 	formatter *vmformat.Formatter
 	builder   *builder
 	metrics   *driver.Metrics
-	findings  conditionsFunc
+	look      *lookout
 }
 
 // node joins the rooms. Without a plugin, what only that knows is nil.
@@ -90,10 +91,7 @@ func (r rooms) describePool() (admin.Pool, error) {
 	return is, err
 }
 
-// findings are what is wrong with the plugin.
-func (r rooms) findings() ([]admin.Finding, error) {
-	return append([]admin.Finding{}, admin.Found(r.plugin.findings())...), nil
-}
+func (r rooms) findings() ([]health.Finding, error) { return r.plugin.look.findings(), nil }
 
 func (r rooms) requests() (admin.Requests, error) { return r.plugin.metrics.Requests(), nil }
 
@@ -135,7 +133,7 @@ func asVolume(v volume.Listed) admin.Volume {
 		UUID: textOf(v.UUID), Created: *admin.At(v.Created),
 		Template: v.Template, Golden: v.Golden, From: v.From, OrElse: v.OrElse, CommitTo: v.CommitTo, CommitWhen: string(v.CommitWhen),
 		Warm: v.WasReady, Durability: string(v.Durability),
-		PublishedAt: v.Published, StagedAt: v.Staged, Conditions: admin.Found(v.Conditions),
+		PublishedAt: v.Published, StagedAt: v.Staged, Conditions: admin.Conditions(v.Conditions),
 	}
 	if v.Access != (image.Access{}) {
 		is.Access = v.Access.String()
@@ -387,8 +385,7 @@ func (r rooms) why(asked string) (admin.Why, error) {
 	if err != nil {
 		return admin.Why{}, err
 	}
-	findings, err := r.findings()
 	return admin.Explain(asked, admin.Seen{
-		Requests: r.plugin.metrics.Requests(), Volumes: volumes, Templates: r.builds(), Findings: findings,
-	}), err
+		Requests: r.plugin.metrics.Requests(), Volumes: volumes, Templates: r.builds(), Findings: r.plugin.look.wrong(),
+	}), nil
 }

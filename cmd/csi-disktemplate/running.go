@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -11,11 +12,13 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/admin"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/driver"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/process"
@@ -25,6 +28,7 @@ import (
 // running is a plugin that works on a pool of this machine.
 type running struct {
 	pid     int
+	root    string // where its pool's files are: in a loopback pool this is not --pool
 	options pluginOptions
 }
 
@@ -41,6 +45,7 @@ func findRunning(dir string) (*running, error) {
 	var found []*running
 	for _, h := range holders {
 		if r := readRunning(h.PID); r != nil {
+			r.root = rootOf(h)
 			found = append(found, r)
 		}
 	}
@@ -58,6 +63,12 @@ func findRunning(dir string) (*running, error) {
 		return nil, fmt.Errorf("%d plugins run on this machine; give --pool one of %s", len(found), strings.Join(dirs, ", "))
 	}
 	return nil, nil
+}
+
+// rootOf is the root of the pool whose lock a process holds, by way of the process's own mount namespace (proc(5),
+// /proc/pid/root).
+func rootOf(h process.Process) string {
+	return filepath.Join("/proc", strconv.Itoa(h.PID), "root", strings.TrimSuffix(h.File, pool.OwnerLock))
 }
 
 func samePath(a, b string) bool {
@@ -105,8 +116,21 @@ func (r *running) assume() {
 // answerTime is how long a plugin may take to say how it is. Trials of a disk under load take a second.
 const answerTime = 10 * time.Second
 
-// findings asks the plugin how well it is. It has none if it serves no pages.
+// findings asks the plugin how well it is: on its admin socket, or on its HTTP endpoint where the pool is full or gone
+// and has no socket. It returns nil if the plugin has neither.
 func (r *running) findings(ctx context.Context) ([]health.Finding, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	c, err := admin.Dial(ctx, r.root)
+	if err != nil {
+		return r.readyz(ctx)
+	}
+	defer c.Close()
+	return c.Node(ctx).Findings()
+}
+
+// readyz asks the plugin's HTTP endpoint, if it serves one.
+func (r *running) readyz(ctx context.Context) ([]health.Finding, error) {
 	if r.options.httpEndpoint == "" {
 		return nil, nil
 	}
@@ -114,12 +138,8 @@ func (r *running) findings(ctx context.Context) ([]health.Finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	if host == "" {
-		host = "localhost"
-	}
-	ctx, cancel := context.WithTimeout(ctx, answerTime)
-	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(host, port)+"/readyz?verbose&output=json", nil)
+	url := "http://" + net.JoinHostPort(cmp.Or(host, "localhost"), port) + "/readyz?verbose&output=json"
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -110,10 +110,10 @@ func sinceText(t time.Time) string {
 	return fmt.Sprintf("%s (%s ago)", t.UTC().Format(time.DateTime+"Z"), ageOf(t))
 }
 
-func codesOf(findings []admin.Finding) string {
+func codesOf(conditions []admin.Condition) string {
 	var codes []string
-	for _, f := range findings {
-		codes = append(codes, f.Code)
+	for _, c := range conditions {
+		codes = append(codes, c.Code)
 	}
 	return strings.Join(codes, ",")
 }
@@ -139,7 +139,7 @@ func volumeFields(v admin.Volume) []field {
 		{"Access", cmp.Or(v.Access, "-")}, {"Asked from", cmp.Or(v.From, "-")}, {"  or else", cmp.Or(v.OrElse, "-")},
 		{"Commit to", cmp.Or(v.CommitTo, "-")}, {"  when", cmp.Or(v.CommitWhen, "-")},
 	}...)
-	fields = append(fields, findingFields(v.Conditions)...)
+	fields = append(fields, conditionFields(v.Conditions)...)
 	return append(fields, requestFields(v.Requests)...)
 }
 
@@ -151,16 +151,12 @@ func specText(filesystem string, bytes int64, label string, options map[string]s
 // lines are texts, one a line.
 func lines(texts []string) string { return cmp.Or(strings.Join(texts, "\n"), "-") }
 
-// findingFields describe what is wrong.
-func findingFields(findings []admin.Finding) []field {
-	if len(findings) == 0 {
+// conditionFields describe what is wrong with a volume.
+func conditionFields(conditions []admin.Condition) []field {
+	if len(conditions) == 0 {
 		return []field{{"Conditions", "none"}}
 	}
-	fields := []field{{name: "Conditions"}}
-	for _, f := range findings {
-		fields = append(fields, field{"  " + f.Code, strings.TrimSuffix(f.Text+"\n"+f.Remedy, "\n")})
-	}
-	return fields
+	return append([]field{{name: "Conditions"}}, conditionsUnder(conditions)...)
 }
 
 // requestFields describe calls.

@@ -119,9 +119,9 @@ func printWhy(out io.Writer, w admin.Why) error {
 	return printFields(out, title, fields)
 }
 
-func conditionsUnder(findings []admin.Finding) (fields []field) {
-	for _, f := range findings {
-		fields = append(fields, field{"  " + f.Code, strings.TrimSuffix(f.Text+"\n"+f.Remedy, "\n")})
+func conditionsUnder(conditions []admin.Condition) (fields []field) {
+	for _, c := range conditions {
+		fields = append(fields, field{"  " + c.Code, strings.TrimSuffix(c.Text+"\n"+c.Remedy, "\n")})
 	}
 	return fields
 }

@@ -13,6 +13,8 @@ import (
 	"net/url"
 	"os"
 	"syscall"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 )
 
 // ErrNoPlugin means that no plugin serves in a pool's directory.
@@ -70,7 +72,7 @@ func (c *Client) Node(ctx context.Context) Node {
 		Contents:  func() ([]Content, error) { return ask[[]Content](ctx, c, pathContents) },
 		Goldens:   func() ([]Golden, error) { return ask[[]Golden](ctx, c, pathGoldens) },
 		Requests:  func() (Requests, error) { return ask[Requests](ctx, c, pathRequests) },
-		Findings:  func() ([]Finding, error) { return ask[[]Finding](ctx, c, pathFindings) },
+		Findings:  func() ([]health.Finding, error) { return ask[[]health.Finding](ctx, c, pathFindings) },
 		Why:       func(of string) (Why, error) { return ask[Why](ctx, c, pathWhy+"?of="+url.QueryEscape(of)) },
 	}
 }

@@ -27,7 +27,7 @@ type Node struct {
 	Contents  func() ([]Content, error)
 	Goldens   func() ([]Golden, error)
 	Requests  func() (Requests, error)
-	Findings  func() ([]Finding, error)
+	Findings  func() ([]health.Finding, error) // of each requirement, met ones too
 	Why       func(asked string) (Why, error)
 }
 
@@ -122,7 +122,7 @@ type Volume struct {
 	PublishedAt  []string          `json:"publishedAt,omitempty"`
 	StagedAt     []string          `json:"stagedAt,omitempty"`
 	Devices      []string          `json:"devices,omitempty"`
-	Conditions   []Finding         `json:"conditions,omitempty"` // in a list only of volumes that are attached
+	Conditions   []Condition       `json:"conditions,omitempty"` // in a list only of volumes that are attached
 	Requests     []Request         `json:"requests,omitempty"`   // only of one volume: its calls of late
 }
 
@@ -241,30 +241,28 @@ func (g Golden) Is() string {
 
 func (g Golden) String() string { return fmt.Sprintf("%s@%d", g.Is(), g.Generation) }
 
-// Finding is one thing that is wrong now.
-type Finding struct {
+// Condition is one thing that is wrong with a volume now.
+type Condition struct {
 	Code     string     `json:"code"`
 	Object   string     `json:"object,omitempty"`
-	Severity string     `json:"severity"` // degraded, inaccessible or dataLoss
+	Severity string     `json:"severity"` // limited, degraded, inaccessible or dataLoss
 	Text     string     `json:"text"`
 	Remedy   string     `json:"remedy,omitempty"`
 	Since    *time.Time `json:"since,omitempty"`
-	Unready  bool       `json:"unready,omitempty"` // it keeps the plugin from being ready
 }
 
-// Found makes findings of conditions.
-func Found(conditions []health.Condition) (found []Finding) {
-	for _, c := range conditions {
-		found = append(found, Finding{
-			Code: c.Code, Object: c.Object, Severity: severities[c.Severity], Text: c.Text, Remedy: c.Remedy,
-			Since: At(c.Since), Unready: !c.StillReady,
+// Conditions are conditions of a volume, as they are shown.
+func Conditions(of []health.Condition) (shown []Condition) {
+	for _, c := range of {
+		shown = append(shown, Condition{
+			Code: c.Code, Object: c.Object, Severity: severities[c.Severity], Text: c.Text, Remedy: c.Remedy, Since: At(c.Since),
 		})
 	}
-	return found
+	return shown
 }
 
 var severities = map[health.Severity]string{
-	health.Degraded: "degraded", health.Inaccessible: "inaccessible", health.DataLoss: "dataLoss",
+	health.Limited: "limited", health.Degraded: "degraded", health.Inaccessible: "inaccessible", health.DataLoss: "dataLoss",
 }
 
 // At is a time as it is shown: UTC, in whole seconds. The zero time is nil.

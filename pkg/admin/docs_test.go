@@ -48,7 +48,7 @@ func TestShapesAreDocumented(t *testing.T) {
 func shapes(t *testing.T) string {
 	t.Helper()
 	var all strings.Builder
-	for _, file := range []string{"data.go", "calls.go", "why.go"} {
+	for _, file := range []string{"data.go", "calls.go", "why.go", "../health/requirement.go"} {
 		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ParseComments)
 		if err != nil {
 			t.Fatal(err)
@@ -98,7 +98,10 @@ func jsonType(e ast.Expr) string {
 	case *ast.MapType:
 		return "object of " + jsonType(e.Value)
 	case *ast.SelectorExpr:
-		return "time"
+		if e.Sel.Name == "Time" {
+			return "time"
+		}
+		return jsonType(e.Sel)
 	}
 	switch name := e.(*ast.Ident).Name; name {
 	case "int", "int64":

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 )
 
 // serve serves a node in a directory until the returned function is called.
@@ -71,7 +73,7 @@ func sample() Node {
 		Requests: func() (Requests, error) {
 			return Requests{UnderWay: []Request{{Method: "m", Began: now}}, Last: []Request{}, Failed: []Request{}}, nil
 		},
-		Findings: func() ([]Finding, error) { return nil, errors.New("the pool is gone") },
+		Findings: func() ([]health.Finding, error) { return nil, errors.New("the pool is gone") },
 		Why:      func(of string) (Why, error) { return Why{Asked: of, Waits: []Wait{{Volume: "v", Since: now}}}, nil },
 	}
 }

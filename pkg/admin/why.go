@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 )
 
 // Why is what a pod's volumes wait for on this node.
@@ -16,8 +18,8 @@ type Why struct {
 	Waits   []Wait   `json:"waits"`   // for each volume that waits
 	Volumes []Volume `json:"volumes"` // those that it has
 	// Others are failures that may be the pod's: their calls do not tell for which pod they are.
-	Others   []Wait    `json:"others"`
-	Findings []Finding `json:"findings"` // what is wrong with the plugin
+	Others   []Wait           `json:"others"`
+	Findings []health.Finding `json:"findings"` // what is wrong with the plugin
 }
 
 // Wait is what one volume waits for.
@@ -36,14 +38,14 @@ type Wait struct {
 type Seen struct {
 	Requests  Requests
 	Volumes   []Volume
-	Templates []Template // those that are being built, or could not be
-	Findings  []Finding
+	Templates []Template       // those that are being built, or could not be
+	Findings  []health.Finding // what is wrong with the plugin
 }
 
 // Explain says what the volumes of a pod wait for. The pod is asked for as NAMESPACE/NAME or by its UID. The
 // id of a volume does as well, or the name of a claim. It looks at nothing but what it is given.
 func Explain(asked string, s Seen) Why {
-	w := Why{Asked: asked, Waits: []Wait{}, Volumes: []Volume{}, Others: []Wait{}, Findings: s.Findings}
+	w := Why{Asked: asked, Waits: []Wait{}, Volumes: []Volume{}, Others: []Wait{}, Findings: append([]health.Finding{}, s.Findings...)}
 	ids := map[string]bool{}
 	for _, v := range s.Volumes {
 		if v.isOf(asked) {
