@@ -24,7 +24,7 @@ const module = "github.com/csi-disktemplate/csi-disktemplate/"
 var rooms = map[string][]string{
 	"cmd/csi-disktemplate/": {"pkg/"},
 	"pkg/admin/":            {"pkg/health", "pkg/size"},
-	"pkg/driver/":           {"pkg/admin", "pkg/volume", "pkg/template", "pkg/diskfs", "pkg/pool", "pkg/health", "pkg/size", "pkg/logs"},
+	"pkg/driver/":           {"pkg/admin", "pkg/volume", "pkg/template", "pkg/diskfs", "pkg/pool", "pkg/health", "pkg/meant", "pkg/size", "pkg/logs"},
 	"pkg/volume/":           {"pkg/template", "pkg/diskfs", "pkg/pool", "pkg/linux/", "pkg/health", "pkg/size", "pkg/logs"},
 	"pkg/volume/sweep/":     {"pkg/volume/device", "pkg/volume/golden", "pkg/volume/quota", "pkg/volume/space", "pkg/volume/place", "pkg/volume/image", "pkg/volume/errdefs", "pkg/pool", "pkg/linux/"},
 	"pkg/volume/device/":    {"pkg/volume/place", "pkg/volume/image", "pkg/pool", "pkg/linux/", "pkg/logs"},

@@ -156,7 +156,7 @@ func inlineAccepted(t *testing.T, req *csi.NodePublishVolumeRequest, r volume.In
 		t.Errorf("access %s", r.Access)
 	}
 	for key := range req.GetVolumeContext() {
-		if !strings.HasPrefix(key, kubeletPrefix) && !slices.Contains(attributes, key) {
+		if !strings.HasPrefix(key, kubeletPrefix) && !slices.ContainsFunc(attributes, func(a attribute) bool { return a.name == key }) {
 			t.Errorf("accepted the attribute %q", key)
 		}
 	}

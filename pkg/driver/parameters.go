@@ -44,7 +44,7 @@ const (
 )
 
 type classParameter struct {
-	name string
+	setting
 	read func(c *class, value string) error
 }
 
@@ -52,40 +52,51 @@ type classParameter struct {
 // in class, and its use in classRequest. A new field of [volume.ClaimRequest] must also be
 // compared in package volume; a test finds a forgotten one.
 var classParameters = []classParameter{
-	{paramContent, func(c *class, v string) (err error) {
-		c.content, err = contentNamed("parameter "+paramContent, v)
-		return err
-	}},
-	{paramFormat, func(c *class, v string) error {
-		c.format, c.formatGiven = v, true
-		return nil
-	}},
-	{paramFormatOptions, func(c *class, v string) error {
-		c.formatOptions = v
-		return nil
-	}},
-	{paramLabel, func(c *class, v string) error {
-		c.label = v
-		return nil
-	}},
-	{paramProvisioning, func(c *class, v string) (err error) {
-		if c.provisioning, err = image.ParseProvisioning(v); err != nil {
-			err = invalid("parameter %s %w", paramProvisioning, err)
-		}
-		return err
-	}},
-	{paramPublishAs, func(c *class, v string) (err error) {
-		c.publishAs, err = mountMode("parameter "+paramPublishAs, v)
-		return err
-	}},
-	{attrFrom, func(c *class, v string) error { return givenText(&c.From, "parameter "+attrFrom, v) }},
-	{attrOrElse, func(c *class, v string) error { return givenText(&c.OrElse, "parameter "+attrOrElse, v) }},
-	{attrCommitTo, func(c *class, v string) error { return givenText(&c.CommitTo, "parameter "+attrCommitTo, v) }},
-	{attrCommitWhen, func(c *class, v string) error { return givenText(&c.CommitWhen, "parameter "+attrCommitWhen, v) }},
-	{paramFSType, func(c *class, v string) (err error) {
-		c.fsType, err = filesystemNamed("parameter "+paramFSType, v)
-		return err
-	}},
+	{setting{paramFSType, filesystemsSetting, "`ext4`, or that of the content or golden", "the filesystem of a mounted volume"},
+		func(c *class, v string) (err error) {
+			c.fsType, err = filesystemNamed("parameter "+paramFSType, v)
+			return err
+		}},
+	{setting{paramLabel, labelSetting, "none", "the filesystem's label"},
+		func(c *class, v string) error {
+			c.label = v
+			return nil
+		}},
+	{setting{paramFormatOptions, "`KEY=VALUE,…`, each key once; [those of the filesystem](filesystems.md)",
+		"the filesystem's own", "how it is formatted"},
+		func(c *class, v string) error {
+			c.formatOptions = v
+			return nil
+		}},
+	{setting{paramContent, contentSetting, "none", "what is inside from the start"},
+		func(c *class, v string) (err error) {
+			c.content, err = contentNamed("parameter "+paramContent, v)
+			return err
+		}},
+	{setting{paramProvisioning, "`thin`, `thick`", "`thin`",
+		"whether its space is taken as it is written, or reserved from the start"},
+		func(c *class, v string) (err error) {
+			if c.provisioning, err = image.ParseProvisioning(v); err != nil {
+				err = invalid("parameter %s %w", paramProvisioning, err)
+			}
+			return err
+		}},
+	{setting{paramPublishAs, "`filesystem`, `diskImage`", "`filesystem`",
+		"what a pod's directory has: the files, or `disk.img` for a VM"},
+		func(c *class, v string) (err error) {
+			c.publishAs, err = mountMode("parameter "+paramPublishAs, v)
+			return err
+		}},
+	{setting{paramFormat, "`none`, `btrfs`, `ext4`, `xfs`",
+		"`none` for `volumeMode: Block`; the filesystem for `diskImage`", "what a disk is formatted with; not for mounted volumes"},
+		func(c *class, v string) error {
+			c.format, c.formatGiven = v, true
+			return nil
+		}},
+	{fromSetting, func(c *class, v string) error { return givenText(&c.From, "parameter "+attrFrom, v) }},
+	{orElseSetting, func(c *class, v string) error { return givenText(&c.OrElse, "parameter "+attrOrElse, v) }},
+	{commitToSetting("the claim is deleted"), func(c *class, v string) error { return givenText(&c.CommitTo, "parameter "+attrCommitTo, v) }},
+	{commitWhenSetting, func(c *class, v string) error { return givenText(&c.CommitWhen, "parameter "+attrCommitWhen, v) }},
 }
 
 // readClass reads the parameters of a StorageClass, each by itself.
@@ -98,7 +109,7 @@ func readClass(params map[string]string, block bool) (class, error) {
 	for _, key := range slices.Sorted(maps.Keys(params)) {
 		// Other keys with the prefix are the provisioner's, as with --extra-create-metadata.
 		if !strings.HasPrefix(key, kubeletPrefix) && !slices.Contains(names, key) {
-			return c, invalid("parameter %.64q: unknown; allowed are %s", key, strings.Join(names, ", "))
+			return c, unknownSetting("parameter", key, names)
 		}
 	}
 	for _, p := range classParameters {

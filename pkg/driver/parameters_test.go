@@ -114,7 +114,7 @@ const gibibyte = 1 << 30
 
 // TestBadClaimRequest reads the messages as the owner of a claim finds them in its events.
 func TestBadClaimRequest(t *testing.T) {
-	const allowed = "content, format, formatOptions, label, provisioning, publishAs, from, orElse, commitTo, commitWhen"
+	const allowed = "csi.storage.k8s.io/fstype, label, formatOptions, content, provisioning, publishAs, format, from, orElse, commitTo, commitWhen"
 	bad, outside := codes.InvalidArgument, codes.OutOfRange
 	for name, c := range map[string]struct {
 		req    *csi.CreateVolumeRequest
@@ -124,8 +124,8 @@ func TestBadClaimRequest(t *testing.T) {
 	}{
 		"unknown parameter":   {req: create(mounted(""), "siez", "1Gi"), code: bad, says: []string{"parameter", `"siez"`, allowed}},
 		"parameter by case":   {req: create(mounted(""), "publishas", "filesystem"), code: bad, says: []string{`"publishas"`, allowed}},
-		"size as a parameter": {req: create(mounted(""), "size", "1Gi"), code: bad, says: []string{`"size"`, allowed}},
-		"durability":          {req: create(mounted(""), "durability", "volatile"), code: bad, says: []string{"parameter", `"durability"`, allowed}},
+		"size as a parameter": {req: create(mounted(""), "size", "1Gi"), code: bad, says: []string{`"size"`, "resources.requests.storage"}},
+		"durability":          {req: create(mounted(""), "durability", "volatile"), code: bad, says: []string{"parameter", `"durability"`, "is for inline volumes"}},
 		"unknown filesystem":  {req: create(mounted("zfs")), code: bad, says: []string{"fsType", `"zfs"`, "btrfs, ext4, xfs"}},
 		"fstype parameter":    {req: create(mounted(""), paramFSType, "zfs"), code: bad, says: []string{paramFSType, `"zfs"`, "btrfs, ext4, xfs"}},
 		"two filesystems":     {req: create(mounted("xfs"), paramFSType, "ext4"), code: bad, says: []string{paramFSType, `"ext4"`, `"xfs"`}},

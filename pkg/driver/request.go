@@ -4,9 +4,7 @@
 package driver
 
 import (
-	"cmp"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -27,24 +25,6 @@ const (
 	keyPodUID     = kubeletPrefix + "pod.uid"
 	keyTokens     = kubeletPrefix + "serviceAccount.tokens"
 )
-
-// Attributes of an inline volume. Everybody who may create a pod may write them, so they are
-// hostile until they are checked here.
-const (
-	attrContent    = "content"
-	attrDurability = "durability"
-	attrSize       = "size"
-	attrLabel      = "label"
-	attrPublishAs  = "publishAs"
-	attrFrom       = "from" // this and the next three are also parameters of a StorageClass
-	attrOrElse     = "orElse"
-	attrCommitTo   = "commitTo"
-	attrCommitWhen = "commitWhen"
-)
-
-var attributes = []string{
-	attrCommitTo, attrCommitWhen, attrContent, attrDurability, attrFrom, attrLabel, attrOrElse, attrPublishAs, attrSize,
-}
 
 // inlineRequest checks a NodePublishVolume request for an inline volume, and makes the
 // request of package volume from it. It looks at nothing but the request.
@@ -68,41 +48,13 @@ func inlineRequest(req *csi.NodePublishVolumeRequest) (volume.InlineRequest, err
 		Target: trimmed(req.GetTargetPath()),
 		Access: u.Access,
 		Pod:    podOf(req),
-	}
-	if r.Lineage, err = lineageOf(req.GetVolumeContext()); err != nil {
-		return none, err
+		Mode:   image.ModeFilesystem,
 	}
 	r.ReadOnly = r.ReadOnly || req.GetReadonly()
-	if r.Spec, err = inlineSpec(u.Filesystem, req.GetVolumeContext()); err != nil {
+	if err := readAttributes(&r, u.Filesystem, req.GetVolumeContext()); err != nil {
 		return none, err
 	}
-	r.Mode = image.ModeFilesystem
-	if v, ok := req.GetVolumeContext()[attrPublishAs]; ok {
-		if r.Mode, err = mountMode("volume attribute "+attrPublishAs, v); err != nil {
-			return none, err
-		}
-	}
-	if v, ok := req.GetVolumeContext()[attrDurability]; ok {
-		if r.Durability, err = image.ParseDurability(v); err != nil {
-			return none, invalid("volume attribute %s %w", attrDurability, err)
-		}
-	}
 	return r, r.Validate()
-}
-
-// lineageOf reads what the attributes of an inline volume say of goldens. Package volume checks the words.
-func lineageOf(ctx map[string]string) (l image.Lineage, err error) {
-	for _, a := range []struct {
-		key  string
-		into *string
-	}{
-		{attrFrom, &l.From}, {attrOrElse, &l.OrElse}, {attrCommitTo, &l.CommitTo}, {attrCommitWhen, (*string)(&l.CommitWhen)},
-	} {
-		if v, given := ctx[a.key]; given && err == nil {
-			err = givenText(a.into, "volume attribute "+a.key, v)
-		}
-	}
-	return l, err
 }
 
 // givenText reads a value that must not be empty. field names it in the error.
@@ -186,37 +138,6 @@ func publishRequest(req *csi.NodePublishVolumeRequest) (volume.PublishRequest, e
 func podOf(req *csi.NodePublishVolumeRequest) image.Pod {
 	ctx := req.GetVolumeContext()
 	return image.Pod{Namespace: ctx[keyPodNS], Name: ctx[keyPodName], UID: ctx[keyPodUID]}
-}
-
-// inlineSpec reads the content of an inline volume.
-func inlineSpec(fsType string, ctx map[string]string) (diskfs.Spec, error) {
-	for _, key := range slices.Sorted(maps.Keys(ctx)) {
-		if !strings.HasPrefix(key, kubeletPrefix) && !slices.Contains(attributes, key) {
-			return diskfs.Spec{}, invalid("volume attribute %.64q: unknown; allowed are %s", key, strings.Join(attributes, ", "))
-		}
-	}
-	fs, err := filesystemNamed("fsType", cmp.Or(fsType, diskfs.Default))
-	if err != nil {
-		return diskfs.Spec{}, err
-	}
-	spec := diskfs.Spec{Filesystem: fs.Name, Label: ctx[attrLabel], Size: fs.DefaultSize()}
-	if v, ok := ctx[attrContent]; ok {
-		if spec.Content, err = contentNamed("volume attribute "+attrContent, v); err != nil {
-			return diskfs.Spec{}, err
-		}
-	}
-	if spec.Content != "" || ctx[attrFrom] != "" {
-		spec.Filesystem, spec.Size = fsType, 0 // the content or golden decides what is not given
-	}
-	if v, ok := ctx[attrSize]; ok {
-		if spec.Size, err = fs.ParseSize(v); err != nil {
-			return diskfs.Spec{}, fmt.Errorf("volume attribute %s %.32q: %w", attrSize, v, err)
-		}
-	}
-	if err := fs.CheckLabel(spec.Label); err != nil {
-		return diskfs.Spec{}, fmt.Errorf("volume attribute %s: %w", attrLabel, err)
-	}
-	return spec, nil
 }
 
 // contentNamed reads the name of a content. field names it in the error.

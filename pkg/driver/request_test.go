@@ -154,7 +154,7 @@ func TestBadPublishRequest(t *testing.T) {
 		ext4Min     = "9Mi"
 		btrfsMin    = "109Mi"
 		xfsMin      = "300Mi"
-		allowed     = "commitTo, commitWhen, content, durability, from, label, orElse, publishAs, size"
+		allowed     = "size, label, content, publishAs, durability, from, orElse, commitTo, commitWhen"
 		filesystems = "btrfs, ext4, xfs"
 		anID        = "letters, digits, '.', '_' or '-'"
 	)
@@ -168,8 +168,8 @@ func TestBadPublishRequest(t *testing.T) {
 		code   codes.Code
 		says   []string
 	}{
-		"unknown attribute":      {req: inline("", "siez", "1Gi"), code: bad, says: []string{"attribute", `"siez"`, allowed}},
-		"attribute in the plain": {req: inline("", "fsType", "xfs"), code: bad, says: []string{`"fsType"`, allowed}},
+		"unknown attribute":      {req: inline("", "siez", "1Gi"), code: bad, says: []string{"attribute", `"siez"`, "did you mean size?", allowed}},
+		"attribute in the plain": {req: inline("", "fsType", "xfs"), code: bad, says: []string{`"fsType"`, "beside volumeAttributes"}},
 		"attribute by case":      {req: inline("", "Size", "1Gi"), code: bad, says: []string{`"Size"`, allowed}},
 		"unknown filesystem":     {req: inline("ntfs"), code: bad, says: []string{"fsType", `"ntfs"`, filesystems}},
 		"filesystem by case":     {req: inline("EXT4"), code: bad, says: []string{"fsType", `"EXT4"`, filesystems}},
