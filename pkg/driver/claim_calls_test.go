@@ -150,7 +150,7 @@ func refusedClaims(p *plugin) {
 		says []string
 	}{
 		"elsewhere":    {elsewhere, codes.ResourceExhausted, []string{TopologyKey, "node-of-test"}},
-		"too small":    {small, codes.OutOfRange, []string{"capacity_range", "xfs", "300Mi"}},
+		"too small":    {small, codes.OutOfRange, []string{"size", "xfs", "300Mi"}},
 		"limited":      {limited, codes.OutOfRange, []string{"limit_bytes", "104857600", "xfs"}},
 		"parameter":    {create(mounted(""), "color", "red"), codes.InvalidArgument, []string{`"color"`}},
 		"not here":     {away, codes.ResourceExhausted, []string{"snapshot none", "node"}},

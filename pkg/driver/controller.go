@@ -66,7 +66,7 @@ func (s *controllerServer) CreateVolume(ctx context.Context, req *csi.CreateVolu
 	if code(err) == codes.NotFound && req.GetAccessibilityRequirements() != nil {
 		// The scheduler chose this node without knowing where the source is. Only this
 		// status code makes the provisioner ask the scheduler to choose again.
-		return nil, fmt.Errorf("%w: volume_content_source: %s cannot be copied here (%v): a copy is made on the node of its source; put the pod there", errElsewhere, r.Source, err)
+		return nil, fmt.Errorf("%w: dataSource: %s is not here, and a copy is made on the node of its source; put the pod there", errElsewhere, r.Source)
 	}
 	if err != nil {
 		return nil, err

@@ -78,7 +78,7 @@ func TestCode(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for how, err := range map[string]error{
 				"as it is": c.err,
-				"wrapped":  fmt.Errorf("volume v: %w (and then the cleanup failed: %w)", c.err, errors.New("more")),
+				"wrapped":  fmt.Errorf("volume v: %w (%w)", c.err, errors.New("more")),
 				"joined":   errors.Join(c.err, syscall.EIO),
 			} {
 				if got := code(err); got != c.want {

@@ -5,8 +5,10 @@ package driver
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume"
@@ -24,7 +26,7 @@ func (s *nodeServer) NodeStageVolume(ctx context.Context, req *csi.NodeStageVolu
 		return nil, err
 	}
 	if err := s.cfg.Volumes.Stage(ctx, r); err != nil {
-		return nil, err
+		return nil, missing(err)
 	}
 	return &csi.NodeStageVolumeResponse{}, nil
 }
@@ -72,7 +74,15 @@ func (s *nodeServer) publishClaim(ctx context.Context, req *csi.NodePublishVolum
 	if err != nil {
 		return err
 	}
-	return s.cfg.Volumes.PublishClaim(ctx, r)
+	return missing(s.cfg.Volumes.PublishClaim(ctx, r))
+}
+
+// missing tells what to do about a claim that a pod waits for and that is not here.
+func missing(err error) error {
+	if code(err) == codes.NotFound {
+		err = fmt.Errorf("%w; a claim is on the node that made it, unless it was deleted: compare its PersistentVolume", err)
+	}
+	return err
 }
 
 func (s *nodeServer) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {

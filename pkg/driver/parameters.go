@@ -191,7 +191,7 @@ func classRequest(capabilities []*csi.VolumeCapability, params map[string]string
 	// The provisioner makes fstype part of the capability. Other callers may not.
 	if c.fsType != nil {
 		if u.Filesystem != "" && u.Filesystem != c.fsType.Name {
-			return r, invalid("parameter %s %.64q: the volume capability asks for %q; give one of them", paramFSType, c.fsType.Name, u.Filesystem)
+			return r, invalid("parameter %s %.64q: fsType asks for %q; give one of them", paramFSType, c.fsType.Name, u.Filesystem)
 		}
 		u.Filesystem = c.fsType.Name
 	}

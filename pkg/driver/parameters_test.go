@@ -166,10 +166,10 @@ func TestBadClaimRequest(t *testing.T) {
 			says: []string{"volume_capabilities", `"xfs"`, `"ext4"`}},
 		"many nodes": {req: create(mounted("")), change: func(r *csi.CreateVolumeRequest) {
 			r.VolumeCapabilities[0].AccessMode.Mode = csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER
-		}, code: bad, says: []string{"access_mode", "MULTI_NODE_MULTI_WRITER", "SINGLE_NODE"}},
+		}, code: bad, says: []string{"accessModes", "MULTI_NODE_MULTI_WRITER", "ReadWriteOncePod"}},
 		"mount flag": {req: create(mounted("")), change: func(r *csi.CreateVolumeRequest) {
 			r.VolumeCapabilities[0].GetMount().MountFlags = []string{"data=journal"}
-		}, code: bad, says: []string{"mount_flags", `"data=journal"`, "noexec"}},
+		}, code: bad, says: []string{"mountOptions", `"data=journal"`, "noexec"}},
 		"mutable parameters": {req: create(mounted("")), change: func(r *csi.CreateVolumeRequest) { r.MutableParameters = map[string]string{"iops": "1"} }, code: bad,
 			says: []string{"mutable_parameters"}},
 		"negative size":  {req: create(mounted("")), change: sized64(-1, 0), code: outside, says: []string{"required_bytes", "-1"}},

@@ -173,7 +173,7 @@ func useOf(c *csi.VolumeCapability, of image.Lifecycle) (volume.Use, error) {
 	case csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY:
 		u.SingleTarget, u.ReadOnly = true, true
 	default:
-		return u, invalid("volume_capability.access_mode %s: a volume lives on one node; allowed are the SINGLE_NODE modes, which are ReadWriteOnce and ReadWriteOncePod in a claim's accessModes", mode)
+		return u, invalid("accessModes: %s is of several nodes, and a volume lives on one; ask for ReadWriteOnce or ReadWriteOncePod", accessMode(mode))
 	}
 	switch c.GetAccessType().(type) {
 	case *csi.VolumeCapability_Block:
@@ -192,6 +192,17 @@ func useOf(c *csi.VolumeCapability, of image.Lifecycle) (volume.Use, error) {
 	access.ReadOnly = access.ReadOnly || u.ReadOnly
 	u.Access = access
 	return u, err
+}
+
+// accessMode is an access mode as claims have it, with CSI's name.
+func accessMode(mode csi.VolumeCapability_AccessMode_Mode) string {
+	switch mode {
+	case csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY:
+		return "ReadOnlyMany (" + mode.String() + ")"
+	case csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER:
+		return "ReadWriteMany (" + mode.String() + ")"
+	}
+	return mode.String()
 }
 
 // useIfGiven reads a capability. It returns nil if the capability was left out.

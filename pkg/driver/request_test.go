@@ -258,18 +258,18 @@ func TestBadPublishRequest(t *testing.T) {
 			change: func(r *csi.NodePublishVolumeRequest) {
 				r.VolumeCapability.AccessType = &csi.VolumeCapability_Block{Block: &csi.VolumeCapability_BlockVolume{}}
 			}},
-		"no access mode": {req: inline(""), code: bad, says: []string{"access_mode", "UNKNOWN", "SINGLE_NODE"},
+		"no access mode": {req: inline(""), code: bad, says: []string{"accessModes", "UNKNOWN", "ReadWriteOncePod"},
 			change: func(r *csi.NodePublishVolumeRequest) { r.VolumeCapability.AccessMode = nil }},
-		"read on many nodes":  {req: inline(""), change: mode(csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY), code: bad, says: []string{"access_mode", "MULTI_NODE_READER_ONLY", "SINGLE_NODE"}},
-		"write on one node":   {req: inline(""), change: mode(csi.VolumeCapability_AccessMode_MULTI_NODE_SINGLE_WRITER), code: bad, says: []string{"access_mode", "MULTI_NODE_SINGLE_WRITER", "SINGLE_NODE"}},
-		"write on many nodes": {req: inline(""), change: mode(csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER), code: bad, says: []string{"access_mode", "MULTI_NODE_MULTI_WRITER", "SINGLE_NODE"}},
-		"a mode of tomorrow":  {req: inline(""), change: mode(99), code: bad, says: []string{"access_mode", "99", "SINGLE_NODE"}},
+		"read on many nodes":  {req: inline(""), change: mode(csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY), code: bad, says: []string{"accessModes", "MULTI_NODE_READER_ONLY", "ReadWriteOncePod"}},
+		"write on one node":   {req: inline(""), change: mode(csi.VolumeCapability_AccessMode_MULTI_NODE_SINGLE_WRITER), code: bad, says: []string{"accessModes", "MULTI_NODE_SINGLE_WRITER", "ReadWriteOncePod"}},
+		"write on many nodes": {req: inline(""), change: mode(csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER), code: bad, says: []string{"accessModes", "MULTI_NODE_MULTI_WRITER", "ReadWriteOncePod"}},
+		"a mode of tomorrow":  {req: inline(""), change: mode(99), code: bad, says: []string{"accessModes", "99", "ReadWriteOncePod"}},
 		"staged": {req: inline(""), code: bad, says: []string{"staging_target_path", `"/staging"`, "empty"},
 			change: func(r *csi.NodePublishVolumeRequest) { r.StagingTargetPath = "/staging" }},
-		"mount flag suid":          {req: inline(""), change: flags("suid"), code: bad, says: []string{"mount_flags", `"suid"`, "noatime"}},
-		"mount flag of ext4":       {req: inline(""), change: flags("noatime", "data=journal"), code: bad, says: []string{"mount_flags", `"data=journal"`, "noatime"}},
-		"mount flags in one":       {req: inline(""), change: flags("ro,suid"), code: bad, says: []string{"mount_flags", `"ro,suid"`, "noatime"}},
-		"mount flag that is empty": {req: inline(""), change: flags(""), code: bad, says: []string{"mount_flags", `""`, "noatime"}},
+		"mount flag suid":          {req: inline(""), change: flags("suid"), code: bad, says: []string{"mountOptions", `"suid"`, "noatime"}},
+		"mount flag of ext4":       {req: inline(""), change: flags("noatime", "data=journal"), code: bad, says: []string{"mountOptions", `"data=journal"`, "noatime"}},
+		"mount flags in one":       {req: inline(""), change: flags("ro,suid"), code: bad, says: []string{"mountOptions", `"ro,suid"`, "noatime"}},
+		"mount flag that is empty": {req: inline(""), change: flags(""), code: bad, says: []string{"mountOptions", `""`, "noatime"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c.change != nil {

@@ -160,7 +160,7 @@ func TestPatience(t *testing.T) {
 	defer cancel()
 	_, err = p.NodePublishVolume(ctx, r)
 	t.Log(err)
-	mustSay(t, err, codes.Aborted, "volume comes-back: template ext4 65Mi is being built (about ", "Kubernetes will ask again")
+	mustSay(t, err, codes.Aborted, "template ext4 65Mi is being built (about ", "Kubernetes will ask again")
 
 	// A caller that comes back when the template is there has waited for it all the same.
 	p.await("the end of the build", func() bool { return p.metric(builds) == 2 })

@@ -85,7 +85,7 @@ func (s *Store) build(key string, spec diskfs.Spec, why purpose) error {
 		if t, err := s.Lookup(key); err == nil { // it was built since the caller looked
 			return t.Close()
 		}
-		return fmt.Errorf("template %s: %w", key, err)
+		return err
 	}
 	defer turn.end()
 	limit, cancel := context.WithTimeout(s.ctx, s.cfg.LockTimeout)

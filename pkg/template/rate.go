@@ -50,7 +50,7 @@ func (p *pace) take() (*turn, error) {
 	}
 	missing := max(0, 1-p.bucket.TokensAt(now))
 	wait := time.Duration(missing * float64(ratePeriod) / float64(p.most))
-	return nil, fmt.Errorf("%w: --max-template-builds-per-hour %d is reached; try again in %s, ask for a disk of a kind (filesystem, size, label, options) that this node has already, or have the flag raised",
+	return nil, fmt.Errorf("%w: --max-template-builds-per-hour %d is reached; try again in %s, ask for a disk of a kind (filesystem, size, label, options) that this node has already, or have the operator raise the flag",
 		ErrTooMany, p.most, wait.Truncate(time.Second)+time.Second)
 }
 

@@ -28,7 +28,7 @@ var (
 	ErrBuilding = errors.New("template is still being built")
 	// ErrNoFormatter means that the machine cannot format, and that the pool has no earlier
 	// template of the wanted content. See [NoFormatter].
-	ErrNoFormatter = errors.New("no template and no way to build one")
+	ErrNoFormatter = errors.New("this node cannot make a template")
 	// ErrChanged means that the formatter's files were replaced during the call. The next
 	// call uses the new ones.
 	ErrChanged = errors.New("the formatter's files changed meanwhile")

@@ -521,7 +521,7 @@ func cannotMake(t *testing.T, s *Store, gone error) {
 	if !errors.Is(err, ErrNoFormatter) || !errors.Is(err, gone) {
 		t.Fatalf("other content: %v, want ErrNoFormatter and its cause", err)
 	}
-	if want := fmt.Sprintf("no template and no way to build one of %s: %s", other, gone); err.Error() != want {
+	if want := fmt.Sprintf("this node cannot make a template of %s: %s", other, gone); err.Error() != want {
 		t.Errorf("the message is\n%q, want\n%q", err, want)
 	}
 }

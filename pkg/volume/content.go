@@ -88,7 +88,7 @@ func (c contents) newImage(ctx context.Context, r image.Record, from *golden.Gol
 	res, err := c.fill(ctx, f, &r, from)
 	if err != nil {
 		f.Close()
-		return open{}, res, pool.Full(fmt.Errorf("volume %s: %w", r.ID, err))
+		return open{}, res, pool.Full(err)
 	}
 	if fits {
 		c.warm.want(kind, r)
@@ -102,7 +102,7 @@ func (c contents) describe(f *os.File, root *mount.Detached, r image.Record) (vo
 	vol.root = root
 	if vol.img, err = c.images.Describe(f, r); err != nil {
 		vol.close()
-		return open{}, pool.Full(fmt.Errorf("volume %s: %w", r.ID, err))
+		return open{}, pool.Full(err)
 	}
 	return vol, nil
 }

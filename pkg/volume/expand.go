@@ -78,7 +78,7 @@ func (m *Manager) expand(img *image.Image, want Size) error {
 		return nil
 	}
 	if err := spec.Validate(); err != nil {
-		return fmt.Errorf("capacity_range: %w", err)
+		return fmt.Errorf("size: %w", err)
 	}
 	release, err := m.space.Admit(space.Claim("", spec.Size-has, img.Record.Provisioning))
 	if err != nil {

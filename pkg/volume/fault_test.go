@@ -202,7 +202,7 @@ func TestDisksAreNeverMounted(t *testing.T) {
 			stage := StageRequest{ID: v.ID, Staging: n.staging(v.ID), Use: Use{Filesystem: "ext4"}}
 			err := n.Stage(t.Context(), stage)
 			if v.Mode == image.ModeBlock {
-				refused(t, "staging it as a filesystem", err, errdefs.ErrState, "access_type mount", "made as block")
+				refused(t, "staging it as a filesystem", err, errdefs.ErrState, "volumeMode Filesystem", "made as block")
 			} else if err != nil { // a diskImage volume, whose target has the file disk.img
 				t.Error(err)
 			}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/singleflight"
+	"k8s.io/klog/v2"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
@@ -207,9 +208,20 @@ func outlive[T any](ctx context.Context, b *background, key string, do func(cont
 		return r.Val.(T), r.Err
 	case <-ctx.Done():
 		var none T
-		return none, fmt.Errorf("%w: %s: %w; the work goes on: try again", errdefs.ErrUnderWay, key, context.Cause(ctx))
+		return none, &underWay{key, context.Cause(ctx)}
 	}
 }
+
+// underWay is an [errdefs.ErrUnderWay], and why the caller's time ended.
+type underWay struct {
+	key   string
+	cause error
+}
+
+func (u *underWay) Error() string {
+	return fmt.Sprintf("%v: %s: Kubernetes will ask again, and the work goes on meanwhile", errdefs.ErrUnderWay, u.key)
+}
+func (u *underWay) Unwrap() []error { return []error{errdefs.ErrUnderWay, u.cause} }
 
 // locks let one operation at a time work on a volume or a snapshot. Nobody waits for a lock:
 // one that is taken returns [errdefs.ErrBusy].
@@ -266,14 +278,15 @@ func (u *undo) add(step func() error) {
 	}
 }
 
-// on runs the steps if there is an error, and adds to the error what went wrong in them.
+// on runs the steps if there is an error. What goes wrong in them is logged, and is not part of the error: that tells
+// a user why the operation failed.
 func (u undo) on(err *error) {
 	if *err == nil {
 		return
 	}
 	for i := len(u) - 1; i >= 0; i-- {
 		if e := u[i](); e != nil {
-			*err = fmt.Errorf("%w (and then the cleanup failed: %w)", *err, e)
+			klog.ErrorS(e, "Cleaning up after a failed operation", "failure", *err)
 		}
 	}
 }

@@ -73,7 +73,7 @@ func checkContext(access image.Access) error {
 	}
 	enabled, err := selinux.Enabled()
 	if err == nil && !enabled {
-		err = fmt.Errorf("%w: mount option context (volume_capability.mount.mount_flags) %q: SELinux is not enabled in "+
+		err = fmt.Errorf("%w: mount option context (in mountOptions) %q: SELinux is not enabled in "+
 			"the kernel of this node, so kubelet has not added the option; remove it from the mountOptions of the "+
 			"StorageClass and the PersistentVolume", errdefs.ErrState, access.Context)
 	}

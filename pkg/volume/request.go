@@ -135,11 +135,11 @@ func (m *Manager) origin(s image.Source) (origin, error) {
 // [diskfs.ErrOutOfRange].
 func (r *ClaimRequest) follow(from origin) error {
 	if (r.Mode == image.ModeFilesystem) != (from.mode == image.ModeFilesystem) {
-		return fmt.Errorf("%w: volume_content_source: %s has mode %s, and mode %s is asked for: a filesystem can be copied only to a filesystem, and a disk only to a disk",
+		return fmt.Errorf("%w: dataSource: %s has mode %s, and mode %s is asked for: a filesystem can be copied only to a filesystem, and a disk only to a disk",
 			errdefs.ErrInvalid, r.Source, from.mode, r.Mode)
 	}
 	if r.Spec.Size > 0 && r.Spec.Size < from.spec.Size {
-		return fmt.Errorf("%w: capacity_range.required_bytes: %s is less than the %s of %s; ask for at least that",
+		return fmt.Errorf("%w: size: %s is less than the %s of %s; ask for at least that",
 			diskfs.ErrOutOfRange, size.Format(r.Spec.Size), size.Format(from.spec.Size), r.Source)
 	}
 	bytes := max(r.Spec.Size, from.spec.Size)
@@ -148,7 +148,7 @@ func (r *ClaimRequest) follow(from origin) error {
 	asked = asHave(asked, from.spec, r.Lineage)
 	// The plugin does not know what its consumer has put on a disk, so it does not compare.
 	if from.mode == image.ModeFilesystem && !r.DefaultSpec && !asked.Equal(from.spec) {
-		return fmt.Errorf("%w: volume_content_source: %s is %s, and %s is asked for: a copy has the filesystem, label and format options of its source; use a StorageClass with the same",
+		return fmt.Errorf("%w: dataSource: %s is %s, and %s is asked for: a copy has the filesystem, label and format options of its source; use a StorageClass with the same",
 			errdefs.ErrInvalid, r.Source, from.spec, asked)
 	}
 	r.Spec = from.spec
@@ -173,7 +173,7 @@ func (r *ClaimRequest) decideSize() error {
 			diskfs.ErrOutOfRange, r.Limit, size.Format(r.Spec.Size), fs.Name, size.Format(fs.MinSize))
 	}
 	if err := r.Spec.Validate(); errors.Is(err, diskfs.ErrOutOfRange) {
-		return fmt.Errorf("capacity_range: %w", err)
+		return fmt.Errorf("size: %w", err)
 	} else if err != nil {
 		return err
 	}

@@ -42,15 +42,15 @@ func Supports(have image.Record, u Use) error { return supports(have, u, errdefs
 // supports is [Supports] with another kind of error.
 func supports(have image.Record, u Use, kind error) error {
 	if u.Block != (have.Mode == image.ModeBlock) {
-		asked := "mount"
+		asked := "Filesystem"
 		if u.Block {
-			asked = "block"
+			asked = "Block"
 		}
-		return fmt.Errorf("%w: volume_capability.access_type %s: volume %s was made as %s; use the volumeMode that its claim had", kind, asked, have.ID, have.Mode)
+		return fmt.Errorf("%w: volumeMode %s: volume %s was made as %s; use the volumeMode that its claim had", kind, asked, have.ID, have.Mode)
 	}
 	// The content of a disk image is not mounted here, so its fsType does not matter.
 	if have.Mode == image.ModeFilesystem && u.Filesystem != "" && u.Filesystem != have.Spec.Filesystem {
-		return fmt.Errorf("%w: volume_capability.mount.fs_type %q: volume %s has %s; ask for that, or for none", kind, u.Filesystem, have.ID, have.Spec.Filesystem)
+		return fmt.Errorf("%w: fsType %q: volume %s has %s; ask for that, or for none", kind, u.Filesystem, have.ID, have.Spec.Filesystem)
 	}
 	return nil
 }

@@ -86,7 +86,7 @@ func unsupported(word string, allowed []string) error {
 	if slices.ContainsFunc(otherContexts, func(key string) bool { return strings.HasPrefix(word, key) }) {
 		why += "; of SELinux's options, only " + contextKey + " is"
 	}
-	return fmt.Errorf("%w: mount option %.64q (volume_capability.mount.mount_flags): %s; allowed are %s and %s",
+	return fmt.Errorf("%w: mount option %.64q (in mountOptions): %s; allowed are %s and %s",
 		errdefs.ErrInvalid, word, why, strings.Join(allowed, ", "), contextKey)
 }
 

@@ -43,7 +43,7 @@ func parseContext(value string) (string, error) {
 		bare = value[1 : len(value)-1]
 	}
 	if len(bare) > maxContext || !contextPattern.MatchString(bare) {
-		return "", fmt.Errorf("%w: mount option context (volume_capability.mount.mount_flags) %.64q: must be %s, of letters, "+
+		return "", fmt.Errorf("%w: mount option context (in mountOptions) %.64q: must be %s, of letters, "+
 			"digits, '_', '.' and '-', with ':' and ',' in the level, and have at most %d bytes",
 			errdefs.ErrInvalid, value, contextForm, maxContext)
 	}

@@ -28,7 +28,7 @@ func (l Limits) CheckSize(bytes int64) error {
 	if l.Size == 0 || bytes <= l.Size {
 		return nil
 	}
-	return fmt.Errorf("%w: volume attribute size %s: an inline volume may have at most %s (--max-inline-size); ask for less, use a claim, or have the flag raised",
+	return fmt.Errorf("%w: volume attribute size %s: an inline volume may have at most %s (--max-inline-size); ask for less, use a claim, or have the operator raise the flag",
 		diskfs.ErrOutOfRange, size.Format(bytes), size.Format(l.Size))
 }
 
@@ -78,16 +78,16 @@ func (l Limits) refuse(namespace string, bytes int64, ofNamespace, ofNode usage)
 	beyond := func(limit, sum int64) bool { return limit > 0 && sum > limit }
 	switch ns, node := ofNamespace.with(bytes), ofNode.with(bytes); {
 	case beyond(int64(l.VolumesPerNamespace), int64(ns.volumes)):
-		return fmt.Errorf("%w: --max-inline-volumes-per-namespace %d: namespace %q has %d inline volumes on this node; delete pods with inline volumes in this namespace, or have the flag raised",
+		return fmt.Errorf("%w: --max-inline-volumes-per-namespace %d: namespace %q has %d inline volumes on this node; delete pods with inline volumes in this namespace, or have the operator raise the flag",
 			errdefs.ErrLimit, l.VolumesPerNamespace, namespace, ofNamespace.volumes)
 	case beyond(l.BytesPerNamespace, ns.bytes):
-		return fmt.Errorf("%w: --max-inline-bytes-per-namespace %s: namespace %q has %s in inline volumes on this node and asks for %s more; ask for less, delete pods with inline volumes in this namespace, or have the flag raised",
+		return fmt.Errorf("%w: --max-inline-bytes-per-namespace %s: namespace %q has %s in inline volumes on this node and asks for %s more; ask for less, delete pods with inline volumes in this namespace, or have the operator raise the flag",
 			errdefs.ErrLimit, size.Format(l.BytesPerNamespace), namespace, size.Format(ofNamespace.bytes), size.Format(bytes))
 	case beyond(int64(l.Volumes), int64(node.volumes)):
-		return fmt.Errorf("%w: --max-inline-volumes %d: this node has %d inline volumes, %d of them of namespace %q; delete pods with inline volumes, or have the flag raised",
+		return fmt.Errorf("%w: --max-inline-volumes %d: this node has %d inline volumes, %d of them of namespace %q; delete pods with inline volumes, or have the operator raise the flag",
 			errdefs.ErrLimit, l.Volumes, ofNode.volumes, ofNamespace.volumes, namespace)
 	case beyond(l.Bytes, node.bytes):
-		return fmt.Errorf("%w: --max-inline-bytes %s: this node has %s in inline volumes, %s of it of namespace %q, which asks for %s more; ask for less, delete pods with inline volumes, or have the flag raised",
+		return fmt.Errorf("%w: --max-inline-bytes %s: this node has %s in inline volumes, %s of it of namespace %q, which asks for %s more; ask for less, delete pods with inline volumes, or have the operator raise the flag",
 			errdefs.ErrLimit, size.Format(l.Bytes), size.Format(ofNode.bytes), size.Format(ofNamespace.bytes), namespace, size.Format(bytes))
 	}
 	return nil

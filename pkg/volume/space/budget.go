@@ -65,12 +65,12 @@ func (b budget) refuse(d Demand) error {
 		if d.Thin > 0 {
 			left = int64(float64(left) * b.overcommit)
 		}
-		return fmt.Errorf("%w: %s is asked for, and %s can be promised: %s; delete claims or snapshots, %s, %s, or raise --overcommit",
-			pool.ErrFull, size.Format(d.Firm+d.Thin), size.Format(left), b, pool.DropTemplates(), enlarge(b.limit))
+		return fmt.Errorf("%w: %s is asked for, and %s can be promised; ask for less, delete claims or snapshots, or have the operator %s, %s, or raise --overcommit: %s",
+			pool.ErrFull, size.Format(d.Firm+d.Thin), size.Format(left), enlarge(b.limit), pool.DropTemplates(), b)
 	}
 	if d.Now > b.free() {
-		return fmt.Errorf("%w: %s is needed at once: %s; delete volumes, %s, or %s",
-			pool.ErrFull, size.Format(d.Now), b, pool.DropTemplates(), enlarge(b.limit))
+		return fmt.Errorf("%w: %s is needed at once, and %s can be taken; ask for less, delete volumes, or have the operator %s, or %s: %s",
+			pool.ErrFull, size.Format(d.Now), size.Format(b.free()), enlarge(b.limit), pool.DropTemplates(), b)
 	}
 	return nil
 }

@@ -193,7 +193,7 @@ func (s *Space) checkFree(has pool.Space, spare int64) error {
 		}
 		err := fmt.Errorf("%w: of %s, %s are free, and new volumes leave %s of headroom%s",
 			pool.ErrFull, size.Format(has.Total), size.Format(has.Available), size.Format(headroom), limit)
-		return health.Advise(err, fmt.Sprintf("delete volumes, %s, or %s", pool.DropTemplates(), enlarge(has.Limit)))
+		return health.Advise(err, fmt.Sprintf("delete volumes, or have the operator %s, or %s", enlarge(has.Limit), pool.DropTemplates()))
 	}
 	return nil
 }
