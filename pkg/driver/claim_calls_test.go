@@ -86,6 +86,27 @@ func capacity(p *plugin) {
 	}
 }
 
+// smallClaims asks for less than filesystems take, as KubeVirt does for the state of a VM, and clones the claims with the
+// same request.
+func smallClaims(p *plugin) {
+	t := p.t
+	for fs, smallest := range map[string]int64{"ext4": 10 * mib, "xfs": 300 * mib, "btrfs": 109 * mib} {
+		req := create(mounted(fs))
+		req.Name, req.CapacityRange = "state-"+fs, &csi.CapacityRange{RequiredBytes: 10 * mib, LimitBytes: smallest}
+		c, again := p.mustCreate(req), p.mustCreate(req)
+		req.Name, req.VolumeContentSource = "clone-"+fs, harness.FromVolume(c.ID)
+		clone := p.mustCreate(req)
+		for _, v := range []*claimed{c, again, clone} {
+			if v.created.CapacityBytes != smallest {
+				t.Errorf("%s on %s: %d bytes", v.ID, fs, v.created.CapacityBytes)
+			}
+		}
+		if err := errors.Join(p.stage(c), p.publishClaim(c), p.end(c), p.end(clone)); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // validate asks what a claim can be used as.
 func validate(p *plugin) {
 	t := p.t
@@ -137,7 +158,7 @@ func refusedClaims(p *plugin) {
 	elsewhere := create(mounted(""))
 	elsewhere.AccessibilityRequirements = &csi.TopologyRequirement{Requisite: []*csi.Topology{{Segments: map[string]string{TopologyKey: "other"}}}}
 	small := create(mounted("xfs"))
-	small.CapacityRange = &csi.CapacityRange{RequiredBytes: mib}
+	small.CapacityRange = &csi.CapacityRange{RequiredBytes: mib, LimitBytes: 299 * mib}
 	limited := create(mounted("xfs"))
 	limited.CapacityRange = &csi.CapacityRange{LimitBytes: 100 * mib}
 	source := create(mounted(""))
@@ -150,7 +171,7 @@ func refusedClaims(p *plugin) {
 		says []string
 	}{
 		"elsewhere":    {elsewhere, codes.ResourceExhausted, []string{TopologyKey, "node-of-test"}},
-		"too small":    {small, codes.OutOfRange, []string{"size", "xfs", "300Mi"}},
+		"too small":    {small, codes.OutOfRange, []string{"limit_bytes", "xfs", "300Mi", "raise the limit"}},
 		"limited":      {limited, codes.OutOfRange, []string{"limit_bytes", "104857600", "xfs"}},
 		"parameter":    {create(mounted(""), "color", "red"), codes.InvalidArgument, []string{`"color"`}},
 		"not here":     {away, codes.ResourceExhausted, []string{"snapshot none", "node"}},

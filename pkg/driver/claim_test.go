@@ -152,6 +152,7 @@ func TestClaims(t *testing.T) {
 				run  func(*plugin)
 			}{
 				{"capacity", capacity},
+				{"small", smallClaims},
 				{"validate", validate},
 				{"refused", refusedClaims},
 				{"snapshots", snapshots},

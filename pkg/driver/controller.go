@@ -175,6 +175,7 @@ func (s *controllerServer) GetCapacity(ctx context.Context, req *csi.GetCapacity
 	return &csi.GetCapacityResponse{
 		AvailableCapacity: available,
 		MaximumVolumeSize: wrapperspb.Int64(largest),
+		// Smaller requests get this size.
 		MinimumVolumeSize: wrapperspb.Int64(fs.MinSize),
 	}, nil
 }

@@ -125,7 +125,7 @@ func copyOf(t *testing.T, from diskfs.Spec, mode image.Mode, required, limit int
 	if err := r.Spec.Validate(); err != nil {
 		t.Error(err)
 	}
-	if r.Spec.Size < from.Size || required > 0 && diskfs.RoundUp(required) != r.Spec.Size || limit > 0 && r.Spec.Size > limit || r.Spec.Filesystem != from.Filesystem {
+	if r.Spec.Size < from.Size || required > 0 && raised(diskfs.RoundUp(required), from.Filesystem) != r.Spec.Size || limit > 0 && r.Spec.Size > limit || r.Spec.Filesystem != from.Filesystem {
 		t.Errorf("a copy of %s, of %d to %d bytes, is %s", from, required, limit, r.Spec)
 	}
 }

@@ -4,6 +4,7 @@
 package volume
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -20,7 +21,7 @@ import (
 type ClaimRequest struct {
 	Name string // unique; the id is made of it
 	// Spec is the content. Its Size, in bytes, may be 0. Then the size is the source's, or
-	// the filesystem's default.
+	// the filesystem's default. A size below the filesystem's smallest one is raised to that.
 	Spec         diskfs.Spec
 	Limit        int64 // most bytes that the volume may have; 0 means no limit
 	Mode         image.Mode
@@ -92,8 +93,11 @@ func (m *Manager) complete(r *ClaimRequest) (from origin, start *golden.Golden, 
 		if err := r.follow(from); err != nil {
 			return from, nil, err
 		}
-	} else if r.Spec, start, err = m.start(r.Lineage, r.Spec, r.Mode, r.Namespace); err != nil {
-		return from, nil, err
+	} else {
+		r.Spec.Size = raised(r.Spec.Size, r.Spec.Filesystem)
+		if r.Spec, start, err = m.start(r.Lineage, r.Spec, r.Mode, r.Namespace); err != nil {
+			return from, nil, err
+		}
 	}
 	if err := r.decideSize(); err != nil {
 		start.Close()
@@ -138,6 +142,7 @@ func (r *ClaimRequest) follow(from origin) error {
 		return fmt.Errorf("%w: dataSource: %s has mode %s, and mode %s is asked for: a filesystem can be copied only to a filesystem, and a disk only to a disk",
 			errdefs.ErrInvalid, r.Source, from.mode, r.Mode)
 	}
+	r.Spec.Size = raised(r.Spec.Size, from.spec.Filesystem)
 	if r.Spec.Size > 0 && r.Spec.Size < from.spec.Size {
 		return fmt.Errorf("%w: size: %s is less than the %s of %s; ask for at least that",
 			diskfs.ErrOutOfRange, size.Format(r.Spec.Size), size.Format(from.spec.Size), r.Source)
@@ -154,6 +159,17 @@ func (r *ClaimRequest) follow(from origin) error {
 	r.Spec = from.spec
 	r.Spec.Size = bytes
 	return nil
+}
+
+// raised returns the size that was asked for, in bytes, or the smallest one of the filesystem if that is more: a claim
+// has at least the size that was asked for (CSI 1.13, CapacityRange). [ClaimRequest.decideSize] checks the limit. A size
+// of 0 stays open. A request for a copy may name the size that its source was asked for, so it is raised in the same way.
+func raised(bytes int64, filesystem string) int64 {
+	fs, err := diskfs.Lookup(cmp.Or(filesystem, diskfs.Default))
+	if err != nil || bytes == 0 { // [diskfs.Spec.Validate] reports the error
+		return bytes
+	}
+	return max(bytes, fs.MinSize)
 }
 
 // decideSize decides a size that was left open, and checks it against the limits.
