@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -102,6 +103,27 @@ func smallClaims(p *plugin) {
 			}
 		}
 		if err := errors.Join(p.stage(c), p.publishClaim(c), p.end(c), p.end(clone)); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// formattedClaims asks for mounted claims of a class for disks, as CDI does for scratch space. The capability has the
+// filesystem that the provisioner fills in, and so has kubelet's.
+func formattedClaims(p *plugin) {
+	t := p.t
+	for fs, magic := range map[string]int64{"xfs": 0x58465342, "btrfs": 0x9123683e, "none": 0xef53} { // statfs(2)
+		req := create(mounted("ext4"), paramFormat, fs)
+		req.Name, req.CapacityRange = "scratch-"+fs, &csi.CapacityRange{RequiredBytes: 300 * mib}
+		c := p.mustCreate(req)
+		if err := errors.Join(p.stage(c), p.publishClaim(c)); err != nil {
+			t.Fatal(err)
+		}
+		var st syscall.Statfs_t
+		if err := syscall.Statfs(c.Target, &st); err != nil || int64(st.Type) != magic {
+			t.Errorf("format %s: %#x: %v", fs, st.Type, err)
+		}
+		if err := p.end(c); err != nil {
 			t.Error(err)
 		}
 	}

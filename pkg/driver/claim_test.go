@@ -153,6 +153,7 @@ func TestClaims(t *testing.T) {
 			}{
 				{"capacity", capacity},
 				{"small", smallClaims},
+				{"formatted", formattedClaims},
 				{"validate", validate},
 				{"refused", refusedClaims},
 				{"snapshots", snapshots},

@@ -90,7 +90,7 @@ var errorExamples = []errorExample{
 	{kind: "unknown parameter", do: byClass + "make another class: a class cannot be changed", says: "did you mean provisioning?", refused: creating(create(mounted(""), "provisionin", "thick"))},
 	{kind: "the size as a parameter", do: byClass + "leave it out", says: "resources.requests.storage", refused: creating(create(mounted(""), "size", "1Gi"))},
 	{kind: "unknown format option", do: byClass + "use one of those listed", says: "ext4 has only inode-size", refused: creating(create(mounted("ext4"), "formatOptions", "bigtime=1"))},
-	{kind: "format of a mounted volume", do: byClass + "use `csi.storage.k8s.io/fstype`", says: "for a mounted volume use fsType", refused: creating(create(mounted(""), "format", "xfs"))},
+	{kind: "two filesystems for one volume", do: byClass + "leave `csi.storage.k8s.io/fstype` out, or name the same", says: "a mounted volume has one filesystem", refused: creating(create(mounted("btrfs"), "format", "xfs"))},
 	{kind: "a mount option that is not allowed", do: byClass + "leave it out of mountOptions", says: "allowed are ro, rw", refused: creating(withOption("data=journal"))},
 	{kind: "a volume for several nodes", do: "Author of the claim: ask for another access mode", says: "ReadWriteOnce or ReadWriteOncePod", refused: creating(sharedClaim())},
 

@@ -88,7 +88,7 @@ var classParameters = []classParameter{
 			return err
 		}},
 	{setting{paramFormat, "`none`, `btrfs`, `ext4`, `xfs`",
-		"`none` for `volumeMode: Block`; the filesystem for `diskImage`", "what a disk is formatted with; not for mounted volumes"},
+		"`none` for `volumeMode: Block`; the filesystem for `diskImage`", "what a disk is formatted with, and a mounted volume, unless the fsType says so"},
 		func(c *class, v string) error {
 			c.format, c.formatGiven = v, true
 			return nil
@@ -178,8 +178,8 @@ func classRequest(capabilities []*csi.VolumeCapability, params map[string]string
 	if err != nil {
 		return r, err
 	}
-	if len(capabilities) == 0 { // the provisioner asks for capacity so; only disks have a format
-		u.Block = params[paramFormat] != "" && params[paramPublishAs] == ""
+	if len(capabilities) == 0 { // the provisioner asks for capacity so; other formats mean the same for both modes
+		u.Block = params[paramFormat] == formatNone && params[paramPublishAs] == ""
 	}
 	c, err := readClass(params, u.Block)
 	if err != nil {
@@ -235,14 +235,17 @@ func useOfAll(capabilities []*csi.VolumeCapability) (volume.Use, error) {
 	return all, nil
 }
 
-// spec decides the content of a volume. fsType decides it for a volume that is mounted. For
-// a disk, the parameter format decides whether it is formatted, and how.
+// spec decides the content of a volume. The parameter format decides whether a disk is formatted, and how. For a volume
+// that is mounted, it is another way to name the filesystem, so that a class for disks serves mounted volumes too.
 func (c class) spec(mode image.Mode, fsType string) (diskfs.Spec, error) {
 	var spec diskfs.Spec
-	if mode == image.ModeFilesystem && c.formatGiven {
-		return spec, invalid("parameter %s %.64q: is for disks (volumeMode Block, or %s: %s); for a mounted volume use fsType", paramFormat, c.format, paramPublishAs, image.ModeDiskImage)
+	if mode == image.ModeFilesystem {
+		c.formatGiven = c.formatGiven && c.format != formatNone // which is the default of a disk, and says nothing here
+		if err := c.checkFormat(fsType); err != nil {
+			return spec, err
+		}
 	}
-	if c.format == formatNone || mode == image.ModeBlock && !c.formatGiven {
+	if c.formatGiven && c.format == formatNone || mode == image.ModeBlock && !c.formatGiven {
 		return diskfs.Spec{Filesystem: diskfs.Disk, Content: c.content}, c.checkUnformatted()
 	}
 	field, name, allowed := "fsType", cmp.Or(fsType, diskfs.Default), diskfs.Names()
@@ -254,7 +257,7 @@ func (c class) spec(mode image.Mode, fsType string) (diskfs.Spec, error) {
 		return spec, invalid("%s %.64q: must be one of %s", field, name, strings.Join(allowed, ", "))
 	}
 	spec = diskfs.Spec{Filesystem: fs.Name, Label: c.label, Content: c.content}
-	if (c.content != "" || c.From != "") && !c.formatGiven && fsType == "" {
+	if !c.formatGiven && (c.content != "" && fsType == "" || c.From != "" && c.mayBeDefault(fsType)) {
 		spec.Filesystem = "" // the content or golden decides
 	}
 	if spec.Options, err = formatOptions(c.formatOptions); err != nil {
@@ -264,6 +267,22 @@ func (c class) spec(mode image.Mode, fsType string) (diskfs.Spec, error) {
 		return spec, inParameter(paramLabel, err)
 	}
 	return spec, inParameter(paramFormatOptions, fs.CheckOptions(spec.Options))
+}
+
+// mayBeDefault reports whether nobody may have asked for an fsType. The external-provisioner puts the class's fsType into
+// the capability, and the ext4 of its --default-fstype where the class has none. Nobody can tell this ext4 from one of
+// the class, so it gives way to the parameter format, and to a golden.
+func (c class) mayBeDefault(fsType string) bool {
+	return fsType == "" || fsType == diskfs.Default && c.fsType == nil
+}
+
+// checkFormat returns [errdefs.ErrInvalid] if format and fsType name two filesystems of one mounted volume.
+func (c class) checkFormat(fsType string) error {
+	if !c.formatGiven || c.mayBeDefault(fsType) || fsType == c.format {
+		return nil
+	}
+	return invalid("parameter %s %.64q: a mounted volume has one filesystem, and fsType (%s) is %q; set both to the same, or leave fsType out",
+		paramFormat, c.format, paramFSType, fsType)
 }
 
 // checkUnformatted returns [errdefs.ErrInvalid] if a disk without a filesystem was given the

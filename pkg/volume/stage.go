@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/loopdev"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
@@ -48,11 +49,17 @@ func supports(have image.Record, u Use, kind error) error {
 		}
 		return fmt.Errorf("%w: volumeMode %s: volume %s was made as %s; use the volumeMode that its claim had", kind, asked, have.ID, have.Mode)
 	}
-	// The content of a disk image is not mounted here, so its fsType does not matter.
-	if have.Mode == image.ModeFilesystem && u.Filesystem != "" && u.Filesystem != have.Spec.Filesystem {
+	if !u.mayMount(have) {
 		return fmt.Errorf("%w: fsType %q: volume %s has %s; ask for that, or for none", kind, u.Filesystem, have.ID, have.Spec.Filesystem)
 	}
 	return nil
+}
+
+// mayMount reports whether the filesystem that a use names goes with a claim. The content of a disk image is not mounted
+// here, so its fsType does not matter. A PersistentVolume has the default filesystem where its class named none, and may
+// be of another one by the parameter format.
+func (u Use) mayMount(have image.Record) bool {
+	return have.Mode != image.ModeFilesystem || u.Filesystem == "" || u.Filesystem == diskfs.Default || u.Filesystem == have.Spec.Filesystem
 }
 
 // StageRequest asks for a claim to be made ready on this node.
