@@ -129,6 +129,54 @@ func formattedClaims(p *plugin) {
 	}
 }
 
+// copiesOfAnyClass restores snapshots by a class that names another filesystem, as CDI does: it takes the first class of
+// the driver. The source decides, unless a parameter contradicts.
+func copiesOfAnyClass(p *plugin) {
+	t := p.t
+	for name, source := range map[string]*csi.CreateVolumeRequest{
+		"filesystem": create(mounted("ext4"), paramLabel, "data"), "block": create(device()), "image": create(mounted("ext4"), paramPublishAs, "diskImage"),
+	} {
+		source.Name, source.CapacityRange = "source-"+name, &csi.CapacityRange{RequiredBytes: 64 * mib}
+		v := p.mustCreate(source)
+		snap, err := p.CreateSnapshot(t.Context(), &csi.CreateSnapshotRequest{Name: "snap-" + name, SourceVolumeId: v.ID})
+		if err != nil {
+			t.Fatal(err)
+		}
+		id := snap.GetSnapshot().GetSnapshotId()
+		copyAs := func(c *csi.VolumeCapability, params ...string) *csi.CreateVolumeRequest {
+			r := create(c, params...)
+			r.Name, r.VolumeContentSource = "copy-"+name, harness.FromSnapshot(id)
+			return r
+		}
+		refused := [][]string{{paramPublishAs, "filesystem"}}
+		if name == "filesystem" {
+			refused = [][]string{{paramFormat, "btrfs"}, {paramLabel, "other"}, {paramFormatOptions, "nodesize=4096"}, {paramPublishAs, "diskImage"}}
+		}
+		for _, params := range refused {
+			_, err := p.CreateVolume(t.Context(), copyAs(mounted("btrfs"), params...))
+			t.Log(err)
+			mustSay(t, err, codes.InvalidArgument, "snapshot "+id)
+		}
+		req := copyAs(mounted("btrfs"))
+		c, again := p.mustCreate(req), p.mustCreate(req)
+		if err := errors.Join(p.stage(c), p.publishClaim(c)); err != nil || again.ID != c.ID {
+			t.Fatalf("a copy of %s: %v", name, err)
+		}
+		var st syscall.Statfs_t
+		err = syscall.Statfs(c.Target, &st)
+		_, noDisk := os.Stat(filepath.Join(c.Target, "disk.img"))
+		if isExt4 := st.Type == 0xef53; err != nil || isExt4 != (name == "filesystem") || isExt4 != (noDisk != nil) {
+			t.Errorf("a copy of %s: type %#x, disk.img: %v: %v", name, st.Type, noDisk, err)
+		}
+		if _, err := p.DeleteSnapshot(t.Context(), &csi.DeleteSnapshotRequest{SnapshotId: id}); err != nil {
+			t.Error(err)
+		}
+		if err := errors.Join(p.end(c), p.end(v)); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // validate asks what a claim can be used as.
 func validate(p *plugin) {
 	t := p.t

@@ -154,6 +154,7 @@ func TestClaims(t *testing.T) {
 				{"capacity", capacity},
 				{"small", smallClaims},
 				{"formatted", formattedClaims},
+				{"copies of any class", copiesOfAnyClass},
 				{"validate", validate},
 				{"refused", refusedClaims},
 				{"snapshots", snapshots},

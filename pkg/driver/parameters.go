@@ -204,6 +204,8 @@ func classRequest(capabilities []*csi.VolumeCapability, params map[string]string
 	if r.Spec, err = c.spec(r.Mode, u.Filesystem); err == nil {
 		err = r.Validate()
 	}
+	// An fsType says how a new volume is formatted. It is in nearly all classes, so it does not contradict a source.
+	r.AnyFilesystem, r.AnyMode = !c.formatGiven || c.format == formatNone, !u.Block && c.publishAs == ""
 	r.DefaultSpec = u.Filesystem == "" && c.format == "" && c.label == "" && c.formatOptions == ""
 	return r, err
 }

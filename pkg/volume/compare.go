@@ -48,13 +48,10 @@ func (r ClaimRequest) compare(have image.Record) error {
 	var diff differences
 	diff.add("name", have.Name, r.Name)
 	diff.add("lifecycle", have.Lifecycle, image.Claim)
-	asked := r.Spec
-	if (r.Source != image.Source{}) { // its content is the source's
-		asked.Content = have.Spec.Content
-	}
-	asked = asHave(asked, have.Spec, r.Lineage)
-	if (r.Source != image.Source{}) && (r.DefaultSpec || r.Mode != image.ModeFilesystem) { // the source decided, and may be deleted by now
-		asked = have.Spec
+	asked := asHave(r.Spec, have.Spec, r.Lineage)
+	if (r.Source != image.Source{}) { // the source decided, and may be deleted by now
+		r.Mode = r.modeOf(have.Mode)
+		asked = r.asSource(have.Spec)
 		asked.Size = r.Spec.Size
 	}
 	switch has := have.Spec.Size; {

@@ -28,7 +28,7 @@ func TestEveryFieldIsCompared(t *testing.T) {
 	claim := ClaimRequest{Name: "v", Spec: diskfs.Spec{Filesystem: "ext4", Size: 4 * diskfs.MiB}, Limit: 8 * diskfs.MiB, Mode: image.ModeFilesystem}
 	made := claim.record()
 	changes(t, claim, map[string]string{
-		"DefaultSpec": "tells what Spec means", "Namespace": "may use the content or not, and changes nothing of it",
+		"DefaultSpec": "tells what Spec means", "AnyFilesystem": "so does this", "AnyMode": "tells what Mode means", "Namespace": "may use the content or not, and changes nothing of it",
 	}, func(r ClaimRequest) error { return r.compare(made) })
 }
 

@@ -218,7 +218,7 @@ func TestGrowsToItsRecord(t *testing.T) {
 			t.Errorf("%s: the filesystem has %d bytes: %v", fs, u.TotalBytes, err)
 		}
 		snap := n.mustSnapshot("grows-"+fs, v.ID)
-		restored := n.mustCreate(ClaimRequest{Name: "restored-" + fs, Mode: v.Mode, Source: image.Source{Snapshot: snap.ID}, DefaultSpec: true})
+		restored := n.mustCreate(ClaimRequest{Name: "restored-" + fs, Mode: v.Mode, Source: image.Source{Snapshot: snap.ID}, AnyFilesystem: true})
 		n.mustPublishClaim(restored, "pod")
 		n.mustEnd(restored, "pod")
 		if err := n.DeleteSnapshot(snap.ID); err != nil {

@@ -118,7 +118,7 @@ func copyOf(t *testing.T, from diskfs.Spec, mode image.Mode, required, limit int
 	if required < 0 || limit < 0 || limit > 0 && limit < required {
 		return
 	}
-	r := ClaimRequest{Name: "copy", Spec: diskfs.Spec{Size: diskfs.RoundUp(required)}, Limit: limit, Mode: mode, DefaultSpec: true}
+	r := ClaimRequest{Name: "copy", Spec: diskfs.Spec{Size: diskfs.RoundUp(required)}, Limit: limit, Mode: mode, AnyFilesystem: true}
 	if r.follow(origin{spec: from, mode: mode}) != nil || r.decideSize() != nil {
 		return
 	}

@@ -29,9 +29,11 @@ type ClaimRequest struct {
 	Source       image.Source
 	// Lineage counts only where there is no source.
 	image.Lineage
-	// DefaultSpec means that only size and content of Spec were asked for, and that a source may
-	// decide the rest.
+	// DefaultSpec means that only size and content of Spec were asked for.
 	DefaultSpec bool
+	// AnyFilesystem and AnyMode mean that no parameter of the class decides the filesystem, or that a mounted claim is
+	// no disk image. A source decides them then. An fsType does not count as a parameter.
+	AnyFilesystem, AnyMode bool
 	// Namespace is that of the PersistentVolumeClaim; "" if the provisioner does not tell it.
 	Namespace string
 }
@@ -138,6 +140,11 @@ func (m *Manager) origin(s image.Source) (origin, error) {
 // request that asks for anything else returns [errdefs.ErrInvalid] or
 // [diskfs.ErrOutOfRange].
 func (r *ClaimRequest) follow(from origin) error {
+	if r.Mode = r.modeOf(from.mode); r.Mode == image.ModeDiskImage {
+		if err := r.Validate(); err != nil { // goldens are not for disks
+			return err
+		}
+	}
 	if (r.Mode == image.ModeFilesystem) != (from.mode == image.ModeFilesystem) {
 		return fmt.Errorf("%w: dataSource: %s has mode %s, and mode %s is asked for: a filesystem can be copied only to a filesystem, and a disk only to a disk",
 			errdefs.ErrInvalid, r.Source, from.mode, r.Mode)
@@ -148,17 +155,40 @@ func (r *ClaimRequest) follow(from origin) error {
 			diskfs.ErrOutOfRange, size.Format(r.Spec.Size), size.Format(from.spec.Size), r.Source)
 	}
 	bytes := max(r.Spec.Size, from.spec.Size)
-	asked := r.Spec
-	asked.Size, asked.Content = from.spec.Size, from.spec.Content
-	asked = asHave(asked, from.spec, r.Lineage)
-	// The plugin does not know what its consumer has put on a disk, so it does not compare.
-	if from.mode == image.ModeFilesystem && !r.DefaultSpec && !asked.Equal(from.spec) {
-		return fmt.Errorf("%w: dataSource: %s is %s, and %s is asked for: a copy has the filesystem, label and format options of its source; use a StorageClass with the same",
+	if asked := r.asSource(from.spec); !asked.Equal(from.spec) {
+		return fmt.Errorf("%w: dataSource: %s is %s, and %s is asked for: a copy has the filesystem, label and format options of its source; use a StorageClass with the same, or with none of them",
 			errdefs.ErrInvalid, r.Source, from.spec, asked)
 	}
 	r.Spec = from.spec
 	r.Spec.Size = bytes
 	return nil
+}
+
+// modeOf is the mode of a copy whose source, or which itself, has the given mode. A mounted copy of a disk is a disk
+// image, unless the class says otherwise.
+func (r *ClaimRequest) modeOf(mode image.Mode) image.Mode {
+	if r.AnyMode && mode != image.ModeFilesystem {
+		return image.ModeDiskImage
+	}
+	return r.Mode
+}
+
+// asSource is what a request asks of a copy, where have is what the source or the copy has: what no parameter asks for
+// is as it is there. Sizes are compared elsewhere. The plugin does not know what its consumer has put on a disk, so it
+// does not compare disks.
+func (r *ClaimRequest) asSource(have diskfs.Spec) diskfs.Spec {
+	if r.Mode != image.ModeFilesystem {
+		return have
+	}
+	asked := have
+	if !r.AnyFilesystem {
+		asked.Filesystem = cmp.Or(r.Spec.Filesystem, have.Filesystem)
+	}
+	asked.Label = cmp.Or(r.Spec.Label, have.Label)
+	if len(r.Spec.Options) > 0 {
+		asked.Options = r.Spec.Options
+	}
+	return asked
 }
 
 // raised returns the size that was asked for, in bytes, or the smallest one of the filesystem if that is more: a claim

@@ -56,10 +56,11 @@ func supports(have image.Record, u Use, kind error) error {
 }
 
 // mayMount reports whether the filesystem that a use names goes with a claim. The content of a disk image is not mounted
-// here, so its fsType does not matter. A PersistentVolume has the default filesystem where its class named none, and may
-// be of another one by the parameter format.
+// here, so its fsType does not matter. A PersistentVolume has the fsType of its class, and the default where that names
+// none. What the volume has may be another one by the parameter format, or by the source of a copy.
 func (u Use) mayMount(have image.Record) bool {
-	return have.Mode != image.ModeFilesystem || u.Filesystem == "" || u.Filesystem == diskfs.Default || u.Filesystem == have.Spec.Filesystem
+	decidedElsewhere := u.Filesystem == "" || u.Filesystem == diskfs.Default || have.Source != image.Source{}
+	return have.Mode != image.ModeFilesystem || decidedElsewhere || u.Filesystem == have.Spec.Filesystem
 }
 
 // StageRequest asks for a claim to be made ready on this node.
