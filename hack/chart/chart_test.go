@@ -193,15 +193,17 @@ func same(t *testing.T, text, kustomization string) {
 
 // TestOverlays compares each overlay with the values that mean the same.
 func TestOverlays(t *testing.T) {
+	const vmPool = "pool: {loopbackSize: 100Gi, maxClaims: 300, overcommit: 4}" // components/vm-pool
 	meaning := map[string]string{
-		"overlays/loopback":  "",
-		"overlays/inline":    "claims: {enabled: false}",
-		"overlays/snapshots": "snapshots: {enabled: true}",
-		"overlays/directory": "pool: {path: /mnt/csi-disktemplate, loopbackSize: ''}",
-		"overlays/kubevirt":  "snapshots: {enabled: true}\nkubevirt: {enabled: true}",
-		"overlays/k0s":       "kubeletDir: /var/lib/k0s/kubelet",
-		"overlays/microk8s":  "kubeletDir: /var/snap/microk8s/common/var/lib/kubelet",
-		"overlays/openshift": "openshift: {enabled: true}",
+		"overlays/loopback":          "",
+		"overlays/inline":            "claims: {enabled: false}",
+		"overlays/snapshots":         "snapshots: {enabled: true}",
+		"overlays/directory":         "pool: {path: /mnt/csi-disktemplate, loopbackSize: ''}",
+		"overlays/kubevirt":          "snapshots: {enabled: true}\nkubevirt: {enabled: true}\n" + vmPool,
+		"overlays/kubevirt-one-node": "snapshots: {enabled: true}\nkubevirt: {enabled: true, oneNode: true}\n" + vmPool,
+		"overlays/k0s":               "kubeletDir: /var/lib/k0s/kubelet",
+		"overlays/microk8s":          "kubeletDir: /var/snap/microk8s/common/var/lib/kubelet",
+		"overlays/openshift":         "openshift: {enabled: true}",
 	}
 	for _, dir := range directories(t, "overlays") {
 		v, ok := meaning[dir]
@@ -211,6 +213,33 @@ func TestOverlays(t *testing.T) {
 		same(t, v, "resources: [../csi-disktemplate/deploy/kubernetes/"+dir+"]\n")
 	}
 	same(t, "", "resources: [../csi-disktemplate/deploy/kubernetes]\n")
+}
+
+// TestStorageProfiles checks what CDI is told of each class: with several nodes it must not wait for a clone on another
+// one.
+func TestStorageProfiles(t *testing.T) {
+	block := values{"accessModes": []any{"ReadWriteOnce"}, "volumeMode": "Block"}
+	files := values{"accessModes": []any{"ReadWriteOnce"}, "volumeMode": "Filesystem"}
+	sets := map[string]any{
+		"vm": []any{block, files}, "vm-xfs": []any{block, files}, "vm-image": nil,
+		"btrfs": []any{files}, "ext4": []any{files}, "xfs": []any{files},
+	}
+	for overlay, want := range map[string][2]string{"kubevirt": {"copy", "pvc"}, "kubevirt-one-node": {"snapshot", "snapshot"}} {
+		all := kustomize(t, "resources: [../csi-disktemplate/deploy/kubernetes/overlays/"+overlay+"]\n")
+		for class, modes := range sets {
+			profile := all["StorageProfile <nil> disktemplate-"+class]
+			if profile == nil || all["StorageClass <nil> disktemplate-"+class] == nil {
+				t.Fatalf("%s: no class or no profile disktemplate-%s", overlay, class)
+			}
+			spec := profile["spec"].(values)
+			if got := [2]string{spec["cloneStrategy"].(string), spec["dataImportCronSourceFormat"].(string)}; got != want {
+				t.Errorf("%s: disktemplate-%s has %v, want %v", overlay, class, got, want)
+			}
+			if diff := cmp.Diff(modes, spec["claimPropertySets"]); diff != "" {
+				t.Errorf("%s: disktemplate-%s: %s", overlay, class, diff)
+			}
+		}
+	}
 }
 
 // feature is a component, or an overlay in the place of base, and the values that mean the same.
@@ -276,7 +305,8 @@ func TestComponents(t *testing.T) {
 	compare(t, all...)
 	compare(t, all[1:]...)
 	for _, dir := range directories(t, "components") {
-		if dir != "components/loopback" && !slices.ContainsFunc(features, func(f feature) bool { return f.name == dir }) {
+		alone := dir == "components/loopback" || dir == "components/vm-pool" // which TestOverlays compares
+		if !alone && !slices.ContainsFunc(features, func(f feature) bool { return f.name == dir }) {
 			t.Errorf("%s is compared with no values", dir)
 		}
 	}

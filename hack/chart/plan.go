@@ -35,19 +35,23 @@ var parts = []part{
 
 // left are the directories that the chart needs no part for, and why.
 var left = map[string]string{
-	"components/microk8s": "patches what k0s patches",
-	"overlays/directory":  "pool.path, and pool.loopbackSize empty",
-	"overlays/inline":     "claims.enabled false",
-	"overlays/k0s":        "kubeletDir",
-	"overlays/loopback":   "the values' defaults",
-	"overlays/microk8s":   "kubeletDir",
-	"overlays/openshift":  "openshift.enabled",
-	"overlays/snapshots":  "snapshots.enabled",
+	"components/microk8s":        "patches what k0s patches",
+	"components/vm-pool":         "pool.loopbackSize, pool.maxClaims and pool.overcommit",
+	"overlays/directory":         "pool.path, and pool.loopbackSize empty",
+	"overlays/inline":            "claims.enabled false",
+	"overlays/k0s":               "kubeletDir",
+	"overlays/kubevirt-one-node": "kubevirt.oneNode",
+	"overlays/loopback":          "the values' defaults",
+	"overlays/microk8s":          "kubeletDir",
+	"overlays/openshift":         "openshift.enabled",
+	"overlays/snapshots":         "snapshots.enabled",
 }
 
 const (
 	podSpec  = "/spec/template/spec"
 	imageTag = ".Values.image.tag | default .Chart.AppVersion"
+
+	snapshotOnOneNode = "{{ if .Values.kubevirt.oneNode }}snapshot{{ else }}" // overlays/kubevirt-one-node
 )
 
 // replaced are plain scalars of objects and what the chart has in their place.
@@ -57,6 +61,18 @@ var replaced = []struct{ kind, name, pointer, text string }{
 	{"DaemonSet", "plugin", podSpec + "/volumes/1/hostPath/path", "{{ .Values.pool.path }}"},
 	{"DaemonSet", "plugin", podSpec + "/volumes/1/hostPath/type",
 		"{{ if .Values.pool.loopbackSize }}DirectoryOrCreate{{ else }}Directory{{ end }}"},
+	{"StorageProfile", "disktemplate-vm", "/spec/cloneStrategy", snapshotOnOneNode + "copy{{ end }}"},
+	{"StorageProfile", "disktemplate-vm", "/spec/dataImportCronSourceFormat", snapshotOnOneNode + "pvc{{ end }}"},
+	{"StorageProfile", "disktemplate-vm-xfs", "/spec/cloneStrategy", snapshotOnOneNode + "copy{{ end }}"},
+	{"StorageProfile", "disktemplate-vm-xfs", "/spec/dataImportCronSourceFormat", snapshotOnOneNode + "pvc{{ end }}"},
+	{"StorageProfile", "disktemplate-vm-image", "/spec/cloneStrategy", snapshotOnOneNode + "copy{{ end }}"},
+	{"StorageProfile", "disktemplate-vm-image", "/spec/dataImportCronSourceFormat", snapshotOnOneNode + "pvc{{ end }}"},
+	{"StorageProfile", "disktemplate-btrfs", "/spec/cloneStrategy", snapshotOnOneNode + "copy{{ end }}"},
+	{"StorageProfile", "disktemplate-btrfs", "/spec/dataImportCronSourceFormat", snapshotOnOneNode + "pvc{{ end }}"},
+	{"StorageProfile", "disktemplate-ext4", "/spec/cloneStrategy", snapshotOnOneNode + "copy{{ end }}"},
+	{"StorageProfile", "disktemplate-ext4", "/spec/dataImportCronSourceFormat", snapshotOnOneNode + "pvc{{ end }}"},
+	{"StorageProfile", "disktemplate-xfs", "/spec/cloneStrategy", snapshotOnOneNode + "copy{{ end }}"},
+	{"StorageProfile", "disktemplate-xfs", "/spec/dataImportCronSourceFormat", snapshotOnOneNode + "pvc{{ end }}"},
 }
 
 // arguments are flags of the plugin that the manifests leave at their defaults.

@@ -244,7 +244,7 @@ func refusedClaims(p *plugin) {
 		"too small":    {small, codes.OutOfRange, []string{"limit_bytes", "xfs", "300Mi", "raise the limit"}},
 		"limited":      {limited, codes.OutOfRange, []string{"limit_bytes", "104857600", "xfs"}},
 		"parameter":    {create(mounted(""), "color", "red"), codes.InvalidArgument, []string{`"color"`}},
-		"not here":     {away, codes.ResourceExhausted, []string{"snapshot none", "node"}},
+		"not here":     {away, codes.ResourceExhausted, []string{"snapshot none", "a copy is made on the node of its source; put the pod there"}},
 		"no source":    {source, codes.NotFound, []string{"snapshot", "none"}},
 		"unknown name": {create(mounted("hfs")), codes.InvalidArgument, []string{`"hfs"`}},
 	} {

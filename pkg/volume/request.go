@@ -31,8 +31,8 @@ type ClaimRequest struct {
 	image.Lineage
 	// DefaultSpec means that only size and content of Spec were asked for.
 	DefaultSpec bool
-	// AnyFilesystem and AnyMode mean that no parameter of the class decides the filesystem, or that a mounted claim is
-	// no disk image. A source decides them then. An fsType does not count as a parameter.
+	// AnyFilesystem and AnyMode mean that no parameter of the class decides the filesystem, or whether a mounted claim
+	// is a disk image. Then a source decides. An fsType does not count as a parameter.
 	AnyFilesystem, AnyMode bool
 	// Namespace is that of the PersistentVolumeClaim; "" if the provisioner does not tell it.
 	Namespace string
@@ -192,8 +192,8 @@ func (r *ClaimRequest) asSource(have diskfs.Spec) diskfs.Spec {
 }
 
 // raised returns the size that was asked for, in bytes, or the smallest one of the filesystem if that is more: a claim
-// has at least the size that was asked for (CSI 1.13, CapacityRange). [ClaimRequest.decideSize] checks the limit. A size
-// of 0 stays open. A request for a copy may name the size that its source was asked for, so it is raised in the same way.
+// has at least the size that was asked for (CSI 1.13, CapacityRange). [ClaimRequest.decideSize] checks the limit. A
+// size of 0 stays open. A request for a copy may name the size that its source was asked for, and is raised as well.
 func raised(bytes int64, filesystem string) int64 {
 	fs, err := diskfs.Lookup(cmp.Or(filesystem, diskfs.Default))
 	if err != nil || bytes == 0 { // [diskfs.Spec.Validate] reports the error

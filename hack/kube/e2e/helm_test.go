@@ -132,7 +132,7 @@ func TestHelmValues(t *testing.T) {
 	withCRDs(t, "monitoring-crds.yaml")
 	all := ""
 	for _, flags := range []string{
-		"", "--set snapshots.enabled=true,kubevirt.enabled=true", "--set prewarm.enabled=true,prewarm.templates={xfs:10Gi}",
+		"", "--set snapshots.enabled=true,kubevirt.enabled=true,kubevirt.oneNode=true", "--set prewarm.enabled=true,prewarm.templates={xfs:10Gi}",
 		`--set contents.enabled=true --set-json 'contents.list=[{"name":"pg","tar":"pg.tar.zst","namespaces":["ci"]}]'`,
 		"--set goldens.enabled=true", "--set monitors.enabled=true,monitors.labels.release=prometheus",
 		"--set openshift.enabled=true", "--set nodes.chosenOnly=true",

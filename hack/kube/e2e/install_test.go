@@ -139,7 +139,7 @@ func TestOverlays(t *testing.T) {
 			snapshots := slices.ContainsFunc(all, func(o object) bool {
 				return strings.HasPrefix(o.Kind, "VolumeSnapshot") || o.Metadata.Name == "snapshots"
 			})
-			if want := slices.Contains([]string{"snapshots", "kubevirt"}, filepath.Base(dir)); snapshots != want {
+			if want := slices.Contains([]string{"snapshots", "kubevirt", "kubevirt-one-node"}, filepath.Base(dir)); snapshots != want {
 				t.Errorf("needs the snapshot CRDs: %v, expected %v", snapshots, want)
 			}
 		})
