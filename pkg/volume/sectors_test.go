@@ -8,6 +8,7 @@ package volume
 import (
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -59,7 +60,30 @@ func TestSectors(t *testing.T) {
 				}
 				testenv.Run(t, "losetup", "--detach", small)
 			}
+			noPartitions(t, at)
 			n.mustEnd(v, "pod")
 		})
+	}
+}
+
+// noPartitions writes a partition table with sectors of 512 bytes, as cloud images have, to a device with larger ones.
+// Who sees the device's own sectors, as a guest of KubeVirt with blockSize.matchVolume, finds no partitions.
+func noPartitions(t *testing.T, device string) {
+	t.Helper()
+	image := filepath.Join(testenv.Dir(t), "gpt")
+	testenv.Run(t, "truncate", "--size", "16M", image)
+	testenv.Run(t, "sh", "-c", "echo 'size=1M' | sfdisk --quiet --label gpt "+image)
+	testenv.Run(t, "dd", "if="+image, "of="+device, "bs=1M", "conv=fsync", "status=none")
+	partitions := func(sector string) string {
+		small := strings.TrimSpace(testenv.Run(t, "losetup", "--find", "--show", "--sector-size", sector, device))
+		defer testenv.Run(t, "losetup", "--detach", small)
+		out, _ := testenv.Try("partx", "--show", "--noheadings", "--output", "NR", small)
+		return strings.TrimSpace(out)
+	}
+	if got := partitions("512"); got != "1" {
+		t.Errorf("with sectors of 512 bytes the partitions are %q", got)
+	}
+	if got := partitions("4096"); got == "1" {
+		t.Errorf("with sectors of 4096 bytes there are the partitions %q", got)
 	}
 }
