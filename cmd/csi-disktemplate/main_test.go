@@ -381,7 +381,9 @@ func TestConditionMetric(t *testing.T) {
 # TYPE csi_disktemplate_condition gauge
 csi_disktemplate_condition{code="CapabilityMissing"} 0
 csi_disktemplate_condition{code="ContentFailed"} 0
+csi_disktemplate_condition{code="DiskImageEmptied"} 0
 csi_disktemplate_condition{code="DiskImageGrown"} 0
+csi_disktemplate_condition{code="DiskImageShortened"} 0
 csi_disktemplate_condition{code="DiskImagesUnbounded"} 0
 csi_disktemplate_condition{code="DriverNameTaken"} 0
 csi_disktemplate_condition{code="FormatterUnavailable"} 1

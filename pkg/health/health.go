@@ -37,7 +37,9 @@ const (
 	PoolFull             = "PoolFull"
 	FormatterUnavailable = "FormatterUnavailable"
 	NotRegistered        = "NotRegistered"
-	DiskImageGrown       = "DiskImageGrown" // of a volume, which is the object
+	DiskImageGrown       = "DiskImageGrown"     // of a volume, which is the object
+	DiskImageShortened   = "DiskImageShortened" // of a claim, which is the object
+	DiskImageEmptied     = "DiskImageEmptied"   // of a claim, which is the object
 	PrewarmPending       = "PrewarmPending"
 	PrewarmFailed        = "PrewarmFailed" // of a template, or of a line or the whole of the list
 	ContentFailed        = "ContentFailed" // of a content, or of an entry or the whole of the list
@@ -58,8 +60,8 @@ const (
 
 // Codes are all codes of conditions of the plugin as a whole.
 var Codes = []string{
-	PoolUnusable, PoolFull, FormatterUnavailable, NotRegistered, DiskImageGrown, PrewarmPending, PrewarmFailed,
-	ContentFailed, GoldenFailed, LoopUnavailable, KubeletDirUnusable, MountsNotShared, CapabilityMissing,
+	PoolUnusable, PoolFull, FormatterUnavailable, NotRegistered, DiskImageGrown, DiskImageShortened, DiskImageEmptied,
+	PrewarmPending, PrewarmFailed, ContentFailed, GoldenFailed, LoopUnavailable, KubeletDirUnusable, MountsNotShared, CapabilityMissing,
 	DriverNameTaken, LeftBehind, PoolLimited, NoThickClaims, DiskImagesUnbounded, NoKVM, SlowMountTable,
 }
 

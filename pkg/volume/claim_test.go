@@ -858,7 +858,7 @@ func TestRepeatedCreate(t *testing.T) {
 				t.Error(err)
 			}
 		case image.ModeDiskImage: // another, smaller image
-			if err := os.WriteFile(filepath.Join(at, image.DiskName), []byte("small"), 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(at, image.DiskName), bytes.Repeat([]byte("small..."), mib/8), 0o600); err != nil {
 				t.Error(err)
 			}
 		}

@@ -202,7 +202,7 @@ func (c contents) copySource(ctx context.Context, f *os.File, r *image.Record) e
 		return err
 	}
 	defer vol.Close()
-	if err := vol.CheckLength(); err != nil {
+	if err := vol.CheckSource(); err != nil {
 		return err
 	}
 	if has := vol.Record.Spec.Size; has > r.Spec.Size {

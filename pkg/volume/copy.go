@@ -73,6 +73,10 @@ func (c *copies) cloneLive(ctx context.Context, img *image.Image, dst *os.File) 
 	if err := c.cloneWhole(ctx, img, dst); err != nil {
 		return err
 	}
+	clone := &image.Image{File: dst, Record: img.Record}
+	if err := clone.CheckSource(); err != nil { // a pod may empty its disk.img at any time
+		return err
+	}
 	return sparse.SetLength(dst, img.Record.Spec.Size)
 }
 

@@ -11,12 +11,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 )
@@ -30,7 +32,7 @@ var diskHarms = map[string]func(path string) error{
 	},
 	"grown by a little": func(path string) error { return writeAt(path, []byte("excess"), 16*mib) },
 	"shortened":         func(path string) error { return os.Truncate(path, mib+100) },
-	"emptied":           func(path string) error { return os.Truncate(path, 0) },
+	"barely a disk":     func(path string) error { return os.Truncate(path, mib) },
 }
 
 func writeAt(path string, b []byte, at int64) error {
@@ -42,9 +44,9 @@ func writeAt(path string, b []byte, at int64) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// TestCopiesHaveTheirSize copies a disk.img whose length its pod has changed, in every way. A
-// copy has the size of its claim, the source's content within that, and zeros behind it. The
-// pod's file stays as it is.
+// TestCopiesHaveTheirSize copies a disk.img whose length its pod has changed, in every way that
+// leaves a disk (TestEmptiedDisk). A copy has the size of its claim, the source's content within
+// that, and zeros behind it. The pod's file stays as it is.
 func TestCopiesHaveTheirSize(t *testing.T) {
 	for _, kind := range testenv.PoolKinds {
 		t.Run(kind.Name, func(t *testing.T) {
@@ -57,6 +59,84 @@ func TestCopiesHaveTheirSize(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestEmptiedDisk empties a disk.img as CDI does, with qemu-img of another user in a mount namespace of
+// its own. Nobody can take a copy of that for a copy of the disk, and everybody is told. A disk that is
+// only shorter is copied.
+func TestEmptiedDisk(t *testing.T) {
+	for _, kind := range testenv.PoolKinds {
+		t.Run(kind.Name, func(t *testing.T) {
+			n := newNode(t, kind, gib)
+			v := n.mustCreate(ClaimRequest{Name: "vm", Spec: diskfs.Spec{Filesystem: "raw", Size: 16 * mib}, Mode: image.ModeDiskImage})
+			path := filepath.Join(n.mustPublishClaim(v, "pod"), image.DiskName)
+			n.mustReport()
+			for _, bytes := range []string{"0", "4096"} {
+				n.mustMakeDisk(path, bytes)
+				n.mustReport(health.DiskImageEmptied)
+				_, errSnapshot := n.CreateSnapshot(t.Context(), "snapshot", v.ID)
+				_, _, errClone := n.CreateClaim(t.Context(), from("cloned", v, image.Source{Volume: v.ID}))
+				for _, err := range []error{errSnapshot, errClone} {
+					if t.Log(err); !errors.Is(err, errdefs.ErrState) || !strings.Contains(err.Error(), "emptied") {
+						t.Errorf("a copy of a disk of %s bytes: %v", bytes, err)
+					}
+				}
+			}
+			if s, _, err := n.ListSnapshots("", "", 0); err != nil || len(s) > 0 {
+				t.Errorf("snapshots: %v %v", s, err)
+			}
+			n.mustMakeDisk(path, "8M")
+			n.mustReport(health.DiskImageShortened)
+			n.mustSnapshot("snapshot", v.ID)
+			n.mustMakeDisk(path, "16M")
+			n.mustReport()
+			if err := n.DeleteSnapshot(SnapshotID("snapshot")); err != nil {
+				t.Error(err)
+			}
+			n.mustEnd(v, "pod")
+		})
+	}
+}
+
+// mustMakeDisk makes a raw disk of so many bytes in the place of another one, as the user of QEMU in
+// the pod of a VM.
+func (n *node) mustMakeDisk(path, bytes string) {
+	n.t.Helper()
+	if err := os.Chown(path, qemuUser, qemuUser); err != nil { // kubelet does so for an fsGroup
+		n.t.Fatal(err)
+	}
+	testenv.Run(n.t, "unshare", inPod(filepath.Dir(path), "qemu-img", "create", "-q", "-f", "raw", image.DiskName, bytes)...)
+}
+
+// mustReport finds exactly the given conditions of disk.img files, as the log and /readyz do.
+func (n *node) mustReport(want ...string) {
+	n.t.Helper()
+	if err := n.CheckDisks(n.t.Context()); err != nil {
+		n.t.Error(err)
+	}
+	var codes []string
+	for _, c := range n.DiskHealth() {
+		codes = append(codes, c.Code)
+		if c.Object == "" || !c.StillReady {
+			n.t.Errorf("found %+v", c)
+		}
+	}
+	if !slices.Equal(codes, want) {
+		n.t.Errorf("found %q, want %q", codes, want)
+	}
+}
+
+// qemuUser is the user and the group that QEMU has in KubeVirt's pods.
+const qemuUser = 107
+
+// inPod are the arguments of unshare for a program that runs as in the pod of a VM: as [qemuUser], in a
+// mount namespace of its own, in which the volume's directory is bound at a path that it is in.
+func inPod(dir string, args ...string) []string {
+	id := strconv.Itoa(qemuUser)
+	return append([]string{
+		"--mount", "sh", "-c", `mount --rbind "$0" /mnt && cd /mnt && exec "$@"`, dir,
+		"setpriv", "--reuid", id, "--regid", id, "--clear-groups",
+	}, args...)
 }
 
 func (n *node) copyHarmed(harm func(path string) error, p image.Provisioning) {

@@ -17,19 +17,19 @@ import (
 // disks remembers what is wrong with the disk.img files of pods.
 type disks struct {
 	mu     sync.Mutex
-	grown  []health.Condition
+	wrong  []health.Condition
 	failed logs.Repeats
 }
 
-// CheckDisks looks at each disk.img in the pool: whether its pod made it larger than its volume,
-// which [Manager.DiskHealth] then returns, and whether the kernel still bounds its space. It
-// opens each disk.img: a pod that owns its file can take it out of its bound.
+// CheckDisks looks at each disk.img in the pool: whether its pod made it larger than its volume, or
+// shorter than its claim, which [Manager.DiskHealth] then returns, and whether the kernel still
+// bounds its space. It opens each disk.img: a pod that owns its file can take it out of its bound.
 func (m *Manager) CheckDisks(ctx context.Context) error {
 	ids, err := m.pool.Volumes()
 	if err != nil {
 		return err
 	}
-	var grown []health.Condition
+	var wrong []health.Condition
 	for _, id := range ids {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -40,15 +40,16 @@ func (m *Manager) CheckDisks(ctx context.Context) error {
 				logs.Warn("A disk.img cannot be looked at or bounded", "err", err, "volume", id, "notLogged", left)
 			}
 		}
-		grown = append(grown, found...)
+		wrong = append(wrong, found...)
 	}
 	m.disks.mu.Lock()
 	defer m.disks.mu.Unlock()
-	m.disks.grown = grown
+	m.disks.wrong = wrong
 	return nil
 }
 
-// checkDisk returns what is wrong with a volume, if it is a disk.img that has grown.
+// checkDisk returns what is wrong with a volume, if it is a disk.img that has another length than
+// was meant.
 func (m *Manager) checkDisk(id string) ([]health.Condition, error) {
 	// An image that is deleted meanwhile is of no concern here. Other calls and the sweep
 	// complain of one that cannot be read.
@@ -61,7 +62,9 @@ func (m *Manager) checkDisk(id string) ([]health.Condition, error) {
 	}
 	defer img.Close()
 	found, err := diskConditions(img)
-	found = slices.DeleteFunc(found, func(c health.Condition) bool { return c.Code != health.DiskImageGrown })
+	if img.Record.Lifecycle == image.Inline { // one that is too short concerns its pod alone, and ends with it
+		found = slices.DeleteFunc(found, func(c health.Condition) bool { return c.Code != health.DiskImageGrown })
+	}
 	for i := range found {
 		// The other volumes work as long as the pool has space, and the next condition says if not.
 		found[i].Object, found[i].StillReady = id, true
@@ -87,10 +90,10 @@ func (m *Manager) boundAgain(id string) error {
 	return m.images.Bound(img)
 }
 
-// DiskHealth returns what [Manager.CheckDisks] found last, for each disk.img that its pod made
-// larger than its volume.
+// DiskHealth returns what [Manager.CheckDisks] found last: each disk.img that its pod made larger than
+// its volume, or shorter than its claim.
 func (m *Manager) DiskHealth() []health.Condition {
 	m.disks.mu.Lock()
 	defer m.disks.mu.Unlock()
-	return slices.Clone(m.disks.grown)
+	return slices.Clone(m.disks.wrong)
 }

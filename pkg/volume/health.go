@@ -124,8 +124,19 @@ func diskConditions(img *image.Image) ([]health.Condition, error) {
 	if err != nil {
 		return nil, err
 	}
+	emptied, err := img.Emptied()
+	if err != nil {
+		return nil, err
+	}
 	has, want := fi.Size(), img.Record.Spec.Size
 	switch {
+	case emptied:
+		return []health.Condition{{
+			Code: health.DiskImageEmptied, Severity: health.DataLoss,
+			Text: fmt.Sprintf("the pod of volume %s made its disk.img %d bytes, so the disk of %s that was in it is gone: snapshots and clones are refused",
+				img.ID(), has, size.Format(want)),
+			Remedy: fmt.Sprintf("restore a snapshot, or, in the pod, write a disk into it again; for an empty one run truncate -s %d disk.img", want),
+		}}, nil
 	case has > want:
 		return []health.Condition{{
 			Code: health.DiskImageGrown, Severity: health.Degraded,
@@ -142,10 +153,10 @@ func diskConditions(img *image.Image) ([]health.Condition, error) {
 		}}, nil
 	case has < want:
 		return []health.Condition{{
-			Code: "DiskImageShortened", Severity: health.Degraded,
-			Text: fmt.Sprintf("the pod of volume %s made its disk.img %s (%d bytes), smaller than the claim's %s: in snapshots and clones the missing end reads as zeros",
+			Code: health.DiskImageShortened, Severity: health.Degraded,
+			Text: fmt.Sprintf("the pod of volume %s made its disk.img %s (%d bytes), smaller than the volume's %s: in snapshots and clones the missing end reads as zeros",
 				img.ID(), size.Format(has), has, size.Format(want)),
-			Remedy: fmt.Sprintf("if that was not meant, restore a snapshot; else, in the pod, run truncate -s %d disk.img", want),
+			Remedy: fmt.Sprintf("if that was not meant, for example when KubeVirt resized the disk of a VM, stop the VM and restore a snapshot; else, in the pod, run truncate -s %d disk.img", want),
 		}}, nil
 	}
 	return nil, nil

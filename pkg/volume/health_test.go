@@ -62,8 +62,10 @@ func TestHealth(t *testing.T) {
 			harm: func(v image.Record, _ string) error { return os.Truncate(n.pool.Volume(v.ID), mib) }},
 		"a small disk image": {request: diskImage, reason: "DiskImageShortened", severity: health.Degraded,
 			harm: func(_ image.Record, at string) error { return os.Truncate(filepath.Join(at, image.DiskName), mib) }},
-		"an empty disk image": {request: diskImage, reason: "DiskImageShortened", severity: health.Degraded,
+		"an empty disk image": {request: diskImage, reason: "DiskImageEmptied", severity: health.DataLoss,
 			harm: func(_ image.Record, at string) error { return os.Truncate(filepath.Join(at, image.DiskName), 0) }},
+		"a disk image of one page": {request: diskImage, reason: "DiskImageEmptied", severity: health.DataLoss,
+			harm: func(_ image.Record, at string) error { return os.Truncate(filepath.Join(at, image.DiskName), 4096) }},
 		"a large disk image": {request: diskImage, reason: "DiskImageGrown", severity: health.Degraded,
 			harm: func(_ image.Record, at string) error {
 				return os.Truncate(filepath.Join(at, image.DiskName), 50*gib)

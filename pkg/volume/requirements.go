@@ -65,9 +65,9 @@ func (m *Manager) Requirements() []health.Requirement {
 	}
 }
 
-// DiskRequirement is met if no pod made its disk.img larger, as [Manager.CheckDisks] found.
+// DiskRequirement is met if each disk.img has the length of its volume, as [Manager.CheckDisks] found.
 func (m *Manager) DiskRequirement() health.Requirement {
-	return health.Requirement{Name: "disk-images", Look: m.DiskHealth, Good: func() string { return "no pod has made its disk.img larger than its volume" }}
+	return health.Requirement{Name: "disk-images", Look: m.DiskHealth, Good: func() string { return "each disk.img has the length of its volume" }}
 }
 
 func (m *Manager) describeSpace() string {

@@ -59,7 +59,7 @@ func (m *Manager) createSnapshot(ctx context.Context, name, volumeID string) (im
 		return none, err
 	}
 	defer vol.Close()
-	if err := vol.CheckLength(); err != nil {
+	if err := vol.CheckSource(); err != nil {
 		return none, err
 	}
 	// Once the claim has overwritten everything, the snapshot has all of this to itself.

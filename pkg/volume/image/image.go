@@ -59,6 +59,35 @@ func (img *Image) CheckLength() error {
 	return checkLength(img.File, img.Mode(), img.Record.Spec.Size, "volume "+img.ID(), "restore it from a snapshot, or delete it")
 }
 
+// smallestDisk is the size of the smallest disk that there is, in bytes.
+const smallestDisk = size.MiB
+
+// Emptied reports whether the image is a disk.img that has lost its disk: its pod made it shorter
+// than any disk is. A program that writes an image anew cuts the old one to nothing first.
+func (img *Image) Emptied() (bool, error) {
+	if img.Mode() != ModeDiskImage {
+		return false, nil
+	}
+	fi, err := img.File.Stat()
+	return err == nil && fi.Size() < smallestDisk, err
+}
+
+// CheckSource returns [errdefs.ErrState] if no copy may be made of the image: it is too short
+// ([Image.CheckLength]), or an emptied disk.img, whose copy would be zeros from begin to end.
+//
+// A disk.img that is only shorter than its record is copied. It may be whole, if its pod copied a
+// smaller image over it. If its end was cut, the copy saves what is left.
+func (img *Image) CheckSource() error {
+	if err := img.CheckLength(); err != nil {
+		return err
+	}
+	if emptied, err := img.Emptied(); err != nil || !emptied {
+		return err
+	}
+	return fmt.Errorf("%w: volume %s: its pod emptied the disk.img, so there is nothing to copy; restore an earlier snapshot, "+
+		"or let the pod write a disk into it, and try again", errdefs.ErrState, img.ID())
+}
+
 // Grown reports whether the filesystem in the image is as large as it can be there.
 func (img *Image) Grown() (bool, error) {
 	fs, err := diskfs.Lookup(img.Record.Spec.Filesystem)
