@@ -102,9 +102,7 @@ func TestEmptiedDisk(t *testing.T) {
 // the pod of a VM.
 func (n *node) mustMakeDisk(path, bytes string) {
 	n.t.Helper()
-	if err := os.Chown(path, qemuUser, qemuUser); err != nil { // kubelet does so for an fsGroup
-		n.t.Fatal(err)
-	}
+	n.mustGive(path)
 	testenv.Run(n.t, "unshare", inPod(filepath.Dir(path), "qemu-img", "create", "-q", "-f", "raw", image.DiskName, bytes)...)
 }
 
@@ -128,6 +126,14 @@ func (n *node) mustReport(want ...string) {
 
 // qemuUser is the user and the group that QEMU has in KubeVirt's pods.
 const qemuUser = 107
+
+// mustGive gives a disk.img to [qemuUser], as kubelet does for an fsGroup.
+func (n *node) mustGive(path string) {
+	n.t.Helper()
+	if err := os.Chown(path, qemuUser, qemuUser); err != nil {
+		n.t.Fatal(err)
+	}
+}
 
 // inPod are the arguments of unshare for a program that runs as in the pod of a VM: as [qemuUser], in a
 // mount namespace of its own, in which the volume's directory is bound at a path that it is in.

@@ -199,7 +199,7 @@ func (m *Manager) stageFilesystem(ctx context.Context, img *image.Image, rel str
 
 // Unstage unmounts a claim from its staging path and detaches it. A claim that is not staged
 // is fine. One that is still published returns [errdefs.ErrState], and so does another mount
-// at the path.
+// at the path, and a disk.img that somebody has mounted or open anywhere.
 func (m *Manager) Unstage(id, staging string) error {
 	if err := image.CheckID(id); err != nil {
 		return err
@@ -227,6 +227,11 @@ func (m *Manager) Unstage(id, staging string) error {
 	}
 	if err := m.root.CheckOnlyAt(img, loops, "to unstage it, unpublish it first", rel); err != nil {
 		return err
+	}
+	if img.Mode() == image.ModeDiskImage {
+		if err := m.root.CheckDiskUnused(img); err != nil {
+			return err
+		}
 	}
 	if img.Mode() != image.ModeBlock {
 		return m.unstageFilesystem(img, rel)

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/internal/sys"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/lease"
 )
 
 // The kernel tells a device's file, and not a file's devices. To ask all devices takes 30 µs
@@ -113,29 +113,11 @@ func openAny(indices []int, backing *os.File) (*Device, error) {
 	return nil, nil
 }
 
-// alone reports whether nobody but f has its file open. That proves that no loop device has
-// the file, in whatever namespace, because a device keeps its file open. It takes 1 µs. If it
-// is false, nothing is proven: a backup may read the file, the filesystem may have no leases,
-// or the file may belong to another user.
-//
-// "F_WRLCK: Take out a write lease. [...] A write lease may be placed on a file only if there
-// are no other open file descriptors for the file." F_SETLEASE in fcntl(2). What counts are
-// open file descriptions (check_conflicting_open in fs/locks.c), so a device must never get the
+// alone reports whether nobody but f has its file open: see [lease.Sole]. That proves that no loop
+// device has the file, in whatever namespace, because a device keeps its file open. If it is false,
+// nothing is proven. What counts are open file descriptions, so a device must never get the
 // description that is asked later: see [Device.configure].
-//
-// The lease is given back at once. Whoever opens the file meanwhile waits that long, or gets
-// EWOULDBLOCK with O_NONBLOCK: package openat tries again. The holder gets SIGIO, which Go
-// ignores.
-func alone(f *os.File) bool {
-	err := sys.On(f, func(fd int) error {
-		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
-			return err
-		}
-		_, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_UNLCK)
-		return err
-	})
-	return err == nil
-}
+func alone(f *os.File) bool { return lease.Sole(f) == nil }
 
 // sights are the files that this process saw behind loop devices. Any of them may be gone by
 // now, so each is asked for again. There are at most as many as there are devices.

@@ -165,6 +165,11 @@ func List(match func(*mountinfo.Info) bool, texts ...string) ([]*mountinfo.Info,
 	if err != nil {
 		return nil, err
 	}
+	return search(table, match, texts)
+}
+
+// search is [List] for a mount table that was read.
+func search(table []byte, match func(*mountinfo.Info) bool, texts []string) ([]*mountinfo.Info, error) {
 	var lines bytes.Buffer
 	for line := range bytes.Lines(table) {
 		if slices.ContainsFunc(texts, func(text string) bool { return bytes.Contains(line, []byte(text)) }) {

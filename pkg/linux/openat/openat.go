@@ -32,7 +32,7 @@ const (
 
 // Open opens a file that exists. flags are those of open(2), without O_CREAT.
 //
-// With O_NONBLOCK it waits a moment for another's lease to end. Package loopdev takes leases
+// With O_NONBLOCK it waits a moment for another's lease to end. Package lease takes leases
 // of some microseconds.
 //
 // "If pathname is relative, then it is interpreted relative to the directory

@@ -34,6 +34,29 @@ func HoldingNamed(end string) ([]Process, error) {
 	return found, nil
 }
 
+// Holding lists the processes that hold a file open, under whatever name, this one among them: each with
+// its descriptors of the file, as paths in /proc.
+func Holding(file os.FileInfo) (map[int][]string, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	found := map[int][]string{}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		fds, _ := filepath.Glob(filepath.Join("/proc", e.Name(), "fd", "*"))
+		for _, fd := range fds {
+			if fi, err := os.Stat(fd); err == nil && os.SameFile(fi, file) {
+				found[pid] = append(found[pid], fd)
+			}
+		}
+	}
+	return found, nil
+}
+
 // Arguments returns the command line of a process, or nothing if it ended.
 func Arguments(pid int) []string {
 	return words(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))

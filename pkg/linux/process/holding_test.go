@@ -11,7 +11,8 @@ import (
 	"testing"
 )
 
-// TestHoldingNamed finds a process by a file that it has open, and reads how it was started.
+// TestHoldingNamed finds a process by a file that it has open, by its name and by its inode, and reads how the
+// process was started.
 func TestHoldingNamed(t *testing.T) {
 	dir, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {
@@ -35,6 +36,13 @@ func TestHoldingNamed(t *testing.T) {
 	defer cmd.Wait()
 	defer cmd.Process.Kill()
 	pid := cmd.Process.Pid
+	fi, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if found, err := Holding(fi); err != nil || len(found) != 2 || len(found[pid]) != 1 || len(found[os.Getpid()]) != 1 {
+		t.Errorf("%v %v", found, err)
+	}
 	if found, err := HoldingNamed(end); err != nil || !slices.Equal(found, []Process{{pid, path}}) {
 		t.Errorf("%v %v", found, err)
 	}

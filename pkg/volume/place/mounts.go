@@ -337,7 +337,8 @@ func (r *Root) clearTop(v Owner, rel string, take bool, c *Cleared) error {
 	return nil
 }
 
-// CheckUnused returns [errdefs.ErrState] if a volume is attached or published.
+// CheckUnused returns [errdefs.ErrState] if a volume is attached or published, or if it is a disk.img
+// that is in use: see [Root.CheckDiskUnused].
 func (r *Root) CheckUnused(img *image.Image) error {
 	deadline := time.Now().Add(SettleTime)
 	for {
@@ -352,6 +353,8 @@ func (r *Root) CheckUnused(img *image.Image) error {
 		switch {
 		case len(places) > 0:
 			return fmt.Errorf("%w: volume %s is in use at %s; unpublish and unstage it first", errdefs.ErrState, img.ID(), places[0])
+		case len(loops) == 0 && img.Mode() == image.ModeDiskImage:
+			return r.CheckDiskUnused(img)
 		case len(loops) == 0:
 			return nil
 		case time.Now().After(deadline):
