@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -378,15 +377,7 @@ func TestFormatDisksOfUsers(t *testing.T) {
 
 // TestDisksDocumented types the commands of docs/disks.md, in an empty directory.
 func TestDisksDocumented(t *testing.T) {
-	doc, err := os.ReadFile("../../docs/disks.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	script := "set -ex\n"
-	blocks := regexp.MustCompile("(?s)\n```sh\n(.*?)```\n").FindAllStringSubmatch(string(doc), -1)
-	for _, m := range blocks {
-		script += m[1]
-	}
+	blocks := blocksOf(t, "disks.md")
 	if len(blocks) < 6 {
 		t.Errorf("only %d blocks of commands were found", len(blocks))
 	}
@@ -394,7 +385,7 @@ func TestDisksDocumented(t *testing.T) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), "sh", "-c", script)
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", "set -ex\n"+strings.Join(blocks, ""))
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(testenv.Binary(t))+":"+os.Getenv("PATH"))
 	code, out := testenv.Finish(t, cmd)
