@@ -208,7 +208,7 @@ func validate(p *plugin) {
 	}
 	many := mounted("")
 	many.AccessMode.Mode = csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER
-	if r := ask(many); r.GetConfirmed() != nil || !strings.Contains(r.GetMessage(), "SINGLE_NODE") {
+	if r := ask(many); r.GetConfirmed() != nil || !strings.Contains(r.GetMessage(), "ReadWriteOncePod") {
 		t.Errorf("many nodes: %v", r)
 	}
 	got, err := p.ControllerGetVolume(t.Context(), &csi.ControllerGetVolumeRequest{VolumeId: c.ID})

@@ -71,6 +71,7 @@ const (
 	noGoldens  = "no goldens on this node"
 	isAway     = "the source is on another node"
 	isGone     = "the claim is on another node"
+	isOnePods  = "a claim of one pod at a time"
 	isDisk     = "another volumeMode"
 	noBuilder  = "the node cannot format"
 )
@@ -114,6 +115,8 @@ var errorExamples = []errorExample{
 		text: "not on this node: dataSource: volume pvc-elsewhere is not here, and a copy is made on the node of its source; put the pod there"},
 	{kind: isGone, do: byItem + "[find the volume's node](installing.md#nodes-that-come-and-go)", says: "compare its PersistentVolume", code: codes.NotFound,
 		text: "not found: there is no volume pvc-elsewhere on this node; a claim is on the node that made it, unless it was deleted: compare its PersistentVolume"},
+	{kind: isOnePods, do: byPod + "delete the other pod, or ask for ReadWriteOnce, which all pods of a node may share", says: "delete that pod first", code: codes.FailedPrecondition,
+		text: "operation not possible in this state: volume pvc-1: another pod has it, and its access mode allows one at a time: delete that pod first; it is published at …"},
 	{kind: isDisk, do: "Author of the PersistentVolume: use the mode that it was made with", says: "use the volumeMode that its claim had", code: codes.FailedPrecondition,
 		text: "operation not possible in this state: volumeMode Filesystem: volume pvc-1 was made as block; use the volumeMode that its claim had"},
 	{kind: noBuilder, do: byItem + "do what it says, and see [Is it well?](operating.md#is-it-well)", says: "install the package", code: codes.FailedPrecondition,

@@ -142,7 +142,7 @@ func (m *Manager) PublishInline(ctx context.Context, r InlineRequest) (res Resul
 			return res, err
 		}
 		if at.Mounted {
-			return res, fmt.Errorf("%w: something else is mounted at target path %q; unpublish or unmount it first", errdefs.ErrExists, r.Target)
+			return res, fmt.Errorf("%w: something else is mounted where the volume belongs; have the operator unmount it: %q", errdefs.ErrExists, r.Target)
 		}
 		if vol, res, err = m.makeInline(ctx, r, from); err != nil {
 			return res, err

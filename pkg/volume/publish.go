@@ -106,7 +106,7 @@ func (m *Manager) checkSingleTarget(img *image.Image, rel, staging string) error
 			return err
 		}
 	}
-	return m.root.CheckOnlyAt(img, loops, "its access mode allows one target at a time: unpublish it there first", rel, stagingRel)
+	return m.root.CheckOnlyAt(img, loops, "another pod has it, and its access mode allows one at a time: delete that pod first", rel, stagingRel)
 }
 
 // compareAccess returns [errdefs.ErrExists] if a target has other mount options than the
@@ -120,7 +120,7 @@ func compareAccess(img *image.Image, is image.Access, r PublishRequest) error {
 	if is == asked {
 		return nil
 	}
-	return fmt.Errorf("%w: volume %s is published at %q with the mount options %s, and %s are asked for; unpublish it first", errdefs.ErrExists, img.ID(), r.Target, is, asked)
+	return fmt.Errorf("%w: volume %s has the mount options %s, and %s are asked for; delete its pod first: it is published at %q", errdefs.ErrExists, img.ID(), is, asked, r.Target)
 }
 
 // bind mounts a staged claim on its target.

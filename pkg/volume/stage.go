@@ -134,7 +134,7 @@ func (m *Manager) stage(ctx context.Context, img *image.Image, staging string, a
 	}
 	there, err := m.mountedAt(img, rel)
 	if err == nil && there.Access != access {
-		err = fmt.Errorf("%w: volume %s is staged at %q with the mount options %s, and %s are asked for; unstage it first", errdefs.ErrExists, img.ID(), staging, there.Access, access)
+		err = fmt.Errorf("%w: volume %s has the mount options %s, and %s are asked for; delete its pods first: it is staged at %q", errdefs.ErrExists, img.ID(), there.Access, access, staging)
 	}
 	if err != nil {
 		return err

@@ -73,8 +73,8 @@ func identify(v Owner, at *os.File) (Mount, error) {
 	if err != nil || ours {
 		return m, err
 	}
-	return Mount{}, fmt.Errorf("%w: %s (%s) is mounted at target path %q, and not volume %s; find out with findmnt whose mount that is, and unmount it first",
-		ErrForeign, info.Source, info.FSType, at.Name(), v.ID())
+	return Mount{}, fmt.Errorf("%w: %s (%s) is mounted where volume %s belongs; have the operator find out with findmnt whose mount that is, and unmount it: %q",
+		ErrForeign, info.Source, info.FSType, v.ID(), at.Name())
 }
 
 // identifyNode reports whether a mounted device node is a block volume's. The node of a loop
@@ -223,8 +223,8 @@ func (r *Root) OpenFilesystem(img *image.Image) (*os.File, error) {
 }
 
 // CheckOnlyAt returns [errdefs.ErrState] if a volume with these loop devices is mounted
-// below the root at another path than the given ones. The error ends with what, the advice
-// to the user.
+// below the root at another path than the given ones. The error has what, the advice to
+// the user, before the long path.
 func (r *Root) CheckOnlyAt(v Owner, loops []int, what string, rels ...string) error {
 	places, err := r.MountpointsOf(v, loops)
 	if err != nil {
@@ -232,7 +232,7 @@ func (r *Root) CheckOnlyAt(v Owner, loops []int, what string, rels ...string) er
 	}
 	for _, at := range places {
 		if !slices.ContainsFunc(rels, func(rel string) bool { return at == r.mountpoint(rel) }) {
-			return fmt.Errorf("%w: volume %s is published at %s; %s", errdefs.ErrState, v.ID(), at, what)
+			return fmt.Errorf("%w: volume %s: %s; it is published at %s", errdefs.ErrState, v.ID(), what, at)
 		}
 	}
 	return nil
