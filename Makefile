@@ -58,8 +58,9 @@ demo-clean: ## Remove the demo's pool
 ##@ Build
 
 .PHONY: build
-build: need-go ## Build bin/csi-disktemplate
+build: need-go ## Build bin/csi-disktemplate, and kubectl's name for it
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w $(STAMP)" -o bin/csi-disktemplate ./cmd/csi-disktemplate
+	@ln -sf csi-disktemplate bin/kubectl-disktemplate
 
 .PHONY: image
 image: build ## Make the container image bin/image.tar, without a registry

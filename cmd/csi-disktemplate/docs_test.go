@@ -37,7 +37,7 @@ func TestCommandsAreDocumented(t *testing.T) {
 	if !began || !ended {
 		t.Fatalf("%s lacks the lines around the tables of commands", doc)
 	}
-	want := commandTables(newCommand())
+	want := commandTables(newCommand(), newKubectlCommand())
 	if os.Getenv("UPDATE") != "" {
 		if err := os.WriteFile(doc, []byte(before+commandsBegin+want+commandsEnd+after), 0o644); err != nil {
 			t.Fatal(err)
@@ -56,14 +56,15 @@ type documentedFlag struct {
 }
 
 // commandTables are a table of the commands, and one of their flags.
-func commandTables(root *cobra.Command) string {
+func commandTables(roots ...*cobra.Command) string {
 	host, _ := os.Hostname()
 	var commands strings.Builder
 	commands.WriteString("\n| command | does |\n|---|---|\n")
 	var flags []*documentedFlag
-	eachCommand(root, func(cmd *cobra.Command) {
-		name := strings.TrimPrefix(cmd.UseLine(), root.Name()+" ")
-		if cmd == root {
+	plugin := roots[0]
+	eachOf(roots, func(cmd *cobra.Command) {
+		name := strings.TrimPrefix(cmd.UseLine(), plugin.Name()+" ")
+		if cmd == plugin {
 			name = "[flags]"
 		}
 		fmt.Fprintf(&commands, "| `%s` | %s |\n", cell(strings.TrimSuffix(name, " [flags]")), cmd.Short)
@@ -78,8 +79,8 @@ func commandTables(root *cobra.Command) string {
 			if i < 0 {
 				i, flags = len(flags), append(flags, &documentedFlag{Flag: f})
 			}
-			of := strings.TrimPrefix(cmd.CommandPath(), root.Name()+" ")
-			if cmd == root {
+			of := strings.TrimPrefix(cmd.CommandPath(), plugin.Name()+" ")
+			if cmd == plugin {
 				of = "the plugin"
 			}
 			flags[i].of = append(flags[i].of, of)
@@ -96,9 +97,15 @@ func commandTables(root *cobra.Command) string {
 	return commands.String() + table.String() + "\n"
 }
 
-// eachCommand visits the commands that do something, and are ours.
+func eachOf(roots []*cobra.Command, visit func(*cobra.Command)) {
+	for _, root := range roots {
+		eachCommand(root, visit)
+	}
+}
+
+// eachCommand visits the commands that do something, and are ours, and the one at the root, which has flags of all.
 func eachCommand(cmd *cobra.Command, visit func(*cobra.Command)) {
-	if !cmd.HasSubCommands() || cmd.Name() == "csi-disktemplate" {
+	if !cmd.HasSubCommands() || !cmd.HasParent() {
 		visit(cmd)
 	}
 	for _, sub := range cmd.Commands() {
@@ -118,7 +125,7 @@ func inCode(text string) string {
 
 // TestCommandsHaveExamples: each command that does something shows how it is typed.
 func TestCommandsHaveExamples(t *testing.T) {
-	eachCommand(newCommand(), func(cmd *cobra.Command) {
+	eachOf([]*cobra.Command{newCommand(), newKubectlCommand()}, func(cmd *cobra.Command) {
 		if !strings.Contains(cmd.Example, cmd.CommandPath()) || cmd.Long == "" {
 			t.Errorf("%s has no example, or no description", cmd.CommandPath())
 		}

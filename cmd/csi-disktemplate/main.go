@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command csi-disktemplate is the CSI node plugin, the operator's tool, and /init of the
-// formatting VM.
+// formatting VM. By the name kubectl-disktemplate it is a plugin of kubectl.
 package main
 
 import (
@@ -36,10 +36,11 @@ func main() {
 	log.SetOutput(klogWriter{})
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	if err := newCommand().ExecuteContext(ctx); err != nil {
+	cmd := commandNamed(os.Args[0])
+	if err := cmd.ExecuteContext(ctx); err != nil {
 		code, print := exitCode(err)
 		if print {
-			fmt.Fprintln(os.Stderr, "csi-disktemplate:", err)
+			fmt.Fprintf(os.Stderr, "%s: %v\n", cmd.DisplayName(), err)
 		}
 		os.Exit(code)
 	}

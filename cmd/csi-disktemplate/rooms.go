@@ -57,7 +57,7 @@ func (r rooms) node() admin.Node {
 		Snapshots: r.listSnapshots, Snapshot: r.snapshot, Contents: r.listContents, Goldens: r.listGoldens,
 	}
 	if r.plugin != nil {
-		n.Plugin, n.Requests, n.Findings, n.Why = r.describePlugin, r.requests, r.findings, r.why
+		n.Plugin, n.Status, n.Requests, n.Findings, n.Why = r.describePlugin, r.status, r.requests, r.findings, r.why
 	}
 	return n
 }
@@ -74,6 +74,15 @@ func (r rooms) describePlugin() (admin.Plugin, error) {
 		PID: os.Getpid(), Since: *admin.At(p.started),
 		Accelerator: string(accelerator), KubeletDir: p.options.kubeletDir, Pool: space, Ending: r.volumes.Ending(),
 	}, err
+}
+
+func (r rooms) status() (s admin.Status, err error) {
+	if s.Plugin, err = r.describePlugin(); err != nil {
+		return s, err
+	}
+	ids, err := r.pool.Volumes()
+	s.Volumes, s.Findings = len(ids), append([]health.Finding{}, r.plugin.look.wrong()...)
+	return s, err
 }
 
 func (r rooms) describePool() (admin.Pool, error) {

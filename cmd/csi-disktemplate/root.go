@@ -34,7 +34,7 @@ a copy-on-write clone of its template with an identity of its own.`,
 	addLogFlags(cmd.PersistentFlags())
 	cmd.SetFlagErrorFunc(flagError)
 	cmd.AddCommand(newFormatCommand(), newDoctorCommand(), newCleanAllCommand(), newGCCommand(), newTemplateCommand(), newGoldenCommand(), newVolumeCommand())
-	cmd.AddCommand(newSnapshotCommand(), newContentCommand(), newWhyCommand())
+	cmd.AddCommand(newSnapshotCommand(), newContentCommand(), newWhyCommand(), newStatusCommand())
 	completeFlags(cmd)
 	return cmd
 }

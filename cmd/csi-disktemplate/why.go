@@ -65,7 +65,7 @@ func why(out io.Writer, n admin.Node, asked, form string) error {
 	if form != "" {
 		return printObject(out, w, form)
 	}
-	if err := printWhy(out, w); err != nil || len(w.Waits)+len(w.Volumes)+len(w.Others) > 0 {
+	if err := printWhy(out, w, "this node"); err != nil || len(w.Waits)+len(w.Volumes)+len(w.Others) > 0 {
 		return err
 	}
 	return fmt.Errorf("this node knows no volume of %.200s; %s", asked, meant.Say(asked, podsOf(n),
@@ -94,8 +94,8 @@ func podsOf(n admin.Node) (pods []string) {
 	return slices.Compact(pods)
 }
 
-// printWhy prints an answer for people.
-func printWhy(out io.Writer, w admin.Why) error {
+// printWhy prints the answer of a node for people.
+func printWhy(out io.Writer, w admin.Why, node string) error {
 	var fields []field
 	for _, wait := range w.Waits {
 		fields = append(fields, waitFields(wait)...)
@@ -112,9 +112,9 @@ func printWhy(out io.Writer, w admin.Why) error {
 	for _, f := range w.Findings {
 		fields = append(fields, field{"Plugin", f.Code}, field{"  says", strings.TrimSuffix(f.Text+"\n"+f.Remedy, "\n")})
 	}
-	title := fmt.Sprintf("%s waits for %d of its volumes on this node.", w.Asked, len(w.Waits))
+	title := fmt.Sprintf("%s waits for %d of its volumes on %s.", w.Asked, len(w.Waits), node)
 	if len(w.Waits) == 0 {
-		title = w.Asked + " waits for no volume on this node."
+		title = fmt.Sprintf("%s waits for no volume on %s.", w.Asked, node)
 	}
 	return printFields(out, title, fields)
 }

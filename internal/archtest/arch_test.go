@@ -47,6 +47,7 @@ var rooms = map[string][]string{
 	"pkg/growfs/":           {"pkg/diskfs", "pkg/linux/"},
 	"pkg/diskfs/":           {"pkg/size"},
 	"pkg/health/":           {},
+	"pkg/kubectl/":          {},
 	"pkg/logs/":             {},
 	"pkg/meant/":            {},
 	"pkg/size/":             {},
@@ -62,7 +63,7 @@ var outside = map[string][]string{
 	"github.com/google/go-containerregistry/":      {"pkg/content/registry/"},
 	"google.golang.org/grpc":                       {"pkg/driver/", "internal/harness/"},
 	"github.com/prometheus/":                       {"pkg/driver/", "cmd/csi-disktemplate/"},
-	"os/exec":                                      {"pkg/vmformat/", "pkg/growfs/", "pkg/content/disk/", "pkg/linux/cage/", "pkg/pool/", "hack/", "internal/"},
+	"os/exec":                                      {"pkg/vmformat/", "pkg/growfs/", "pkg/content/disk/", "pkg/linux/cage/", "pkg/pool/", "pkg/kubectl/", "hack/", "internal/"},
 	module + "internal/testenv":                    {"internal/harness/harnesstest/"},
 	module + "internal/harness/harnesstest":        {},
 }

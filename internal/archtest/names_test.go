@@ -217,8 +217,8 @@ var others = []string{
 	"readonly",                                          // btrfs check
 	"image-opts", "target-image-opts", "target-is-zero", // qemu-img
 	"node-deployment", "extra-create-metadata", // external-provisioner, external-snapshotter
-	"field-selector", // kubectl
-	"make-rshared",   // mount
+	"field-selector", "previous", "sort-by", "tail", "timestamps", // kubectl
+	"make-rshared", // mount
 }
 
 // TestMessagesNameRealFlags checks every --flag in a string of the product. An error that

@@ -61,6 +61,7 @@ func (c *Client) Close() error {
 func (c *Client) Node(ctx context.Context) Node {
 	return Node{
 		Plugin:    func() (Plugin, error) { return ask[Plugin](ctx, c, pathPlugin) },
+		Status:    func() (Status, error) { return ask[Status](ctx, c, pathStatus) },
 		Volumes:   func() ([]Volume, error) { return ask[[]Volume](ctx, c, pathVolumes) },
 		Volume:    func(id string) (Volume, error) { return ask[Volume](ctx, c, pathVolumes+"/"+url.PathEscape(id)) },
 		Templates: func() ([]Template, error) { return ask[[]Template](ctx, c, pathTemplates) },

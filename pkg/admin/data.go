@@ -18,6 +18,7 @@ var ErrNotFound = errors.New("not found")
 // All may be called at the same time. Errors are [ErrNotFound], those of the pool, and of the connection.
 type Node struct {
 	Plugin    func() (Plugin, error)
+	Status    func() (Status, error)
 	Volumes   func() ([]Volume, error)
 	Volume    func(id string) (Volume, error) // with what takes longer to find out
 	Templates func() ([]Template, error)
@@ -42,6 +43,13 @@ type Plugin struct {
 	KubeletDir  string    `json:"kubeletDir"`
 	Pool        Pool      `json:"pool"`
 	Ending      int       `json:"volumesEnding"` // volumes and snapshots that are deleted, and still take space
+}
+
+// Status is a running plugin, and how it is.
+type Status struct {
+	Plugin   Plugin           `json:"plugin"`
+	Volumes  int              `json:"volumes"`
+	Findings []health.Finding `json:"findings"` // what is wrong now, without the limitations of the node
 }
 
 // Pool is a pool's space. Size and Available are those of the least of its layers.

@@ -82,6 +82,7 @@ func Serve(ctx context.Context, l net.Listener, n Node) error {
 // The paths of what is served.
 const (
 	pathPlugin    = "/v1/plugin"
+	pathStatus    = "/v1/status"
 	pathVolumes   = "/v1/volumes"
 	pathTemplates = "/v1/templates"
 	pathSnapshots = "/v1/snapshots"
@@ -109,6 +110,7 @@ func (n Node) handler() http.Handler {
 		})
 	}
 	get(pathPlugin, func(*http.Request) (any, error) { return n.Plugin() })
+	get(pathStatus, func(*http.Request) (any, error) { return n.Status() })
 	get(pathVolumes, func(*http.Request) (any, error) { return n.Volumes() })
 	get(pathVolumes+"/{id}", func(r *http.Request) (any, error) { return n.Volume(r.PathValue("id")) })
 	get(pathTemplates, func(*http.Request) (any, error) { return n.Templates() })

@@ -52,6 +52,9 @@ func dial(t *testing.T, dir string) Node {
 func sample() Node {
 	now, own, percent := time.Unix(1e9, 0).UTC(), int64(5), 18
 	return Node{
+		Status: func() (Status, error) {
+			return Status{Plugin: Plugin{Version: "v1", Since: now}, Volumes: 2, Findings: []health.Finding{}}, nil
+		},
 		Plugin: func() (Plugin, error) {
 			return Plugin{Version: "v1", Since: now, Pool: Pool{Path: "/p", Layers: []Layer{{Path: "/p", Type: "xfs"}}}}, nil
 		},

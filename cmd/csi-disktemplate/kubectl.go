@@ -1,0 +1,200 @@
+// Copyright The csi-disktemplate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/driver"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/kubectl"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/meant"
+)
+
+const (
+	// kubectlName is the name that kubectl looks for on PATH when somebody types `kubectl disktemplate`.
+	kubectlName = "kubectl-disktemplate"
+	// pluginLabels are those of the plugin's pods in all manifests, and container is where the plugin runs in them.
+	pluginLabels = projectLabel + ",app.kubernetes.io/component=plugin"
+	projectLabel = "app.kubernetes.io/name=csi-disktemplate"
+	container    = "plugin"
+	// answerTimeout is for one run of kubectl. The API server gives a node that is gone up to 30 s, and nobody wants to
+	// look at a screen for longer; doctor on a busy node takes seconds.
+	answerTimeout = 30 * time.Second
+	// mostAtOnce is how many runs of kubectl there are at a time: each is a process, and a connection to the API server.
+	mostAtOnce = 16
+)
+
+// fleet is the plugin on the nodes of a cluster, as kubectl reaches it.
+type fleet struct {
+	context, kubeconfig, requestTimeout string
+	namespace                           string // of the plugin; "" is wherever it is
+}
+
+// commandNamed returns the command for the name that the binary was started by.
+func commandNamed(argv0 string) *cobra.Command {
+	if filepath.Base(argv0) == kubectlName {
+		return newKubectlCommand()
+	}
+	return newCommand()
+}
+
+// newKubectlCommand returns the command kubectl disktemplate.
+func newKubectlCommand() *cobra.Command {
+	var f fleet
+	cmd := &cobra.Command{
+		Use:         kubectlName,
+		Annotations: map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl disktemplate"},
+		Short:       "Ask the plugin on all nodes of a cluster",
+		Long: `Ask the plugin on all nodes of a cluster: how it is, and what a pod waits for.
+
+It runs kubectl, with your credentials and permissions. You need: list pods, and get and
+create pods/exec where the plugin runs; for why also get pods, persistentvolumeclaims,
+persistentvolumes and storageclasses, and list events; for bundle also get pods/log, list
+daemonsets, and get csidrivers and csinodes. It changes nothing in the cluster.
+
+Who may execute something in the plugin's pods is root on the nodes: it is a tool for
+administrators.`,
+		Example: `  kubectl disktemplate status
+  kubectl disktemplate why web-0 -n shop
+  kubectl disktemplate doctor
+  kubectl disktemplate bundle -o report.tar.gz`,
+		Version:       versionLine(),
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			return refuse(cmd.Flags())
+		},
+	}
+	cmd.SetVersionTemplate("{{.DisplayName}} {{.Version}}\n")
+	f.add(cmd.PersistentFlags())
+	cmd.SetFlagErrorFunc(flagError)
+	cmd.AddCommand(f.statusCommand(), f.whyCommand(), f.doctorCommand(), f.bundleCommand())
+	completeFlags(cmd)
+	return cmd
+}
+
+func (f *fleet) add(flags *pflag.FlagSet) {
+	flags.StringVar(&f.context, "context", "", "kubectl's: the context of the kubeconfig to use")
+	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "kubectl's: the kubeconfig to use")
+	flags.StringVar(&f.requestTimeout, "request-timeout", "", "kubectl's: how long to wait for the API server, as 5s")
+	flags.StringVar(&f.namespace, "plugin-namespace", "", "namespace that the plugin is installed in (default: it is looked for in all)")
+}
+
+func addDriverName(f *pflag.FlagSet, name *string) {
+	addValue(f, name, "driver-name", driver.DefaultName, checked(driver.CheckName),
+		"name of the driver, as the plugin was given it")
+}
+
+// client runs kubectl with the user's flags.
+func (f *fleet) client() kubectl.Client {
+	c := kubectl.Client{Timeout: answerTimeout}
+	for _, flag := range []struct{ name, value string }{
+		{"context", f.context}, {"kubeconfig", f.kubeconfig}, {"request-timeout", f.requestTimeout},
+	} {
+		if flag.value != "" {
+			c.Flags = append(c.Flags, "--"+flag.name+"="+flag.value)
+		}
+	}
+	return c
+}
+
+// inNamespace are the arguments of kubectl get for the plugin's namespace.
+func (f *fleet) inNamespace() []string {
+	if f.namespace == "" {
+		return []string{"-A"}
+	}
+	return []string{"-n", f.namespace}
+}
+
+// pods returns the plugin's pods, by their nodes. None is an error.
+func (f *fleet) pods(ctx context.Context) ([]kubectl.Pod, error) {
+	var found kubectl.List[kubectl.Pod]
+	err := f.client().Get(ctx, &found, append([]string{"pods", "-l", pluginLabels}, f.inNamespace()...)...)
+	if errors.Is(err, kubectl.ErrForbidden) && f.namespace == "" {
+		return nil, fmt.Errorf("looking for the plugin: %w; or name its namespace by --plugin-namespace", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("looking for the plugin: %w", err)
+	}
+	if len(found.Items) == 0 {
+		return nil, fmt.Errorf("the plugin is not installed in this cluster, or not where you look: no pod has the labels %s; "+
+			"kubectl config current-context says which cluster it is", pluginLabels)
+	}
+	slices.SortFunc(found.Items, func(a, b kubectl.Pod) int {
+		return cmp.Or(cmp.Compare(a.Spec.NodeName, b.Spec.NodeName), cmp.Compare(a.String(), b.String()))
+	})
+	return found.Items, nil
+}
+
+// on returns the plugin's pods of a node. None is an error.
+func on(pods []kubectl.Pod, node string) (there []kubectl.Pod, err error) {
+	var nodes []string
+	for _, p := range pods {
+		if p.Spec.NodeName == node {
+			there = append(there, p)
+		}
+		nodes = append(nodes, p.Spec.NodeName)
+	}
+	if len(there) == 0 {
+		return nil, fmt.Errorf("no plugin runs on node %s; %s", node, meant.Say(node, nodes,
+			"kubectl disktemplate status shows where it runs, and docs/installing.md says which nodes get it"))
+	}
+	return there, nil
+}
+
+// ask runs csi-disktemplate in a pod, and reads the JSON that it prints, also where it exits with another code than 0.
+func (f *fleet) ask(ctx context.Context, p kubectl.Pod, into any, args ...string) error {
+	out, err := f.exec(ctx, p, args...)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(out, into); err != nil {
+		return fmt.Errorf("csi-disktemplate %s printed no JSON that can be read: %w; the plugin may be of another version",
+			args[0], err)
+	}
+	return nil
+}
+
+// exec is ask, and returns the JSON.
+func (f *fleet) exec(ctx context.Context, p kubectl.Pod, args ...string) ([]byte, error) {
+	if not := p.NotRunning(container); not != "" {
+		return nil, fmt.Errorf("the plugin does not run: %s; see kubectl -n %s describe pod %s",
+			not, p.Meta.Namespace, p.Meta.Name)
+	}
+	out, err := f.client().Exec(ctx, p, container, append(append([]string{"csi-disktemplate"}, args...), "-o", "json")...)
+	if failed := (*kubectl.Failed)(nil); errors.As(err, &failed) && failed.Code > 0 && len(failed.Output) > 0 {
+		return failed.Output, nil
+	}
+	return out, ofOtherVersion(err)
+}
+
+// ofOtherVersion explains the error of a plugin that does not know a command yet.
+func ofOtherVersion(err error) error {
+	if err != nil && strings.Contains(err.Error(), "unknown command") {
+		return fmt.Errorf("the plugin is of another version than this program (%s): %w", versionName(), err)
+	}
+	return err
+}
+
+// together calls do for each number below n, some at a time.
+func together(n int, do func(i int)) {
+	var g errgroup.Group
+	g.SetLimit(mostAtOnce)
+	for i := range n {
+		g.Go(func() error { do(i); return nil })
+	}
+	_ = g.Wait() // none fails
+}
