@@ -33,8 +33,8 @@ case "${1-}" in
 	postgresql
 	;;
 "") # tests: -race needs a C compiler
-	packages+=(checkpolicy gcc libc6-dev git make prometheus)
-	programs+=(checkpolicy gcc git make prometheus promtool)
+	packages+=(checkpolicy chromium fonts-dejavu-core gcc libc6-dev git make prometheus)
+	programs+=(checkpolicy chromium gcc git make prometheus promtool)
 	;;
 *)
 	echo "usage: hack/setup.sh [--demo | --bench | --e2e]" >&2

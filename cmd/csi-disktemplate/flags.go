@@ -28,7 +28,7 @@ import (
 type pluginOptions struct {
 	endpoint, nodeID, driverName string
 	kubeletDir, registrationDir  string
-	httpEndpoint                 string
+	httpEndpoint, pageEndpoint   string
 	profiling, volumeMetrics     bool
 	maxVMs, maxBuildsPerHour     int
 	templateCache, headroom      size.Share
@@ -56,6 +56,8 @@ func (o *pluginOptions) add(f *pflag.FlagSet) {
 	f.StringVar(&o.registrationDir, "registration-dir", "", "kubelet's plugins_registry, to register the driver there; kubelet must see --endpoint at the same path (default: a node-driver-registrar does it)")
 	addValue(f, &o.httpEndpoint, "http-endpoint", "", optionalListener,
 		"where to serve /healthz, /readyz and /metrics, as 10.0.0.7:9808, or :9808 on every address; IPv6 needs no brackets (default: nowhere)")
+	addValue(f, &o.pageEndpoint, "page-endpoint", "", optionalListener,
+		"where to serve a page for people, as 127.0.0.1:9809; it names pods and asks for no password, so it belongs on loopback (default: nowhere)")
 	f.BoolVar(&o.profiling, "profiling", false, "serve profiles of the plugin itself on --http-endpoint, below /debug/pprof/, to everybody who reaches it")
 	f.BoolVar(&o.volumeMetrics, "volume-metrics", false, "also serve metrics of each volume, which name its pod; they are five series for each volume")
 	addValue(f, &o.maxVolumes, "max-volumes-per-node", "1024", upperCount[int64](), "how many claims the scheduler may place on this node; 0 means no limit")

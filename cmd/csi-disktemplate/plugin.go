@@ -17,6 +17,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/admin"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/admin/webpage"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/driver"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/growfs"
@@ -126,6 +127,15 @@ func runPlugin(ctx context.Context, o pluginOptions) error {
 			pages = driver.WithProfiles(pages)
 		}
 		g.Go(func() error { return serveHTTP(ctx, l, pages) })
+	}
+	if o.pageEndpoint != "" {
+		l, err := net.Listen("tcp", o.pageEndpoint)
+		if err != nil {
+			return badFlag("page-endpoint", o.pageEndpoint, err)
+		}
+		klog.InfoS("Serving the page", "address", l.Addr())
+		host, _, _ := net.SplitHostPort(o.pageEndpoint) // Listen has split it
+		g.Go(func() error { return serveHTTP(ctx, l, webpage.Handler(node, host)) })
 	}
 	config := driver.Config{
 		Endpoint: o.endpoint, Name: o.driverName, Version: versionName(), NodeID: o.nodeID,

@@ -90,8 +90,15 @@ func (r rooms) describePool() (admin.Pool, error) {
 	if err != nil {
 		return admin.Pool{}, err
 	}
+	promised, err := r.volumes.Account()
+	if err != nil {
+		return admin.Pool{}, err
+	}
 	layers, err := r.pool.Layers()
-	is := admin.Pool{Path: r.pool.Root(), Kind: r.pool.Kind(), Size: space.Total, Available: space.Available}
+	is := admin.Pool{
+		Path: r.pool.Root(), Kind: r.pool.Kind(), Size: space.Total, Available: space.Available,
+		Headroom: promised.Headroom, Promised: promised.Promised, Left: promised.Left,
+	}
 	for _, l := range layers {
 		is.Layers = append(is.Layers, admin.Layer{
 			Path: l.Path, Type: l.Type.Name(), Size: l.Total, Available: l.Available, Shared: l.Shared,

@@ -123,6 +123,7 @@ func TestBadFlags(t *testing.T) {
 	for name, c := range map[string]struct{ flag, value, says string }{
 		"no place for the socket":     {"--endpoint", "unix:///etc/passwd/csi.sock", "the socket's directory cannot be made"},
 		"HTTP endpoint of others":     {"--http-endpoint", "192.0.2.1:9808", "--http-endpoint"},
+		"page endpoint of others":     {"--page-endpoint", "192.0.2.1:9809", "--page-endpoint"},
 		"a file at the socket's path": {"--endpoint", "unix:///etc/passwd", "not a socket"},
 	} {
 		t.Run(name, func(t *testing.T) {

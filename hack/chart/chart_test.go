@@ -242,6 +242,41 @@ func TestStorageProfiles(t *testing.T) {
 	}
 }
 
+// TestPageStaysOnLoopback checks, for every overlay and component, that the plugin serves its page on an address of its
+// pod's own network alone, and that no port or policy names it.
+func TestPageStaysOnLoopback(t *testing.T) {
+	seen := 0
+	for _, dir := range append(directories(t, "overlays"), "base") {
+		text := "resources: [../csi-disktemplate/deploy/kubernetes/" + dir + "]\n"
+		if dir == "base" {
+			text += "components:\n"
+			for _, c := range directories(t, "components") {
+				if c != "components/microk8s" { // it and k0s say where the same directory is
+					text += "- ../csi-disktemplate/deploy/kubernetes/" + c + "\n"
+				}
+			}
+		}
+		all := kustomize(t, text)
+		for name, o := range all {
+			b, err := yaml.Marshal(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			said := strings.ReplaceAll(string(b), "- --page-endpoint=127.0.0.1:9809\n", "")
+			if said != string(b) {
+				seen++
+			}
+			exposes := func(word string) bool { return strings.Contains(said, word) }
+			if slices.ContainsFunc([]string{"9809", "page-endpoint", "hostNetwork"}, exposes) {
+				t.Errorf("%s: %s lets somebody reach the page:\n%s", dir, name, b)
+			}
+		}
+	}
+	if want := len(directories(t, "overlays")) + 1; seen != want {
+		t.Errorf("%d plugins serve the page, want %d", seen, want)
+	}
+}
+
 // feature is a component, or an overlay in the place of base, and the values that mean the same.
 type feature struct{ name, values string }
 

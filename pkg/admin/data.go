@@ -58,7 +58,10 @@ type Pool struct {
 	Kind      string  `json:"kind"` // for people
 	Size      int64   `json:"sizeBytes"`
 	Available int64   `json:"availableBytes"`
-	Layers    []Layer `json:"layers"` // from the pool's own filesystem down
+	Headroom  int64   `json:"headroomBytes"` // of what is available: new volumes leave it free
+	Promised  int64   `json:"promisedBytes"` // to claims and snapshots, taken or not
+	Left      int64   `json:"leftBytes"`     // of what is available: what can still be promised to a thick claim
+	Layers    []Layer `json:"layers"`        // from the pool's own filesystem down
 }
 
 // Layer is a filesystem that the pool's data lie on.

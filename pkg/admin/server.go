@@ -70,7 +70,7 @@ func (l *listener) Close() error { return errors.Join(l.Listener.Close(), l.dir.
 
 // Serve answers at the socket until ctx ends.
 func Serve(ctx context.Context, l net.Listener, n Node) error {
-	server := &http.Server{Handler: n.handler(), ReadTimeout: patience, WriteTimeout: time.Minute}
+	server := &http.Server{Handler: n.Handler(), ReadTimeout: patience, WriteTimeout: time.Minute}
 	stop := context.AfterFunc(ctx, func() { server.Close() })
 	defer stop()
 	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
@@ -93,8 +93,8 @@ const (
 	pathWhy       = "/v1/why"
 )
 
-// handler serves what a node has.
-func (n Node) handler() http.Handler {
+// Handler serves what a running plugin's node has, as JSON, to GET and HEAD below /v1/.
+func (n Node) Handler() http.Handler {
 	mux, turns := http.NewServeMux(), make(chan struct{}, mostAnswers)
 	get := func(path string, answer func(*http.Request) (any, error)) {
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {

@@ -15,6 +15,7 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/errdefs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/image"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/place"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/volume/space"
 )
 
 // Health returns what is wrong with a volume. It looks at the image, at its devices, and at
@@ -305,3 +306,6 @@ func (m *Manager) spaceConditions() []health.Condition {
 // Available is the size of the largest claim that can still be made, in bytes, a whole
 // number of MiB.
 func (m *Manager) Available(p image.Provisioning) (int64, error) { return m.space.Available(p) }
+
+// Account is what the pool has promised.
+func (m *Manager) Account() (space.Account, error) { return m.space.Account() }

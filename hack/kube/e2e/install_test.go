@@ -51,6 +51,7 @@ type podSpec struct {
 	NodeSelector map[string]string
 	Affinity     any
 	Tolerations  any
+	HostNetwork  bool
 	Containers   []struct {
 		Image string
 		Args  []string
@@ -241,18 +242,25 @@ func checkPolicies(t *testing.T, all []object) {
 	if len(metrics.Ingress) != 1 || len(metrics.Ingress[0].Ports) != 1 || metrics.Ingress[0].Ports[0].Port != container.Ports[0].Name || len(metrics.Ingress[0].From) == 0 {
 		t.Errorf("the plugin's policy lets in %+v, its port is %+v", metrics.Ingress, container.Ports)
 	}
-	if flag := fmt.Sprintf("--http-endpoint=$(POD_IP):%d", container.Ports[0].ContainerPort); !slices.Contains(container.Args, flag) {
-		t.Errorf("the plugin has no %s: %v", flag, container.Args)
+	flags := []string{fmt.Sprintf("--http-endpoint=$(POD_IP):%d", container.Ports[0].ContainerPort), "--page-endpoint=127.0.0.1:9809"}
+	for _, flag := range flags {
+		if !slices.Contains(container.Args, flag) {
+			t.Errorf("the plugin has no %s: %v", flag, container.Args)
+		}
+	}
+	if len(container.Ports) != 1 || plugin.Template.Spec.HostNetwork {
+		t.Errorf("the page may be reached: ports %+v, in the node's network: %v", container.Ports, plugin.Template.Spec.HostNetwork)
 	}
 }
 
-// TestListensOnPodAddress looks at the plugin's sockets: there is one, and it has the pod's address.
+// TestListensOnPodAddress looks at the plugin's sockets: one has the pod's address, and that of the page is on loopback.
 func TestListensOnPodAddress(t *testing.T) {
 	ip := net.ParseIP(kubectl(t, "get", "pod", "-n", namespace, plugin(t), "-o", "jsonpath={.status.podIP}")).To4()
 	// proc_pid_net(5) has addresses and ports in hexadecimal, the address in the machine's order. 0A is TCP_LISTEN.
-	want := fmt.Sprintf("%02X%02X%02X%02X:%04X", ip[3], ip[2], ip[1], ip[0], 9808)
+	want := []string{fmt.Sprintf("%02X%02X%02X%02X:%04X", ip[3], ip[2], ip[1], ip[0], 9808), fmt.Sprintf("0100007F:%04X", 9809)}
+	slices.Sort(want)
 	sockets := on(t, "sh", "-c", `pid=$(pgrep -f '^/usr/bin/csi-disktemplate --node-id' | head -1); awk '$4 == "0A" {print $2}' /proc/$pid/net/tcp /proc/$pid/net/tcp6`)
-	if got := strings.Fields(sockets); !slices.Equal(got, []string{want}) {
+	if got := slices.Sorted(slices.Values(strings.Fields(sockets))); !slices.Equal(got, want) {
 		t.Errorf("the plugin listens on %v, expected %v", got, want)
 	}
 }

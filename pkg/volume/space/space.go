@@ -270,6 +270,25 @@ func (s *Space) CheckNotMaking(key string) error {
 	return nil
 }
 
+// Account is what a pool has promised, in bytes.
+type Account struct {
+	Headroom int64 // that new volumes leave free
+	Promised int64 // to claims and snapshots, whatever they have taken of it
+	Left     int64 // that can still be promised firmly
+}
+
+// Account returns what the pool has promised.
+func (s *Space) Account() (Account, error) {
+	m, err := s.kept()
+	if err != nil {
+		return Account{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.budget(m.has, m.others)
+	return Account{Headroom: b.headroom, Promised: b.thin + b.firm, Left: b.left()}, nil
+}
+
 // Available is the size of the largest claim that can still be made, in bytes, a whole
 // number of MiB.
 func (s *Space) Available(p image.Provisioning) (int64, error) {

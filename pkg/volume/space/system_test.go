@@ -298,6 +298,11 @@ func TestLooks(t *testing.T) {
 		if !s.measured.start.IsZero() {
 			t.Error("all images were looked at for claims that fit in any case")
 		}
+		if a, err := s.Account(); err != nil || a.Promised != 300*mib || a.Left <= 0 {
+			t.Errorf("the account is %+v, %v", a, err)
+		}
+		s.measured = measurement{} // forget that look
+
 		// A claim has taken its space. Only a look tells that it is not somebody else's.
 		f, err := os.OpenFile(s.pool.Volume("v0"), os.O_RDWR, 0)
 		s.must("opening", err)
