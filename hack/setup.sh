@@ -19,6 +19,19 @@ programs=(qemu-system-x86_64 qemu-img mkfs.btrfs btrfs mkfs.xfs xfs_repair mkfs.
 # postgresql adds PostgreSQL to the packages. Any version will do. Debian has its programs outside PATH.
 postgresql() { compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || packages+=(postgresql); }
 
+# browser adds a Chromium, under the name that the distribution has for it. TestPage takes any of these.
+browser() {
+	local program
+	for program in chromium chromium-browser google-chrome; do
+		command -v "$program" >/dev/null && return
+	done
+	case $(. /etc/os-release && echo "$ID") in
+	ubuntu) packages+=(chromium-browser) ;;
+	*) packages+=(chromium) ;;
+	esac
+	programs+=(chromium)
+}
+
 case "${1-}" in
 --demo) ;;
 --bench)
@@ -33,8 +46,9 @@ case "${1-}" in
 	postgresql
 	;;
 "") # tests: -race needs a C compiler
-	packages+=(checkpolicy chromium fonts-dejavu-core gcc libc6-dev git make prometheus)
-	programs+=(checkpolicy chromium gcc git make prometheus promtool)
+	packages+=(checkpolicy fonts-dejavu-core gcc libc6-dev git make prometheus)
+	programs+=(checkpolicy gcc git make prometheus promtool)
+	browser
 	;;
 *)
 	echo "usage: hack/setup.sh [--demo | --bench | --e2e]" >&2

@@ -65,13 +65,13 @@ func openBrowser(t *testing.T) *browser {
 		t.Fatal(err)
 	}
 	var log strings.Builder
-	cmd := exec.Command("chromium", "--headless", "--remote-debugging-pipe", "--user-data-dir="+t.TempDir(),
+	cmd := exec.Command(findBrowser(t), "--headless", "--remote-debugging-pipe", "--user-data-dir="+t.TempDir(),
 		"--no-sandbox", // which root cannot have
 		"--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
 		"--no-first-run", "--disable-background-networking", "--disable-component-update", "about:blank")
 	cmd.ExtraFiles, cmd.Stderr = []*os.File{toBrowser, fromBrowser}, &log
 	if err := cmd.Start(); err != nil {
-		t.Fatalf("%v; `make setup` installs Chromium", err)
+		t.Fatal(err)
 	}
 	toBrowser.Close()
 	fromBrowser.Close()
@@ -99,6 +99,18 @@ func openBrowser(t *testing.T) *browser {
 		b.must(domain+".enable", nil, nil)
 	}
 	return b
+}
+
+// findBrowser returns the name of a Chromium that is installed, as hack/setup.sh looks for it.
+func findBrowser(t *testing.T) string {
+	t.Helper()
+	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	t.Fatal("there is no Chromium; `make setup` installs one")
+	return ""
 }
 
 // read handles what the browser sends, until it ends.
