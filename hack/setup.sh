@@ -46,8 +46,8 @@ case "${1-}" in
 	postgresql
 	;;
 "") # tests: -race needs a C compiler
-	packages+=(checkpolicy fonts-dejavu-core gcc libc6-dev git make prometheus)
-	programs+=(checkpolicy gcc git make prometheus promtool)
+	packages+=(checkpolicy fdisk fonts-dejavu-core gcc libc6-dev git make prometheus)
+	programs+=(checkpolicy sfdisk gcc git make prometheus promtool)
 	browser
 	;;
 *)
