@@ -119,6 +119,26 @@ func TestClaimRequest(t *testing.T) {
 	}
 }
 
+// TestWhatASourceMayDecide checks which parameters leave the filesystem and the mode to the source of a copy.
+func TestWhatASourceMayDecide(t *testing.T) {
+	type open struct{ filesystem, mode bool }
+	for name, c := range map[string]struct {
+		req  *csi.CreateVolumeRequest
+		want open
+	}{
+		"fsType":    {create(mounted("btrfs"), paramFSType, "btrfs"), open{true, true}},
+		"none":      {create(mounted("ext4"), paramFormat, "none"), open{true, true}},
+		"format":    {create(mounted("ext4"), paramFormat, "xfs"), open{false, true}},
+		"publishAs": {create(mounted("ext4"), paramPublishAs, "filesystem"), open{true, false}},
+		"block":     {create(device()), open{true, false}},
+	} {
+		r, err := claimRequest(c.req)
+		if got := (open{r.AnyFilesystem, r.AnyMode}); err != nil || got != c.want {
+			t.Errorf("%s: %+v, want %+v: %v", name, got, c.want, err)
+		}
+	}
+}
+
 const gibibyte = 1 << 30
 
 // TestBadClaimRequest reads the messages as the owner of a claim finds them in its events.
