@@ -332,8 +332,8 @@ func TestRefusedRegistration(t *testing.T) {
 }
 
 // TestWatched checks that conditions of all parts are shown, with the time they began.
-// TestNoFormatter has no QEMU. What the store returns to a pod begins with "no template and no way
-// to build one", so the formatter's part must not say it once more.
+// TestNoFormatter has no QEMU. What the store returns to a pod begins with "this node cannot make
+// a template", so the formatter's part must not say it once more.
 func TestNoFormatter(t *testing.T) {
 	formatter, err := vmformat.New(vmformat.Config{QEMU: "/nonexistent/qemu", CacheDir: t.TempDir(), Accel: vmformat.AccelTCG})
 	if err != nil {
