@@ -21,7 +21,7 @@ import (
 
 var (
 	// changing is what differs from run to run in a message.
-	changing = regexp.MustCompile("[0-9.]+[KMGT]i\\b|[0-9]+m[0-9]+s|[0-9]+ ?s\\b|pvc-[0-9a-f-]+")
+	changing = regexp.MustCompile(`[0-9.]+[KMGT]i\b|[0-9]+m[0-9]+s|[0-9]+ ?s\b|pvc-[0-9a-f-]+`)
 	// poolFlag is part of a command that a message recommends.
 	poolFlag = regexp.MustCompile(" --pool [^`]*")
 )
