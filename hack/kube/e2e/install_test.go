@@ -341,6 +341,7 @@ func TestComponents(t *testing.T) {
 		"contents":     {"loopback", []string{"prewarm"}, map[string]string{"plugin": "--contents=/etc/csi-disktemplate-contents/contents.yaml"}},
 		"goldens":      {"loopback", []string{"contents"}, map[string]string{"plugin": "--shared-goldens=/etc/csi-disktemplate-goldens/goldens.yaml"}},
 		"monitors":     {"loopback", nil, map[string]string{}},
+		"vm-pool":      {"loopback", nil, map[string]string{"plugin": "--overcommit=4"}},
 		"openshift":    {"loopback", []string{"selinux"}, map[string]string{"claims": "type: spc_t"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -367,8 +368,8 @@ func TestComponents(t *testing.T) {
 		})
 	}
 	found, err := filepath.Glob(filepath.Join(root, "deploy/kubernetes/components/*"))
-	if err != nil || len(found) != 12 {
-		t.Errorf("expected 12 components, found %v: %v", found, err)
+	if err != nil || len(found) != 13 {
+		t.Errorf("expected 13 components, found %v: %v", found, err)
 	}
 }
 
