@@ -111,7 +111,7 @@ func (b *browser) isLive() {
 	b.shows("templates", "ext4-64m-", "xfs-320m-", "there", "mounted ")
 	b.shows("contents", "away", "unavailable", "away.tar: no such file")
 	b.shows("goldens", "shop/cache", "@1")
-	b.shows("requests", "NodePublishVolume", "InvalidArgument", `volume attribute "colour": unknown; allowed are commitTo`)
+	b.shows("requests", "NodePublishVolume", "InvalidArgument", `volume attribute "colour": unknown`)
 	b.shows("requests", "CreateSnapshot", "OK")
 	if n := valueIn[int](b, "document.querySelectorAll('main img, main b, main script').length"); n != 0 {
 		b.Errorf("%d elements were made of names", n)
