@@ -352,9 +352,9 @@ func expansion(p *plugin) {
 			t.Errorf("%s on the node: %v: %v", name, node, err)
 		}
 		_, err = p.NodeExpandVolume(t.Context(), &csi.NodeExpandVolumeRequest{VolumeId: c.ID, VolumePath: c.Target, VolumeCapability: device()})
-		mustSay(t, err, codes.InvalidArgument, "block")
+		mustSay(t, err, codes.InvalidArgument, "Block")
 		_, err = p.ControllerExpandVolume(t.Context(), &csi.ControllerExpandVolumeRequest{VolumeId: c.ID, CapacityRange: size, VolumeCapability: device()})
-		mustSay(t, err, codes.InvalidArgument, "block")
+		mustSay(t, err, codes.InvalidArgument, "Block")
 		_, err = p.ControllerExpandVolume(t.Context(), &csi.ControllerExpandVolumeRequest{VolumeId: c.ID, CapacityRange: &csi.CapacityRange{LimitBytes: 512 * mib}})
 		t.Log(err)
 		mustSay(t, err, codes.OutOfRange, "do not shrink")
