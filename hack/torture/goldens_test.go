@@ -438,7 +438,7 @@ func (l *lineage) commitOperation() operation {
 }
 
 // goldenOperations are those of volumes that start from goldens and become generations of them.
-func (n *node) goldenOperations(lenient bool) (all []operation) {
+func (n *node) goldenOperations() (all []operation) {
 	n.t.Helper()
 	larger, inPieces := inline("larger", "xfs", "filesystem"), inline("pieces", "ext4", "filesystem")
 	for _, d := range []*disk{
@@ -446,7 +446,7 @@ func (n *node) goldenOperations(lenient bool) (all []operation) {
 		claim("claim", "ext4", "filesystem"), larger, inPieces,
 	} {
 		l := newLineage(d)
-		l.lenient, l.pieces = lenient, d == inPieces
+		l.lenient, l.pieces = true, d == inPieces
 		l.first(n)
 		if d != inPieces {
 			all = append(all, l.startOperation())
@@ -465,7 +465,7 @@ func (n *node) goldenOperations(lenient bool) (all []operation) {
 func TestKillInGoldens(t *testing.T) {
 	onPools(t, false, func(n *node) {
 		kills := 0
-		for i, op := range n.goldenOperations(false) {
+		for i, op := range n.goldenOperations() {
 			for _, w := range op.ways(i) {
 				kills += n.killAtEach(op, w)
 			}
@@ -480,7 +480,7 @@ func TestKillInGoldens(t *testing.T) {
 func TestErrorInGoldens(t *testing.T) {
 	onPools(t, false, func(n *node) {
 		failures := 0
-		for i, op := range n.goldenOperations(true) {
+		for i, op := range n.goldenOperations() {
 			op.forget = nil // the plugin lives
 			for j, w := range op.ways(i) {
 				failures += n.failAtEach(op, w, i+j)
