@@ -287,7 +287,7 @@ type lineage struct {
 	jobs   int    // how many there were
 	// The word of the last generation, and that of the job.
 	last, next string
-	lenient    bool // a commit may fail if it says so
+	lenient    bool // a commit may fail if the log says so
 	pieces     bool // jobs leave many extents
 }
 
@@ -374,14 +374,17 @@ func (l *lineage) committed() step {
 		if err := l.find(n, last, l.next); err != nil || l.last == l.next {
 			return err
 		}
-		log, err := os.ReadFile(n.Log)
-		for line := range strings.Lines(string(log)) {
-			if strings.Contains(line, "A volume is not committed") && strings.Contains(line, strconv.Quote(l.disk.id)) {
-				return nil
-			}
-		}
-		return errors.Join(err, fmt.Errorf("volume %s is not committed, and the log does not say so", l.disk.id))
+		return n.saysNotCommitted(l.disk)
 	})
+}
+
+// saysNotCommitted returns an error if no plugin's log says that a volume is not committed: a plugin that dies before
+// everything is written out commits nothing.
+func (n *node) saysNotCommitted(d *disk) error {
+	if logged, err := n.logged("A volume is not committed", strconv.Quote(d.id)); err != nil || logged {
+		return err
+	}
+	return fmt.Errorf("volume %s has no generation of golden %s, and no plugin's log says that it is not committed", d.id, d.commitTo)
 }
 
 // unchanged checks that the golden is what it was.
@@ -543,7 +546,7 @@ func (w *worker) endJob(d *disk) error {
 }
 
 // seeCommit waits until a commit has ended, and looks for its generation. Commits of others may have replaced it
-// already, and there is none if a neighbour had filled the disk.
+// already.
 func (w *worker) seeCommit(d *disk, word string) error {
 	for end := time.Now().Add(harness.CallTimeout); w.isKept(d); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
@@ -554,8 +557,8 @@ func (w *worker) seeCommit(d *disk, word string) error {
 	if err != nil {
 		return err
 	}
-	if alone := w.committed(d, word, seen); alone && !seen && !w.base.loopback {
-		return fmt.Errorf("volume %s was to be committed to golden %s, and has no generation", d.id, d.commitTo)
+	if alone := w.committed(d, word, seen); alone && !seen {
+		return w.saysNotCommitted(d)
 	}
 	return nil
 }

@@ -12,8 +12,10 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -84,6 +86,28 @@ type node struct {
 	// One connection outlives all plugins, as a sidecar's does.
 	*harness.Client
 	*harness.Plugin
+
+	mu   sync.Mutex
+	logs []string // the paths of all plugins' logs
+}
+
+// logged reports whether a plugin has logged a line that has all of some words.
+func (n *node) logged(words ...string) (bool, error) {
+	n.mu.Lock()
+	logs := slices.Clone(n.logs)
+	n.mu.Unlock()
+	for _, path := range logs {
+		log, err := os.ReadFile(path)
+		if err != nil {
+			return false, err
+		}
+		for line := range strings.Lines(string(log)) {
+			if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
 }
 
 // base is what a pool is on.
@@ -161,6 +185,9 @@ func (n *node) launch() {
 		Flags: append([]string{"--accel", "tcg", "--headroom", "0", "--goldens"}, append(n.contents.flags(), n.base.flags(n.Pool)...)...),
 		Env:   []string{failpoint.Env + "=" + n.fail, failpoint.InitEnv + "=" + testenv.Binary(n.t), failpoint.BootEnv + "=" + n.boot, "GORACE=halt_on_error=1 exitcode=66"},
 	})
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.logs = append(n.logs, n.Log)
 }
 
 // serves waits until the plugin serves, or returns why it does not.

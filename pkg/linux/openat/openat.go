@@ -74,6 +74,7 @@ type Status struct {
 	Device, Inode uint64
 	Changed       time.Time // the status change time: every change of content or attribute moves it
 	Modified      time.Time // the modification time, which utimensat(2) sets
+	Regular       bool      // a regular file
 	Size          int64     // bytes
 	Allocated     int64     // bytes; shared extents count in every file
 }
@@ -90,7 +91,7 @@ func Stat(dir *os.File, name string) (Status, error) {
 	}
 	return Status{
 		Device: st.Dev, Inode: st.Ino, Changed: time.Unix(st.Ctim.Unix()), Modified: time.Unix(st.Mtim.Unix()),
-		Size: st.Size, Allocated: st.Blocks * 512,
+		Regular: st.Mode&unix.S_IFMT == unix.S_IFREG, Size: st.Size, Allocated: st.Blocks * 512,
 	}, nil
 }
 

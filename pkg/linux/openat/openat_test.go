@@ -76,7 +76,7 @@ func TestStat(t *testing.T) {
 		st := fi.Sys().(*syscall.Stat_t)
 		want := Status{
 			Device: st.Dev, Inode: st.Ino, Changed: time.Unix(st.Ctim.Unix()), Modified: time.Unix(st.Mtim.Unix()),
-			Size: st.Size, Allocated: st.Blocks * 512,
+			Regular: fi.Mode().IsRegular(), Size: st.Size, Allocated: st.Blocks * 512,
 		}
 		if got, err := Stat(dir, name); err != nil || got != want {
 			t.Errorf("%s: %+v, not %+v: %v", name, got, want, err)

@@ -182,7 +182,7 @@ func (g *Golden) read(is Generation) error {
 	if err != nil {
 		return err
 	}
-	if fi.Size() == 0 {
+	if fi.Mode().IsRegular() && fi.Size() == 0 { // on btrfs the size of an empty directory is 0 too
 		return fmt.Errorf("%w: golden %s: %w", errdefs.ErrNotFound, is, errTorn)
 	}
 	err = pool.GetRecord(g.File, pool.VolumeAttr, &g.Record)
@@ -205,7 +205,7 @@ func (s *Store) Torn(g Generation) (bool, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
 	}
-	return err == nil && st.Size == 0, err
+	return err == nil && st.Regular && st.Size == 0, err
 }
 
 // Path is where a generation's image is.

@@ -412,6 +412,9 @@ func TestStrangers(t *testing.T) {
 		refused("ci.link.1", "ci.link.1")
 		s.must(os.Mkdir(at("ci.dir.1"), 0o700))
 		refused("ci.dir.1", "ci.dir.1")
+		if is, err := s.Torn(Generation{Name{"ci", "dir"}, 1}); is || err != nil {
+			t.Errorf("a directory is torn: %v, %v", is, err)
+		}
 		s.must(os.Link(at("ci.go.1"), at("ci.moved.1")))
 		refused("ci.moved.1", "its record has version 1 and is of golden ci/go@1, and this plugin reads version 1")
 		f := s.create("x")
