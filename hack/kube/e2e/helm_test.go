@@ -26,7 +26,7 @@ func inClone(t testing.TB, line string) string {
 // typed types a line of docs/installing.md that begins with a command, with more flags.
 func typed(t testing.TB, command, flags string) string {
 	t.Helper()
-	return inClone(t, command+documented(t, command)+flags)
+	return inClone(t, command+documented(t, "installing.md", command)+flags)
 }
 
 const (

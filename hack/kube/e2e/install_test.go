@@ -621,7 +621,7 @@ spec: {source: {volumeSnapshotContentName: of-removed}}
 	eventually(t, "the pods of the removed node", func() string {
 		return "left: " + kubectl(t, "get", "pods", "-A", "--field-selector=spec.nodeName="+node, "-o", "name") + ":"
 	}, "left: :")
-	if list := documented(t, "kubectl get pv -o "); !strings.Contains(kubectl(t, "get", "pv", "-o", strings.Trim(list, "'")), "of-removed default/of-removed "+node+"\n") {
+	if list := documented(t, "installing.md", "kubectl get pv -o "); !strings.Contains(kubectl(t, "get", "pv", "-o", strings.Trim(list, "'")), "of-removed default/of-removed "+node+"\n") {
 		t.Errorf("the documented list of volumes is %s", kubectl(t, "get", "pv", "-o", strings.Trim(list, "'")))
 	}
 	kubectl(t, "delete", "pvc", "of-removed", "--timeout=60s")
@@ -643,17 +643,17 @@ spec: {source: {volumeSnapshotContentName: of-removed}}
 	}, "left: :")
 }
 
-// documented returns the rest of the line of docs/installing.md that begins with a command. A quoted word may go on in the
-// next line, as a shell reads it.
-func documented(t testing.TB, command string) string {
+// documented returns the rest of a document's line that begins with a command. A quoted word may go on in the next line,
+// as a shell reads it.
+func documented(t testing.TB, doc, command string) string {
 	t.Helper()
-	doc, err := os.ReadFile(filepath.Join(root, "docs/installing.md"))
+	text, err := os.ReadFile(filepath.Join(root, "docs", doc))
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(command) + `((?:.*\\\n)*.*)$`).FindSubmatch(doc)
+	m := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(command) + `((?:.*\\\n)*.*)$`).FindSubmatch(text)
 	if m == nil {
-		t.Fatalf("docs/installing.md has no line that begins with %q", command)
+		t.Fatalf("docs/%s has no line that begins with %q", doc, command)
 	}
 	return strings.ReplaceAll(string(m[1]), "'\\\n'", "")
 }

@@ -7,6 +7,7 @@ package e2e
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -143,5 +144,25 @@ func TestKubectlDisktemplate(t *testing.T) {
 		if !strings.Contains(string(list), name) {
 			t.Errorf("the report lacks %s:\n%s", name, list)
 		}
+	}
+}
+
+// TestPage reads the page as its operator does, through a port that kubectl forwards.
+func TestPage(t *testing.T) {
+	forward := "kubectl -n csi-disktemplate port-forward "
+	command := forward + strings.Replace(documented(t, "operating.md", forward), "POD", plugin(t), 1)
+	get := func(path string) string {
+		return on(t, "bash", "-c", command+` >/dev/null & trap "kill $!" EXIT
+for _ in {1..100}; do wget -qO- http://127.0.0.1:9809`+path+` && exit; sleep 0.1; done; exit 1`)
+	}
+	if page := get("/"); !strings.Contains(page, "<title>csi-disktemplate</title>") {
+		t.Errorf("the page is %.200q", page)
+	}
+	if status := get("/v1/status"); !strings.Contains(status, `"node":"node1"`) {
+		t.Errorf("the status is %.200q", status)
+	}
+	ip := kubectl(t, "get", "pod", "-n", namespace, plugin(t), "-o", "jsonpath={.status.podIP}")
+	if out, err := cluster("", "run", "wget", "-qO-", "-T", "3", "-t", "1", "http://"+net.JoinHostPort(ip, "9809")+"/"); err == nil {
+		t.Errorf("other pods reach the page: %.200q", out)
 	}
 }
