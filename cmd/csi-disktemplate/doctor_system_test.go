@@ -258,8 +258,9 @@ func page(t *testing.T, address, path string) string {
 }
 
 // TestDoctor breaks each thing in turn. Doctor names it and what to do, without a plugin and beside one, and so do
-// /readyz?verbose and the metrics of the plugin.
+// /readyz?verbose, the page and the metrics of the plugin.
 func TestDoctor(t *testing.T) {
+	screen := openBrowser(t)
 	for name, p := range patients {
 		t.Run(name, func(t *testing.T) {
 			if p.kind.Name == "" {
@@ -287,18 +288,19 @@ func TestDoctor(t *testing.T) {
 				}
 			}
 			if !p.alone {
-				p.running(t, n, fs)
+				screen.T = t
+				p.running(screen, n, fs)
 			}
 		})
 	}
 }
 
 // running has the same seen by a running plugin.
-func (p patient) running(t *testing.T, n harness.Node, fs string) {
-	address := freeAddress(t)
+func (p patient) running(screen *browser, n harness.Node, fs string) {
+	t, address, forPeople := screen.T, freeAddress(screen.T), freeAddress(screen.T)
 	plugin := harnesstest.Launch(t, n, harness.Command{
 		Binary: p.binary(t), Within: p.within(fs, n.Kubelet), ID: "node1", Env: p.env,
-		Flags: append([]string{"--http-endpoint", address, "--warm-max", "0", "--sweep-interval", "0", "--trim-interval", "0"}, p.flags...),
+		Flags: append([]string{"--http-endpoint", address, "--page-endpoint", forPeople, "--warm-max", "0", "--sweep-interval", "0", "--trim-interval", "0"}, p.flags...),
 	})
 	defer func() {
 		plugin.Kill()
@@ -325,7 +327,12 @@ func (p patient) running(t *testing.T, n harness.Node, fs string) {
 	if metric := fmt.Sprintf("csi_disktemplate_condition{code=%q} 1\n", p.code); !strings.Contains(page(t, address, "/metrics"), metric) {
 		t.Errorf("the metrics lack %s", metric)
 	}
-	if p.breaks != nil { // doctor may have the trials made anew
+	if p.breaks != nil { // the page may have the trials made anew, as doctor does
+		p.breaks(t, n, plugin.PID())
+	}
+	screen.open("http://"+forPeople+"/", "light", 1280)
+	screen.shows("findings", append([]string{p.requirement, string(p.state), "do: "}, p.says...)...)
+	if p.breaks != nil {
 		p.breaks(t, n, plugin.PID())
 	}
 	d := diagnose(t, exec.CommandContext(t.Context(), testenv.Binary(t), "doctor", "-o", "json", "--pool", n.Pool))
