@@ -88,7 +88,7 @@ test: setup lint ## Run lint, unit tests, fuzz tests and system tests; asks for 
 	$(call section,The Helm chart beside kustomize)
 	@$(MAKE) --no-print-directory test-chart
 	$(call section,Fuzz tests)
-	@$(MAKE) --no-print-directory fuzz FUZZTIME=5s
+	@$(MAKE) --no-print-directory fuzz FUZZTIME=2s
 	$(call section,System tests: pools$(comma) mounts and VMs$(comma) as root)
 	@mkdir -p bin/test
 	@seed=$${SEED:-$$(date +%s%N)}; echo "SEED=$$seed go test -race $(SYSTEMFLAGS) ./..."; \

@@ -119,11 +119,12 @@ type base struct {
 	// ready is how many volumes the plugin keeps ready. Where effects are counted it is 0: those of
 	// making volumes ready would be among them.
 	ready int
+	turn  int // see [kinds]
 }
 
 var (
 	onXFS      = base{name: "xfs", kind: testenv.XFS}
-	onBtrfs    = base{name: "btrfs", kind: testenv.Btrfs}
+	onBtrfs    = base{name: "btrfs", kind: testenv.Btrfs, turn: 1}
 	inLoopback = base{name: "loopback", kind: testenv.Ext4, loopback: true}
 )
 

@@ -22,26 +22,28 @@ type operation struct {
 	forget  *disk  // kubelet may also forget this disk, which the sweep of the next start then deletes; nil if it may not
 	undoes  bool   // a call that fails leaves the node as it was
 	// long is for a call that takes long: each long-th of its effects is taken, and [longer] times as many where
-	// somebody asked for torture. 0 means each.
+	// somebody asked for torture.
 	long int
 }
 
 // longer is how many times as many effects of a long call torture takes.
 const longer = 12
 
-// first is the first effect to take, and stride leads to the next.
-func (o operation) first() int {
-	if o.stride() == 1 {
-		return 1
-	}
-	return 1 + int(time.Now().Unix())%o.stride()
-}
+// run is not the same for two runs that follow each other.
+var run = int(time.Now().Unix())
+
+// kinds is how many kinds of pool there are. They share the effects of a call: each takes every second one, and the others
+// in the next run. Where somebody asked for torture, both take all.
+const kinds = 2
+
+// first is the first effect to take on a node, and stride leads to the next.
+func (o operation) first(n *node) int { return 1 + (run+n.base.turn)%o.stride() }
 
 func (o operation) stride() int {
 	if thorough {
 		return max(1, o.long/longer)
 	}
-	return max(1, o.long)
+	return max(kinds, o.long)
 }
 
 // those names effects, and how many are taken of them.
@@ -49,7 +51,7 @@ func (o operation) those(effects []string) string {
 	if o.stride() == 1 {
 		return "each of " + strings.Join(effects, ", ")
 	}
-	return fmt.Sprintf("every %dth of %s", o.stride(), strings.Join(effects, ", "))
+	return fmt.Sprintf("one in %d of %s", o.stride(), strings.Join(effects, ", "))
 }
 
 const word, later = "written before", "written after"

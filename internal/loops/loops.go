@@ -52,18 +52,22 @@ func List() ([]Device, error) { return list(func(string) bool { return true }) }
 // list looks only at the devices whose backing file's path passes a filter. Looking means to open the device, which
 // delays its end if it is about to be detached.
 func list(look func(path string) bool) ([]Device, error) {
-	names, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	all, err := os.ReadDir("/sys/block")
 	if err != nil {
 		return nil, err
 	}
 	var found []Device
-	for _, name := range names {
-		b, err := os.ReadFile(name)
+	for _, entry := range all {
+		name := entry.Name()
+		if !strings.HasPrefix(name, "loop") {
+			continue
+		}
+		b, err := os.ReadFile("/sys/block/" + name + "/loop/backing_file") // a device that is not attached has none
 		path := strings.TrimSuffix(string(b), "\n")
 		if err != nil || !look(path) {
 			continue
 		}
-		d, err := status(strings.Split(name, "/")[3])
+		d, err := status(name)
 		if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) || errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
