@@ -192,7 +192,7 @@ func (b *born) namesAreCompleted() {
 		"template build --content":  "broken|files|gone",
 		"template build --fs":       "btrfs|ext4|xfs|raw",
 		"volume list -o":            "json|yaml|wide|name",
-		"gc -o":                     "json",
+		"gc -o":                     "json|yaml|wide",
 		"template build --accel":    "auto|kvm|tcg",
 		"volume list --kubelet-dir": "",
 		"--default-durability":      "synced|volatile",

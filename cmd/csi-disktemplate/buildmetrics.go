@@ -43,6 +43,9 @@ func observeBuilds(r prometheus.Registerer) func(diskfs.Spec, time.Duration, err
 			result = "error"
 			failures.WithLabelValues(failureReason(err)).Inc()
 		}
+		if errors.Is(err, template.ErrTooMany) { // it never began
+			return
+		}
 		builds.WithLabelValues(spec.Filesystem, result).Observe(took.Seconds())
 	}
 }
@@ -58,6 +61,7 @@ var failureReasons = []struct {
 	{template.ErrNoFormatter, "no_formatter"},
 	{template.ErrNoContent, "no_content"},
 	{template.ErrChanged, "changed"},
+	{template.ErrTooMany, "too_many"},
 	{vmformat.ErrFormat, "vm"},
 }
 

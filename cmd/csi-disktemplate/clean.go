@@ -4,11 +4,9 @@
 package main
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -115,6 +113,13 @@ func (a *cleaning) carryOut(store *template.Store) {
 	}
 }
 
+func (a cleaning) lastUsed() string {
+	if a.Used == nil {
+		return ""
+	}
+	return a.Used.Format(time.DateTime + "Z")
+}
+
 // cleaningPlan says how the actions are printed.
 func cleaningPlan(actions []cleaning, dryRun bool) plan[cleaning] {
 	var takes, frees int64
@@ -132,15 +137,17 @@ func cleaningPlan(actions []cleaning, dryRun bool) plan[cleaning] {
 	}
 	return plan[cleaning]{
 		actions: actions,
-		columns: "ACTION\tTEMPLATE\tFILESYSTEM\tSIZE\tTAKES\tFREES\tLAST USED\tRESULT\tREASON",
-		row: func(a cleaning) string {
-			used := "-"
-			if a.Used != nil {
-				used = a.Used.Format(time.DateTime + "Z")
-			}
-			return strings.Join([]string{
-				string(a.Verb), a.Key, a.Filesystem, size.Format(a.Size), size.Format(a.Takes), size.Format(a.Frees), used, cmp.Or(a.Result, "-"), a.Reason,
-			}, "\t")
+		columns: []column[cleaning]{
+			{title: "ACTION", text: func(a cleaning) string { return string(a.Verb) }},
+			{title: "TEMPLATE", text: func(a cleaning) string { return a.Key }},
+			{title: "FILESYSTEM", text: func(a cleaning) string { return a.Filesystem }},
+			{title: "SIZE", text: func(a cleaning) string { return size.Format(a.Size) }},
+			{title: "TAKES", text: func(a cleaning) string { return size.Format(a.Takes) }},
+			{title: "FREES", text: func(a cleaning) string { return size.Format(a.Frees) }},
+			{title: "LAST USED", text: cleaning.lastUsed},
+			{title: "RESULT", text: func(a cleaning) string { return a.Result }},
+			{title: "REASON", text: func(a cleaning) string { return a.Reason }},
+			{title: "PATH", wide: true, text: func(a cleaning) string { return a.Path }},
 		},
 		none: "There are no templates.",
 		sum:  fmt.Sprintf("Templates: %d, which take %s; %d %s %s.", len(actions), size.Format(takes), removed, verb, size.Format(frees)),

@@ -65,6 +65,10 @@ func TestCleanAllCommand(t *testing.T) {
 			has(out, "delete", a, "btrfs", "128Mi", "16Ki", "16Ki", "-", "-", "no process builds or replaces it")
 			has(out, "leave", b, "ext4", "64Mi", "8Ki", "0 bytes", at, "-", fmt.Sprintf("it is locked, as while it is built, by pid=%d .*", os.Getpid()))
 			has(out, "delete", c, "xfs", "300Mi", "64Ki", "0 bytes", "-", "-", "no process builds or replaces it; volumes keep the 64Ki that they share with it")
+			out = clean("Templates: 3, which take 88Ki; 2 to be removed, which frees 16Ki.", "--dry-run", "-o", "wide")
+			has(out, "ACTION.*REASON", "PATH")
+			has(out, "delete", a, ".*", filepath.Join(dir, "templates", a))
+			clean("takesBytes: 90112", "--dry-run", "-o", "yaml")
 			if got := names(t, filepath.Join(dir, "locks")); !slices.Equal(got, []string{b + ".lock"}) {
 				t.Errorf("a dry run made %v", got)
 			}

@@ -431,5 +431,5 @@ func (m made) printJSON(out io.Writer) error {
 	if m.from.key != "" {
 		sums["templateHit"] = m.from.hit
 	}
-	return plan[madeDisk]{actions: all, name: "disks", sums: sums}.printJSON(out)
+	return plan[madeDisk]{actions: all, name: "disks", sums: sums}.printObject(out, "json")
 }

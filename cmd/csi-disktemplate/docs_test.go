@@ -13,7 +13,15 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/csi-disktemplate/csi-disktemplate/internal/shapes"
 )
+
+// TestShapesOfCommands compares what commands print as JSON, and the plugin does not serve, with the document.
+func TestShapesOfCommands(t *testing.T) {
+	shapes.AreDocumented(t, "../../docs/json.md", "cmd/csi-disktemplate", "../../pkg/volume/sweep/plan.go", "clean.go", "disks.go",
+		"kubectlstatus.go", "kubectldoctor.go", "../../pkg/driver/http.go", "kubectlwhy.go")
+}
 
 // The reference of commands stands between two lines of docs/operating.md.
 const (

@@ -6,7 +6,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -86,7 +85,7 @@ func (o *doctorOptions) add(f *pflag.FlagSet) {
 	f.StringVar(&o.pool, "pool", "", "the plugin's pool directory (default: that of the plugin that runs here, or "+defaultPool+")")
 	f.StringVar(&o.kubeletDir, "kubelet-dir", "", "kubelet's root directory (default: that of the plugin that runs here, or the plugin's default)")
 	addValue(f, &o.loopbackSize, "loopback-pool-size", "", optionalSize, "the size that the plugin is to be given, if there is no pool yet (default: that of the plugin that runs here)")
-	addValueP(f, &o.output, "output", "o", "", outputForm, "form of the findings (default: lines)")
+	addValueP(f, &o.output, "output", "o", "", objectForm, "form of the findings (default: lines)")
 }
 
 // options are the plugin's flags: those of the running one, or the defaults, and over them what was given.
@@ -122,7 +121,7 @@ func examine(cmd *cobra.Command, o doctorOptions) error {
 		}
 		found = append(found, own...)
 	}
-	if err := printFindings(cmd.OutOrStdout(), found, o.output == "json"); err != nil {
+	if err := printFindings(cmd.OutOrStdout(), found, o.output); err != nil {
 		return unwell(err)
 	}
 	switch health.Worst(found) {
@@ -200,14 +199,12 @@ func failing(name, code string, err error) health.Requirement {
 	}}
 }
 
-func printFindings(out io.Writer, found []health.Finding, asJSON bool) error {
-	if asJSON {
-		e := json.NewEncoder(out)
-		e.SetIndent("", "  ")
-		return e.Encode(struct {
+func printFindings(out io.Writer, found []health.Finding, form string) error {
+	if form != "" {
+		return printObject(out, struct {
 			State health.State `json:"state"`
 			driver.Findings
-		}{health.Worst(found), driver.Findings{Findings: found}})
+		}{health.Worst(found), driver.Findings{Findings: found}}, form)
 	}
 	_, err := io.WriteString(out, findingLines(found))
 	return err

@@ -44,7 +44,7 @@ func TestExitCode(t *testing.T) {
 		"broken":              {&exit{code: exitBroken}, 2, false},
 		"doctor cannot look":  {unwell(why), 2, true},
 		"doctor's bad flag":   {run("doctor", "--wrong"), 2, true},
-		"doctor's bad value":  {run("doctor", "-o", "yaml"), 2, true},
+		"doctor's bad value":  {run("doctor", "-o", "wide"), 2, true},
 		"doctor's bad word":   {run("doctor", "well"), 2, true},
 		"several plugins run": {unwell(errors.New("give --pool")), 2, true},
 	} {

@@ -4,12 +4,10 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -40,7 +38,7 @@ With --dry-run it prints the plan and changes nothing. That also works beside a 
 plugin; VMs are not reported then, because they may belong to that plugin.
 Without --dry-run no plugin may be running on the pool.`,
 		Example: `  csi-disktemplate gc --dry-run
-  csi-disktemplate gc --dry-run -o json`,
+  csi-disktemplate gc --dry-run -o wide`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			p, err := openExisting(cmd, o.pool)
@@ -86,9 +84,12 @@ func collect(ctx context.Context, p *pool.Pool, o gcOptions, out io.Writer) erro
 func sweepPlan(actions []sweep.Action) plan[sweep.Action] {
 	return plan[sweep.Action]{
 		actions: actions,
-		columns: "ACTION\tOBJECT\tRESULT\tREASON",
-		row: func(a sweep.Action) string {
-			return strings.Join([]string{string(a.Verb), a.Object, cmp.Or(a.Result, "-"), a.Reason}, "\t")
+		columns: []column[sweep.Action]{
+			{title: "ACTION", text: func(a sweep.Action) string { return string(a.Verb) }},
+			{title: "OBJECT", text: func(a sweep.Action) string { return a.Object }},
+			{title: "RESULT", text: func(a sweep.Action) string { return a.Result }},
+			{title: "REASON", text: func(a sweep.Action) string { return a.Reason }},
+			{title: "PATH", wide: true, text: func(a sweep.Action) string { return a.Path }},
 		},
 		none: "Nothing was left behind.",
 	}

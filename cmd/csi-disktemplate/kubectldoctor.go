@@ -58,7 +58,7 @@ if something is broken or a node does not answer.`,
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return unwell(flagError(cmd, err)) })
 	cmd.Flags().BoolVar(new(bool), "all-nodes", true, "look at all nodes, unless --node is given")
 	cmd.Flags().StringVar(&node, "node", "", "look at this node only")
-	addValueP(cmd.Flags(), &form, "output", "o", "", whyForm, "form of the findings (default: lines)")
+	addValueP(cmd.Flags(), &form, "output", "o", "", objectForm, "form of the findings (default: lines)")
 	return cmd
 }
 

@@ -48,7 +48,7 @@ are asked at the same time, by csi-disktemplate status in the plugin's pods.`,
 			return printNodes(cmd.OutOrStdout(), nodes, form)
 		},
 	}
-	addValueP(cmd.Flags(), &form, "output", "o", "", whyForm, "form of the list (default: a table)")
+	addValueP(cmd.Flags(), &form, "output", "o", "", objectForm, "form of the list (default: a table)")
 	return cmd
 }
 

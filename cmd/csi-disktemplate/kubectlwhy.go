@@ -77,7 +77,7 @@ makes it. A pod that has no node yet, or no volume of the driver, is told from t
 	}
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "namespace of the pod (default: that of kubectl's context)")
 	addDriverName(cmd.Flags(), &driverName)
-	addValueP(cmd.Flags(), &form, "output", "o", "", whyForm, "form of the answer (default: a text)")
+	addValueP(cmd.Flags(), &form, "output", "o", "", objectForm, "form of the answer (default: a text)")
 	return cmd
 }
 

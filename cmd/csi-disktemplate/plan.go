@@ -5,11 +5,9 @@ package main
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
-	"text/tabwriter"
 
 	"github.com/spf13/pflag"
 
@@ -26,26 +24,18 @@ type planOptions struct {
 func (o *planOptions) add(f *pflag.FlagSet) {
 	addExistingPool(f, &o.pool)
 	f.BoolVar(&o.dryRun, "dry-run", false, "print the plan and change nothing")
-	addValueP(f, &o.output, "output", "o", "", outputForm, "form of the plan (default: a table)")
+	addValueP(f, &o.output, "output", "o", "", planForm, "form of the plan (default: a table)")
 }
 
 func addExistingPool(f *pflag.FlagSet, dir *string) {
 	addValue(f, dir, "pool", defaultPool, given("must be the directory that the plugin was given as --pool"), "the plugin's pool directory")
 }
 
-// outputForm is the value of --output: json, or nothing for a table.
-var outputForm = func() kind[string] {
-	k := kindOf("json", "must be json, or not given for a table", func(s string) (string, bool) { return s, s == "" || s == "json" })
-	k.words = []string{"json"}
-	return k
-}()
-
 // plan is a list of actions in the form in which it is printed.
 type plan[A any] struct {
 	actions []A
-	name    string         // of the list in the JSON; "" is "actions"
-	columns string         // of the table, with tabs between
-	row     func(A) string // the same for an action
+	name    string // of the list in the JSON; "" is "actions"
+	columns []column[A]
 	none    string         // printed instead of a table without rows
 	sum     string         // printed below the table, unless empty
 	sums    map[string]any // of the JSON, beside the actions
@@ -53,34 +43,28 @@ type plan[A any] struct {
 
 // print writes the plan as --output says.
 func (p plan[A]) print(out io.Writer, form string) error {
-	if form == "json" {
-		return p.printJSON(out)
+	if form == "json" || form == "yaml" {
+		return p.printObject(out, form)
 	}
 	if len(p.actions) == 0 {
 		_, err := fmt.Fprintln(out, p.none)
 		return err
 	}
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, p.columns)
-	for _, a := range p.actions {
-		fmt.Fprintln(w, p.row(a))
+	err := printTable(out, p.columns, p.actions, form)
+	if err == nil && p.sum != "" {
+		_, err = fmt.Fprintln(out, p.sum)
 	}
-	if p.sum != "" {
-		fmt.Fprintln(w, p.sum)
-	}
-	return w.Flush()
+	return err
 }
 
-func (p plan[A]) printJSON(out io.Writer) error {
+func (p plan[A]) printObject(out io.Writer, form string) error {
 	name := cmp.Or(p.name, "actions")
 	all := map[string]any{name: p.actions}
 	if p.actions == nil {
 		all[name] = []A{} // an empty list in JSON, not null
 	}
 	maps.Copy(all, p.sums)
-	e := json.NewEncoder(out)
-	e.SetIndent("", "  ")
-	return e.Encode(all)
+	return printObject(out, all, form)
 }
 
 // failed returns an error if any action failed.

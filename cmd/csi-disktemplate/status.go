@@ -33,7 +33,7 @@ anew, and at more. kubectl disktemplate status shows all nodes.`,
 		},
 	}
 	addExistingPool(cmd.Flags(), &at.pool)
-	addValueP(cmd.Flags(), &form, "output", "o", "", whyForm, "form of the answer (default: a text)")
+	addValueP(cmd.Flags(), &form, "output", "o", "", objectForm, "form of the answer (default: a text)")
 	return cmd
 }
 

@@ -54,10 +54,12 @@ type column[A any] struct {
 // field is a line of a description: a heading if it has no value.
 type field struct{ name, value string }
 
-// The forms of lists and descriptions; nothing is a table or a text.
+// The forms of lists, descriptions, plans and single objects; nothing is a table or a text.
 var (
 	listForm     = formKind("json", "yaml", "wide", "name")
 	describeForm = formKind("json", "yaml", "name")
+	planForm     = formKind("json", "yaml", "wide")
+	objectForm   = formKind("json", "yaml")
 )
 
 func formKind(words ...string) kind[string] {
@@ -272,8 +274,13 @@ func (k thing[A]) print(out io.Writer, all []A, form string) error {
 		_, err := fmt.Fprintf(out, "There are no %s.\n", k.many)
 		return err
 	}
+	return printTable(out, k.columns, all, form)
+}
+
+// printTable writes a table with a line for each of all, and with the wide columns if the form is wide.
+func printTable[A any](out io.Writer, columns []column[A], all []A, form string) error {
 	var titles []string
-	columns := slices.DeleteFunc(slices.Clone(k.columns), func(c column[A]) bool { return c.wide && form != "wide" })
+	columns = slices.DeleteFunc(slices.Clone(columns), func(c column[A]) bool { return c.wide && form != "wide" })
 	for _, c := range columns {
 		titles = append(titles, c.title)
 	}

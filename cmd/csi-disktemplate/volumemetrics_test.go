@@ -92,6 +92,7 @@ func TestFailureReason(t *testing.T) {
 		"no_formatter": template.NoFormatter(errors.New("no qemu")),
 		"no_content":   template.NoContent(errors.New("no file")),
 		"changed":      template.ErrChanged,
+		"too_many":     fmt.Errorf("template: %w", template.ErrTooMany),
 		"vm":           fmt.Errorf("building: %w", vmformat.ErrFormat),
 		"other":        errors.New("input/output error"),
 	} {

@@ -16,9 +16,6 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/meant"
 )
 
-// whyForm is the form of what `csi-disktemplate why` prints.
-var whyForm = formKind("json", "yaml")
-
 func newWhyCommand() *cobra.Command {
 	var at whose
 	var form string
@@ -49,7 +46,7 @@ call of each volume for 15 minutes: longer than Kubernetes waits before it asks 
 		},
 	}
 	addExistingPool(cmd.Flags(), &at.pool)
-	addValueP(cmd.Flags(), &form, "output", "o", "", whyForm, "form of the answer (default: a text)")
+	addValueP(cmd.Flags(), &form, "output", "o", "", objectForm, "form of the answer (default: a text)")
 	return cmd
 }
 

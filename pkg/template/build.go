@@ -85,6 +85,7 @@ func (s *Store) build(key string, spec diskfs.Spec, why purpose) error {
 		if t, err := s.Lookup(key); err == nil { // it was built since the caller looked
 			return t.Close()
 		}
+		s.observe(spec, 0, err)
 		return err
 	}
 	defer turn.end()
@@ -117,15 +118,19 @@ func (s *Store) build(key string, spec diskfs.Spec, why purpose) error {
 	s.queue.enter(key, building)
 	start := time.Now()
 	err = s.create(key, spec, start, turn)
-	if s.cfg.Observe != nil {
-		s.cfg.Observe(spec, time.Since(start), err)
-	}
+	s.observe(spec, time.Since(start), err)
 	if err == nil {
 		s.queue.note(time.Since(start))
 		s.noteBuilt(key, why)
 		s.trimAfter(key)
 	}
 	return err
+}
+
+func (s *Store) observe(spec diskfs.Spec, took time.Duration, err error) {
+	if s.cfg.Observe != nil {
+		s.cfg.Observe(spec, took, err)
+	}
 }
 
 // turnFor takes a turn, or makes one that counts for nothing.

@@ -255,7 +255,7 @@ func TestBuildsPerHour(t *testing.T) {
 	p := newPool(t, testenv.XFS)
 	now := time.Now()
 	boom := errors.New("boom")
-	var fail error
+	var fail, observed error
 	s := newStore(t, p, func(c *Config) {
 		c.BuildsPerHour = 2
 		c.Format = func(ctx context.Context, f *os.File, spec diskfs.Spec) (Provenance, error) {
@@ -264,6 +264,7 @@ func TestBuildsPerHour(t *testing.T) {
 			}
 			return mkfs(ctx, f, spec)
 		}
+		c.Observe = func(_ diskfs.Spec, _ time.Duration, err error) { observed = err }
 	})
 	s.pace.now = func() time.Time { return now }
 	want := func(mib int64, want error) {
@@ -286,6 +287,9 @@ func TestBuildsPerHour(t *testing.T) {
 	want(61, nil)
 	want(61, nil) // a hit
 	want(62, ErrTooMany)
+	if !errors.Is(observed, ErrTooMany) {
+		t.Errorf("the refused build is observed as %v", observed)
+	}
 	want(61, nil)
 	if _, err := os.Lstat(filepath.Join(p.Root(), "locks", keyOf(62)+".lock")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the refused build left its lockfile: %v", err)

@@ -102,7 +102,7 @@ type Config struct {
 	Budget func() (int64, error)
 	// Trimmed, if not nil, is called for each template that was removed to meet Budget.
 	Trimmed func(key string, bytes int64)
-	// Observe, if not nil, is called for each build that ended.
+	// Observe, if not nil, is called for each build that ended, or was refused with ErrTooMany.
 	Observe func(spec diskfs.Spec, took time.Duration, err error)
 }
 

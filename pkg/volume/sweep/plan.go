@@ -34,8 +34,7 @@ type Action struct {
 	Object string `json:"object"` // for people: what it is
 	Path   string `json:"path"`   // where it is
 	Reason string `json:"reason"`
-	// Result is Done, Skipped because the node had changed, or the error. It is "" for an
-	// action that was only planned.
+	// Done, Skipped because the node had changed, or the error. An action that was only planned has none.
 	Result string `json:"result,omitempty"`
 
 	find any // one of the finds below
