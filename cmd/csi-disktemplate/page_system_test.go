@@ -108,6 +108,7 @@ func (b *browser) isLive() {
 	b.shows("findings", "loop-devices", "good", "a trial volume was attached")
 	b.shows("pool", "used: ", "promised and not taken yet: ", "headroom: ", "can still be promised: ", "xfs")
 	b.shows("volumes", "shop/web", "shop/build", "shop/"+evil, "database", "64Mi", "320Mi", "published")
+	b.shows("snapshots", "first", "ext4", "database")
 	b.shows("templates", "ext4-64m-", "xfs-320m-", "there", "mounted ")
 	b.shows("contents", "away", "unavailable", "away.tar: no such file")
 	b.shows("goldens", "shop/cache", "@1")
