@@ -39,8 +39,8 @@ const (
 
 // fleet is the plugin on the nodes of a cluster, as kubectl reaches it.
 type fleet struct {
-	context, kubeconfig, requestTimeout string
-	namespace                           string // of the plugin; "" is wherever it is
+	forKubectl pflag.FlagSet // that each run of kubectl gets
+	namespace  string        // of the plugin; "" is wherever it is
 }
 
 // commandNamed returns the command for the name that the binary was started by.
@@ -87,9 +87,14 @@ administrators.`,
 }
 
 func (f *fleet) add(flags *pflag.FlagSet) {
-	flags.StringVar(&f.context, "context", "", "kubectl's: the context of the kubeconfig to use")
-	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "kubectl's: the kubeconfig to use")
-	flags.StringVar(&f.requestTimeout, "request-timeout", "", "kubectl's: how long to wait for the API server, as 5s")
+	f.forKubectl.String("as", "", "kubectl's: the user to impersonate")
+	f.forKubectl.String("cluster", "", "kubectl's: the cluster of the kubeconfig to use")
+	f.forKubectl.String("context", "", "kubectl's: the context of the kubeconfig to use")
+	f.forKubectl.String("kubeconfig", "", "kubectl's: the kubeconfig to use")
+	f.forKubectl.String("request-timeout", "", "kubectl's: how long to wait for the API server, as 5s")
+	f.forKubectl.String("server", "", "kubectl's: the address of the API server")
+	f.forKubectl.String("user", "", "kubectl's: the user of the kubeconfig to be")
+	flags.AddFlagSet(&f.forKubectl)
 	flags.StringVar(&f.namespace, "plugin-namespace", "", "namespace that the plugin is installed in (default: it is looked for in all)")
 }
 
@@ -101,13 +106,11 @@ func addDriverName(f *pflag.FlagSet, name *string) {
 // client runs kubectl with the user's flags.
 func (f *fleet) client() kubectl.Client {
 	c := kubectl.Client{Timeout: answerTimeout}
-	for _, flag := range []struct{ name, value string }{
-		{"context", f.context}, {"kubeconfig", f.kubeconfig}, {"request-timeout", f.requestTimeout},
-	} {
-		if flag.value != "" {
-			c.Flags = append(c.Flags, "--"+flag.name+"="+flag.value)
+	f.forKubectl.VisitAll(func(flag *pflag.Flag) {
+		if value := flag.Value.String(); value != "" {
+			c.Flags = append(c.Flags, "--"+flag.Name+"="+value)
 		}
-	}
+	})
 	return c
 }
 

@@ -36,10 +36,10 @@ func TestKubectlFlags(t *testing.T) {
 	var f fleet
 	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
 	f.add(flags)
-	if err := flags.Parse([]string{"--context=a b", "--kubeconfig", "k", "--request-timeout=5s", "--plugin-namespace=storage"}); err != nil {
+	if err := flags.Parse([]string{"--context=a b", "--kubeconfig", "k", "--request-timeout=5s", "--as=eve", "--plugin-namespace=storage"}); err != nil {
 		t.Fatal(err)
 	}
-	if got := fmt.Sprint(f.client().Flags, f.inNamespace()); got != "[--context=a b --kubeconfig=k --request-timeout=5s] [-n storage]" {
+	if got := fmt.Sprint(f.client().Flags, f.inNamespace()); got != "[--as=eve --context=a b --kubeconfig=k --request-timeout=5s] [-n storage]" {
 		t.Error(got)
 	}
 	if got := fmt.Sprint(new(fleet).client().Flags, new(fleet).inNamespace()); got != "[] [-A]" {

@@ -281,7 +281,7 @@ func TestMessagesNameCleanAllInOnePlace(t *testing.T) {
 }
 
 var (
-	flagMethod = regexp.MustCompile(`Var(?:P|PF|F)?$`)
+	flagMethod = regexp.MustCompile(`Var(?:P|PF|F)?$|^String$`)
 	flagName   = regexp.MustCompile(`^[a-z][a-z0-9]*(?:-[a-z0-9]+)*$`)
 	flagInText = regexp.MustCompile(`(?:^|[^-\w])--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)`)
 )
@@ -371,7 +371,7 @@ func TestTheNamesChecks(t *testing.T) {
 	file, err := parser.ParseFile(token.NewFileSet(), "x.go", `package x
 type s struct{ field int }
 type i[T any] interface{ method() }
-func (*s) do() { f.StringVar(&a, "one", "--two"); f.VarP(v, "three-four", "t", "") ; f.IntVar(&b, name, 5, "") }
+func (*s) do() { f.StringVar(&a, "one", "--two"); f.VarP(v, "three-four", "t", "") ; f.IntVar(&b, name, 5, ""); f.String("six", "", "") }
 const c = "set --one, --three-four=5 or --no-such-flag" + `+"`--raw --readonly x--not -qemu --%s`"+`
 `, 0)
 	if err != nil {
@@ -381,7 +381,7 @@ const c = "set --one, --three-four=5 or --no-such-flag" + `+"`--raw --readonly x
 		t.Errorf("declared are %s, want %s", got, want)
 	}
 	have := definedFlags(file)
-	if got, want := fmt.Sprint(have), "[one three-four]"; got != want {
+	if got, want := fmt.Sprint(have), "[one three-four six]"; got != want {
 		t.Errorf("flags are %s, want %s", got, want)
 	}
 	if got, want := fmt.Sprint(unknown(namedFlags(file), have)), "[no-such-flag raw two]"; got != want {
