@@ -19,6 +19,7 @@ const (
 	CauseSpace     Cause = "space"     // the pool, or a layer below it, is full
 	CauseLimit     Cause = "limit"     // of the operator
 	CauseRequest   Cause = "request"   // what was asked for cannot be had, whenever it is asked for
+	CauseElsewhere Cause = "elsewhere" // another node has what the volume is a copy of, or is to have the volume
 	CauseBusy      Cause = "busy"      // another call works on the same volume, or goes on with the work
 	CauseCondition Cause = "condition" // something is wrong with the plugin: a finding says what
 	CauseNode      Cause = "node"      // something failed that should not

@@ -124,6 +124,7 @@ var remedies = map[Cause]string{
 	CauseSpace:     "make room in the pool, or in the layer below it that is named; the pod goes on by itself then",
 	CauseLimit:     "delete volumes that count for the limit, or raise it; the pod goes on by itself then",
 	CauseRequest:   "correct the volume in the pod's spec, or its StorageClass, and create the pod anew",
+	CauseElsewhere: "create the pod anew on the source's node, for example with a nodeSelector",
 	CauseBusy:      "wait: Kubernetes asks again by itself",
 	CauseCondition: "mend what the plugin reports, see /readyz; the pod goes on by itself then",
 	CauseNode:      "see the plugin's log, and the kernel's (dmesg); Kubernetes asks again by itself",

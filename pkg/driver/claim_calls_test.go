@@ -235,6 +235,8 @@ func refusedClaims(p *plugin) {
 	source.VolumeContentSource = harness.FromSnapshot("none")
 	away := proto.CloneOf(source)
 	away.AccessibilityRequirements = &csi.TopologyRequirement{Requisite: []*csi.Topology{{Segments: map[string]string{TopologyKey: "node-of-test"}}}}
+	clone := proto.CloneOf(away)
+	clone.VolumeContentSource = harness.FromVolume("pvc-elsewhere")
 	for name, c := range map[string]struct {
 		req  *csi.CreateVolumeRequest
 		code codes.Code
@@ -244,9 +246,14 @@ func refusedClaims(p *plugin) {
 		"too small":    {small, codes.OutOfRange, []string{"limit_bytes", "xfs", "300Mi", "raise the limit"}},
 		"limited":      {limited, codes.OutOfRange, []string{"limit_bytes", "104857600", "xfs"}},
 		"parameter":    {create(mounted(""), "color", "red"), codes.InvalidArgument, []string{`"color"`}},
-		"not here":     {away, codes.ResourceExhausted, []string{"snapshot none", "a copy is made on the node of its source; put the pod there"}},
 		"no source":    {source, codes.NotFound, []string{"snapshot", "none"}},
 		"unknown name": {create(mounted("hfs")), codes.InvalidArgument, []string{`"hfs"`}},
+		"not here": {away, codes.ResourceExhausted, []string{
+			"snapshot none is not here, and a copy is made on the node of its source; put the pod there",
+			"the label snapshot.storage.kubernetes.io/managed-by of its VolumeSnapshotContent names it"}},
+		"clone": {clone, codes.ResourceExhausted, []string{
+			"volume pvc-elsewhere is not here, and a copy is made on the node of its source; put the pod there",
+			"nodeAffinity of its PersistentVolume names it"}},
 	} {
 		_, err := p.CreateVolume(t.Context(), c.req)
 		t.Logf("%s: %v", name, err)

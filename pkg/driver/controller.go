@@ -66,7 +66,8 @@ func (s *controllerServer) CreateVolume(ctx context.Context, req *csi.CreateVolu
 	if code(err) == codes.NotFound && req.GetAccessibilityRequirements() != nil {
 		// The scheduler chose this node without knowing where the source is. Only this
 		// status code makes the provisioner ask the scheduler to choose again.
-		return nil, fmt.Errorf("%w: dataSource: %s is not here, and a copy is made on the node of its source; put the pod there", errElsewhere, r.Source)
+		return nil, fmt.Errorf("%w: dataSource: %s is not here, and a copy is made on the node of its source; put the pod there: %s names it",
+			errElsewhere, r.Source, namesNode(r.Source))
 	}
 	if err != nil {
 		return nil, err
@@ -359,6 +360,14 @@ func (c Config) topology() *csi.Topology {
 func (c Config) onlyHere() []*csi.Topology { return []*csi.Topology{c.topology()} }
 
 func (c Config) isHere(t *csi.Topology) bool { return t.GetSegments()[TopologyKey] == c.NodeID }
+
+// namesNode is where users read in Kubernetes on which node a source is.
+func namesNode(s image.Source) string {
+	if s.Snapshot != "" {
+		return "the label snapshot.storage.kubernetes.io/managed-by of its VolumeSnapshotContent"
+	}
+	return "nodeAffinity of its PersistentVolume"
+}
 
 // here returns errElsewhere if the requirements cannot be met on this node.
 func (c Config) here(r *csi.TopologyRequirement) error {

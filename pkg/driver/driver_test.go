@@ -272,6 +272,7 @@ func TestCauses(t *testing.T) {
 		admin.CauseContent:   {template.NoContent(errors.New("registry down"))},
 		admin.CauseSpace:     {pool.ErrFull, pool.ErrCannotReserve},
 		admin.CauseLimit:     {errdefs.ErrLimit},
+		admin.CauseElsewhere: {errElsewhere},
 		admin.CauseBusy:      {errdefs.ErrBusy, errdefs.ErrUnderWay, pool.ErrLocked},
 		admin.CauseRequest:   {errdefs.ErrInvalid, errdefs.ErrExists, errdefs.ErrNotFound, errdefs.ErrState, diskfs.ErrOutOfRange},
 		admin.CauseCondition: {pool.ErrUnusable, template.ErrNoFormatter, fmt.Errorf("%w: %w", template.ErrNoFormatter, pool.ErrFull)},

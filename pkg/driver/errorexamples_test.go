@@ -112,7 +112,7 @@ var errorExamples = []errorExample{
 	{kind: noGoldens, do: byItem + "[turn goldens on](installing.md#volumes-that-start-from-the-last-job)", says: "the operator turns them on", code: codes.InvalidArgument,
 		text: `invalid request: golden "go-cache": this node has no goldens; the operator turns them on with --goldens`},
 	{kind: isAway, do: "Pod's author: [put the pod on the source's node](claims.md#copies-stay-on-their-sources-node)", says: "put the pod there", code: codes.ResourceExhausted,
-		text: "not on this node: dataSource: volume pvc-elsewhere is not here, and a copy is made on the node of its source; put the pod there"},
+		text: "not on this node: dataSource: volume pvc-elsewhere is not here, and a copy is made on the node of its source; put the pod there: nodeAffinity of its PersistentVolume names it"},
 	{kind: isGone, do: byItem + "[find the volume's node](installing.md#nodes-that-come-and-go)", says: "compare its PersistentVolume", code: codes.NotFound,
 		text: "not found: there is no volume pvc-elsewhere on this node; a claim is on the node that made it, unless it was deleted: compare its PersistentVolume"},
 	{kind: isOnePods, do: byPod + "delete the other pod, or ask for ReadWriteOnce, which all pods of a node may share", says: "delete that pod first", code: codes.FailedPrecondition,

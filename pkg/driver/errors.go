@@ -81,6 +81,8 @@ func causeOf(err error) admin.Cause {
 		return admin.CauseTemplate
 	case is(errdefs.ErrLimit):
 		return admin.CauseLimit
+	case is(errElsewhere):
+		return admin.CauseElsewhere
 	case is(errdefs.ErrBusy, errdefs.ErrUnderWay, pool.ErrLocked, context.Canceled):
 		return admin.CauseBusy
 	case code(err) == codes.Internal:
