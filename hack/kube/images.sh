@@ -94,53 +94,9 @@ echo 'postgres:x:999:999::/tmp:/bin/sh' >>"$root/etc/passwd"
 echo 'postgres:x:999:' >>"$root/etc/group"
 image postgres docker.io/library/postgres:15 "$root" null '["sh"]'
 
-# initramfs DIR MODULE … <INIT >ARCHIVE makes an initramfs that loads modules of the
-# kernel in DIR and runs INIT, with busybox as sh and as $b. Then it powers off.
-initramfs() {
-	local vm=$1 root version module
-	shift
-	root=$(mktemp -d -p "$scratch")
-	mkdir -p "$root"/{bin,dev,mnt,modules,proc,sys}
-	cp /bin/busybox "$root/bin/busybox"
-	ln -s busybox "$root/bin/sh"
-	version=$(basename "$vm"/boot/vmlinuz-*)
-	version=${version#vmlinuz-}
-	for module; do
-		modprobe --set-version "$version" --show-depends "$module" | sed -n 's/^insmod \(\S*\).*/\1/p'
-	done | awk '!seen[$0]++' | while read -r module; do
-		cp "$module" "$root/modules/"
-		echo "${module##*/}" >>"$root/modules/order"
-	done
-	{
-		cat <<'I'
-#!/bin/sh
-b=/bin/busybox
-$b mount -t proc proc /proc; $b mount -t sysfs sys /sys; $b mount -t devtmpfs dev /dev
-while read -r m; do $b insmod "/modules/$m"; done </modules/order
-I
-		cat
-		echo '$b poweroff -f # a reboot sometimes ends in an endless loop with microvm under TCG'
-	} >"$root/init"
-	chmod +x "$root/init"
-	(cd "$root" && find . | busybox cpio -o -H newc 2>/dev/null)
-}
-
-# A VM: QEMU, a kernel, and an initramfs that mounts the VM's disk.
+# QEMU that boots from a disk, with a BIOS and a shell. The example uses this name.
 vm=$scratch/vm
 "$here/../../deploy/image/rootfs.sh" "$vm" /bin/true
-kernel=$(basename "$vm"/boot/vmlinuz-*)
-initramfs "$vm" virtio_mmio virtio_blk ext4 >"$vm/initrd" <<'I'
-$b mount -t ext4 /dev/vda /mnt && echo "mounted ext4 of $(($($b cat /sys/block/vda/size) / 2048)) MiB"
-echo written >/mnt/f && $b umount /mnt && $b mount -t ext4 /dev/vda /mnt && $b grep -q written /mnt/f && echo "wrote and read back"
-$b umount /mnt
-I
-# The processor's frequency, since microvm has no timer to measure it with.
-khz=$(awk '/^cpu MHz/ { print int($4) * 1000; exit }' /proc/cpuinfo)
-image vm test.disktemplate.io/vm:1 "$vm" "[\"/usr/bin/qemu-system-x86_64\", \"-nodefaults\", \"-no-user-config\", \"-no-reboot\", \"-display\", \"none\",
- \"-M\", \"microvm\", \"-accel\", \"tcg,thread=multi\", \"-cpu\", \"max\", \"-m\", \"256\", \"-kernel\", \"/boot/$kernel\", \"-initrd\", \"/initrd\",
- \"-append\", \"console=ttyS0 quiet panic=-1 cryptomgr.notests tsc_early_khz=$khz\", \"-serial\", \"stdio\", \"-device\", \"virtio-blk-device,drive=d\"]"
-
-# QEMU that boots from a disk, with a BIOS and a shell. The example uses this name.
 root=$scratch/qemu
 cp -a "$scratch/busybox/." "$root"
 cp -a "$vm/usr/." "$root/usr"
@@ -150,15 +106,42 @@ for firmware in /usr/share/seabios/bios-256k.bin /usr/share/qemu/kvmvapic.bin; d
 done
 image qemu docker.io/tianon/qemu:7.2 "$root" null '["sh"]'
 
+# An initramfs with busybox and the modules of virtio's disks, the first ones first.
+kernel=$(basename "$vm"/boot/vmlinuz-*)
+root=$scratch/initramfs
+mkdir -p "$root"/{bin,dev,mnt,modules,proc,sys}
+cp /bin/busybox "$root/bin/busybox"
+ln -s busybox "$root/bin/sh"
+for module in virtio_pci virtio_blk ext4; do
+	modprobe --set-version "${kernel#vmlinuz-}" --show-depends "$module" | sed -n 's/^insmod \(\S*\).*/\1/p'
+done | awk '!seen[$0]++' | while read -r module; do
+	cp "$module" "$root/modules/"
+	echo "${module##*/}" >>"$root/modules/order"
+done
+
 # A disk that boots by itself: a boot loader and a kernel on its first partition, an ext4
 # on its second. A VM adds its disk's serial number to a file there, and shows the file.
-disk=$scratch/disk
-initramfs "$vm" virtio_pci virtio_blk ext4 >"$scratch/initrd" <<'I'
-$b mount -t ext4 /dev/vda2 /mnt && echo "booted from a disk of $(($($b cat /sys/block/vda/size) / 2048)) MiB"
-$b cat /sys/block/vda/serial >>/mnt/names; echo >>/mnt/names
-$b umount /mnt && $b mount -t ext4 /dev/vda2 /mnt && $b sed 's/^/name: /' /mnt/names
-$b umount /mnt
+# Then it runs each line that it reads from its second serial port, and answers with one
+# line: the exit code, and what was printed.
+cat >"$root/init" <<'I'
+#!/bin/sh
+# Debian's busybox runs its own applets before programs on PATH, as /proc/self/exe. So they need no links, but /proc.
+/bin/busybox mount -t proc proc /proc
+mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+while read -r module; do insmod "/modules/$module"; done </modules/order
+mount -t ext4 /dev/vda2 /mnt && echo "booted from a disk of $(($(cat /sys/block/vda/size) / 2048)) MiB"
+cat /sys/block/vda/serial >>/mnt/names; echo >>/mnt/names
+umount /mnt && mount -t ext4 /dev/vda2 /mnt && sed 's/^/name: /' /mnt/names
+stty -F /dev/ttyS1 raw -echo
+while read -r line; do
+	answer=$(eval "$line" 2>&1 </dev/null)
+	echo $? $answer >&0
+done <>/dev/ttyS1
+poweroff -f
 I
+chmod +x "$root/init"
+(cd "$root" && find . | busybox cpio -o -H newc 2>/dev/null) >"$scratch/initrd"
+disk=$scratch/disk
 # Without no_timer_check a kernel panics that waits too long for a timer: many VMs share few processors here.
 cat >"$scratch/syslinux.cfg" <<S
 default linux

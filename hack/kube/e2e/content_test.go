@@ -270,38 +270,6 @@ func BenchmarkDatabases(b *testing.B) {
 	}
 }
 
-// TestDiskPerVM pushes a containerDisk to a registry and applies the how-to's example as it is written: VMs boot from
-// block devices and from disk.imgs that are clones of that disk.
-func TestDiskPerVM(t *testing.T) {
-	r := newRegistry(t)
-	disk, err := os.ReadFile(filepath.Join(stateDir(), "images/disk.qcow2"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.push(t, "vms/debian:12", archiveOf(t, "disk/", nil, "disk/debian.qcow2", disk))
-	r.trust(t)
-	withContents(t, replace(t, block(t, contentsDoc, "yaml", "disk: oci://"), "registry.example.com", r.address))
-	before, start := templates(t), time.Now()
-	apply(t, example(t, "contents-disk.yaml"))
-	for job, size := range map[string]string{"vm-per-block": "256", "vm-per-image": "512"} {
-		logs := completed(t, job, 2*patience)
-		t.Logf("%s has ended %s after both began", job, time.Since(start).Round(time.Second))
-		if len(logs) != 5 {
-			t.Errorf("%s has %d VMs", job, len(logs))
-		}
-		for index, log := range logs {
-			names := strings.Join(regexp.MustCompile(`(?m)^name: \S+`).FindAllString(log, -1), ", ")
-			if !strings.Contains(log, "booted from a disk of "+size+" MiB") || names != "name: everybody, name: vm-"+index {
-				t.Errorf("VM %s of %s says\n%s", index, job, log)
-			}
-		}
-	}
-	if built := templates(t) - before; built != 1 {
-		t.Errorf("%g templates were built, expected 1", built)
-	}
-	remove(t, example(t, "contents-disk.yaml"))
-}
-
 // TestContents looks at what pods see of contents that are theirs, and of such that are not.
 func TestContents(t *testing.T) {
 	r := newRegistry(t)

@@ -46,7 +46,7 @@ func TestExamples(t *testing.T) {
 		return kubectl(t, "exec", "claim", "--", "sh", "-c", `df -m /data | awk 'END {print ($2 > 1900 ? "has grown: " : "is as it was: ") $0}'`)
 	}, "has grown")
 
-	// There are no others than these, and those of contents, which TestDatabasePerTest and TestDiskPerVM apply. Those of
+	// There are no others than these, and those of contents, which TestDatabasePerTest and TestVMs apply. Those of
 	// goldens are in a directory of their own, see TestGoldenExamples.
 	files, err := filepath.Glob(filepath.Join(root, examples, "*.yaml"))
 	if err != nil || len(files) != 10 {
@@ -297,36 +297,6 @@ func TestSlowTemplate(t *testing.T) {
 	// A VM would take minutes for this size: --max-inline-size refuses it.
 	apply(t, inline("too-large-inline", "ext4", "size: 4Ti"))
 	t.Log(eventually(t, "the events", func() string { return events(t, "too-large-inline") }, "FailedMount", "OutOfRange", "size", "--max-inline-size"))
-}
-
-// TestVM starts a VM with a disk.img, and its kernel mounts the filesystem inside.
-func TestVM(t *testing.T) {
-	t.Cleanup(func() { mustBeClean(t) })
-	apply(t, `
-apiVersion: v1
-kind: Pod
-metadata: {name: vm}
-spec:
-  restartPolicy: Never
-  terminationGracePeriodSeconds: 1
-  containers:
-  - name: main
-    image: test.disktemplate.io/vm:1
-    args: [-drive, "if=none,id=d,format=raw,file=/vm/disk.img"]
-    volumeMounts:
-    - {name: vm, mountPath: /vm}
-  volumes:
-  - name: vm
-    csi: {driver: csi.disktemplate.io, fsType: ext4, volumeAttributes: {size: 1Gi, publishAs: diskImage}}
-`)
-	_, err := cluster("", "kubectl", "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/vm", "--timeout=120s")
-	log := kubectl(t, "logs", "vm")
-	if err != nil {
-		t.Fatalf("%v\n%s", err, log)
-	}
-	if !strings.Contains(log, "mounted ext4 of 1024 MiB") || !strings.Contains(log, "wrote and read back") {
-		t.Error(log)
-	}
 }
 
 // TestPrivileges reads in the audit log who asked the API server for what since the cluster started.
