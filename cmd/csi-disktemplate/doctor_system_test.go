@@ -230,12 +230,15 @@ func (p patient) mustSay(t *testing.T, d diagnosis) {
 	if d.State != health.Worst(d.Findings) || d.code != exits[d.State] || d.code < exits[p.state] {
 		t.Errorf("the state is %s, the exit code %d", d.State, d.code)
 	}
-	for _, f := range d.about(p.requirement) {
-		if f.State == p.state && f.Code == p.code && f.Remedy != "" && contains(f.Message(), p.says) {
-			return
-		}
+	if slices.ContainsFunc(d.about(p.requirement), p.isAbout) {
+		return
 	}
 	t.Errorf("doctor says nothing of %s %s: %q; but %+v", p.requirement, p.state, p.says, d.about(p.requirement))
+}
+
+// isAbout reports whether a finding tells what is broken, and what to do.
+func (p patient) isAbout(f health.Finding) bool {
+	return f.State == p.state && f.Code == p.code && f.Remedy != "" && contains(f.Message(), p.says)
 }
 
 func contains(text string, all []string) bool {
@@ -258,7 +261,7 @@ func page(t *testing.T, address, path string) string {
 }
 
 // TestDoctor breaks each thing in turn. Doctor names it and what to do, without a plugin and beside one, and so do
-// /readyz?verbose, the page and the metrics of the plugin.
+// /readyz?verbose, the page and the metrics of the plugin. One browser looks at the pages of all.
 func TestDoctor(t *testing.T) {
 	screen := openBrowser(t)
 	for name, p := range patients {
@@ -288,19 +291,20 @@ func TestDoctor(t *testing.T) {
 				}
 			}
 			if !p.alone {
-				screen.T = t
-				p.running(screen, n, fs)
+				p.running(t, n, fs, screen)
 			}
 		})
 	}
 }
 
 // running has the same seen by a running plugin.
-func (p patient) running(screen *browser, n harness.Node, fs string) {
-	t, address, forPeople := screen.T, freeAddress(screen.T), freeAddress(screen.T)
+func (p patient) running(t *testing.T, n harness.Node, fs string, screen *browser) {
+	address, pageAddress := freeAddress(t), freeAddress(t)
 	plugin := harnesstest.Launch(t, n, harness.Command{
 		Binary: p.binary(t), Within: p.within(fs, n.Kubelet), ID: "node1", Env: p.env,
-		Flags: append([]string{"--http-endpoint", address, "--page-endpoint", forPeople, "--warm-max", "0", "--sweep-interval", "0", "--trim-interval", "0"}, p.flags...),
+		Flags: append([]string{
+			"--http-endpoint", address, "--page-endpoint", pageAddress, "--warm-max", "0", "--sweep-interval", "0", "--trim-interval", "0",
+		}, p.flags...),
 	})
 	defer func() {
 		plugin.Kill()
@@ -309,9 +313,12 @@ func (p patient) running(screen *browser, n harness.Node, fs string) {
 		}
 	}()
 	awaitPage(t, plugin, address)
-	if p.breaks != nil {
-		p.breaks(t, n, plugin.PID())
+	broken := func() { // whoever asks may have the trials made anew
+		if p.breaks != nil {
+			p.breaks(t, n, plugin.PID())
+		}
 	}
+	broken()
 	verbose := page(t, address, "/readyz?verbose")
 	prefix := map[health.State]string{health.StateDegraded: "[+]" + p.requirement + " degraded: ", health.StateBroken: "[-]" + p.requirement + " failed: "}[p.state]
 	lines := strings.Split(verbose, "\n")
@@ -327,19 +334,47 @@ func (p patient) running(screen *browser, n harness.Node, fs string) {
 	if metric := fmt.Sprintf("csi_disktemplate_condition{code=%q} 1\n", p.code); !strings.Contains(page(t, address, "/metrics"), metric) {
 		t.Errorf("the metrics lack %s", metric)
 	}
-	if p.breaks != nil { // the page may have the trials made anew, as doctor does
-		p.breaks(t, n, plugin.PID())
-	}
-	screen.open("http://"+forPeople+"/", "light", 1280)
-	screen.shows("findings", append([]string{p.requirement, string(p.state), "do: "}, p.says...)...)
-	if p.breaks != nil {
-		p.breaks(t, n, plugin.PID())
-	}
+	broken()
+	p.onPage(t, screen, pageAddress)
+	broken()
 	d := diagnose(t, exec.CommandContext(t.Context(), testenv.Binary(t), "doctor", "-o", "json", "--pool", n.Pool))
 	p.mustSay(t, d)
 	if f := d.about("plugin"); len(f) != 1 || f[0].State != health.StateGood || !strings.Contains(f[0].Text, fmt.Sprintf("process %d works", plugin.PID())) {
 		t.Errorf("of the plugin: %+v", f)
 	}
+}
+
+// onPage checks the document that the page asks for, and what a browser shows of it: a line with the state, what is
+// wrong, and what to do.
+func (p patient) onPage(t *testing.T, screen *browser, address string) {
+	t.Helper()
+	screen.open("http://"+address+"/", "light", 1280)
+	defer screen.open("about:blank", "light", 1280) // it would go on to ask
+	var d diagnosis
+	var rows []string
+	defer func() {
+		if t.Failed() {
+			t.Logf("the page does not say %q of %s; it shows %q, of %+v", p.says, p.requirement, rows, d.about(p.requirement))
+		}
+	}()
+	testenv.Eventually(t, "what the page shows", func() bool {
+		if err := json.Unmarshal([]byte(page(t, address, "/v1/findings")), &d.Findings); err != nil {
+			t.Fatal(err)
+		}
+		rows = valueIn[[]string](screen, `[...document.querySelectorAll("#findings tbody tr")].filter(row => row.checkVisibility())
+			.map(row => row.innerText.replace(/\s+/g, " "))`)
+		return slices.ContainsFunc(d.about(p.requirement), func(f health.Finding) bool { return p.isAbout(f) && shows(rows, f) }) &&
+			strings.Contains(screen.text("findings"), p.requirement)
+	})
+}
+
+// shows reports whether one of the page's rows has what is found.
+func shows(rows []string, f health.Finding) bool {
+	all := []string{string(f.State), f.Code}
+	for _, text := range []string{f.Text, f.Cost, "do: " + f.Remedy} {
+		all = append(all, strings.Join(strings.Fields(text), " "))
+	}
+	return slices.ContainsFunc(rows, func(row string) bool { return contains(row, all) })
 }
 
 func freeAddress(t *testing.T) string {

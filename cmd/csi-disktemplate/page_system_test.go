@@ -96,6 +96,7 @@ func TestPage(t *testing.T) {
 		return errors.Join(b.client.Unpublish(ctx, claim), b.client.Unstage(ctx, claim), b.client.Delete(ctx, claim.ID)) == nil
 	})
 	b.deleteSnapshots(snap)
+	screen.shows("snapshots", "There are no snapshots.")
 }
 
 // isLive checks that everything is there, with the values that the plugin has, and that what others wrote is text.
