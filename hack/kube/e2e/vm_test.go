@@ -187,7 +187,7 @@ func (v *vm) unplug(name string) {
 }
 
 // giveDevice makes a node of another pod's block volume in the VM's directory, and lets the VM's containers open it, as
-// KubeVirt's virt-handler does.
+// KubeVirt's virt-handler does. The test cluster has version 1 of cgroups.
 func (v *vm) giveDevice(pod, claim string) {
 	v.t.Helper()
 	on(v.t, "sh", "-euc", `
