@@ -231,6 +231,10 @@ func TestStorageProfiles(t *testing.T) {
 			if profile == nil || all["StorageClass <nil> disktemplate-"+class] == nil {
 				t.Fatalf("%s: no class or no profile disktemplate-%s", overlay, class)
 			}
+			// KubeVirt shrinks a disk.img that is expanded.
+			if got := all["StorageClass <nil> disktemplate-"+class]["allowVolumeExpansion"]; got != (class != "vm-image") {
+				t.Errorf("%s: disktemplate-%s may be expanded: %v", overlay, class, got)
+			}
 			spec := profile["spec"].(values)
 			if got := [2]string{spec["cloneStrategy"].(string), spec["dataImportCronSourceFormat"].(string)}; got != want {
 				t.Errorf("%s: disktemplate-%s has %v, want %v", overlay, class, got, want)

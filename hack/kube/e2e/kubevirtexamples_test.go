@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -107,6 +108,8 @@ func TestKubeVirtExamples(t *testing.T) {
 		}
 	}
 
+	mustNotExpand(t, "scratch-image")
+
 	kubectl(t, "apply", "-k", filepath.Join(root, "deploy/kubernetes/overlays/kubevirt-one-node"), "-l", "app.kubernetes.io/component=kubevirt")
 	again := of
 	again.name = "of-snapshot"
@@ -116,6 +119,23 @@ func TestKubeVirtExamples(t *testing.T) {
 	apply(t, again.target()+vm.launcher(t))
 	again.clone(t, cron)
 	mustSay(t, vm.says(t), begins("root", cron.name))
+}
+
+// mustNotExpand reads what the API server says of a claim whose class does not allow it to be expanded, as
+// docs/kubevirt.md quotes it.
+func mustNotExpand(t *testing.T, claim string) {
+	t.Helper()
+	const words = "storageclass that provisions the pvc must support resize"
+	out, err := cluster("", "kubectl", "patch", "pvc", claim, "--patch", `{"spec": {"resources": {"requests": {"storage": "30Gi"}}}}`)
+	if err == nil {
+		t.Fatalf("%s was expanded: %s", claim, out)
+	}
+	mustSay(t, err.Error(), words)
+	doc, err := os.ReadFile(filepath.Join(root, kubeVirtDoc))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustSay(t, string(doc), words)
 }
 
 // lookAgain waits for an object, whose controllers have backed off since it was applied. They look at once at what changes.
