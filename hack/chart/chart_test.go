@@ -215,6 +215,46 @@ func TestOverlays(t *testing.T) {
 	same(t, "", "resources: [../csi-disktemplate/deploy/kubernetes]\n")
 }
 
+// TestExamplesNameNoNamespace checks that users can apply each example in a namespace of their own: no object and no
+// reference in it names one.
+func TestExamplesNameNoNamespace(t *testing.T) {
+	dir, found := filepath.Join(root, manifests, "examples"), 0
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || filepath.Ext(path) != ".yaml" {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		for doc := range strings.SplitSeq(string(text), "\n---\n") {
+			found++
+			if names := namespacesIn(parseValues(t, doc)); len(names) > 0 {
+				t.Errorf("%s names the namespace %v", path, names)
+			}
+		}
+		return err
+	})
+	if err != nil || found < 30 {
+		t.Errorf("looked at %d objects: %v", found, err)
+	}
+}
+
+// namespacesIn collects what fields of the name namespace have, anywhere in a value.
+func namespacesIn(value any) (names []any) {
+	switch value := value.(type) {
+	case values:
+		for field, v := range value {
+			if field == "namespace" {
+				names = append(names, v)
+			}
+			names = append(names, namespacesIn(v)...)
+		}
+	case []any:
+		for _, v := range value {
+			names = append(names, namespacesIn(v)...)
+		}
+	}
+	return names
+}
+
 // TestStorageProfiles checks what CDI is told of each class: with several nodes it must not wait for a clone on another
 // one.
 func TestStorageProfiles(t *testing.T) {
