@@ -7,6 +7,9 @@ package e2e
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -101,11 +104,18 @@ func TestCopyOnWrongNode(t *testing.T) {
 	eventually(t, "tmp-pvc", func() string {
 		return get(t, "pvc tmp-pvc", ".status.phase") + ", its node: " + get(t, "pvc tmp-pvc", selected) + "."
 	}, "Pending, its node: .")
-	for object, field := range map[string]string{
-		"pv pvc-elsewhere": ".spec.nodeAffinity", "volumesnapshotcontent elsewhere": ".metadata.labels",
-	} {
-		if got := get(t, object, field); !strings.Contains(got, "node2") {
-			t.Errorf("%s does not name the node: %s", object, got)
+	doc, err := os.ReadFile(filepath.Join(root, "docs/claims.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects := map[string]string{"pv": "pvc-elsewhere", "volumesnapshotcontent": "elsewhere"}
+	lines := regexp.MustCompile(`(?m)^kubectl get (\S+) \S+ -o jsonpath='\{(\S+)\}'`).FindAllStringSubmatch(string(doc), -1)
+	if len(lines) != len(objects) {
+		t.Errorf("docs/claims.md says how to find the node: %q", lines)
+	}
+	for _, line := range lines {
+		if got := get(t, line[1]+" "+objects[line[1]], line[2]); !strings.Contains(got, "node2") {
+			t.Errorf("%s does not name the node: %s", line[0], got)
 		}
 	}
 	// The claim has a node only while a provisioner is asked. At any other time its warning tells the same.
