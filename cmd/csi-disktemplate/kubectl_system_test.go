@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -112,6 +113,9 @@ func (c clustered) typed(wantCode int, args ...string) (out, told string) {
 	err := cmd.Run()
 	if code := cmd.ProcessState.ExitCode(); code != wantCode {
 		c.Errorf("%v: exit code %d: %v: %s%s", args, code, err, &stdout, &stderr)
+	}
+	if slices.Contains(args, "json") && strings.Contains(stdout.String(), ": null") {
+		c.Errorf("%v: an empty list is null: %s", args, &stdout)
 	}
 	return stdout.String(), stderr.String()
 }

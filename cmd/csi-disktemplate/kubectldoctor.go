@@ -82,6 +82,7 @@ func (f *fleet) examined(ctx context.Context, p kubectl.Pod) (found nodeFindings
 	found.Node, found.Pod = p.Spec.NodeName, p.String()
 	if err != nil {
 		found.State, found.Error = health.StateBroken, err.Error()
+		found.Findings.Findings = []health.Finding{} // a list in JSON, not null
 	}
 	return found
 }
