@@ -104,6 +104,17 @@ func TestCopyOnWrongNode(t *testing.T) {
 	eventually(t, "tmp-pvc", func() string {
 		return get(t, "pvc tmp-pvc", ".status.phase") + ", its node: " + get(t, "pvc tmp-pvc", selected) + "."
 	}, "Pending, its node: .")
+	mustFindNode(t)
+	// The claim has a node only while a provisioner is asked. At any other time its warning tells the same.
+	eventually(t, "kubectl disktemplate why cloned-away", func() string {
+		said, _ := disktemplate("why", "cloned-away")
+		return said
+	}, "put the pod there")
+}
+
+// mustFindNode types what docs/claims.md says about finding the source's node.
+func mustFindNode(t *testing.T) {
+	t.Helper()
 	doc, err := os.ReadFile(filepath.Join(root, "docs/claims.md"))
 	if err != nil {
 		t.Fatal(err)
@@ -118,11 +129,6 @@ func TestCopyOnWrongNode(t *testing.T) {
 			t.Errorf("%s does not name the node: %s", line[0], got)
 		}
 	}
-	// The claim has a node only while a provisioner is asked. At any other time its warning tells the same.
-	eventually(t, "kubectl disktemplate why cloned-away", func() string {
-		said, _ := disktemplate("why", "cloned-away")
-		return said
-	}, "put the pod there")
 }
 
 // dataVolumeObject is what these tests read of a DataVolume.

@@ -10,7 +10,9 @@ package e2e
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -188,7 +190,14 @@ func freshSidecars(t testing.TB) {
 // kubelet holds. Whatever else is attached on this machine belongs to somebody else.
 func poolLoops(t testing.TB) (pool, volumes []loops.Device) {
 	t.Helper()
-	image, err := loops.FileOf(filepath.Join(stateDir(), "root/var/lib/csi-disktemplate/pool.img"))
+	init, err := os.ReadFile(filepath.Join(stateDir(), "init.pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := loops.FileOf(filepath.Join("/proc", strings.TrimSpace(string(init)), "root/var/lib/csi-disktemplate/pool.img"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // the plugin has not made it yet
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
