@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/google/uuid"
@@ -138,7 +139,18 @@ func (n *node) create(d *disk) error {
 	return err
 }
 
-func (n *node) delete(d *disk) error    { return n.Delete(context.Background(), d.id) }
+// delete deletes a disk, and asks again while a copy of its mount keeps the plugin from that, as the provisioner does:
+// whoever makes a mount namespace on this machine has a copy of each mount, until its first commands have run.
+func (n *node) delete(d *disk) error {
+	deadline := time.Now().Add(harness.CallTimeout)
+	for {
+		err := n.Delete(context.Background(), d.id)
+		if err == nil || !strings.Contains(err.Error(), "a process in another mount namespace has a copy of its mount") || time.Now().After(deadline) {
+			return err
+		}
+	}
+}
+
 func (n *node) stage(d *disk) error     { return n.Stage(context.Background(), n.volume(d)) }
 func (n *node) unstage(d *disk) error   { return n.Unstage(context.Background(), n.volume(d)) }
 func (n *node) publish(d *disk) error   { return n.Publish(context.Background(), n.volume(d)) }

@@ -62,7 +62,7 @@ func TestSweep(t *testing.T) {
 		t.Errorf("%+v", a)
 	}
 	n.mustHave("none")
-	if code, out := testenv.Product(t, "gc", "--pool", n.Pool, "-o", "yaml"); code != 1 || !strings.Contains(out, "json") {
+	if code, out := testenv.Product(t, "gc", "--pool", n.Pool, "-o", "xml"); code != 1 || !strings.Contains(out, "json") {
 		t.Errorf("exit code %d: %s", code, out)
 	}
 
