@@ -152,8 +152,8 @@ func TestPage(t *testing.T) {
 	forward := "kubectl -n csi-disktemplate port-forward "
 	command := forward + strings.Replace(documented(t, "operating.md", forward), "POD", plugin(t), 1)
 	get := func(path string) string {
-		return on(t, "bash", "-c", command+` >/dev/null & trap "kill $!" EXIT
-for _ in {1..100}; do wget -qO- http://127.0.0.1:9809`+path+` && exit; sleep 0.1; done; exit 1`)
+		return on(t, "bash", "-c", "PATH=$STATE/bin:$PATH; "+command+` >/dev/null & trap "kill $!" EXIT
+for _ in {1..100}; do wget -qO- -T 5 -t 1 http://127.0.0.1:9809`+path+` && exit; sleep 0.1; done; exit 1`)
 	}
 	if page := get("/"); !strings.Contains(page, "<title>csi-disktemplate</title>") {
 		t.Errorf("the page is %.200q", page)
