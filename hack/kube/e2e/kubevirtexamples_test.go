@@ -32,15 +32,17 @@ func withKubeVirtOverlay(t *testing.T) {
 	withKubeVirtCRDs(t)
 	mustBeClean(t)
 	const dir = "/var/lib/csi-disktemplate"
-	withoutPlugin(t, "mount", "-t", "tmpfs", "-o", "size=200G,mode=0700", "pool-for-vms", dir)
-	t.Cleanup(func() {
-		mustBeClean(t)
-		kubectl(t, "delete", "storageclass", "disktemplate-vm", "disktemplate-vm-xfs", "disktemplate-vm-image")
-		withoutPlugin(t, "umount", dir)
+	t.Cleanup(func() { // whatever fails before
 		if err := install(); err != nil {
 			t.Error(err)
 		}
 		freshSidecars(t)
+	})
+	withoutPlugin(t, "mount", "-t", "tmpfs", "-o", "size=200G,mode=0700", "pool-for-vms", dir)
+	t.Cleanup(func() {
+		mustBeClean(t)
+		kubectl(t, "delete", "--ignore-not-found", "storageclass", "disktemplate-vm", "disktemplate-vm-xfs", "disktemplate-vm-image")
+		withoutPlugin(t, "umount", dir)
 	})
 	putContent(t, "debian.img", image("content"))
 	listContents(t, "contents:\n- {name: debian, disk: debian.img, namespaces: [default]}\n")
@@ -55,7 +57,7 @@ func withKubeVirtOverlay(t *testing.T) {
 // withoutPlugin takes the plugin away, waits until its pool has no device, and runs a command on the node.
 func withoutPlugin(t *testing.T, args ...string) {
 	t.Helper()
-	kubectl(t, "delete", "daemonset", "-n", namespace, "plugin")
+	kubectl(t, "delete", "--ignore-not-found", "daemonset", "-n", namespace, "plugin")
 	eventually(t, "the pool", func() string {
 		left, _ := poolLoops(t)
 		return fmt.Sprint("devices: ", left)

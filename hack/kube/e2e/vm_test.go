@@ -8,6 +8,7 @@ package e2e
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -34,9 +35,8 @@ const patienceOfGuests = 5 * time.Minute
 func openVM(t testing.TB, pod string) *vm {
 	t.Helper()
 	v := &vm{t: t, pod: pod, uid: get(t, "pod "+pod, ".metadata.uid")}
-	v.guest = v.dial("serial")
+	v.connect()
 	t.Cleanup(v.close)
-	v.answers = bufio.NewReader(v.guest)
 	for deadline, n := time.Now().Add(patienceOfGuests), 0; ; n++ {
 		fmt.Fprintf(v.guest, "\necho hello %d\n", n) // lost, as long as the guest boots
 		v.guest.SetReadDeadline(time.Now().Add(2 * time.Second))
@@ -45,7 +45,13 @@ func openVM(t testing.TB, pod string) *vm {
 			if answer == fmt.Sprintf("0 hello %d\n", n) {
 				return v
 			}
-			if err != nil {
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				break
+			}
+			if err != nil { // QEMU has ended, and its pod starts again
+				v.close()
+				time.Sleep(time.Second)
+				v.connect()
 				break
 			}
 		}
@@ -53,6 +59,13 @@ func openVM(t testing.TB, pod string) *vm {
 			t.Fatalf("the guest of %s does not answer:\n%s", pod, kubectl(t, "logs", pod))
 		}
 	}
+}
+
+// connect connects to the guest's second serial port.
+func (v *vm) connect() {
+	v.t.Helper()
+	v.guest = v.dial("serial")
+	v.answers = bufio.NewReader(v.guest)
 }
 
 // close lets another vm connect to the same sockets, which take one connection at a time.
@@ -207,7 +220,7 @@ func (v *vm) giveImage(pod, claim string) {
 	on(v.t, "sh", "-euc", `chown 107:107 "$1"; : >"$2"; mount --bind "$1" "$2"`,
 		"sh", fmt.Sprintf("/var/lib/kubelet/pods/%s/volumes/kubernetes.io~csi/%s/mount/disk.img",
 			get(v.t, "pod "+pod, ".metadata.uid"), get(v.t, "pvc "+claim, ".spec.volumeName")), v.dir()+"/"+claim)
-	v.t.Cleanup(func() { cluster("", "run", "umount", v.dir()+"/"+claim) }) // a failed test's
+	v.t.Cleanup(func() { cluster("", "run", "umount", "--lazy", v.dir()+"/"+claim) }) // a failed test's
 }
 
 // take undoes giveDevice or giveImage.

@@ -34,10 +34,10 @@ func TestVMs(t *testing.T) {
 	h.types(t, "all claims are bound", "replicas=20")
 	h.types(t, "all VMs have their disks", "rollout status statefulset")
 	all := bootAll(t)
-	said := h.types(t, "", "kubectl logs")
-	if n := len(regexp.MustCompile(`name: vm-\d+`).FindAllString(said, -1)); n != manyVMs {
-		t.Errorf("%d VMs say their names:\n%s", n, said)
-	}
+	eventually(t, "the logs of the VMs", func() string {
+		names := regexp.MustCompile(`name: vm-\d+`).FindAllString(h.types(t, "", "kubectl logs"), -1)
+		return fmt.Sprint(len(names), " say their names")
+	}, fmt.Sprint(manyVMs, " say their names"))
 	if built := templates(t) - before; built > 1 { // none, if the cluster has it already
 		t.Errorf("%g templates were built, expected 1", built)
 	}
@@ -67,8 +67,8 @@ func newVMs(t *testing.T) vms {
 	}
 	r.push(t, "vms/debian:12", archiveOf(t, "disk/", nil, "disk/debian.qcow2", disk))
 	t.Cleanup(func() {
-		kubectl(t, "delete", "configmap", "-n", namespace, "csi-disktemplate-contents", "--ignore-not-found")
-		if err := install(); err != nil {
+		_, err := cluster("", "kubectl", "delete", "configmap", "-n", namespace, "csi-disktemplate-contents", "--ignore-not-found")
+		if err := errors.Join(err, install()); err != nil {
 			t.Error(err)
 		}
 		freshSidecars(t)
@@ -92,7 +92,7 @@ func (dir vms) types(t *testing.T, what, has string) string {
 	t.Helper()
 	start := time.Now()
 	commands := block(t, vmsDoc, "sh", has)
-	out := on(t, "bash", "-euc", `cd "$1"; PATH=$STATE/bin:$PATH; eval "$2"`, "bash", string(dir), commands)
+	out := on(t, "timeout", "10m", "bash", "-euc", `cd "$1"; PATH=$STATE/bin:$PATH; eval "$2"`, "bash", string(dir), commands)
 	if what != "" {
 		t.Logf("%s: %.1f s", what, time.Since(start).Seconds())
 	}
@@ -124,7 +124,7 @@ func mustOwnDisks(t *testing.T, all []*vm) {
 	}
 	eventually(t, "the log of the VM with a disk.img", func() string { return kubectl(t, "logs", "vm-of-image") },
 		"booted from a disk of 512 MiB", "name: everybody", "name: vm-of-image")
-	kubectl(t, "delete", "pod", "vm-of-image")
+	kubectl(t, "delete", "pod", "vm-of-image", "--timeout="+patience.String())
 	kubectl(t, "scale", "statefulset", "vm", "--replicas=1")
 	kubectl(t, "wait", "--for=delete", "pvc/disk-vm-19", "--timeout="+patience.String())
 }
@@ -150,10 +150,10 @@ func testExpandedVM(t *testing.T) {
 // testSnapshotOfVM takes a snapshot while a VM writes, and boots another VM from it: what was synced before is there.
 func testSnapshotOfVM(t *testing.T) {
 	v := openVM(t, "vm-0")
-	v.run("while ! [ -e /stop ]; do i=$((i+1)); echo $i >>/mnt/counts; sync; echo $i >/synced; done >/dev/null 2>&1 &")
+	v.run("while ! [ -e /stop ]; do i=$((i+1)); echo $i >>/mnt/counts; sync; echo $i >/s; mv /s /synced; done >/dev/null 2>&1 &")
 	v.run("while ! [ -e /stop ]; do dd if=/dev/zero of=/mnt/noise bs=64k count=16; done >/dev/null 2>&1 &")
-	synced := v.run("sleep 1; cat /synced")
-	apply(t, `
+	synced := v.run("until [ -e /synced ]; do sleep 0.1; done; cat /synced")
+	const copied = `
 apiVersion: snapshot.storage.k8s.io/v1
 kind: VolumeSnapshot
 metadata: {name: of-running}
@@ -168,9 +168,11 @@ spec:
   accessModes: [ReadWriteOnce]
   dataSource: {apiGroup: snapshot.storage.k8s.io, kind: VolumeSnapshot, name: of-running}
   resources: {requests: {storage: 320Mi}}
-`)
+`
+	apply(t, copied)
 	const made = "--for=jsonpath={.status.readyToUse}=true"
 	kubectl(t, "wait", made, "volumesnapshot/of-running", "--timeout="+patience.String())
+	v.run("n=$(cat /synced); until [ $(cat /synced) -gt $((n + 1)) ]; do sleep 0.1; done")
 	v.run("touch /stop; until umount /mnt 2>/dev/null; do sleep 0.1; done; mount -t ext4 /dev/vda2 /mnt && rm /mnt/noise")
 	last := v.run("tail -n 1 /mnt/counts")
 	apply(t, vmOf(t, "restored", "restored"))
@@ -180,6 +182,7 @@ spec:
 	r.run("[ $(wc -l </mnt/counts) -lt " + last + " ]") // the other one has written on
 	r.says("everybody vm-0 restored of vm-0", "cat /mnt/names /mnt/mine")
 	remove(t, vmOf(t, "restored", "restored"))
+	remove(t, copied)
 }
 
 // vmOf is the manifest of a VM as the example has them, whose disk is another claim.
@@ -240,6 +243,7 @@ func testHotplug(t *testing.T) {
 	for _, name := range names {
 		v.take("hot-" + name)
 	}
+	remove(t, hotplugged)
 }
 
 // hotplugged is an attachment pod as KubeVirt makes it, which only has the claims.
