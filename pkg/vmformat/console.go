@@ -41,10 +41,9 @@ func (c *console) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// line takes one line. It may contain any bytes, or end within a character. Errors quote
-// it, so it is made valid UTF-8.
+// line takes one line. It may contain any bytes, or end within a character.
 func (c *console) line(s string) {
-	s = strings.ToValidUTF8(s, "?")
+	s = guest.Shown(s)
 	if p, job, ok := guest.ParseProgress(s); ok {
 		c.progress(p, job)
 		return

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
@@ -83,7 +84,7 @@ func fuzzMonitor(t *testing.T, b []byte) events {
 	return ev
 }
 
-// judged checks a judgement, and that its message is valid UTF-8 and bounded.
+// judged checks a judgement, and that its message is valid UTF-8, bounded, and only shown by a terminal.
 func judged(t *testing.T, o outcome, pass bool) {
 	t.Helper()
 	err := o.judge()
@@ -96,6 +97,11 @@ func judged(t *testing.T, o outcome, pass bool) {
 	limit := 2*guest.VerdictSize + len(strings.Join(o.console, "\n  ")) + len(o.panic)
 	if text := err.Error(); !errors.Is(err, ErrFormat) || !utf8.ValidString(text) || len(text) > limit {
 		t.Errorf("the error has %d bytes: %.600q", len(text), text)
+	}
+	for line := range strings.Lines(err.Error()) {
+		if strings.ContainsFunc(strings.TrimSuffix(line, "\n"), func(r rune) bool { return !unicode.IsPrint(r) }) {
+			t.Errorf("a terminal obeys %.600q", line)
+		}
 	}
 }
 
@@ -117,7 +123,7 @@ func fuzzConsole(t *testing.T, b []byte, piece int, ev events) {
 		t.Errorf("kept %d lines, panic %q", len(lines), panicked)
 	}
 	for _, line := range lines {
-		if line == "" || len(line) > consoleWidth || strings.ContainsAny(line, "\r\n") {
+		if line == "" || len(line) > consoleWidth || strings.ContainsFunc(line, func(r rune) bool { return !unicode.IsPrint(r) }) {
 			t.Errorf("kept the line %q", line)
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/vmformat/guest"
 )
 
 // events is what QEMU reported of the VM over its monitor.
@@ -58,7 +60,7 @@ func (m qmpMessage) failure() error {
 const maxMonitor = 1 << 20
 
 // short bounds the text that an error quotes. QEMU's own words are shorter.
-func short(s string) string { return fmt.Sprintf("%.200s", s) }
+func short(s string) string { return guest.Shown(fmt.Sprintf("%.200s", s)) }
 
 // execute is a command of QMP.
 func execute(conn io.Writer, command string, arguments map[string]any) error {

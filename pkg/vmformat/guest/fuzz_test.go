@@ -54,9 +54,11 @@ func FuzzVerdict(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		shown := Verdict{Output: output, Error: reason}
+		shown.show()
 		// A cut may fall within a character.
-		if valid(output) && valid(reason) && (!strings.HasSuffix(output, strings.TrimLeft(read.Output, "\ufffd")) ||
-			!strings.HasPrefix(reason, strings.TrimRight(read.Error, "\ufffd"))) {
+		if valid(output) && valid(reason) && (!strings.HasSuffix(shown.Output, strings.TrimLeft(read.Output, "\ufffd")) ||
+			!strings.HasPrefix(shown.Error, strings.TrimRight(read.Error, "\ufffd"))) {
 			t.Errorf("wrote %q and %q, read %q and %q", output, reason, read.Output, read.Error)
 		}
 		read.Output, read.Error, written.Output, written.Error = "", "", "", ""
@@ -87,7 +89,8 @@ func whole(t *testing.T, disk []byte, v Verdict, nonce string) {
 	}
 	body := disk[header:][:binary.LittleEndian.Uint32(disk[8:])]
 	var again Verdict
-	if err := json.Unmarshal(body, &again); err != nil || again != v ||
+	err := json.Unmarshal(body, &again)
+	if again.show(); err != nil || again != v ||
 		crc32.Checksum(body, crc32.MakeTable(crc32.Castagnoli)) != binary.LittleEndian.Uint32(disk[12:]) {
 		t.Errorf("ParseVerdict accepted %+v from %q: %v", v, body, err)
 	}

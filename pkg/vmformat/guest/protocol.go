@@ -12,6 +12,7 @@ import (
 	"hash/crc32"
 	"strconv"
 	"strings"
+	"unicode"
 )
 
 // Paths inside the initramfs, and names on which host and guest must agree.
@@ -275,8 +276,33 @@ func (v Verdict) Marshal() ([]byte, error) {
 	}
 }
 
-// ParseVerdict decodes a verdict that the guest wrote. Where there is none, or one of another
-// nonce, it returns [ErrNoVerdict] with the reason.
+// Shown is a line that a guest wrote, as errors quote it and terminals show it: valid UTF-8, in which each character
+// without a glyph is a question mark, and a tab is a space.
+func Shown(line string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '\t':
+			return ' '
+		case !unicode.IsPrint(r):
+			return '?'
+		}
+		return r
+	}, strings.ToValidUTF8(line, "?"))
+}
+
+func (v *Verdict) show() {
+	for _, line := range []*string{(*string)(&v.Stage), &v.Error, &v.Kernel, &v.Mkfs, &v.UUID} {
+		*line = Shown(*line)
+	}
+	output := strings.Split(v.Output, "\n")
+	for i := range output {
+		output[i] = Shown(output[i])
+	}
+	v.Output = strings.Join(output, "\n")
+}
+
+// ParseVerdict decodes a verdict that the guest wrote. Its texts are as [Shown] has them, and Output keeps its lines.
+// Where there is none, or one of another nonce, it returns [ErrNoVerdict] with the reason.
 func ParseVerdict(b []byte, nonce string) (Verdict, error) {
 	var v Verdict
 	body, err := unseal(verdictMagic, b)
@@ -289,5 +315,6 @@ func ParseVerdict(b []byte, nonce string) (Verdict, error) {
 	if v.Nonce != nonce {
 		return Verdict{}, fmt.Errorf("%w of this run: the nonce on the disk is %.64q, want %q", ErrNoVerdict, v.Nonce, nonce)
 	}
+	v.show()
 	return v, nil
 }
