@@ -161,12 +161,12 @@ func (m *Manager) ListClaims(after string, limit int) (claims []image.Record, ne
 	if err != nil {
 		return nil, "", err
 	}
-	return page(ids, after, limit, m.images.GetClaim)
+	return page(ids, after, limit, &m.unread, m.images.GetClaim)
 }
 
 // page reads the images whose ids, which are sorted, come behind after. An image that cannot
-// be read is logged and left out: it must not hide the others.
-func page[T any](ids []string, after string, limit int, read func(id string) (T, error)) (found []T, next string, err error) {
+// be read is logged, now and then, and left out: it must not hide the others.
+func page[T any](ids []string, after string, limit int, unread *logs.Repeats, read func(id string) (T, error)) (found []T, next string, err error) {
 	i, exact := slices.BinarySearch(ids, after)
 	if exact {
 		i++
@@ -185,7 +185,9 @@ func page[T any](ids []string, after string, limit int, read func(id string) (T,
 			switch {
 			case errors.Is(errs[i], errdefs.ErrNotFound): // not one of these, or deleted meanwhile
 			case errs[i] != nil:
-				klog.ErrorS(errs[i], "An image cannot be read; the list leaves it out", "id", id)
+				if show, left := unread.Failed(id, "read"); show {
+					klog.ErrorS(errs[i], "An image cannot be read; the list leaves it out", "id", id, "notLogged", left)
+				}
 			case limit > 0 && len(found) == limit:
 				return found, last, nil
 			default:

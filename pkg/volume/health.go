@@ -72,7 +72,7 @@ func (m *Manager) ListHealth(after string, limit int) ([]VolumeHealth, string, e
 	if err != nil {
 		return nil, "", err
 	}
-	return page(ids, after, limit, func(id string) (VolumeHealth, error) {
+	return page(ids, after, limit, &m.unread, func(id string) (VolumeHealth, error) {
 		if _, err := m.images.GetClaim(id); err != nil {
 			return VolumeHealth{}, err
 		}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
@@ -135,9 +136,21 @@ func TestListOfSick(t *testing.T) {
 	if c := n.listed(v.ID).Conditions; len(c) == 0 || c[0].Code != "BackingImageTruncated" {
 		t.Errorf("%+v", c)
 	}
-	if all, err := n.List(); err != nil || len(all) != 1 {
-		t.Errorf("%+v: %v", all, err)
+	all, err := n.List()
+	if err != nil || len(all) != 2 {
+		t.Fatalf("%+v: %v", all, err)
 	}
+	if c := all[1].Conditions; all[1].ID != "stray" || len(c) != 1 || c[0].Code != "HealthUnknown" || !strings.Contains(c[0].Text, stray) {
+		t.Errorf("%+v", all[1])
+	}
+	// A damaged image hides no other one's traffic.
+	well, path := n.mustCreate(claim("well", "ext4", 300*size.MiB)), n.pool.Volume(v.ID)
+	n.mustPublishClaim(well, "pod")
+	record := getRecord(t, path)
+	setRecord(t, path, "no JSON")
+	n.mustTraffic(well.ID)
+	setRecord(t, path, record)
+	n.mustEnd(well, "pod")
 	if err := os.Remove(stray); err != nil {
 		t.Error(err)
 	}

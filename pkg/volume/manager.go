@@ -14,6 +14,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/diskfs"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/logs"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/template"
@@ -88,6 +89,7 @@ type Manager struct {
 	losses    losses
 	leftovers leftovers
 	census    census
+	unread    logs.Repeats                                  // of images that cannot be read
 	report    func(Result)                                  // of new volumes; may be nil
 	contentOf func(name, namespace string) (Content, error) // may be nil
 

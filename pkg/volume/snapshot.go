@@ -167,7 +167,7 @@ func (m *Manager) ListSnapshots(volumeID, after string, limit int) ([]image.Snap
 	if err != nil {
 		return nil, "", err
 	}
-	return page(ids, after, limit, func(id string) (image.SnapshotRecord, error) {
+	return page(ids, after, limit, &m.unread, func(id string) (image.SnapshotRecord, error) {
 		s, err := m.GetSnapshot(id)
 		if err == nil && volumeID != "" && s.Volume != volumeID {
 			err = fmt.Errorf("%w: snapshot %s is of another volume", errdefs.ErrNotFound, id)
