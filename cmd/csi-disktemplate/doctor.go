@@ -115,7 +115,11 @@ func examine(cmd *cobra.Command, o doctorOptions) error {
 	pool.CleanAll = cleanAllLine(os.Getenv("POD_NAMESPACE"), os.Getenv("POD_NAME"), p.pool.Dir)
 	found, answered := askPlugin(cmd.Context(), plugin, p)
 	if !answered {
-		own, err := lookAround(cmd, p, plugin == nil)
+		patience := patienceAlone
+		if plugin != nil {
+			patience = patienceBeside
+		}
+		own, err := within(patience, func() ([]health.Finding, error) { return lookAround(cmd, p, plugin == nil) })
 		if err != nil {
 			return unwell(err)
 		}
@@ -156,6 +160,33 @@ func askPlugin(ctx context.Context, plugin *running, o pluginOptions) (found []h
 		f.Text += "; what it alone knows is in its log, since it has neither an admin socket nor --http-endpoint: its registration, listed templates, contents and goldens"
 	}
 	return append([]health.Finding{f}, said...), said != nil
+}
+
+// How long doctor looks at a node by itself, which takes a second, and longer beside many volumes. kubectl disktemplate
+// waits half a minute for doctor beside a plugin, which had [answerTime] before.
+const patienceBeside, patienceAlone = 15 * time.Second, 5 * time.Minute
+
+// within waits for a look at the node. It may be in a system call that never returns.
+func within(patience time.Duration, look func() ([]health.Finding, error)) ([]health.Finding, error) {
+	type result struct {
+		found []health.Finding
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		found, err := look()
+		done <- result{found, err}
+	}()
+	select {
+	case r := <-done:
+		return r.found, r.err
+	case <-time.After(patience):
+		return []health.Finding{{
+			Requirement: "pool", State: health.StateBroken, Code: health.PoolUnusable,
+			Text:   fmt.Sprintf("looking at the node and its pool has not ended within %s", patience),
+			Remedy: "see the kernel log for a disk that does not answer: the pool's, or one below it",
+		}}, nil
+	}
 }
 
 // lookAround looks at the node without asking a plugin. alone means that no plugin works on the pool.
@@ -219,10 +250,10 @@ func findingLines(found []health.Finding) string {
 	var b strings.Builder
 	indent := strings.Repeat(" ", len(health.StateDegraded)+width+5)
 	for _, f := range found {
-		fmt.Fprintf(&b, "%-*s  %-*s  %s\n", len(health.StateDegraded), f.State, width+1, f.Requirement+":", strings.ReplaceAll(f.Text, "\n", "; "))
+		fmt.Fprintf(&b, "%-*s  %-*s  %s\n", len(health.StateDegraded), f.State, width+1, printable(f.Requirement)+":", printable(strings.ReplaceAll(f.Text, "\n", "; ")))
 		for _, more := range []struct{ head, text string }{{"costs: ", f.Cost}, {"do: ", f.Remedy}, {"since: ", since(f.Since)}} {
 			if more.text != "" {
-				fmt.Fprintf(&b, "%s%s%s\n", indent, more.head, more.text)
+				fmt.Fprintf(&b, "%s%s%s\n", indent, more.head, printable(more.text))
 			}
 		}
 	}

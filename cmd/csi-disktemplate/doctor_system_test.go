@@ -29,8 +29,10 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/internal/harness"
 	"github.com/csi-disktemplate/csi-disktemplate/internal/harness/harnesstest"
 	"github.com/csi-disktemplate/csi-disktemplate/internal/testenv"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/admin"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/driver"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/linux/fsctl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/pool"
 )
 
@@ -42,7 +44,9 @@ type patient struct {
 	env    []string
 	flags  []string
 	// breaks breaks something for a plugin that serves already; pid is 0 where none runs.
-	breaks      func(t *testing.T, n harness.Node, pid int)
+	breaks func(t *testing.T, n harness.Node, pid int)
+	// mends undoes that, if the plugin could not end else.
+	mends       func(t *testing.T, n harness.Node)
 	binary      func(t testing.TB) string
 	requirement string
 	state       health.State
@@ -50,6 +54,7 @@ type patient struct {
 	says        []string // in what is wrong, what it costs and what to do
 	alone       bool     // only doctor can tell: no plugin starts here
 	onlyRunning bool     // only a plugin can tell
+	late        bool     // it is seen a while after
 }
 
 func hide(program string) string {
@@ -88,6 +93,11 @@ var patients = map[string]patient{
 		requirement: "pool-space", state: health.StateDegraded, code: health.PoolFull,
 		says: []string{"pool is full", "the ext4 of", "new volumes are refused", "make room on the filesystem below the pool"},
 	},
+	"the pool's disk hangs": {
+		onlyRunning: true, late: true, breaks: freeze, mends: thaw,
+		requirement: "reflink", state: health.StateBroken, code: health.PoolUnusable,
+		says: []string{"a trial that began at", "has not ended", "see the kernel log"},
+	},
 	"the host has less than the pool is to have": {
 		kind: testenv.Ext4, flags: []string{"--loopback-pool-size", "2Gi"},
 		requirement: "layers", state: health.StateDegraded, code: health.PoolLimited, says: []string{"room", "make room"},
@@ -114,7 +124,7 @@ var patients = map[string]patient{
 		requirement: "accelerator", state: health.StateBroken, code: health.FormatterUnavailable, says: []string{"--accel=tcg"},
 	},
 	"the registry is away": {
-		onlyRunning: true, flags: []string{"--contents", "%s/contents"},
+		onlyRunning: true, late: true, flags: []string{"--contents", "%s/contents"}, // it is asked in the background
 		requirement: "contents", state: health.StateDegraded, code: health.ContentFailed, says: []string{"127.0.0.1:1/", "tries again"},
 	},
 	"CAP_SYS_RESOURCE is missing": {
@@ -150,6 +160,13 @@ func noLoopsLeft(t *testing.T, n harness.Node, pid int) {
 		t.Fatal(err)
 	}
 }
+
+// freeze makes whoever writes to the pool wait, as a disk does that no longer answers: FIFREEZE of ioctl_fs(2).
+func freeze(_ *testing.T, n harness.Node, _ int) {
+	_ = exec.Command("fsfreeze", "--freeze", n.Pool).Run() // it may be frozen
+}
+
+func thaw(t *testing.T, n harness.Node) { testenv.Run(t, "fsfreeze", "--unfreeze", n.Pool) }
 
 // registrar is a node-driver-registrar of another driver.
 type registrar struct {
@@ -307,6 +324,9 @@ func (p patient) running(t *testing.T, n harness.Node, fs string, screen *browse
 		}, p.flags...),
 	})
 	defer func() {
+		if p.mends != nil {
+			p.mends(t, n)
+		}
 		plugin.Kill()
 		if t.Failed() {
 			t.Log(plugin.Tail())
@@ -322,8 +342,8 @@ func (p patient) running(t *testing.T, n harness.Node, fs string, screen *browse
 	verbose := page(t, address, "/readyz?verbose")
 	prefix := map[health.State]string{health.StateDegraded: "[+]" + p.requirement + " degraded: ", health.StateBroken: "[-]" + p.requirement + " failed: "}[p.state]
 	lines := strings.Split(verbose, "\n")
-	if p.requirement == "contents" { // it is asked in the background
-		testenv.Eventually(t, "the registry's failure", func() bool {
+	if p.late {
+		testenv.Eventually(t, "what is wrong", func() bool {
 			lines = strings.Split(page(t, address, "/readyz?verbose"), "\n")
 			return slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(l, prefix) })
 		})
@@ -474,6 +494,48 @@ func TestDoctorAsksSocket(t *testing.T) {
 	}
 	if err := plugin.Stop(time.Minute); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestDeadPool asks a plugin whose pool has only errors for whoever reads it, its admin socket included. Doctor, and the
+// status that the page shows, say what is wrong, and other commands say who knows.
+func TestDeadPool(t *testing.T) {
+	n := harness.Node{Pool: filepath.Join(testenv.XFS.Mount(t, 1<<30), "pool"), Kubelet: testenv.Dir(t)} // it has no volumes
+	if err := n.Make(); err != nil {
+		t.Fatal(err)
+	}
+	address, pageAddress := freeAddress(t), freeAddress(t)
+	plugin := harnesstest.Launch(t, n, harness.Command{
+		Binary: testenv.Binary(t), ID: "node1",
+		Flags: []string{"--http-endpoint", address, "--page-endpoint", pageAddress, "--warm-max", "0", "--sweep-interval", "0", "--trial-interval", "1s"},
+	})
+	defer plugin.Kill()
+	awaitPage(t, plugin, pageAddress)
+	dir, err := os.Open(n.Pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if err := fsctl.Shutdown(dir); err != nil {
+		t.Fatal(err)
+	}
+	dead := func(f health.Finding) bool { return f.Code == health.PoolUnusable && f.State == health.StateBroken }
+	var d diagnosis
+	testenv.Eventually(t, "doctor", func() bool {
+		d = diagnose(t, exec.CommandContext(t.Context(), testenv.Binary(t), "doctor", "-o", "json", "--pool", n.Pool))
+		return slices.ContainsFunc(d.Findings, dead)
+	})
+	if f := d.about("plugin"); d.code != 2 || len(f) != 1 || f[0].State != health.StateGood {
+		t.Errorf("exit code %d, of the plugin: %+v", d.code, f)
+	}
+	var s admin.Status
+	text := page(t, pageAddress, "/v1/status")
+	if err := json.Unmarshal([]byte(text), &s); err != nil || s.Plugin.PID != plugin.PID() || !slices.ContainsFunc(s.Findings, dead) {
+		t.Errorf("the status: %v: %s", err, text)
+	}
+	out, err := exec.CommandContext(t.Context(), testenv.Binary(t), "status", "--pool", n.Pool).CombinedOutput()
+	if err == nil || !contains(string(out), []string{fmt.Sprintf("process %d works on this pool", plugin.PID()), "csi-disktemplate doctor"}) {
+		t.Errorf("%v: %s", err, out)
 	}
 }
 

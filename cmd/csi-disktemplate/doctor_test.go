@@ -6,6 +6,7 @@ package main
 import (
 	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
@@ -29,6 +30,21 @@ broken    mkfs:         no mkfs.xfs; no mkfs.btrfs
 	if got != want {
 		t.Errorf("the lines are\n%s", got)
 	}
+}
+
+// TestHungLook: doctor ends where a look at the node does not, and says so.
+func TestHungLook(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hang, why := make(chan bool), errors.New("it cannot look")
+		found, err := within(patienceBeside, func() ([]health.Finding, error) { <-hang; return nil, why })
+		if err != nil || health.Worst(found) != health.StateBroken || found[0].Remedy == "" {
+			t.Errorf("%+v: %v", found, err)
+		}
+		close(hang)
+		if found, err := within(patienceBeside, func() ([]health.Finding, error) { <-hang; return nil, why }); found != nil || !errors.Is(err, why) {
+			t.Errorf("%+v: %v", found, err)
+		}
+	})
 }
 
 // TestExitCode checks that doctor ends with 2 if it cannot look, without losing why, and other commands with 1.

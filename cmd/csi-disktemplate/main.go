@@ -40,7 +40,7 @@ func main() {
 	if err := cmd.ExecuteContext(ctx); err != nil {
 		code, print := exitCode(err)
 		if print {
-			fmt.Fprintf(os.Stderr, "%s: %v\n", cmd.DisplayName(), err)
+			fmt.Fprintln(os.Stderr, printableLines(fmt.Sprintf("%s: %v", cmd.DisplayName(), err)))
 		}
 		os.Exit(code)
 	}

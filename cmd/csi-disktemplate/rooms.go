@@ -48,6 +48,7 @@ type ownPlugin struct {
 	builder   *builder
 	metrics   *driver.Metrics
 	look      *lookout
+	unread    logs.Repeats // of goldens that cannot be read
 }
 
 // node joins the rooms. Without a plugin, what only that knows is nil.
@@ -76,13 +77,15 @@ func (r rooms) describePlugin() (admin.Plugin, error) {
 	}, err
 }
 
+// status says of a pool that cannot be read what is wrong with it.
 func (r rooms) status() (s admin.Status, err error) {
-	if s.Plugin, err = r.describePlugin(); err != nil {
-		return s, err
-	}
-	ids, err := r.pool.Volumes()
+	s.Plugin, err = r.describePlugin()
+	ids, noList := r.pool.Volumes()
 	s.Volumes, s.Findings = len(ids), append([]health.Finding{}, r.plugin.look.wrong()...)
-	return s, err
+	if health.Worst(s.Findings) == health.StateBroken {
+		return s, nil
+	}
+	return s, errors.Join(err, noList)
 }
 
 func (r rooms) describePool() (admin.Pool, error) {
@@ -379,7 +382,9 @@ func (r rooms) listGoldens() ([]admin.Golden, error) {
 		all = append(all, g)
 	}
 	if err != nil && len(all) > 0 && r.plugin != nil { // an answer has either
-		logs.Warn("Some goldens cannot be read; a list leaves them out", "err", err)
+		if show, _ := r.plugin.unread.Failed("goldens", "read"); show {
+			logs.Warn("Some goldens cannot be read; a list leaves them out", "err", err)
+		}
 		err = nil
 	}
 	return all, err

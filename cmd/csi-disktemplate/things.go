@@ -137,13 +137,13 @@ const alone = "No plugin answers on this pool; what only a plugin knows is shown
 
 // ask asks the plugin that runs on the pool or, if there is none, the pool itself.
 func (at whose) ask(cmd *cobra.Command, do func(admin.Node) error) error {
-	p, err := openExisting(cmd, at.pool)
-	if err != nil {
-		return err
-	}
-	defer p.Close()
-	client, err := admin.Dial(cmd.Context(), p.Root())
+	client, err := at.dial(cmd)
 	if errors.Is(err, admin.ErrNoPlugin) {
+		p, err := openExisting(cmd, at.pool)
+		if err != nil {
+			return err
+		}
+		defer p.Close()
 		fmt.Fprintln(cmd.ErrOrStderr(), alone)
 		return at.askPool(p, do)
 	}
@@ -152,6 +152,22 @@ func (at whose) ask(cmd *cobra.Command, do func(admin.Node) error) error {
 	}
 	defer client.Close()
 	return do(client.Node(cmd.Context()))
+}
+
+// dial connects to the plugin, which answers also where its pool cannot be read.
+func (at whose) dial(cmd *cobra.Command) (*admin.Client, error) {
+	plugin, err := findRunning(at.pool)
+	if err != nil {
+		return nil, err
+	}
+	if plugin == nil {
+		return nil, admin.ErrNoPlugin
+	}
+	client, err := admin.Dial(cmd.Context(), plugin.root)
+	if err != nil && !errors.Is(err, admin.ErrNoPlugin) {
+		err = fmt.Errorf("process %d works on this pool, and cannot be asked: %w; `csi-disktemplate doctor` says more", plugin.pid, err)
+	}
+	return client, err
 }
 
 // askPool has a pool answer without its plugin. It changes nothing.
@@ -244,15 +260,15 @@ func (k thing[A]) describe(out io.Writer, n admin.Node, names []string, form str
 // printFields prints a description. The lines of a value stand below each other.
 func printFields(out io.Writer, title string, fields []field) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, title)
+	fmt.Fprintln(w, printable(title))
 	for _, f := range fields {
 		if f.value == "" {
-			fmt.Fprintf(w, "  %s\n", f.name)
+			fmt.Fprintf(w, "  %s\n", printable(f.name))
 			continue
 		}
-		name := f.name
+		name := printable(f.name)
 		for line := range strings.SplitSeq(f.value, "\n") {
-			fmt.Fprintf(w, "  %s\t%s\n", name, line)
+			fmt.Fprintf(w, "  %s\t%s\n", name, printable(line))
 			name = ""
 		}
 	}
@@ -266,7 +282,7 @@ func (k thing[A]) print(out io.Writer, all []A, form string) error {
 		return printObject(out, map[string]any{k.many: append([]A{}, all...)}, form)
 	case "name":
 		for _, a := range all {
-			fmt.Fprintln(out, k.name(a))
+			fmt.Fprintln(out, printable(k.name(a)))
 		}
 		return nil
 	}
@@ -289,7 +305,7 @@ func printTable[A any](out io.Writer, columns []column[A], all []A, form string)
 	for _, a := range all {
 		var cells []string
 		for _, c := range columns {
-			cells = append(cells, cmp.Or(c.text(a), "-"))
+			cells = append(cells, printable(cmp.Or(c.text(a), "-")))
 		}
 		fmt.Fprintln(w, strings.Join(cells, "\t"))
 	}

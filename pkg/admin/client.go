@@ -13,12 +13,16 @@ import (
 	"net/url"
 	"os"
 	"syscall"
+	"time"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 )
 
 // ErrNoPlugin means that no plugin serves in a pool's directory.
 var ErrNoPlugin = errors.New("no plugin runs on this pool")
+
+// answerPatience is how long a plugin may take for one answer. kubectl disktemplate waits half a minute for a node.
+const answerPatience = 25 * time.Second
 
 // Client asks a running plugin.
 type Client struct {
@@ -32,7 +36,7 @@ func Dial(ctx context.Context, dir string) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{dir: d}
+	c := &Client{dir: d, http: http.Client{Timeout: answerPatience}}
 	c.http.Transport = &http.Transport{DialContext: c.dial}
 	conn, err := c.dial(ctx, "", "")
 	if err == nil {
@@ -85,6 +89,9 @@ func ask[T any](ctx context.Context, c *Client, path string) (answer T, err erro
 		return answer, err
 	}
 	response, err := c.http.Do(r)
+	if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() && ctx.Err() == nil {
+		return answer, fmt.Errorf("the plugin has not answered GET %s within %s; its pool's disk may hang: see `csi-disktemplate doctor`", path, answerPatience)
+	}
 	if err != nil {
 		return answer, fmt.Errorf("asking the plugin: %w", err)
 	}

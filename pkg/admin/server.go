@@ -21,8 +21,12 @@ const (
 	// SocketName is the name of the socket in a pool's directory.
 	SocketName = "admin.sock"
 
-	// mostAnswers is how many answers are made at a time: an operator waits, and pods do not.
+	// mostAnswers is how many answers are made at a time: an operator waits, and pods do not. Answers that read the pool
+	// have turns of their own, so that one that hangs with the pool's disk holds up none that can say so.
 	mostAnswers = 2
+
+	// turnPatience is how long a caller waits for its turn.
+	turnPatience = 10 * time.Second
 
 	// patience is how long a caller may take to send its request.
 	patience = 10 * time.Second
@@ -95,20 +99,16 @@ const (
 
 // Handler serves what a running plugin's node has, as JSON, to GET and HEAD below /v1/.
 func (n Node) Handler() http.Handler {
-	mux, turns := http.NewServeMux(), make(chan struct{}, mostAnswers)
-	get := func(path string, answer func(*http.Request) (any, error)) {
+	mux := http.NewServeMux()
+	serve := func(turns turns, path string, answer func(*http.Request) (any, error)) {
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
-			reply(w, func() (any, error) {
-				select {
-				case turns <- struct{}{}:
-				case <-r.Context().Done(): // the caller is gone
-					return nil, context.Cause(r.Context())
-				}
-				defer func() { <-turns }()
-				return answer(r)
-			})
+			reply(w, func() (any, error) { return turns.take(r, answer) })
 		})
 	}
+	own, ofPool := make(turns, mostAnswers), make(turns, mostAnswers)
+	get := func(path string, answer func(*http.Request) (any, error)) { serve(ofPool, path, answer) }
+	serve(own, pathRequests, func(*http.Request) (any, error) { return n.Requests() })
+	serve(own, pathFindings, func(*http.Request) (any, error) { return n.Findings() })
 	get(pathPlugin, func(*http.Request) (any, error) { return n.Plugin() })
 	get(pathStatus, func(*http.Request) (any, error) { return n.Status() })
 	get(pathVolumes, func(*http.Request) (any, error) { return n.Volumes() })
@@ -119,10 +119,26 @@ func (n Node) Handler() http.Handler {
 	get(pathSnapshots+"/{id}", func(r *http.Request) (any, error) { return n.Snapshot(r.PathValue("id")) })
 	get(pathContents, func(*http.Request) (any, error) { return n.Contents() })
 	get(pathGoldens, func(*http.Request) (any, error) { return n.Goldens() })
-	get(pathRequests, func(*http.Request) (any, error) { return n.Requests() })
-	get(pathFindings, func(*http.Request) (any, error) { return n.Findings() })
 	get(pathWhy, func(r *http.Request) (any, error) { return n.Why(r.URL.Query().Get("of")) })
 	return mux
+}
+
+// turns bounds how many answers are made at a time.
+type turns chan struct{}
+
+// errBusy means that other answers took too long.
+var errBusy = errors.New("the plugin is busy with other answers, which may hang with the pool's disk: ask again, or see `csi-disktemplate doctor`")
+
+func (t turns) take(r *http.Request, answer func(*http.Request) (any, error)) (any, error) {
+	ctx, cancel := context.WithTimeoutCause(r.Context(), turnPatience, errBusy)
+	defer cancel()
+	select {
+	case t <- struct{}{}:
+	case <-ctx.Done(): // or the caller is gone
+		return nil, context.Cause(ctx)
+	}
+	defer func() { <-t }()
+	return answer(r)
 }
 
 // failure is the body of an answer that is no success.
@@ -137,8 +153,11 @@ func reply(w http.ResponseWriter, answer func() (any, error)) {
 	if err != nil {
 		status, body = http.StatusInternalServerError, failure{err.Error()}
 	}
-	if errors.Is(err, ErrNotFound) {
+	switch {
+	case errors.Is(err, ErrNotFound):
 		status = http.StatusNotFound
+	case errors.Is(err, errBusy):
+		status = http.StatusServiceUnavailable
 	}
 	var b bytes.Buffer
 	if err := json.NewEncoder(&b).Encode(body); err != nil {

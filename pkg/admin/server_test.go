@@ -9,11 +9,13 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
@@ -176,6 +178,58 @@ func TestSlowReader(t *testing.T) {
 		}
 	}
 	if _, err := dial(t, dir).Plugin(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestHungAnswers: answers that hang with the pool's disk hold up none that can say so, and those behind them end.
+func TestHungAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, answers := sample(), make(chan []Volume)
+		n.Volumes = func() ([]Volume, error) { return <-answers, nil }
+		n.Findings = func() ([]health.Finding, error) { return nil, nil }
+		handler := n.Handler()
+		get := func(path string) *httptest.ResponseRecorder {
+			w := httptest.NewRecorder()
+			handler.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+			return w
+		}
+		for range mostAnswers {
+			go get(pathVolumes)
+		}
+		synctest.Wait()
+		if w := get(pathFindings); w.Code != http.StatusOK {
+			t.Errorf("the findings: %d %s", w.Code, w.Body)
+		}
+		if w := get(pathTemplates); w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "doctor") {
+			t.Errorf("behind those that hang: %d %s", w.Code, w.Body)
+		}
+		close(answers)
+		synctest.Wait()
+		if w := get(pathTemplates); w.Code != http.StatusOK {
+			t.Errorf("after those ended: %d %s", w.Code, w.Body)
+		}
+	})
+}
+
+// TestHungPlugin: a command does not wait for ever.
+func TestHungPlugin(t *testing.T) {
+	dir, hang := t.TempDir(), make(chan bool)
+	n := sample()
+	n.Volumes = func() ([]Volume, error) { <-hang; return nil, nil }
+	stop := serve(t, dir, n)
+	defer stop()
+	defer close(hang)
+	c, err := Dial(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if c.http.Timeout != answerPatience {
+		t.Errorf("it waits %s", c.http.Timeout)
+	}
+	c.http.Timeout = 10 * time.Millisecond
+	if _, err := c.Node(t.Context()).Volumes(); err == nil || !strings.Contains(err.Error(), "has not answered GET /v1/volumes") {
 		t.Error(err)
 	}
 }

@@ -41,9 +41,12 @@ func HTTPHandler(conditions func() []health.Condition, findings func() []health.
 		}
 		writePlain(w, health.Acute(conditions()))
 	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(g, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(g, promhttp.HandlerOpts{MaxRequestsInFlight: mostScrapes}))
 	return mux
 }
+
+// mostScrapes is how many answers with all metrics are made at a time: others are told to come later.
+const mostScrapes = 4
 
 // Findings is the JSON of /readyz?verbose&output=json.
 type Findings struct {

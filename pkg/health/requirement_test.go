@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -98,6 +99,30 @@ func TestSeldomly(t *testing.T) {
 	if got := codes(); !slices.Equal(got, []string{"seldom3"}) {
 		t.Errorf("after the third trial: %q", got)
 	}
+}
+
+// TestSeldomlySaysThatItHangs: a trial that does not end is a condition after half a minute, until it ends.
+func TestSeldomlySaysThatItHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		goOn := make(chan bool)
+		look := func() []Condition { <-goOn; return nil }
+		all, try := Seldomly([]Requirement{{Name: "disk", Look: look, Seldom: true, Code: PoolUnusable}})
+		go try(0)
+		time.Sleep(hangs - time.Second)
+		if found := Look(all); len(found) != 0 {
+			t.Errorf("before half a minute: %+v", found)
+		}
+		time.Sleep(time.Second)
+		found := Look(all)
+		if len(found) != 1 || found[0].Code != PoolUnusable || found[0].Requirement != "disk" || len(Unready(found)) != 1 || found[0].Remedy == "" {
+			t.Errorf("after half a minute: %+v", found)
+		}
+		goOn <- true
+		synctest.Wait()
+		if found := Look(all); len(found) != 0 {
+			t.Errorf("after it ended: %+v", found)
+		}
+	})
 }
 
 func TestAdvice(t *testing.T) {

@@ -26,7 +26,7 @@ func Prospects(c Config) []health.Requirement {
 			{Name: "pool", Look: look(health.PoolUnusable, func() error { return checkLoopback(dir, c.LoopbackSize) }), Good: func() string {
 				return fmt.Sprintf("there is none yet: the plugin makes an xfs of %s in %s", size.Format(c.LoopbackSize), filepath.Join(dir, loopbackImage))
 			}},
-			{Name: "loop-devices", Look: look(health.LoopUnavailable, func() error { return tryPlain(dir) }), Good: describeLoops, Seldom: true},
+			{Name: "loop-devices", Look: look(health.LoopUnavailable, func() error { return tryPlain(dir) }), Good: describeLoops, Seldom: true, Code: health.LoopUnavailable},
 			{Name: "layers", Look: func() []health.Condition { return checkBelow(dir, c.LoopbackSize) }, Good: func() string { return describeBelow(dir) }},
 		}
 	}
@@ -45,8 +45,8 @@ func Prospects(c Config) []health.Requirement {
 				return ""
 			}
 			return "files there can share extents"
-		}, Seldom: true},
-		{Name: "loop-devices", Look: look(health.LoopUnavailable, func() error { return tryPlain(dir) }), Good: describeLoops, Seldom: true},
+		}, Seldom: true, Code: health.PoolUnusable},
+		{Name: "loop-devices", Look: look(health.LoopUnavailable, func() error { return tryPlain(dir) }), Good: describeLoops, Seldom: true, Code: health.LoopUnavailable},
 	}
 }
 

@@ -19,8 +19,8 @@ import (
 func (p *Pool) Requirements() []health.Requirement {
 	return []health.Requirement{
 		{Name: "pool", Look: p.Conditions, Good: func() string { return fmt.Sprintf("%s is on %s, and writable", p.root, p.id.Type.Name()) }},
-		{Name: "reflink", Look: p.whileUsable(health.PoolUnusable, tryReflink), Good: p.ifUsable("files in the pool can share extents"), Seldom: true},
-		{Name: "loop-devices", Look: p.whileUsable(health.LoopUnavailable, tryLoop), Good: describeLoops, Seldom: true},
+		{Name: "reflink", Look: p.whileUsable(health.PoolUnusable, tryReflink), Good: p.ifUsable("files in the pool can share extents"), Seldom: true, Code: health.PoolUnusable},
+		{Name: "loop-devices", Look: p.whileUsable(health.LoopUnavailable, tryLoop), Good: describeLoops, Seldom: true, Code: health.LoopUnavailable},
 		{Name: "layers", Look: p.layerConditions, Good: p.describeLayers},
 		{Name: "thick-claims", Look: p.reserveConditions, Good: p.ifUsable("space can be reserved through all layers")},
 		{Name: "disk-image-bounds", Look: p.boundConditions, Good: p.ifUsable("the kernel bounds the space of each disk.img")},
