@@ -26,6 +26,15 @@ var (
 	ErrNotFound = errors.New("it does not exist")
 	// ErrNoAnswer means that kubectl did not end in the time that a [Client] gives it.
 	ErrNoAnswer = errors.New("no answer")
+	// ErrTooLong means that kubectl printed more than is read of it.
+	ErrTooLong = errors.New("the answer is too long")
+)
+
+// What is read of a run of kubectl. 64 MiB are the pods of thousands of nodes. A container that something is executed in
+// may print without an end.
+const (
+	mostOutput = 64 << 20
+	mostErrors = 1 << 20 // on standard error
 )
 
 // grace is how long kubectl may take to end once it was told to. It ends at once, unless a pipe is stuck.
@@ -56,20 +65,38 @@ func (c Client) Run(ctx context.Context, args ...string) ([]byte, error) {
 		defer cancel()
 		ctx = limited
 	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	cmd := exec.CommandContext(ctx, "kubectl", arguments(c.Flags, args)...)
 	cmd.WaitDelay = grace
-	var stdout, stderr bytes.Buffer
+	stdout, stderr := bounded{most: mostOutput, cancel: cancel}, bounded{most: mostErrors, cancel: cancel}
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()
 	switch {
 	case err == nil:
-		return stdout.Bytes(), nil
+		return stdout.text.Bytes(), nil
 	case errors.Is(err, exec.ErrNotFound):
 		return nil, ErrMissing
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
 	}
-	return nil, failure(stdout.Bytes(), cmp.Or(strings.TrimSpace(stderr.String()), err.Error()))
+	return nil, failure(stdout.text.Bytes(), cmp.Or(strings.TrimSpace(stderr.text.String()), err.Error()))
+}
+
+// bounded keeps what is written, and ends the run if it is more than that.
+type bounded struct {
+	text   bytes.Buffer // not embedded: its ReadFrom knows no bound
+	most   int
+	cancel context.CancelCauseFunc
+}
+
+func (b *bounded) Write(p []byte) (int, error) {
+	if b.text.Len()+len(p) > b.most {
+		err := fmt.Errorf("%w: kubectl printed more than %d MiB", ErrTooLong, b.most>>20)
+		b.cancel(err)
+		return 0, err
+	}
+	return b.text.Write(p)
 }
 
 // arguments puts the user's flags before the "--" that ends kubectl's own.

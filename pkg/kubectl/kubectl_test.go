@@ -83,6 +83,13 @@ func TestRun(t *testing.T) {
 	if _, err := c.Run(t.Context()); !errors.Is(err, ErrNoAnswer) || err.Error() != "no answer within 50ms" {
 		t.Error(err)
 	}
+	c.Timeout = time.Minute
+	for _, endless := range []string{`yes`, `yes >&2`} {
+		standIn(t, `exec `+endless)
+		if _, err := c.Run(t.Context()); !errors.Is(err, ErrTooLong) || !strings.HasPrefix(err.Error(), "the answer is too long: kubectl printed more than ") {
+			t.Errorf("%s: %v", endless, err)
+		}
+	}
 	t.Setenv("PATH", t.TempDir())
 	if _, err := c.Run(t.Context()); !errors.Is(err, ErrMissing) {
 		t.Error(err)
