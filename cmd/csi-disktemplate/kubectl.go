@@ -95,7 +95,7 @@ func (f *fleet) add(flags *pflag.FlagSet) {
 	f.forKubectl.String("server", "", "kubectl's: the address of the API server")
 	f.forKubectl.String("user", "", "kubectl's: the user of the kubeconfig to be")
 	flags.AddFlagSet(&f.forKubectl)
-	flags.StringVar(&f.namespace, "plugin-namespace", "", "namespace that the plugin is installed in (default: it is looked for in all)")
+	flags.StringVar(&f.namespace, "plugin-namespace", "", "namespace that the plugin is installed in (default: the only one that has pods of it)")
 }
 
 func addDriverName(f *pflag.FlagSet, name *string) {
@@ -132,14 +132,34 @@ func (f *fleet) pods(ctx context.Context) ([]kubectl.Pod, error) {
 	if err != nil {
 		return nil, fmt.Errorf("looking for the plugin: %w", err)
 	}
-	if len(found.Items) == 0 {
-		return nil, fmt.Errorf("the plugin is not installed in this cluster, or not where you look: no pod has the labels %s; "+
-			"kubectl config current-context says which cluster it is", pluginLabels)
+	return ofPlugin(found.Items)
+}
+
+// ofPlugin returns the pods that are the plugin's, of all that have its labels. Whoever may create pods in some
+// namespace can give theirs the labels, and what such a pod says would be shown to an administrator as the plugin's
+// word. So a pod counts only if a DaemonSet made it and it is privileged, as the plugin must be to mount for others:
+// where Pod Security is enforced, tenants make no such pod. Where they can, the administrator says which namespace is
+// the plugin's.
+func ofPlugin(labelled []kubectl.Pod) (pods []kubectl.Pod, err error) {
+	var namespaces []string
+	for _, p := range labelled {
+		if p.DaemonSet() != "" && p.Privileged(container) {
+			pods, namespaces = append(pods, p), append(namespaces, p.Meta.Namespace)
+		}
 	}
-	slices.SortFunc(found.Items, func(a, b kubectl.Pod) int {
+	if len(pods) == 0 {
+		return nil, fmt.Errorf("the plugin is not installed in this cluster, or not where you look: no privileged pod of a "+
+			"DaemonSet has the labels %s; kubectl config current-context says which cluster it is", pluginLabels)
+	}
+	slices.Sort(namespaces)
+	if namespaces = slices.Compact(namespaces); len(namespaces) > 1 {
+		return nil, fmt.Errorf("pods with the plugin's labels are in several namespaces: %s; only one can be the plugin's: "+
+			"name it by --plugin-namespace, and find out who made the others", strings.Join(namespaces, ", "))
+	}
+	slices.SortFunc(pods, func(a, b kubectl.Pod) int {
 		return cmp.Or(cmp.Compare(a.Spec.NodeName, b.Spec.NodeName), cmp.Compare(a.String(), b.String()))
 	})
-	return found.Items, nil
+	return pods, nil
 }
 
 // on returns the plugin's pods of a node. None is an error.

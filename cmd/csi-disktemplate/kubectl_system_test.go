@@ -78,7 +78,8 @@ func startClustered(t *testing.T, b *born) clustered {
 
 // pluginPod is the plugin's pod on a node.
 func pluginPod(name, node, state string) string {
-	return fmt.Sprintf(`{"metadata": {"name": %q, "namespace": "csi-disktemplate"}, "spec": {"nodeName": %q},
+	return fmt.Sprintf(`{"metadata": {"name": %q, "namespace": "csi-disktemplate", "ownerReferences": [{"kind": "DaemonSet", "uid": "set-1", "controller": true}]},
+		"spec": {"nodeName": %q, "containers": [{"name": "plugin", "securityContext": {"privileged": true}}]},
 		"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}],
 		"containerStatuses": [{"name": "plugin", "restartCount": 1, "state": %s}]}}`, name, node, state)
 }
@@ -143,6 +144,7 @@ func TestKubectl(t *testing.T) {
 	c.permissionsAreNamed()
 	c.doctors()
 	c.bundles()
+	c.strangers()
 	c.Kill()
 	c.says(0, "status", "csi-disktemplate: no plugin runs on this pool")
 	c.has("pods", `{"items": []}`)
@@ -295,6 +297,20 @@ func (c clustered) bundles() {
 			c.Errorf("%s has a password", name)
 		}
 	}
+}
+
+// strangers: what a pod says that somebody else gave the plugin's labels, nobody is shown.
+func (c clustered) strangers() {
+	c.Helper()
+	ours := pluginPod("plugin-1", "node1", `{"running": {}}`)
+	c.has("pods", `{"items": [%s, %s]}`, ours, strings.ReplaceAll(ours, "csi-disktemplate", "shop"))
+	c.has("calls", "")
+	c.says(1, "why fine", "pods with the plugin's labels are in several namespaces: csi-disktemplate, shop; ")
+	c.says(2, "doctor", "in several namespaces")
+	if calls, err := os.ReadFile(filepath.Join(c.bin, "calls")); err != nil || strings.Contains(string(calls), "exec") {
+		c.Errorf("%v: a pod was asked:\n%s", err, calls)
+	}
+	c.has("pods", `{"items": [%s]}`, ours)
 }
 
 func untar(t testing.TB, name string) map[string]string {

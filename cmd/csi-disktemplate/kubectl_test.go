@@ -147,6 +147,35 @@ func TestWriteWhole(t *testing.T) {
 	}
 }
 
+// labelled is a pod with the plugin's labels.
+func labelled(t *testing.T, namespace, owner string, controller, privileged bool) (p kubectl.Pod) {
+	t.Helper()
+	text := fmt.Sprintf(`{"metadata": {"name": "a", "namespace": %q, "ownerReferences": [{"kind": %q, "uid": "u", "controller": %t}]},
+		"spec": {"containers": [{"name": "plugin", "securityContext": {"privileged": %t}}, {"name": "x"}]}}`, namespace, owner, controller, privileged)
+	if err := json.Unmarshal([]byte(text), &p); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// TestOfPlugin: labels do not make a pod the plugin's.
+func TestOfPlugin(t *testing.T) {
+	ours := labelled(t, "csi", "DaemonSet", true, true)
+	others := []kubectl.Pod{
+		labelled(t, "shop", "DaemonSet", true, false), labelled(t, "shop", "ReplicaSet", true, true), labelled(t, "shop", "DaemonSet", false, true),
+	}
+	if pods, err := ofPlugin(append(others, ours, ours)); len(pods) != 2 || err != nil || pods[0].Meta.Namespace != "csi" {
+		t.Errorf("%v %v", pods, err)
+	}
+	if pods, err := ofPlugin(others); err == nil || !strings.Contains(err.Error(), "the plugin is not installed in this cluster") {
+		t.Errorf("%v %v", pods, err)
+	}
+	pods, err := ofPlugin([]kubectl.Pod{ours, labelled(t, "shop", "DaemonSet", true, true), ours})
+	if err == nil || len(pods) != 0 || !strings.Contains(err.Error(), "in several namespaces: csi, shop; ") || !strings.Contains(err.Error(), "--plugin-namespace") {
+		t.Errorf("%v %v", pods, err)
+	}
+}
+
 // TestOn names the nodes that may be meant.
 func TestOn(t *testing.T) {
 	var p kubectl.Pod

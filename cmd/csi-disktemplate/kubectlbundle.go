@@ -75,7 +75,9 @@ func (f *fleet) bundle(ctx context.Context, out io.Writer, to, driverName string
 	if err != nil {
 		return err
 	}
-	parts := slices.Concat(f.clusterParts(pods, driverName), f.nodeParts(pods), f.logParts(ctx))
+	// Pods of other namespaces with the project's labels are not the project's.
+	namespace := pods[0].Meta.Namespace
+	parts := slices.Concat(f.clusterParts(namespace, pods, driverName), f.nodeParts(pods), f.logParts(ctx, namespace))
 	files, failed := gathered(ctx, parts)
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("nothing was written: %w", context.Cause(ctx))
@@ -102,31 +104,26 @@ func (f *fleet) asks(name string, args ...string) part {
 }
 
 // clusterParts are what Kubernetes knows.
-func (f *fleet) clusterParts(pods []kubectl.Pod, driverName string) (parts []part) {
+func (f *fleet) clusterParts(namespace string, pods []kubectl.Pod, driverName string) (parts []part) {
 	ask := func(name string, args ...string) {
 		parts = append(parts, f.asks(name, args...))
 	}
-	ofProject := append([]string{"-l", projectLabel}, f.inNamespace()...)
+	ofProject := []string{"-l", projectLabel, "-n", namespace}
 	ask("versions.json", "version", "-o", "json")
 	ask("cluster/pods.txt", append([]string{"get", "pods", "-o", "wide"}, ofProject...)...)
 	ask("cluster/pods-described.txt", append([]string{"describe", "pods"}, ofProject...)...)
 	ask("cluster/daemonsets-described.txt", append([]string{"describe", "daemonsets"}, ofProject...)...)
 	ask("cluster/csidriver-described.txt", "describe", "csidriver/"+driverName)
-	var nodes, namespaces []string
+	var nodes []string
 	for _, p := range pods {
 		if node := "csinode/" + p.Spec.NodeName; p.Spec.NodeName != "" && !slices.Contains(nodes, node) {
 			nodes = append(nodes, node)
-		}
-		if !slices.Contains(namespaces, p.Meta.Namespace) {
-			namespaces = append(namespaces, p.Meta.Namespace)
 		}
 	}
 	if len(nodes) > 0 {
 		ask("cluster/csinodes-described.txt", append([]string{"describe"}, nodes...)...)
 	}
-	for _, n := range namespaces {
-		ask("cluster/events-"+n+".txt", "get", "events", "-n", n, "--sort-by=.lastTimestamp", "-o", "wide")
-	}
+	ask("cluster/events-"+namespace+".txt", "get", "events", "-n", namespace, "--sort-by=.lastTimestamp", "-o", "wide")
 	return parts
 }
 
@@ -145,9 +142,9 @@ func (f *fleet) nodeParts(pods []kubectl.Pod) (parts []part) {
 }
 
 // logParts are the logs of the project's pods: the plugin and its sidecars.
-func (f *fleet) logParts(ctx context.Context) (parts []part) {
+func (f *fleet) logParts(ctx context.Context, namespace string) (parts []part) {
 	var found kubectl.List[kubectl.Pod]
-	err := f.client().Get(ctx, &found, append([]string{"pods", "-l", projectLabel}, f.inNamespace()...)...)
+	err := f.client().Get(ctx, &found, "pods", "-l", projectLabel, "-n", namespace)
 	if err != nil {
 		return []part{{"logs", func(context.Context) ([]byte, error) { return nil, err }}}
 	}

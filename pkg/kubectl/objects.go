@@ -17,6 +17,13 @@ type Meta struct {
 	Namespace   string            `json:"namespace"`
 	UID         string            `json:"uid"`
 	Annotations map[string]string `json:"annotations"`
+	Owners      []owner           `json:"ownerReferences"`
+}
+
+type owner struct {
+	Kind       string `json:"kind"`
+	UID        string `json:"uid"`
+	Controller bool   `json:"controller"`
 }
 
 // List is a list of objects.
@@ -28,8 +35,9 @@ type List[T any] struct {
 type Pod struct {
 	Meta Meta `json:"metadata"`
 	Spec struct {
-		NodeName string      `json:"nodeName"`
-		Volumes  []PodVolume `json:"volumes"`
+		NodeName   string          `json:"nodeName"`
+		Volumes    []PodVolume     `json:"volumes"`
+		Containers []containerSpec `json:"containers"`
 	} `json:"spec"`
 	Status struct {
 		Phase      string            `json:"phase"`
@@ -48,6 +56,13 @@ type PodVolume struct {
 		Name string `json:"claimName"`
 	} `json:"persistentVolumeClaim"`
 	Ephemeral *struct{} `json:"ephemeral"`
+}
+
+type containerSpec struct {
+	Name     string `json:"name"`
+	Security struct {
+		Privileged bool `json:"privileged"`
+	} `json:"securityContext"`
 }
 
 type podCondition struct {
@@ -75,6 +90,21 @@ type reason struct {
 
 // String is NAMESPACE/NAME.
 func (p Pod) String() string { return p.Meta.Namespace + "/" + p.Meta.Name }
+
+// DaemonSet returns the UID of the DaemonSet that made the pod, or "" if none did.
+func (p Pod) DaemonSet() string {
+	for _, o := range p.Meta.Owners {
+		if o.Kind == "DaemonSet" && o.Controller {
+			return o.UID
+		}
+	}
+	return ""
+}
+
+// Privileged reports whether a container of the pod is root on its node.
+func (p Pod) Privileged(container string) bool {
+	return slices.ContainsFunc(p.Spec.Containers, func(c containerSpec) bool { return c.Name == container && c.Security.Privileged })
+}
 
 // Ready reports whether the pod is ready.
 func (p Pod) Ready() bool {
