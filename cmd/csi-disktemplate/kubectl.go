@@ -82,9 +82,29 @@ administrators.`,
 	f.add(cmd.PersistentFlags())
 	cmd.SetFlagErrorFunc(flagError)
 	cmd.AddCommand(f.statusCommand(), f.whyCommand(), f.doctorCommand(), f.bundleCommand())
+	for _, c := range cmd.Commands() {
+		c.RunE = inOneLine(c.RunE)
+	}
 	completeFlags(cmd)
 	return cmd
 }
+
+// inOneLine makes the errors of a command printable. They quote objects of the cluster and what containers print, and
+// whoever wrote those must not write lines of their own to an administrator's terminal.
+func inOneLine(run func(*cobra.Command, []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := run(cmd, args); err != nil {
+			return &lineError{err}
+		}
+		return nil
+	}
+}
+
+// lineError is an error whose text is [printable].
+type lineError struct{ error }
+
+func (e *lineError) Error() string { return printable(e.error.Error()) }
+func (e *lineError) Unwrap() error { return e.error }
 
 func (f *fleet) add(flags *pflag.FlagSet) {
 	f.forKubectl.String("as", "", "kubectl's: the user to impersonate")

@@ -12,7 +12,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/admin"
@@ -144,6 +146,57 @@ func TestWriteWhole(t *testing.T) {
 	}
 	if fi, err := os.Stat(name); err != nil || fi.Mode().Perm() != 0o600 || fi.Size() != 5 {
 		t.Errorf("%v %v", fi, err)
+	}
+}
+
+// TestHostileTexts: no value of the cluster makes a line of its own on a terminal, or is obeyed by it.
+func TestHostileTexts(t *testing.T) {
+	const hostile = "x\x1b]0;OWNED\a\nshop/web-0 is fine\t\r\u202e\u009b"
+	why := podWhy{Pod: "shop/" + hostile, Node: hostile, Warnings: []string{hostile, hostile}, Inline: []string{"data"}, Claims: []claimWhy{
+		{Name: hostile, Phase: "Pending", Class: hostile, Volume: "v", Node: hostile, Warnings: []string{hostile}, Note: hostile}},
+		Nodes: []nodeWhy{{Node: "node1"}}}
+	pending := podWhy{Pod: "shop/web-0", Scheduler: hostile, Claims: why.Claims}
+	printed := func(print func(io.Writer) error) string {
+		var b strings.Builder
+		if err := print(&b); err != nil {
+			t.Error(err)
+		}
+		return b.String()
+	}
+	for name, c := range map[string]struct {
+		lines int
+		print func(io.Writer) error
+	}{
+		"why":     {10, func(w io.Writer) error { return why.print(w, "") }},
+		"pending": {6, func(w io.Writer) error { return pending.print(w, "") }},
+		"status": {2, func(w io.Writer) error {
+			return printNodes(w, []nodeStatus{{Node: hostile, Pod: hostile, Error: hostile}}, "")
+		}},
+		"worst": {2, func(w io.Writer) error {
+			s := admin.Status{Plugin: admin.Plugin{Version: hostile}, Findings: []health.Finding{{State: health.StateBroken, Code: hostile, Text: hostile}}}
+			return printNodes(w, []nodeStatus{{Node: "n", Status: &s}}, "")
+		}},
+		"doctor": {2, func(w io.Writer) error {
+			return printDoctor(w, []nodeFindings{{Node: hostile, Pod: hostile, State: hostile, Error: hostile}}, "")
+		}},
+		"error": {1, func(w io.Writer) error {
+			err := inOneLine(func(*cobra.Command, []string) error { return &exit{3, errors.New(hostile)} })(nil, nil)
+			if code, print := exitCode(err); code != 3 || !print {
+				t.Errorf("the exit code is %d, %v", code, print)
+			}
+			_, printErr := fmt.Fprintln(w, err)
+			return printErr
+		}},
+	} {
+		got := printed(c.print)
+		if n := strings.Count(got, "\n"); n != c.lines || !strings.Contains(got, `x\x1b]0;OWNED\a\nshop/web-0 is fine`) {
+			t.Errorf("%s: %d lines, want %d:\n%q", name, n, c.lines, got)
+		}
+		for line := range strings.Lines(got) {
+			if strings.ContainsFunc(strings.TrimSuffix(line, "\n"), func(r rune) bool { return !unicode.IsPrint(r) }) {
+				t.Errorf("%s: a terminal obeys %q", name, line)
+			}
+		}
 	}
 }
 

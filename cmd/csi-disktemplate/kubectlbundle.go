@@ -169,7 +169,7 @@ func gathered(ctx context.Context, parts []part) (files []bundled, failed string
 	together(len(parts), func(i int) { data[i], errs[i] = parts[i].get(ctx) })
 	for i, p := range parts {
 		if errs[i] != nil {
-			failed += fmt.Sprintf("%s: %v\n", p.name, errs[i])
+			failed += printable(fmt.Sprintf("%s: %v", p.name, errs[i])) + "\n"
 			continue
 		}
 		files = append(files, bundled{p.name, scrubbed(data[i])})

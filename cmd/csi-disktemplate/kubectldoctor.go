@@ -95,11 +95,11 @@ func printDoctor(out io.Writer, found []nodeFindings, form string) error {
 		if i > 0 {
 			fmt.Fprintln(out)
 		}
-		lines := findingLines(n.Findings.Findings)
+		lines := printableLines(findingLines(n.Findings.Findings))
 		if n.Error != "" {
-			lines = fmt.Sprintf("%s  doctor could not look: %s\n", health.StateBroken, n.Error)
+			lines = fmt.Sprintf("%s  doctor could not look: %s\n", health.StateBroken, printable(n.Error))
 		}
-		fmt.Fprintf(out, "%s (%s): %s\n", n.Node, n.Pod, n.State)
+		fmt.Fprintln(out, printable(fmt.Sprintf("%s (%s): %s", n.Node, n.Pod, n.State)))
 		for line := range strings.Lines(lines) {
 			if _, err := io.WriteString(out, "  "+line); err != nil {
 				return err

@@ -79,7 +79,11 @@ func printNodes(out io.Writer, nodes []nodeStatus, form string) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "NODE\tPOD\tVERSION\tREADY\tPOOL\tFREE\tVOLUMES\tWORST")
 	for _, n := range nodes {
-		fmt.Fprintln(w, strings.Join(n.cells(), "\t"))
+		cells := n.cells()
+		for i := range cells {
+			cells[i] = printable(cells[i])
+		}
+		fmt.Fprintln(w, strings.Join(cells, "\t"))
 	}
 	return w.Flush()
 }

@@ -292,7 +292,7 @@ func (w *podWhy) print(out io.Writer, form string) error {
 }
 
 func (w *podWhy) printText(out io.Writer) error {
-	if err := printFields(out, w.title(), w.fields()); err != nil {
+	if err := printFields(out, printable(w.title()), w.fields()); err != nil {
 		return err
 	}
 	for _, a := range w.Nodes {
@@ -301,7 +301,7 @@ func (w *podWhy) printText(out io.Writer) error {
 		}
 		if w.Node != "" && len(a.Waits)+len(a.Volumes)+len(a.Others) == 0 {
 			fmt.Fprintf(out, "  kubelet has not asked for its volumes yet: see kubectl -n %s\n",
-				strings.Replace(w.Pod, "/", " describe pod ", 1))
+				printable(strings.Replace(w.Pod, "/", " describe pod ", 1)))
 		}
 	}
 	return nil
@@ -320,19 +320,20 @@ func (w *podWhy) title() string {
 	return fmt.Sprintf("%s is on node %s.", w.Pod, w.Node)
 }
 
-// fields are what the cluster says.
+// fields are what the cluster says. Kubernetes checks neither what an event says nor how a pod names its claim, so each
+// value is made printable by itself: a line break in one of them is none here.
 func (w *podWhy) fields() (fields []field) {
 	if len(w.Warnings) > 0 {
-		fields = append(fields, field{"Warnings", lines(w.Warnings)})
+		fields = append(fields, field{"Warnings", printableEach(w.Warnings)})
 	}
 	for _, c := range w.Claims {
 		of := c.Name
 		if c.Class != "" {
 			of += " of class " + c.Class
 		}
-		fields = append(fields, field{"Claim", of}, field{"  is", strings.ToLower(cmp.Or(c.Phase, "unknown"))})
+		fields = append(fields, field{"Claim", printable(of)}, field{"  is", printable(strings.ToLower(cmp.Or(c.Phase, "unknown")))})
 		for _, f := range []field{
-			{"  made by", c.provisioner()}, {"  warnings", strings.Join(c.Warnings, "\n")}, {"  note", c.Note},
+			{"  made by", printable(c.provisioner())}, {"  warnings", printableEach(c.Warnings)}, {"  note", printable(c.Note)},
 		} {
 			if f.value != "" {
 				fields = append(fields, f)
@@ -340,6 +341,15 @@ func (w *podWhy) fields() (fields []field) {
 		}
 	}
 	return fields
+}
+
+// printableEach has a line for each text.
+func printableEach(texts []string) string {
+	var shown []string
+	for _, t := range texts {
+		shown = append(shown, printable(t))
+	}
+	return strings.Join(shown, "\n")
 }
 
 // provisioner says which node's provisioner makes a claim that has no volume yet.
