@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/driver"
+	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/kubectl"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/meant"
 )
@@ -61,9 +62,10 @@ func newKubectlCommand() *cobra.Command {
 		Long: `Ask the plugin on all nodes of a cluster: how it is, and what a pod waits for.
 
 It runs kubectl, with your credentials and permissions. You need: list pods, and get and
-create pods/exec where the plugin runs; for why also get pods, persistentvolumeclaims,
-persistentvolumes and storageclasses, and list events; for bundle also get pods/log, list
-daemonsets, and get csidrivers and csinodes. It changes nothing in the cluster.
+create pods/exec where the plugin runs; for status, doctor and bundle also list daemonsets
+there; for why also get pods, persistentvolumeclaims, persistentvolumes and storageclasses,
+and list events; for bundle also get pods/log, csidrivers and csinodes, and list events. It
+changes nothing in the cluster.
 
 Who may execute something in the plugin's pods is root on the nodes: it is a tool for
 administrators.`,
@@ -163,7 +165,7 @@ func (f *fleet) pods(ctx context.Context) ([]kubectl.Pod, error) {
 func ofPlugin(labelled []kubectl.Pod) (pods []kubectl.Pod, err error) {
 	var namespaces []string
 	for _, p := range labelled {
-		if p.DaemonSet() != "" && p.Privileged(container) {
+		if p.MadeBy() != "" && p.Privileged(container) {
 			pods, namespaces = append(pods, p), append(namespaces, p.Meta.Namespace)
 		}
 	}
@@ -198,15 +200,24 @@ func on(pods []kubectl.Pod, node string) (there []kubectl.Pod, err error) {
 	return there, nil
 }
 
+// answer is what csi-disktemplate prints as JSON.
+type answer interface {
+	check() error // says what the answer lacks: any object is JSON, and an empty one would say that all is well
+}
+
 // ask runs csi-disktemplate in a pod, and reads the JSON that it prints, also where it exits with another code than 0.
-func (f *fleet) ask(ctx context.Context, p kubectl.Pod, into any, args ...string) error {
+func (f *fleet) ask(ctx context.Context, p kubectl.Pod, into answer, args ...string) error {
 	out, err := f.exec(ctx, p, args...)
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(out, into); err != nil {
-		return fmt.Errorf("csi-disktemplate %s printed no JSON that can be read: %w; the plugin may be of another version",
-			args[0], err)
+	err = json.Unmarshal(out, into)
+	if err == nil {
+		err = into.check()
+	}
+	if err != nil {
+		return fmt.Errorf("its answer cannot be read: csi-disktemplate %s: %w; the plugin may be of another version than this "+
+			"program (%s): see the pod's image, and install the same version here", args[0], err, versionName())
 	}
 	return nil
 }
@@ -230,6 +241,53 @@ func ofOtherVersion(err error) error {
 		return fmt.Errorf("the plugin is of another version than this program (%s): %w", versionName(), err)
 	}
 	return err
+}
+
+// spread says whether each node that is to have the plugin has a pod of it. Where a DaemonSet could not make a pod, for
+// example because of an admission policy, there is nobody to ask, and no other sign of the node.
+func (f *fleet) spread(ctx context.Context, pods []kubectl.Pod) []health.Finding {
+	namespace := pods[0].Meta.Namespace
+	var sets kubectl.List[kubectl.DaemonSet]
+	if err := f.client().Get(ctx, &sets, "daemonsets", "-l", pluginLabels, "-n", namespace); err != nil {
+		return []health.Finding{unknownSpread(err.Error(), "")}
+	}
+	if len(sets.Items) == 0 {
+		return []health.Finding{unknownSpread(fmt.Sprintf("no DaemonSet of the namespace %s has the labels %s", namespace, pluginLabels),
+			"give the plugin's DaemonSet the labels that it has in the project's manifests")}
+	}
+	var found []health.Finding
+	for _, s := range sets.Items {
+		found = append(found, spreadOf(s, pods))
+	}
+	return found
+}
+
+// spreadOf compares the nodes that are to have a pod of a DaemonSet with those that have one. The pods that are not on a
+// node yet each stand for one.
+func spreadOf(s kubectl.DaemonSet, pods []kubectl.Pod) health.Finding {
+	on := map[string]bool{}
+	for _, p := range pods {
+		if p.MadeBy() == s.Meta.UID {
+			on[cmp.Or(p.Spec.NodeName, "/"+p.Meta.Name)] = true // no node's name has a slash
+		}
+	}
+	f := health.Finding{Requirement: spreadName, State: health.StateGood,
+		Text: fmt.Sprintf("each of the %d nodes that are to have the plugin has a pod of it", s.Status.Desired)}
+	if len(on) < s.Status.Desired {
+		f.State = health.StateBroken
+		f.Text = fmt.Sprintf("%d nodes are to have the plugin, and only %d have a pod of it", s.Status.Desired, len(on))
+		f.Cost = "pods on the other nodes get no volumes"
+		f.Remedy = fmt.Sprintf("kubectl -n %s describe daemonset %s says why it makes no pods there", s.Meta.Namespace, s.Meta.Name)
+	}
+	return f
+}
+
+// spreadName is the requirement that each node which is to have the plugin has it.
+const spreadName = "nodes"
+
+func unknownSpread(why, remedy string) health.Finding {
+	return health.Finding{Requirement: spreadName, State: health.StateDegraded, Remedy: remedy,
+		Text: "whether all nodes that are to have the plugin have it is not known: " + why}
 }
 
 // together calls do for each number below n, some at a time.

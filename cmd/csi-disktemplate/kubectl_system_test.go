@@ -73,6 +73,7 @@ func startClustered(t *testing.T, b *born) clustered {
 	}
 	c.has("pods", `{"items": [%s, %s, %s]}`, pluginPod("plugin-2", "node2", `{"running": {}}`), pluginPod("plugin-1", "node1", `{"running": {}}`),
 		pluginPod("plugin-3", "node3", `{"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}`))
+	c.hasDaemonSet(3)
 	return c
 }
 
@@ -90,6 +91,13 @@ func (c clustered) has(name, format string, a ...any) {
 	if err := os.WriteFile(filepath.Join(c.bin, strings.ReplaceAll(name, "/", "_")), fmt.Appendf(nil, format, a...), 0o644); err != nil {
 		c.Fatal(err)
 	}
+}
+
+// hasDaemonSet gives it the plugin's DaemonSet, which is to have a pod on some nodes.
+func (c clustered) hasDaemonSet(desired int) {
+	c.Helper()
+	c.has("daemonsets", `{"items": [{"metadata": {"name": "plugin", "namespace": "csi-disktemplate", "uid": "set-1"},
+		"status": {"desiredNumberScheduled": %d}}]}`, desired)
 }
 
 // hasPod gives it a pod of the namespace shop, on a node or on none, with a volume.
@@ -265,12 +273,18 @@ func (c clustered) doctors() {
 	c.Helper()
 	c.says(2, "doctor", "node1 (csi-disktemplate/plugin-1): ", "good      pool:", "node2 (csi-disktemplate/plugin-2): broken", "doctor could not look: kubectl: unable to upgrade connection")
 	out, _ := c.typed(2, "doctor", "--all-nodes", "-o", "json")
-	var d struct{ Nodes []nodeFindings }
+	var d clusterFindings
 	if err := json.Unmarshal([]byte(out), &d); err != nil || len(d.Nodes) != 3 || len(d.Nodes[0].Findings.Findings) < 5 || d.Nodes[1].Error == "" {
 		c.Errorf("%v: %s", err, out)
 	}
 	want := map[health.State]int{health.StateGood: 0, health.StateDegraded: exitDegraded, health.StateBroken: exitBroken}[d.Nodes[0].State]
 	c.says(want, "doctor --node node1", "node1 (csi-disktemplate/plugin-1): "+string(d.Nodes[0].State))
+	const lacks = "5 nodes are to have the plugin, and only 3 have a pod of it"
+	c.says(2, "doctor", "All nodes: good", "each of the 3 nodes that are to have the plugin has a pod of it")
+	c.hasDaemonSet(5)
+	c.says(2, "doctor", "All nodes: broken", lacks, "do: kubectl -n csi-disktemplate describe daemonset plugin says why")
+	c.says(0, "status", lacks)
+	c.hasDaemonSet(3)
 	c.says(2, "doctor --node node7", "no plugin runs on node node7")
 	c.says(2, "doctor --node node1 --all-nodes", "give --node or --all-nodes, not both")
 	c.says(2, "doctor -o xml", "--output")

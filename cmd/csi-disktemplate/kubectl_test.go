@@ -63,15 +63,99 @@ func TestWorst(t *testing.T) {
 	}
 }
 
+// TestWorstOf: what nobody knows to be good is not.
 func TestWorstOf(t *testing.T) {
 	good, degraded, broken := nodeFindings{State: health.StateGood}, nodeFindings{State: health.StateDegraded}, nodeFindings{State: health.StateBroken}
-	for want, nodes := range [][]nodeFindings{{good, good}, {good, degraded, good}, {broken, degraded}} {
+	for _, c := range []struct {
+		want    int
+		cluster health.State
+		nodes   []nodeFindings
+	}{
+		{0, health.StateGood, []nodeFindings{good, good}},
+		{1, health.StateGood, []nodeFindings{good, degraded, good}},
+		{2, health.StateGood, []nodeFindings{broken, degraded}},
+		{2, health.StateGood, []nodeFindings{good, {}, degraded}},
+		{2, health.StateGood, []nodeFindings{{State: "well"}}},
+		{1, health.StateDegraded, []nodeFindings{good}},
+		{2, health.StateBroken, []nodeFindings{good, degraded}},
+	} {
 		code := 0
-		if err := worstOf(nodes); err != nil {
+		if err := worstOf(clusterFindings{c.nodes, []health.Finding{{State: c.cluster}}}); err != nil {
 			code, _ = exitCode(err)
 		}
-		if code != want {
-			t.Errorf("%v: %d, want %d", nodes, code, want)
+		if code != c.want {
+			t.Errorf("%v: %d, want %d", c, code, c.want)
+		}
+	}
+}
+
+// TestAnswers: JSON that does not say how a node is does not say that it is well.
+func TestAnswers(t *testing.T) {
+	running := kubectl.Pod{}
+	if err := json.Unmarshal([]byte(pluginState), &running); err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]string{
+		`{"state": "good", "findings": [{"state": "good", "requirement": "pool"}]}`: "good ",
+		`{"state": "broken", "findings": [{"state": "good"}, {"state": "broken"}]}`: "broken ",
+		`{}`:                `broken its answer cannot be read: csi-disktemplate doctor: its state is "", `,
+		`[]`:                "broken its answer cannot be read: csi-disktemplate doctor: json: ",
+		`{"state": "good"}`: "broken its answer cannot be read: csi-disktemplate doctor: it has no findings; ",
+		`{"state": "fine", "findings": [{"state": "good"}]}`:   `broken its answer cannot be read: csi-disktemplate doctor: its state is "fine", `,
+		`{"state": "good", "findings": [{"state": "fine"}]}`:   `broken its answer cannot be read: csi-disktemplate doctor: the state of a finding is "fine", `,
+		`{"state": "good", "findings": [{"state": "broken"}]}`: "broken its answer cannot be read: csi-disktemplate doctor: its state is good, and the worst of its findings is broken; ",
+	} {
+		asKubectl(t, "cat <<'END'\n"+text+"\nEND\n")
+		n := new(fleet).examined(t.Context(), running)
+		got := string(n.State) + " " + n.Error
+		if !strings.HasPrefix(got, want) || (n.Error == "") != strings.HasSuffix(want, " ") && !strings.Contains(got, "install the same version here") {
+			t.Errorf("%s: %s, want %s", text, got, want)
+		}
+	}
+	asKubectl(t, `echo '{"error": "no", "node": "other"}'`)
+	for name, into := range map[string]answer{"status": &statusAnswer{}, "why": &whyAnswer{}} {
+		if err := new(fleet).ask(t.Context(), running, into, name); err == nil || !strings.HasPrefix(err.Error(), "its answer cannot be read: csi-disktemplate "+name) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// pluginState is a pod in which the plugin runs.
+const pluginState = `{"metadata": {"name": "plugin-1", "namespace": "csi", "ownerReferences": [{"kind": "DaemonSet", "uid": "u", "controller": true}]},
+	"spec": {"nodeName": "node1"}, "status": {"containerStatuses": [{"name": "plugin", "state": {"running": {}}}]}}`
+
+// asKubectl puts a script on PATH in kubectl's place.
+func asKubectl(t *testing.T, script string) {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "kubectl"), []byte("#!/bin/sh\n"+script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+}
+
+// TestSpread: nodes on which the plugin has no pod are not forgotten.
+func TestSpread(t *testing.T) {
+	pods := make([]kubectl.Pod, 4)
+	for i := range pods {
+		if err := json.Unmarshal([]byte(pluginState), &pods[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pods[2].Spec.NodeName, pods[3].Spec.NodeName, pods[3].Meta.Name = "node2", "", "plugin-4" // and two are on node1
+	const set = `{"items": [{"metadata": {"name": "plugin", "namespace": "csi", "uid": %q}, "status": {"desiredNumberScheduled": %d}}]}`
+	for script, want := range map[string]string{
+		"echo '" + fmt.Sprintf(set, "u", 3) + "'": "good each of the 3 nodes that are to have the plugin has a pod of it",
+		"echo '" + fmt.Sprintf(set, "u", 4) + "'": "broken 4 nodes are to have the plugin, and only 3 have a pod of it",
+		"echo '" + fmt.Sprintf(set, "v", 3) + "'": "broken 3 nodes are to have the plugin, and only 0 have a pod of it",
+		`echo '{"items": []}'`:                    "degraded whether all nodes that are to have the plugin have it is not known: no DaemonSet of the namespace csi has the labels ",
+		`echo 'Error from server (Forbidden): x is forbidden: User "dev" cannot list resource "daemonsets" in API group "apps" in the namespace "csi"' >&2; exit 1`: "degraded " +
+			"whether all nodes that are to have the plugin have it is not known: you may not list daemonsets.apps in the namespace csi: ask for a Role",
+	} {
+		asKubectl(t, script)
+		found := new(fleet).spread(t.Context(), pods)
+		if len(found) != 1 || !strings.HasPrefix(string(found[0].State)+" "+found[0].Text, want) {
+			t.Errorf("%s: %+v, want %s", script, found, want)
 		}
 	}
 }
@@ -170,14 +254,14 @@ func TestHostileTexts(t *testing.T) {
 		"why":     {10, func(w io.Writer) error { return why.print(w, "") }},
 		"pending": {6, func(w io.Writer) error { return pending.print(w, "") }},
 		"status": {2, func(w io.Writer) error {
-			return printNodes(w, []nodeStatus{{Node: hostile, Pod: hostile, Error: hostile}}, "")
+			return printNodes(w, clusterStatus{Nodes: []nodeStatus{{Node: hostile, Pod: hostile, Error: hostile}}}, "")
 		}},
 		"worst": {2, func(w io.Writer) error {
 			s := admin.Status{Plugin: admin.Plugin{Version: hostile}, Findings: []health.Finding{{State: health.StateBroken, Code: hostile, Text: hostile}}}
-			return printNodes(w, []nodeStatus{{Node: "n", Status: &s}}, "")
+			return printNodes(w, clusterStatus{Nodes: []nodeStatus{{Node: "n", Status: &s}}}, "")
 		}},
 		"doctor": {2, func(w io.Writer) error {
-			return printDoctor(w, []nodeFindings{{Node: hostile, Pod: hostile, State: hostile, Error: hostile}}, "")
+			return printDoctor(w, clusterFindings{Nodes: []nodeFindings{{Node: hostile, Pod: hostile, State: hostile, Error: hostile}}}, "")
 		}},
 		"error": {1, func(w io.Writer) error {
 			err := inOneLine(func(*cobra.Command, []string) error { return &exit{3, errors.New(hostile)} })(nil, nil)

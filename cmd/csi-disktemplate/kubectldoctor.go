@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -16,6 +17,12 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/kubectl"
 )
+
+// clusterFindings are what doctor found on all nodes, and whether these are all.
+type clusterFindings struct {
+	Nodes   []nodeFindings   `json:"nodes"`
+	Cluster []health.Finding `json:"cluster"` // empty if one node was asked for
+}
 
 // nodeFindings are what doctor found on one node, or why it could not look.
 type nodeFindings struct {
@@ -32,10 +39,11 @@ func (f *fleet) doctorCommand() *cobra.Command {
 		Use:   "doctor",
 		Short: "Say what the plugin needs on each node, and what of it is missing",
 		Long: `Say what the plugin needs on each node, and what of it is missing, by csi-disktemplate doctor
-in the plugin's pods. It changes nothing.
+in the plugin's pods, and whether each node that is to have the plugin has a pod of it. It
+changes nothing.
 
 The exit code is that of the worst node: 0 if all is good, 1 if something is degraded, and 2
-if something is broken or a node does not answer.`,
+if something is broken, a node does not answer, or a node lacks the plugin.`,
 		Example: `  kubectl disktemplate doctor
   kubectl disktemplate doctor --node node1
   kubectl disktemplate doctor --all-nodes -o json`,
@@ -63,61 +71,105 @@ if something is broken or a node does not answer.`,
 }
 
 // doctor has doctor look at a node, or at all.
-func (f *fleet) doctor(ctx context.Context, node string) ([]nodeFindings, error) {
+func (f *fleet) doctor(ctx context.Context, node string) (found clusterFindings, err error) {
 	pods, err := f.pods(ctx)
 	if err == nil && node != "" {
 		pods, err = on(pods, node)
 	}
 	if err != nil {
-		return nil, err
+		return found, err
 	}
-	found := make([]nodeFindings, len(pods))
-	together(len(pods), func(i int) { found[i] = f.examined(ctx, pods[i]) })
+	found = clusterFindings{Nodes: make([]nodeFindings, len(pods)), Cluster: []health.Finding{}}
+	together(len(pods), func(i int) { found.Nodes[i] = f.examined(ctx, pods[i]) })
+	if node == "" {
+		found.Cluster = f.spread(ctx, pods)
+	}
 	return found, nil
 }
 
-// examined is what doctor finds in a pod. A pod that does not answer is broken.
-func (f *fleet) examined(ctx context.Context, p kubectl.Pod) (found nodeFindings) {
-	err := f.ask(ctx, p, &found, "doctor")
-	found.Node, found.Pod = p.Spec.NodeName, p.String()
-	if err != nil {
-		found.State, found.Error = health.StateBroken, err.Error()
-		found.Findings.Findings = []health.Finding{} // a list in JSON, not null
-	}
-	return found
+// examination is what csi-disktemplate doctor prints.
+type examination struct {
+	State health.State `json:"state"`
+	driver.Findings
 }
 
-func printDoctor(out io.Writer, found []nodeFindings, form string) error {
-	if form != "" {
-		return printObject(out, map[string]any{"nodes": found}, form)
+// check refuses what says nothing, and what contradicts itself.
+func (e *examination) check() error {
+	states := []health.State{health.StateGood, health.StateDegraded, health.StateBroken}
+	if !slices.Contains(states, e.State) {
+		return fmt.Errorf("its state is %.40q, which is none of good, degraded and broken", e.State)
 	}
-	for i, n := range found {
-		if i > 0 {
-			fmt.Fprintln(out)
+	if len(e.Findings.Findings) == 0 {
+		return errors.New("it has no findings")
+	}
+	for _, f := range e.Findings.Findings {
+		if !slices.Contains(states, f.State) {
+			return fmt.Errorf("the state of a finding is %.40q, which is none of good, degraded and broken", f.State)
 		}
-		lines := printableLines(findingLines(n.Findings.Findings))
+	}
+	if worst := health.Worst(e.Findings.Findings); worst != e.State {
+		return fmt.Errorf("its state is %s, and the worst of its findings is %s", e.State, worst)
+	}
+	return nil
+}
+
+// examined is what doctor finds in a pod. A pod that does not answer is broken.
+func (f *fleet) examined(ctx context.Context, p kubectl.Pod) nodeFindings {
+	var e examination
+	if err := f.ask(ctx, p, &e, "doctor"); err != nil {
+		none := driver.Findings{Findings: []health.Finding{}} // a list in JSON, not null
+		return nodeFindings{Node: p.Spec.NodeName, Pod: p.String(), State: health.StateBroken, Findings: none, Error: err.Error()}
+	}
+	return nodeFindings{Node: p.Spec.NodeName, Pod: p.String(), State: e.State, Findings: e.Findings}
+}
+
+func printDoctor(out io.Writer, found clusterFindings, form string) error {
+	if form != "" {
+		return printObject(out, found, form)
+	}
+	for i, n := range found.Nodes {
+		lines := findingLines(n.Findings.Findings)
 		if n.Error != "" {
 			lines = fmt.Sprintf("%s  doctor could not look: %s\n", health.StateBroken, printable(n.Error))
 		}
-		fmt.Fprintln(out, printable(fmt.Sprintf("%s (%s): %s", n.Node, n.Pod, n.State)))
-		for line := range strings.Lines(lines) {
-			if _, err := io.WriteString(out, "  "+line); err != nil {
-				return err
-			}
+		if err := printUnder(out, i > 0, fmt.Sprintf("%s (%s): %s", n.Node, n.Pod, n.State), lines); err != nil {
+			return err
+		}
+	}
+	if len(found.Cluster) == 0 {
+		return nil
+	}
+	return printUnder(out, true, fmt.Sprintf("All nodes: %s", health.Worst(found.Cluster)), findingLines(found.Cluster))
+}
+
+// printUnder prints lines below a title, after an empty line if something stands before it.
+func printUnder(out io.Writer, more bool, title, lines string) error {
+	if more {
+		fmt.Fprintln(out)
+	}
+	fmt.Fprintln(out, printable(title))
+	for line := range strings.Lines(printableLines(lines)) {
+		if _, err := io.WriteString(out, "  "+line); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// worstOf is the exit code of all nodes.
-func worstOf(nodes []nodeFindings) error {
+// worstOf is the exit code of all nodes. What is neither good nor degraded is broken.
+func worstOf(found clusterFindings) error {
+	states := []health.State{health.Worst(found.Cluster)}
+	for _, n := range found.Nodes {
+		states = append(states, n.State)
+	}
 	code := 0
-	for _, n := range nodes {
-		switch n.State {
-		case health.StateBroken:
-			code = exitBroken
+	for _, s := range states {
+		switch s {
+		case health.StateGood:
 		case health.StateDegraded:
 			code = max(code, exitDegraded)
+		default:
+			code = exitBroken
 		}
 	}
 	if code == 0 {

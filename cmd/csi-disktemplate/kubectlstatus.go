@@ -6,6 +6,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -19,6 +20,12 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/health"
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/size"
 )
+
+// clusterStatus is how the plugin is on all nodes, and what keeps it from being on others.
+type clusterStatus struct {
+	Nodes   []nodeStatus     `json:"nodes"`
+	Cluster []health.Finding `json:"cluster"`
+}
 
 // nodeStatus is how the plugin is on one node, or why that is not known.
 type nodeStatus struct {
@@ -36,56 +43,73 @@ func (f *fleet) statusCommand() *cobra.Command {
 		Short: "Show the plugin of each node, and what is wrong there",
 		Long: `Show the plugin of each node: a line for each, with its pod, version, pool, volumes and the
 worst that is wrong there. A node that does not answer has a line, which says why. The nodes
-are asked at the same time, by csi-disktemplate status in the plugin's pods.`,
+are asked at the same time, by csi-disktemplate status in the plugin's pods. Below the table
+stands how many nodes are to have the plugin and do not.`,
 		Example: `  kubectl disktemplate status
   kubectl disktemplate status --context staging -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			nodes, err := f.status(cmd.Context())
+			s, err := f.status(cmd.Context())
 			if err != nil {
 				return err
 			}
-			return printNodes(cmd.OutOrStdout(), nodes, form)
+			return printNodes(cmd.OutOrStdout(), s, form)
 		},
 	}
 	addValueP(cmd.Flags(), &form, "output", "o", "", objectForm, "form of the list (default: a table)")
 	return cmd
 }
 
-// status asks all nodes.
-func (f *fleet) status(ctx context.Context) ([]nodeStatus, error) {
-	pods, err := f.pods(ctx)
-	if err != nil {
-		return nil, err
+// statusAnswer is what csi-disktemplate status prints.
+type statusAnswer struct{ admin.Status }
+
+func (s *statusAnswer) check() error {
+	if s.Plugin.Version == "" {
+		return errors.New("it does not say which version the plugin has")
 	}
-	nodes := make([]nodeStatus, len(pods))
-	together(len(pods), func(i int) {
-		p := pods[i]
-		nodes[i] = nodeStatus{Node: p.Spec.NodeName, Pod: p.String(), Ready: p.Ready()}
-		var s admin.Status
-		if err := f.ask(ctx, p, &s, "status"); err != nil {
-			nodes[i].Error = err.Error()
-			return
-		}
-		nodes[i].Status = &s
-	})
-	return nodes, nil
+	return nil
 }
 
-func printNodes(out io.Writer, nodes []nodeStatus, form string) error {
+// status asks all nodes.
+func (f *fleet) status(ctx context.Context) (all clusterStatus, err error) {
+	pods, err := f.pods(ctx)
+	if err != nil {
+		return all, err
+	}
+	all.Nodes = make([]nodeStatus, len(pods))
+	together(len(pods), func(i int) {
+		p := pods[i]
+		all.Nodes[i] = nodeStatus{Node: p.Spec.NodeName, Pod: p.String(), Ready: p.Ready()}
+		var s statusAnswer
+		if err := f.ask(ctx, p, &s, "status"); err != nil {
+			all.Nodes[i].Error = err.Error()
+			return
+		}
+		all.Nodes[i].Status = &s.Status
+	})
+	all.Cluster = f.spread(ctx, pods)
+	return all, nil
+}
+
+func printNodes(out io.Writer, all clusterStatus, form string) error {
 	if form != "" {
-		return printObject(out, map[string]any{"nodes": nodes}, form)
+		return printObject(out, all, form)
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "NODE\tPOD\tVERSION\tREADY\tPOOL\tFREE\tVOLUMES\tWORST")
-	for _, n := range nodes {
+	for _, n := range all.Nodes {
 		cells := n.cells()
 		for i := range cells {
 			cells[i] = printable(cells[i])
 		}
 		fmt.Fprintln(w, strings.Join(cells, "\t"))
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	wrong := slices.DeleteFunc(slices.Clone(all.Cluster), func(f health.Finding) bool { return f.State == health.StateGood })
+	_, err := io.WriteString(out, printableLines(findingLines(wrong)))
+	return err
 }
 
 // cells are the line of a node.

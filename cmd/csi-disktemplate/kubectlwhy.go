@@ -214,7 +214,7 @@ func (f *fleet) askNodes(ctx context.Context, w *podWhy) error {
 		return err
 	}
 	answers, errs := make([]admin.Why, len(questions)), make([]error, len(questions))
-	together(len(questions), func(i int) { answers[i], errs[i] = f.answer(ctx, pods, questions[i]) })
+	together(len(questions), func(i int) { answers[i], errs[i] = f.answerOf(ctx, pods, questions[i]) })
 	for i, q := range questions {
 		if errs[i] != nil {
 			w.Unanswered = append(w.Unanswered, fmt.Sprintf("%s: %v", q.node, errs[i]))
@@ -245,15 +245,26 @@ func (w *podWhy) add(node string, a admin.Why) {
 	w.Nodes = append(w.Nodes, nodeWhy{node, a})
 }
 
-// answer has the plugin of a node answer. Of several pods, as during an update, it is the first that does.
-func (f *fleet) answer(ctx context.Context, pods []kubectl.Pod, q question) (a admin.Why, err error) {
+// whyAnswer is what csi-disktemplate why prints.
+type whyAnswer struct{ admin.Why }
+
+func (a *whyAnswer) check() error {
+	if a.Asked == "" || a.Waits == nil || a.Volumes == nil {
+		return errors.New("it does not say what was asked and what was found")
+	}
+	return nil
+}
+
+// answerOf has the plugin of a node answer. Of several pods, as during an update, it is the first that does.
+func (f *fleet) answerOf(ctx context.Context, pods []kubectl.Pod, q question) (admin.Why, error) {
 	there, err := on(pods, q.node)
 	for _, p := range there {
+		var a whyAnswer
 		if err = f.ask(ctx, p, &a, "why", q.of); err == nil {
-			break
+			return a.Why, nil
 		}
 	}
-	return a, err
+	return admin.Why{}, err
 }
 
 // merged joins two answers of a node about the same pod. What one knows to be the pod's, the other may only suspect.

@@ -46,6 +46,15 @@ type Pod struct {
 	} `json:"status"`
 }
 
+// DaemonSet is a DaemonSet.
+type DaemonSet struct {
+	Meta   Meta `json:"metadata"`
+	Status struct {
+		// Desired is the number of nodes that are to have a pod of it.
+		Desired int `json:"desiredNumberScheduled"`
+	} `json:"status"`
+}
+
 // PodVolume is a volume of a pod's spec. What is not nil is its kind.
 type PodVolume struct {
 	Name string `json:"name"`
@@ -91,8 +100,8 @@ type reason struct {
 // String is NAMESPACE/NAME.
 func (p Pod) String() string { return p.Meta.Namespace + "/" + p.Meta.Name }
 
-// DaemonSet returns the UID of the DaemonSet that made the pod, or "" if none did.
-func (p Pod) DaemonSet() string {
+// MadeBy returns the UID of the DaemonSet that made the pod, or "" if none did.
+func (p Pod) MadeBy() string {
 	for _, o := range p.Meta.Owners {
 		if o.Kind == "DaemonSet" && o.Controller {
 			return o.UID
