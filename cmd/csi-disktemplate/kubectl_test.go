@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 	"unicode"
 
 	"github.com/spf13/cobra"
@@ -190,16 +191,69 @@ func TestMerged(t *testing.T) {
 // TestScrubbed checks what a bundle does not have, and what it keeps.
 func TestScrubbed(t *testing.T) {
 	const token = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ4In0abc.c2lnbmF0dXJl"
+	const line = "MIIEpAIBAAKCAQEA0Z3VS5JJcds3xfn/ygWyF8PbnGy0AHB7"
 	for text, want := range map[string]string{
-		"Authorization: Bearer abcdefghijkl==":                                                 "Authorization: Bearer [removed]",
-		"cookie " + token + " end":                                                             "cookie [removed] end",
-		"pulling https://user:pa55@registry.ci/x: 401":                                         "pulling https://[removed]@registry.ci/x: 401",
-		`{"auth": "dXNlcjpwYXNz", "source": "registry.ci/x:1"}`:                                `{"auth": "[removed]", "source": "registry.ci/x:1"}`,
-		`{"text": "login with token=\"abc\" failed"}`:                                          `{"text": "login with token=\"[removed]\" failed"}`,
-		"DB_PASSWORD:  hunter2\n  --api-key=x1 AWS_SECRET_ACCESS_KEY=abc/d":                    "DB_PASSWORD:  [removed]\n  --api-key=[removed] AWS_SECRET_ACCESS_KEY=[removed]",
-		"-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----\nx":              "[removed]\nx",
-		"TokenExpirationSeconds:  3607, SecretName: registry, image: ghcr.io/a/b:v1@sha256:00": "TokenExpirationSeconds:  3607, SecretName: registry, image: ghcr.io/a/b:v1@sha256:00",
+		// By the form of the secret.
+		"cookie " + token + " end":                                                "cookie [removed] end",
+		"git clone with ghp_abcdefghijklmnop":                                     "git clone with [removed]",
+		"sent Bearer abcdefghijkl== to it":                                        "sent Bearer [removed] to it",
+		"-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----\nx": "[removed]\nx",
+		"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\n" + line + "\n" + line + "\n+A==\n-----END RSA PRIVATE KEY-----":  "[removed]",
+		"2026-11-27T01:02:03.4Z -----BEGIN PRIVATE KEY-----\n2026-11-27T01:02:03.5Z " + line + "\n2026-11-27T01:02:03.6Z I1127 stays": "2026-11-27T01:02:03.4Z [removed]\n2026-11-27T01:02:03.6Z I1127 stays",
+		`"text"="-----BEGIN EC PRIVATE KEY-----\n` + line + `\nAb==\n-----END EC PRIVATE KEY-----\n" next=1`:                          `"text"="[removed]\n" next=1`,
+		`[{"text": "-----BEGIN RSA PRIVATE KEY-----"}, {"text": "stays"}]`:                                                            `[{"text": "[removed]"}, {"text": "stays"}]`,
+		`err="-----BEGIN RSA PRIVATE KEY-----" code=1` + "\nI1127 all the rest\n":                                                     `err="[removed]" code=1` + "\nI1127 all the rest\n",
+		"-----BEGIN RSA PRIVATE KEY-----\nI1127 02:00:00.1 main.go:3] \"stays\"\n-----END RSA PRIVATE KEY-----\n":                     "[removed]\nI1127 02:00:00.1 main.go:3] \"stays\"\n-----END RSA PRIVATE KEY-----\n",
+		// In URLs.
+		"pulling https://user:pa55@registry.ci/x: 401":                       "pulling https://[removed]@registry.ci/x: 401",
+		"http://token@proxy http://user:p/ss@proxy":                          "http://[removed]@proxy http://[removed]@proxy",
+		`proxy="http://user:p@ss@proxy:3128" next`:                           `proxy="http://[removed]@proxy:3128" next`,
+		"GET https://s3/x?X-Amz-Credential=AKIA%2F1&X-Amz-Signature=0a1b ok": "GET https://s3/x?X-Amz-Credential=[removed] ok",
+		"GET https://s3/x?X-Amz-Signature=0a1b ok":                           "GET https://s3/x?X-Amz-Signature=[removed] ok",
+		"GET https://blob/x?sv=1&sig=a%2Bb%3D ok":                            "GET https://blob/x?sv=1&sig=[removed] ok",
+		"https://me:a@sha256:b@registry.ci/a/b@sha256:00":                    "https://[removed]@registry.ci/a/b@sha256:00",
+		// By names.
+		"Authorization: Bearer abcdefghijkl==":                                                  "Authorization: [removed]",
+		`> "Authorization: token abc def" more`:                                                 `> "Authorization: [removed]" more`,
+		"map[Accept:[*/*] Authorization:[Digest a b] X:[1]]":                                    "map[Accept:[*/*] Authorization:[removed]",
+		"dbPassword: x\nclientSecret: x y\nok: x":                                               "dbPassword: [removed]\nclientSecret: [removed]\nok: x",
+		"DB_PASS:  x\nREGISTRY_PWD:\tx\nAWS_SECRET_KEY: x\nPASSWORD_1: x\nMY_KEY: x\nurlSig: x": "DB_PASS:  [removed]\nREGISTRY_PWD:\t[removed]\nAWS_SECRET_KEY: [removed]\nPASSWORD_1: [removed]\nMY_KEY: [removed]\nurlSig: [removed]",
+		"DB_PASSWORD:  hunter2\n  --api-key=x1 AWS_SECRET_ACCESS_KEY=abc/d":                     "DB_PASSWORD:  [removed]\n  --api-key=[removed] AWS_SECRET_ACCESS_KEY=[removed]",
+		"2026-11-27T01:02:03Z   password: correct horse battery\nx":                             "2026-11-27T01:02:03Z   password: [removed]\nx",
+		"run --password … --password hunter2 --verbose --token --user x":                        "run --password [removed] --password [removed] --verbose --token --user x",
+		`args=["--password", "hunter 2", "--x"]`:                                                `args=["--password", "[removed]", "--x"]`,
+		`password="correct horse" and pwd='correct horse'`:                                      `password="[removed]" and pwd='[removed]'`,
+		`got {"password":"correct horse battery","user":"x"} from it`:                           `got {"password":"[removed]","user":"x"} from it`,
+		`err="login with password=\"a \\\" b\" failed" next="x"`:                                `err="login with password=\"[removed]\" failed" next="x"`,
+		`err="sent {\"password\":\"a b\"}" next="token" x="y"`:                                  `err="sent {\"password\":\"[removed]\"}" next="token" x="y"`,
+		`err="token=\"a b" next="x"`:                                                            `err="token=\"[removed]" next="x"`,
+		"token=\"a b\nI1127 \"stays\"":                                                          "token=\"[removed]\nI1127 \"stays\"",
+		"tokens: [a b] secrets=[\"a\", \"b\"] end":                                              "tokens: [removed]",
+		"got secrets=[\"a\", \"b\"] end":                                                        "got secrets=[removed] end",
+		"password=":                                                                             "password=",
+		// In JSON.
+		`{"auth": "dXNlcjpwYXNz", "source": "registry.ci/x:1"}`:                                 `{"auth": "[removed]", "source": "registry.ci/x:1"}`,
+		`{"accessToken":"a","refreshToken":"a b","password":"correct horse battery"}`:           `{"accessToken":"[removed]","refreshToken":"[removed]","password":"[removed]"}`,
+		`{"text": "login with token=\"abc\" failed"}`:                                           `{"text": "login with token=\"[removed]\" failed"}`,
+		`{"text": "password=", "other": "a\"b"}`:                                                `{"text": "password=", "other": "a\"b"}`,
+		`{"pin": -1.5e+3, "token": -1.5e+3, "passwords": ["a", {"x": "b"}, 1], "secret": null}`: `{"pin": -1.5e+3, "token": "[removed]", "passwords": ["[removed]", {"x": "b"}, 1], "secret": null}`,
+		`{"args": ["--password", "hunter2", "--token", "-v", "x=1"]}`:                           `{"args": ["--password", "[removed]", "--token", "-v", "x=1"]}`,
+		`{"nested": "{\"password\": \"a b\"}"}`:                                                 `{"nested": "{\"password\": \"[removed]\"}"}`,
+		`{"url": "http://u:p@ss@proxy/\u0026x"}`:                                                `{"url": "http://[removed]@proxy/\u0026x"}`,
+		// What stays.
+		"TokenExpirationSeconds:  3607, SecretName: registry, image: ghcr.io/a/b:v1@sha256:00":                       "",
+		"--content-credentials=/etc/x --driver-name=csi.disktemplate.io --pool=/var/lib/x --loopback-pool-size=20Gi": "",
+		"DB_PASS:  <set to the key 'password' in secret 'db'>  Optional: false":                                      "",
+		`{"key": "ext4-64m-a0343d7f55067e4d", "uid": "2f1c", "sizeBytes": 67108864, "passed": true}`:                 "",
+		"docker-pullable://ghcr.io/a/b@sha256:00 unix:///csi/csi.sock https://10.0.0.1:443/api?a=b":                  "",
+		`I1127 "Read the list" token="" design=1 assigned="x" signal: 9 keys: 3 monkey=2`:                            `I1127 "Read the list" token="[removed]" design=1 assigned="x" signal: 9 keys: 3 monkey=2`,
+		"the token is old; ask for a secret: ":                                                                       "",
+		"secret reference: csi.storage.k8s.io/provisioner-secret-name: db, --password-file=/run/p":                   "",
+		"authority=\"localhost\" key=ext4-64m templateKey: ext4-64m":                                                 "",
 	} {
+		if want == "" {
+			want = text
+		}
 		got := string(scrubbed([]byte(text)))
 		if got != want {
 			t.Errorf("%s\nbecomes %s\nwant    %s", text, got, want)
@@ -207,6 +261,87 @@ func TestScrubbed(t *testing.T) {
 		if json.Valid([]byte(text)) && !json.Valid([]byte(got)) {
 			t.Errorf("%s is no JSON", got)
 		}
+		if again := string(scrubbed([]byte(got))); again != got {
+			t.Errorf("%s\nbecomes %s the second time", got, again)
+		}
+	}
+}
+
+// TestScrubbedTakesLittleTime: the time grows with the length of a text only, whatever is in it.
+func TestScrubbedTakesLittleTime(t *testing.T) {
+	for _, piece := range []string{"pass", "password=[", `"token":"`, `\"token\":\`, "://a@sha256:", "-----BEGIN PRIVATE KEY-----\nAAAA\n", "password: ", "--token ", "'secret':'"} {
+		begun := time.Now()
+		scrubbed([]byte(strings.Repeat(piece, 2<<20/len(piece))))
+		if took := time.Since(begun); took > 20*time.Second { // it takes one or two
+			t.Errorf("%q: %s", piece, took)
+		}
+	}
+}
+
+// TestDescribed: of the environment, only what the manifests set keeps its value.
+func TestDescribed(t *testing.T) {
+	got := string(scrubbed(described([]byte(`Containers:
+  plugin:
+    Command:
+      sidecar
+    Args:
+      --node-id=$(NODE_NAME)
+      --registry-password
+      hunter2
+      --skip-token
+    State:  Running
+    Environment Variables from:
+      settings  ConfigMap  Optional: false
+    Environment:
+      NODE_NAME:    (v1:spec.nodeName)
+      OTHER_NAME:  x (v1:metadata.name)
+      KUBELET_DIR:  /var/lib/kubelet
+      HTTP_PROXY:   http://proxy
+      DATABASE:     one
+
+                    hunter2: x
+      FROM_SECRET:  <set to the key 'a' in secret 'b'>  Optional: false
+      EMPTY:        
+    Mounts:
+      /csi from socket (rw)
+  other:
+    Environment:  <none>
+    Mounts:       <none>
+Volumes:
+  socket:
+    Type:  HostPath (bare host directory volume)
+`))))
+	want := `Containers:
+  plugin:
+    Command:
+      sidecar
+    Args:
+      --node-id=$(NODE_NAME)
+      --registry-password
+      [removed]
+      --skip-token
+    State:  Running
+    Environment Variables from:
+      settings  ConfigMap  Optional: false
+    Environment:
+      NODE_NAME:    (v1:spec.nodeName)
+      OTHER_NAME:  x (v1:metadata.name)
+      KUBELET_DIR:  /var/lib/kubelet
+      HTTP_PROXY:  [removed]
+      DATABASE:  [removed]
+      FROM_SECRET:  <set to the key 'a' in secret 'b'>  Optional: false
+      EMPTY:        
+    Mounts:
+      /csi from socket (rw)
+  other:
+    Environment:  <none>
+    Mounts:       <none>
+Volumes:
+  socket:
+    Type:  HostPath (bare host directory volume)
+`
+	if got != want {
+		t.Errorf("%s\nwant\n%s", got, want)
 	}
 }
 

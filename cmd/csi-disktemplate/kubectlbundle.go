@@ -13,7 +13,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -48,9 +47,10 @@ of volumes, templates, snapshots, contents and goldens, the logs of the project'
 before their last restart, descriptions of its pods, DaemonSets, CSIDriver and CSINodes, and the
 events of its namespace.
 
-It reads no Secrets and no ConfigMaps, and takes out what looks like a password, a token or a
-private key. Names of namespaces, pods, nodes, claims and images stay. Look into the file
-before you send it to anybody. What could not be had is named in errors.txt.`,
+It reads no Secrets and no ConfigMaps. It takes out what looks like a password, a token or a
+private key, and the values of environment variables that the project's manifests do not set.
+Names of namespaces, pods, nodes, claims and images stay. Look into the file before you send it
+to anybody. What could not be had is named in errors.txt.`,
 		Example: `  kubectl disktemplate bundle
   kubectl disktemplate bundle --context staging -o report.tar.gz`,
 		Args: cobra.NoArgs,
@@ -93,7 +93,7 @@ func (f *fleet) bundle(ctx context.Context, out io.Writer, to, driverName string
 	fmt.Fprint(out, bundleReadme(files))
 	fmt.Fprintf(out, "\nWritten to %s. Look into it before you send it.\n", to)
 	if failed != "" {
-		fmt.Fprintf(out, "It lacks:\n%s", failed)
+		fmt.Fprintf(out, "It lacks:\n%s", scrubbed([]byte(failed)))
 	}
 	return nil
 }
@@ -111,8 +111,13 @@ func (f *fleet) clusterParts(namespace string, pods []kubectl.Pod, driverName st
 	ofProject := []string{"-l", projectLabel, "-n", namespace}
 	ask("versions.json", "version", "-o", "json")
 	ask("cluster/pods.txt", append([]string{"get", "pods", "-o", "wide"}, ofProject...)...)
-	ask("cluster/pods-described.txt", append([]string{"describe", "pods"}, ofProject...)...)
-	ask("cluster/daemonsets-described.txt", append([]string{"describe", "daemonsets"}, ofProject...)...)
+	for _, kind := range []string{"pods", "daemonsets"} {
+		args := append([]string{"describe", kind}, ofProject...)
+		parts = append(parts, part{"cluster/" + kind + "-described.txt", func(ctx context.Context) ([]byte, error) {
+			text, err := f.client().Run(ctx, args...)
+			return described(text), err
+		}})
+	}
 	ask("cluster/csidriver-described.txt", "describe", "csidriver/"+driverName)
 	var nodes []string
 	for _, p := range pods {
@@ -177,30 +182,6 @@ func gathered(ctx context.Context, parts []part) (files []bundled, failed string
 	return files, failed
 }
 
-const removed = "[removed]"
-
-// secret are what looks like a secret, and what stands there afterwards. No pattern crosses a quote, so that JSON stays
-// JSON. They take out too much rather than too little.
-var secret = []struct {
-	pattern *regexp.Regexp
-	by      string
-}{
-	{regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\z)`), removed},
-	{regexp.MustCompile(`\beyJ[\w-]{8,}\.[\w-]{8,}(\.[\w-]*)?`), removed},
-	{regexp.MustCompile(`(?i)\b(bearer|basic)([ \t]+)[\w.~+/-]{8,}=*`), "${1}${2}" + removed},
-	{regexp.MustCompile(`(://)[^/\s:@"]*:[^/\s@"]+@`), "${1}" + removed + "@"},
-	{regexp.MustCompile(`(?i)((?:\b|[_.-])(?:password|passwd|token|secret|api[_-]?key|access[_-]?key|auth))` +
-		`(\\?"?[ \t]*[=:][ \t]*\\?"?)([^\s",;{}\\]+)`), "${1}${2}" + removed},
-}
-
-// scrubbed takes out what looks like a secret.
-func scrubbed(text []byte) []byte {
-	for _, s := range secret {
-		text = s.pattern.ReplaceAll(text, []byte(s.by))
-	}
-	return text
-}
-
 // kinds say what the files of a bundle are, by the beginnings of their names.
 var kinds = []struct{ prefix, text string }{
 	{"versions.json", "the versions of kubectl and of Kubernetes"},
@@ -226,7 +207,8 @@ func bundleReadme(files []bundled) string {
 		}
 	}
 	b.WriteString(`
-No Secret and no ConfigMap was read. What looks like a password, a token or a private key was replaced by ` + removed + `.
+No Secret and no ConfigMap was read. What looks like a password, a token or a private key was replaced by ` + removed + `,
+and so were the values of environment variables that the project's manifests do not set. It may have missed some.
 Names of namespaces, pods, nodes, claims, contents and images are in it, and logs can have more.
 `)
 	return b.String()
