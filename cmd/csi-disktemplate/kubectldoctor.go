@@ -148,7 +148,7 @@ func printUnder(out io.Writer, more bool, title, lines string) error {
 		fmt.Fprintln(out)
 	}
 	fmt.Fprintln(out, printable(title))
-	for line := range strings.Lines(printableLines(lines)) {
+	for line := range strings.Lines(lines) {
 		if _, err := io.WriteString(out, "  "+line); err != nil {
 			return err
 		}

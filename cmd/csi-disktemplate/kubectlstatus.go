@@ -108,7 +108,7 @@ func printNodes(out io.Writer, all clusterStatus, form string) error {
 		return err
 	}
 	wrong := slices.DeleteFunc(slices.Clone(all.Cluster), func(f health.Finding) bool { return f.State == health.StateGood })
-	_, err := io.WriteString(out, printableLines(findingLines(wrong)))
+	_, err := io.WriteString(out, findingLines(wrong))
 	return err
 }
 
