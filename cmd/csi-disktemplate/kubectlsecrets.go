@@ -21,22 +21,31 @@ func scrubbed(text []byte) []byte {
 	if json.Valid(text) {
 		return scrubbedJSON(text)
 	}
-	text = privateKey.ReplaceAllLiteral(text, []byte(removed))
-	text = knownForm.ReplaceAllLiteral(text, []byte(removed))
+	for _, form := range knownForms {
+		text = form.ReplaceAllLiteral(text, []byte(removed))
+	}
 	text = scheme.ReplaceAll(text, []byte("${1}"+removed))
 	text = address.ReplaceAllFunc(text, withoutUser)
 	return withoutValues(text)
 }
 
-var (
-	// privateKey is a private key in PEM: its lines may have the times of a log before them, or stand in a string with \n
-	// between them. If its end is missing, it has as many lines as look like those of a key.
-	privateKey = regexp.MustCompile(`-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----` +
+// knownForms are the secrets that are known by how they begin. A pattern that begins with plain letters is found fast.
+var knownForms = []*regexp.Regexp{
+	// A private key in PEM: its lines may have the times of a log before them, or stand in a string with \n between them.
+	// If its end is missing, it has as many lines as look like those of a key.
+	regexp.MustCompile(`-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----` +
 		`(?:` + keyBreak + `(?:[A-Za-z0-9+/=]{20,}|(?:Proc-Type|DEK-Info): [^\s"\\]+))*` +
-		`(?:(?:` + keyBreak + `[A-Za-z0-9+/=]+)*` + keyBreak + `-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----)?`)
-	// knownForm are JSON Web Tokens, and tokens that begin with a mark of who gives them.
-	knownForm = regexp.MustCompile(`eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?|` +
-		`gh[a-z]_\w{8,}|github_pat_\w{8,}|glpat-[\w-]{8,}|xox[a-z]-[\w-]{8,}|AGE-SECRET-KEY-\w+`)
+		`(?:(?:` + keyBreak + `[A-Za-z0-9+/=]+)*` + keyBreak + `-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----)?`),
+	// JSON Web Tokens, and tokens that begin with a mark of who gives them.
+	regexp.MustCompile(`eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?`),
+	regexp.MustCompile(`gh[a-z]_\w{8,}`),
+	regexp.MustCompile(`github_pat_\w{8,}`),
+	regexp.MustCompile(`glpat-[\w-]{8,}`),
+	regexp.MustCompile(`xox[a-z]-[\w-]{8,}`),
+	regexp.MustCompile(`AGE-SECRET-KEY-\w+`),
+}
+
+var (
 	scheme  = regexp.MustCompile(`(?i)\b((?:bearer|basic)[ \t]+)[\w.~+/-]{8,}=*`)
 	address = regexp.MustCompile(`://[^\s"]+`)
 )
@@ -59,8 +68,6 @@ func withoutUser(url []byte) []byte {
 }
 
 var (
-	// secretWord is in each name of a secret, and in other names.
-	secretWord = regexp.MustCompile(`(?i)pass|pwd|secret|token|credential|sig|auth|cookie|key`)
 	// secretName is the name of a secret. A key alone is none: templates have keys.
 	secretName = regexp.MustCompile(`(?i)pass|pwd|secret|token|credential|signature|auth|cookie|` +
 		`(?:api|access|account|client|encryption|master|private|shared|signing|ssh|storage)[_.-]?key|` +
@@ -80,22 +87,41 @@ var (
 	beginning  = regexp.MustCompile(`(?:^|\n)(?:\d{4}-\d\d-\d\dT\S+ )?[ \t-]*$`) // of a line, perhaps of a log
 )
 
-func namesSecret(name []byte) bool { return secretName.Match(name) && !plainName.Match(name) }
+func namesSecret(name []byte) bool {
+	return hasWord(name) && secretName.Match(name) && !plainName.Match(name)
+}
+
+// words are, by their first letter, in each name of a secret, and in other names. Most names in a log have none, and are
+// not compared with the patterns, which is slow.
+var words = map[byte][]string{
+	'a': {"auth"}, 'c': {"credential", "cookie"}, 'k': {"key"}, 'p': {"pass", "pwd"}, 's': {"secret", "sig"}, 't': {"token"},
+}
+
+func hasWord(name []byte) bool {
+	for i, c := range name {
+		switch c |= 'a' - 'A'; c { // a letter becomes a small one
+		case 'a', 'c', 'k', 'p', 's', 't':
+			for _, w := range words[c] {
+				if len(name)-i >= len(w) && strings.EqualFold(string(name[i:i+len(w)]), w) {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
 
 // withoutValues takes out the values of names that are those of secrets: `name: value`, `name=value`, `"name": "value"`,
 // also where the quotes are escaped, and `--name value`.
 func withoutValues(text []byte) []byte {
 	var out bytes.Buffer
-	done := 0                      // what stands before is in out
-	for at := 0; at < len(text); { // each byte is in one name at most, so that the time grows with the length only
-		word := secretWord.FindIndex(text[at:])
-		if word == nil {
-			break
+	done := 0 // what stands before is in out
+	for at := 0; at < len(text); {
+		if !isOfName(text[at]) {
+			at++
+			continue
 		}
-		from, to := at+word[0], at+word[1]
-		for from > at && isOfName(text[from-1]) {
-			from--
-		}
+		from, to := at, at
 		for to < len(text) && isOfName(text[to]) {
 			to++
 		}
