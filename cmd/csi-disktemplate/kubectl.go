@@ -272,10 +272,10 @@ func spreadOf(s kubectl.DaemonSet, pods []kubectl.Pod) health.Finding {
 		}
 	}
 	f := health.Finding{Requirement: spreadName, State: health.StateGood,
-		Text: fmt.Sprintf("each of the %d nodes that are to have the plugin has a pod of it", s.Status.Desired)}
+		Text: fmt.Sprintf("the plugin has a pod for each node that it is to be on (%d)", s.Status.Desired)}
 	if len(on) < s.Status.Desired {
 		f.State = health.StateBroken
-		f.Text = fmt.Sprintf("%d nodes are to have the plugin, and only %d have a pod of it", s.Status.Desired, len(on))
+		f.Text = fmt.Sprintf("the plugin has pods for only %d of %d nodes that it is to be on", len(on), s.Status.Desired)
 		f.Cost = "pods on the other nodes get no volumes"
 		f.Remedy = fmt.Sprintf("kubectl -n %s describe daemonset %s says why it makes no pods there", s.Meta.Namespace, s.Meta.Name)
 	}
@@ -287,7 +287,7 @@ const spreadName = "nodes"
 
 func unknownSpread(why, remedy string) health.Finding {
 	return health.Finding{Requirement: spreadName, State: health.StateDegraded, Remedy: remedy,
-		Text: "whether all nodes that are to have the plugin have it is not known: " + why}
+		Text: "whether the plugin has a pod for each node that it is to be on is not known: " + why}
 }
 
 // together calls do for each number below n, some at a time.

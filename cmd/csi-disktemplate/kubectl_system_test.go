@@ -279,8 +279,8 @@ func (c clustered) doctors() {
 	}
 	want := map[health.State]int{health.StateGood: 0, health.StateDegraded: exitDegraded, health.StateBroken: exitBroken}[d.Nodes[0].State]
 	c.says(want, "doctor --node node1", "node1 (csi-disktemplate/plugin-1): "+string(d.Nodes[0].State))
-	const lacks = "5 nodes are to have the plugin, and only 3 have a pod of it"
-	c.says(2, "doctor", "All nodes: good", "each of the 3 nodes that are to have the plugin has a pod of it")
+	const lacks = "the plugin has pods for only 3 of 5 nodes that it is to be on"
+	c.says(2, "doctor", "All nodes: good", "the plugin has a pod for each node that it is to be on (3)")
 	c.hasDaemonSet(5)
 	c.says(2, "doctor", "All nodes: broken", lacks, "do: kubectl -n csi-disktemplate describe daemonset plugin says why")
 	c.says(0, "status", lacks)

@@ -4,6 +4,8 @@
 package main
 
 import (
+	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,7 +13,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 	"unicode"
 
 	"github.com/spf13/cobra"
@@ -145,12 +149,12 @@ func TestSpread(t *testing.T) {
 	pods[2].Spec.NodeName, pods[3].Spec.NodeName, pods[3].Meta.Name = "node2", "", "plugin-4" // and two are on node1
 	const set = `{"items": [{"metadata": {"name": "plugin", "namespace": "csi", "uid": %q}, "status": {"desiredNumberScheduled": %d}}]}`
 	for script, want := range map[string]string{
-		"echo '" + fmt.Sprintf(set, "u", 3) + "'": "good each of the 3 nodes that are to have the plugin has a pod of it",
-		"echo '" + fmt.Sprintf(set, "u", 4) + "'": "broken 4 nodes are to have the plugin, and only 3 have a pod of it",
-		"echo '" + fmt.Sprintf(set, "v", 3) + "'": "broken 3 nodes are to have the plugin, and only 0 have a pod of it",
-		`echo '{"items": []}'`:                    "degraded whether all nodes that are to have the plugin have it is not known: no DaemonSet of the namespace csi has the labels ",
+		"echo '" + fmt.Sprintf(set, "u", 3) + "'": "good the plugin has a pod for each node that it is to be on (3)",
+		"echo '" + fmt.Sprintf(set, "u", 4) + "'": "broken the plugin has pods for only 3 of 4 nodes that it is to be on",
+		"echo '" + fmt.Sprintf(set, "v", 3) + "'": "broken the plugin has pods for only 0 of 3 nodes that it is to be on",
+		`echo '{"items": []}'`:                    "degraded whether the plugin has a pod for each node that it is to be on is not known: no DaemonSet of the namespace csi has the labels ",
 		`echo 'Error from server (Forbidden): x is forbidden: User "dev" cannot list resource "daemonsets" in API group "apps" in the namespace "csi"' >&2; exit 1`: "degraded " +
-			"whether all nodes that are to have the plugin have it is not known: you may not list daemonsets.apps in the namespace csi: ask for a Role",
+			"whether the plugin has a pod for each node that it is to be on is not known: you may not list daemonsets.apps in the namespace csi: ask for a Role",
 	} {
 		asKubectl(t, script)
 		found := new(fleet).spread(t.Context(), pods)
@@ -347,6 +351,78 @@ Volumes:
 		t.Errorf("%s\nwant\n%s", got, want)
 	}
 }
+
+// TestBundle: each part is written as soon as it is there and dropped, the parts of a node come one after the other, and a
+// node that does not answer is not asked again.
+func TestBundle(t *testing.T) {
+	var b bundle
+	var got atomic.Int64
+	most := 0 // in memory at a time
+	const parts = 20
+	var jobs []inTurn
+	for range 40 {
+		var all inTurn
+		var running atomic.Int64
+		for i := range parts {
+			all = append(all, part{fmt.Sprintf("nodes/%d", i), func(context.Context) ([]byte, error) {
+				if running.Add(1) != 1 {
+					t.Error("two parts of a node are got at the same time")
+				}
+				time.Sleep(time.Millisecond)
+				running.Add(-1)
+				n := int(got.Add(1))
+				b.mu.Lock()
+				defer b.mu.Unlock()
+				most = max(most, n-len(b.files))
+				return []byte("password: hunter2\n"), nil
+			}})
+		}
+		jobs = append(jobs, all)
+	}
+	asked := 0
+	silent := func(context.Context) ([]byte, error) {
+		asked++
+		return nil, fmt.Errorf("%w within 30s", kubectl.ErrNoAnswer)
+	}
+	jobs = append(jobs, inTurn{{"nodes/x/1", silent}, {"nodes/x/2", silent}, {"nodes/x/3", silent}},
+		inTurn{{"logs/a.log", func(context.Context) ([]byte, error) { return make([]byte, mostLog), nil }}})
+	if err := b.write(t.Context(), io.Discard, "x", jobs); err != nil {
+		t.Fatal(err)
+	}
+	if most == 0 || most > mostAtOnce {
+		t.Errorf("%d parts were in memory", most)
+	}
+	if asked != 1 || len(b.failed) != 4 || !strings.Contains(b.errors(), "nodes/x/3: not asked for, after no answer within 30s for nodes/x/1\n") ||
+		!strings.Contains(b.errors(), "logs/a.log: its end: it is cut after 16 MiB\n") {
+		t.Errorf("asked %d times: %s", asked, b.errors())
+	}
+	if len(b.files) != 40*parts+3 || !strings.Contains(b.readme(), fmt.Sprintf("nodes/         %d", 40*parts)) {
+		t.Errorf("%d files: %s", len(b.files), b.readme())
+	}
+}
+
+// TestBundleUnwritten: what cannot be written ends the bundle.
+func TestBundleUnwritten(t *testing.T) {
+	failing := errors.New("no space")
+	var asked atomic.Int64
+	big := make([]byte, 256<<10) // more than gzip keeps
+	_, _ = rand.Read(big)        // it never fails
+	get := func(context.Context) ([]byte, error) { asked.Add(1); return big, nil }
+	var jobs []inTurn
+	for range 10 * mostAtOnce {
+		jobs = append(jobs, inTurn{{"a", get}, {"b", get}})
+	}
+	if err := new(bundle).write(t.Context(), failingWriter{failing}, "x", jobs); !errors.Is(err, failing) {
+		t.Error(err)
+	}
+	if n := asked.Load(); n > 3*mostAtOnce {
+		t.Errorf("%d parts were asked for, though the first could not be written", n)
+	}
+}
+
+type failingWriter struct{ error }
+
+func (w failingWriter) Write([]byte) (int, error) { return 0, w.error }
 
 // TestWriteWhole: a file is there when it is whole, or not at all, and none is replaced.
 func TestWriteWhole(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -22,8 +23,12 @@ import (
 	"github.com/csi-disktemplate/csi-disktemplate/pkg/kubectl"
 )
 
-// mostLogLines is how much of a container's log a bundle has, from its end: some megabytes.
-const mostLogLines = "20000"
+// mostLogLines is how much of a container's log a bundle has, from its end: some megabytes. If its lines are so long that
+// they are more than mostLog, their end is missing: kubelet cuts there.
+const (
+	mostLogLines = 20000
+	mostLog      = 16 << 20
+)
 
 // part is a file of a bundle, and how to get what is in it.
 type part struct {
@@ -31,11 +36,9 @@ type part struct {
 	get  func(context.Context) ([]byte, error)
 }
 
-// bundled is a file of a bundle.
-type bundled struct {
-	name string
-	data []byte
-}
+// inTurn are parts that are got one after the other. Several runs of the plugin's binary at the same time would take the
+// memory of one container, which the plugin needs.
+type inTurn []part
 
 func (f *fleet) bundleCommand() *cobra.Command {
 	var to, driverName string
@@ -58,7 +61,7 @@ to anybody. What could not be had is named in errors.txt.`,
 			if to == "" {
 				to = "disktemplate-" + time.Now().UTC().Format("20060102-150405") + ".tar.gz"
 			}
-			return f.bundle(cmd.Context(), cmd.OutOrStdout(), to, driverName)
+			return f.writeBundle(cmd.Context(), cmd.OutOrStdout(), to, driverName)
 		},
 	}
 	cmd.Flags().StringVarP(&to, "output", "o", "", "the file to write, which must not exist (default: disktemplate-DATE-TIME.tar.gz)")
@@ -66,8 +69,8 @@ to anybody. What could not be had is named in errors.txt.`,
 	return cmd
 }
 
-// bundle writes a bundle, and says what is in it.
-func (f *fleet) bundle(ctx context.Context, out io.Writer, to, driverName string) error {
+// writeBundle writes a bundle, and says what is in it.
+func (f *fleet) writeBundle(ctx context.Context, out io.Writer, to, driverName string) error {
 	if _, err := os.Lstat(to); err == nil {
 		return fmt.Errorf("%s exists: give --output another name, or remove it", to)
 	}
@@ -77,23 +80,18 @@ func (f *fleet) bundle(ctx context.Context, out io.Writer, to, driverName string
 	}
 	// Pods of other namespaces with the project's labels are not the project's.
 	namespace := pods[0].Meta.Namespace
-	parts := slices.Concat(f.clusterParts(namespace, pods, driverName), f.nodeParts(pods), f.logParts(ctx, namespace))
-	files, failed := gathered(ctx, parts)
-	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("nothing was written: %w", context.Cause(ctx))
+	jobs := slices.Concat(f.clusterParts(namespace, pods, driverName), f.nodeParts(pods), f.logParts(ctx, namespace))
+	var b bundle
+	err = writeWhole(to, func(w io.Writer) error {
+		return b.write(ctx, w, strings.TrimSuffix(filepath.Base(to), ".tar.gz"), jobs)
+	})
+	if err != nil {
+		return fmt.Errorf("nothing was written: %w", err)
 	}
-	if failed != "" {
-		files = append(files, bundled{"errors.txt", scrubbed([]byte(failed))})
-	}
-	files = append([]bundled{{"README.txt", []byte(bundleReadme(files))}}, files...)
-	dir := strings.TrimSuffix(filepath.Base(to), ".tar.gz")
-	if err := writeWhole(to, func(w io.Writer) error { return writeTar(w, dir, files) }); err != nil {
-		return err
-	}
-	fmt.Fprint(out, bundleReadme(files))
+	fmt.Fprint(out, b.readme())
 	fmt.Fprintf(out, "\nWritten to %s. Look into it before you send it.\n", to)
-	if failed != "" {
-		fmt.Fprintf(out, "It lacks:\n%s", scrubbed([]byte(failed)))
+	if len(b.failed) > 0 {
+		fmt.Fprintf(out, "It lacks:\n%s", b.errors())
 	}
 	return nil
 }
@@ -104,19 +102,19 @@ func (f *fleet) asks(name string, args ...string) part {
 }
 
 // clusterParts are what Kubernetes knows.
-func (f *fleet) clusterParts(namespace string, pods []kubectl.Pod, driverName string) (parts []part) {
+func (f *fleet) clusterParts(namespace string, pods []kubectl.Pod, driverName string) (jobs []inTurn) {
 	ask := func(name string, args ...string) {
-		parts = append(parts, f.asks(name, args...))
+		jobs = append(jobs, inTurn{f.asks(name, args...)})
 	}
 	ofProject := []string{"-l", projectLabel, "-n", namespace}
 	ask("versions.json", "version", "-o", "json")
 	ask("cluster/pods.txt", append([]string{"get", "pods", "-o", "wide"}, ofProject...)...)
 	for _, kind := range []string{"pods", "daemonsets"} {
 		args := append([]string{"describe", kind}, ofProject...)
-		parts = append(parts, part{"cluster/" + kind + "-described.txt", func(ctx context.Context) ([]byte, error) {
+		jobs = append(jobs, inTurn{{"cluster/" + kind + "-described.txt", func(ctx context.Context) ([]byte, error) {
 			text, err := f.client().Run(ctx, args...)
 			return described(text), err
-		}})
+		}}})
 	}
 	ask("cluster/csidriver-described.txt", "describe", "csidriver/"+driverName)
 	var nodes []string
@@ -129,57 +127,139 @@ func (f *fleet) clusterParts(namespace string, pods []kubectl.Pod, driverName st
 		ask("cluster/csinodes-described.txt", append([]string{"describe"}, nodes...)...)
 	}
 	ask("cluster/events-"+namespace+".txt", "get", "events", "-n", namespace, "--sort-by=.lastTimestamp", "-o", "wide")
-	return parts
+	return jobs
 }
 
 // nodeParts are what the plugin says on each node.
-func (f *fleet) nodeParts(pods []kubectl.Pod) (parts []part) {
+func (f *fleet) nodeParts(pods []kubectl.Pod) (jobs []inTurn) {
 	for _, p := range pods {
-		for name, args := range map[string][]string{
-			"status": {"status"}, "doctor": {"doctor"}, "volumes": {"volume", "list"}, "templates": {"template", "list"},
-			"snapshots": {"snapshot", "list"}, "contents": {"content", "list"}, "goldens": {"golden", "list"},
+		var parts inTurn
+		for _, c := range []struct {
+			name string
+			args []string
+		}{
+			{"status", []string{"status"}}, {"doctor", []string{"doctor"}}, {"volumes", []string{"volume", "list"}},
+			{"templates", []string{"template", "list"}}, {"snapshots", []string{"snapshot", "list"}},
+			{"contents", []string{"content", "list"}}, {"goldens", []string{"golden", "list"}},
 		} {
-			name = path.Join("nodes", p.Spec.NodeName, p.Meta.Name, name+".json")
-			parts = append(parts, part{name, func(ctx context.Context) ([]byte, error) { return f.exec(ctx, p, args...) }})
+			name := path.Join("nodes", p.Spec.NodeName, p.Meta.Name, c.name+".json")
+			parts = append(parts, part{name, func(ctx context.Context) ([]byte, error) { return f.exec(ctx, p, c.args...) }})
 		}
+		jobs = append(jobs, parts)
 	}
-	return parts
+	return jobs
 }
 
 // logParts are the logs of the project's pods: the plugin and its sidecars.
-func (f *fleet) logParts(ctx context.Context, namespace string) (parts []part) {
+func (f *fleet) logParts(ctx context.Context, namespace string) (jobs []inTurn) {
 	var found kubectl.List[kubectl.Pod]
 	err := f.client().Get(ctx, &found, "pods", "-l", projectLabel, "-n", namespace)
 	if err != nil {
-		return []part{{"logs", func(context.Context) ([]byte, error) { return nil, err }}}
+		return []inTurn{{{"logs", func(context.Context) ([]byte, error) { return nil, err }}}}
 	}
 	for _, p := range found.Items {
+		var parts inTurn
 		for _, c := range p.Status.Containers {
-			log := []string{"logs", "-n", p.Meta.Namespace, "pod/" + p.Meta.Name, "-c", c.Name,
-				"--timestamps", "--tail=" + mostLogLines}
+			log := []string{"logs", "-n", p.Meta.Namespace, "pod/" + p.Meta.Name, "-c", c.Name, "--timestamps",
+				fmt.Sprintf("--tail=%d", mostLogLines), fmt.Sprintf("--limit-bytes=%d", mostLog)}
 			name := path.Join("logs", p.Meta.Namespace, p.Meta.Name, c.Name)
 			parts = append(parts, f.asks(name+".log", log...))
 			if c.Restarts > 0 {
 				parts = append(parts, f.asks(name+".previous.log", append(slices.Clone(log), "--previous")...))
 			}
 		}
+		jobs = append(jobs, parts)
 	}
-	return parts
+	return jobs
 }
 
-// gathered gets all parts, without their secrets, in the order of their names, and says which could not be had.
-func gathered(ctx context.Context, parts []part) (files []bundled, failed string) {
-	slices.SortFunc(parts, func(a, b part) int { return strings.Compare(a.name, b.name) })
-	data, errs := make([][]byte, len(parts)), make([]error, len(parts))
-	together(len(parts), func(i int) { data[i], errs[i] = parts[i].get(ctx) })
-	for i, p := range parts {
-		if errs[i] != nil {
-			failed += printable(fmt.Sprintf("%s: %v", p.name, errs[i])) + "\n"
+// bundle is a compressed tar that is being written.
+type bundle struct {
+	to     *tar.Writer
+	dir    string // that all files are in
+	mu     sync.Mutex
+	files  []string
+	failed []string // what could not be had, and why
+}
+
+// write gets all parts, without their secrets, and writes each as soon as it is there, so that no more of them are in
+// memory than are got at a time.
+func (b *bundle) write(ctx context.Context, out io.Writer, dir string, jobs []inTurn) error {
+	z := gzip.NewWriter(out)
+	b.to, b.dir = tar.NewWriter(z), dir
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	together(len(jobs), func(i int) {
+		if err := b.gather(ctx, jobs[i]); err != nil {
+			stop(err)
+		}
+	})
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if len(b.failed) > 0 {
+		if err := b.add("errors.txt", []byte(b.errors())); err != nil {
+			return err
+		}
+	}
+	return errors.Join(b.add("README.txt", []byte(b.readme())), b.to.Close(), z.Close())
+}
+
+// gather gets parts one after the other. It fails only if they cannot be written. Where nobody answers in time, nobody is
+// asked again: a node that is gone would take that time for each of its parts.
+func (b *bundle) gather(ctx context.Context, parts inTurn) error {
+	var silent error
+	for _, p := range parts {
+		if ctx.Err() != nil {
+			return nil
+		}
+		if silent != nil {
+			b.lacks(p.name, silent)
 			continue
 		}
-		files = append(files, bundled{p.name, scrubbed(data[i])})
+		data, err := p.get(ctx)
+		if err != nil {
+			b.lacks(p.name, err)
+			if errors.Is(err, kubectl.ErrNoAnswer) {
+				silent = fmt.Errorf("not asked for, after %w for %s", err, p.name)
+			}
+			continue
+		}
+		if strings.HasSuffix(p.name, ".log") && len(data) >= mostLog {
+			b.lacks(p.name, fmt.Errorf("its end: it is cut after %d MiB", mostLog>>20))
+		}
+		if err := b.add(p.name, scrubbed(data)); err != nil {
+			return err
+		}
 	}
-	return files, failed
+	return nil
+}
+
+// add writes a file.
+func (b *bundle) add(name string, data []byte) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.files = append(b.files, name)
+	h := &tar.Header{
+		Typeflag: tar.TypeReg, Name: path.Join(b.dir, name), Mode: 0o600, Size: int64(len(data)), ModTime: time.Now(),
+	}
+	if err := b.to.WriteHeader(h); err != nil {
+		return err
+	}
+	_, err := b.to.Write(data)
+	return err
+}
+
+// lacks notes what could not be had.
+func (b *bundle) lacks(name string, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.failed = append(b.failed, printable(fmt.Sprintf("%s: %v", name, err))+"\n")
+}
+
+// errors says what could not be had.
+func (b *bundle) errors() string {
+	return string(scrubbed([]byte(strings.Join(slices.Sorted(slices.Values(b.failed)), ""))))
 }
 
 // kinds say what the files of a bundle are, by the beginnings of their names.
@@ -191,45 +271,27 @@ var kinds = []struct{ prefix, text string }{
 	{"errors.txt", "what could not be had, and why"},
 }
 
-// bundleReadme says what is in a bundle.
-func bundleReadme(files []bundled) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "A report about csi-disktemplate, by kubectl disktemplate %s.\n\n", versionName())
+// readme says what is in a bundle.
+func (b *bundle) readme() string {
+	var text strings.Builder
+	fmt.Fprintf(&text, "A report about csi-disktemplate, by kubectl disktemplate %s.\n\n", versionName())
 	for _, k := range kinds {
 		n := 0
-		for _, f := range files {
-			if strings.HasPrefix(f.name, k.prefix) {
+		for _, name := range b.files {
+			if strings.HasPrefix(name, k.prefix) {
 				n++
 			}
 		}
 		if n > 0 {
-			fmt.Fprintf(&b, "%-14s %3d  %s\n", k.prefix, n, k.text)
+			fmt.Fprintf(&text, "%-14s %3d  %s\n", k.prefix, n, k.text)
 		}
 	}
-	b.WriteString(`
+	text.WriteString(`
 No Secret and no ConfigMap was read. What looks like a password, a token or a private key was replaced by ` + removed + `,
 and so were the values of environment variables that the project's manifests do not set. It may have missed some.
 Names of namespaces, pods, nodes, claims, contents and images are in it, and logs can have more.
 `)
-	return b.String()
-}
-
-// writeTar writes the files below one directory, compressed.
-func writeTar(out io.Writer, dir string, files []bundled) error {
-	z := gzip.NewWriter(out)
-	w := tar.NewWriter(z)
-	for _, f := range files {
-		h := &tar.Header{
-			Typeflag: tar.TypeReg, Name: path.Join(dir, f.name), Mode: 0o600, Size: int64(len(f.data)), ModTime: time.Now(),
-		}
-		if err := w.WriteHeader(h); err != nil {
-			return err
-		}
-		if _, err := w.Write(f.data); err != nil {
-			return err
-		}
-	}
-	return errors.Join(w.Close(), z.Close())
+	return text.String()
 }
 
 // writeWhole writes a file that is there when it is whole, for its owner alone. It replaces none.

@@ -217,7 +217,7 @@ var others = []string{
 	"readonly",                                          // btrfs check
 	"image-opts", "target-image-opts", "target-is-zero", // qemu-img
 	"node-deployment", "extra-create-metadata", // external-provisioner, external-snapshotter
-	"field-selector", "previous", "sort-by", "tail", "timestamps", // kubectl
+	"field-selector", "limit-bytes", "previous", "sort-by", "tail", "timestamps", // kubectl
 	"make-rshared", // mount
 }
 
