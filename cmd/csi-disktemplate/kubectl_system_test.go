@@ -54,7 +54,7 @@ exec)
 	[ $code = 0 ] || echo "command terminated with exit code $code" >&2
 	exit $code
 	;;
-*) echo "$1 with password=hunter2" ;;
+*) printf '%s with password=hunter2\nEnvironment:\n  DATABASE:  hunter2\nMounts:\n' "$1" ;;
 esac
 `
 
@@ -307,9 +307,18 @@ func (c clustered) bundles() {
 		}
 	}
 	for name, text := range files {
-		if strings.Contains(text, "hunter2") {
+		if strings.Contains(text, "password=hunter2") {
 			c.Errorf("%s has a password", name)
 		}
+	}
+	for _, kind := range []string{"pods", "daemonsets"} {
+		if text := files["report/cluster/"+kind+"-described.txt"]; !strings.Contains(text, "DATABASE:  [removed]\nMounts:") {
+			c.Errorf("%s: %s", kind, text)
+		}
+	}
+	if calls, err := os.ReadFile(filepath.Join(c.bin, "calls")); err != nil || !strings.Contains(string(calls), "describe pods -l "+projectLabel+" -n csi-disktemplate\n") ||
+		!strings.Contains(string(calls), "-c plugin --timestamps --tail=20000 --limit-bytes=16777216\n") {
+		c.Errorf("%v: kubectl was called with\n%s", err, calls)
 	}
 }
 
