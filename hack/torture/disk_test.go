@@ -83,6 +83,14 @@ func (d *disk) capability() *csi.VolumeCapability {
 	return harness.Mounted(d.fs)
 }
 
+func (d *disk) String() string {
+	kind := d.fs + " " + d.mode
+	if d.thick {
+		kind = "thick " + kind
+	}
+	return fmt.Sprintf("volume %s (%s)", d.id, kind)
+}
+
 func (d *disk) pod() string { return "uid-of-" + d.id }
 
 func (n *node) podDir(d *disk) string { return n.PodDir(d.pod()) }
@@ -232,7 +240,7 @@ func (n *node) holds(d *disk, words ...string) error {
 	if slices.Contains(words, got) {
 		return nil
 	}
-	return fmt.Errorf("volume %s holds %.40q, expected %q", d.id, got, strings.Join(words, `" or "`))
+	return fmt.Errorf("%s holds %.40q, expected %q", d, got, strings.Join(words, `" or "`))
 }
 
 // lacks returns an error if a published disk holds anything that a pod wrote.

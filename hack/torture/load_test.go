@@ -244,8 +244,11 @@ func (w *worker) release(d *disk) error {
 func (w *worker) insist(d *disk, do func() error, words ...string) error {
 	for deadline := time.Now().Add(harness.CallTimeout); ; {
 		err := do()
-		if err == nil || !w.base.loopback || d.thick || !wantsSpace(err) || time.Now().After(deadline) {
-			return err
+		if err == nil {
+			return nil
+		}
+		if !w.base.loopback || d.thick || !wantsSpace(err) || time.Now().After(deadline) {
+			return fmt.Errorf("%s: %w", d, err)
 		}
 		w.setbacks.Add(1)
 		if err := w.release(d); err != nil {

@@ -11,7 +11,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -161,6 +163,18 @@ func (b base) unmount(t *testing.T, mounted string) {
 	}
 }
 
+var kernelError = regexp.MustCompile(`(?i)error|abort|shut|lost|corrupt`)
+
+// kernelErrors tells why a filesystem gave up.
+func kernelErrors() string {
+	out, err := exec.Command("dmesg").CombinedOutput()
+	if err != nil {
+		return fmt.Sprintf("dmesg: %v: %s", err, out)
+	}
+	lines := slices.DeleteFunc(strings.Split(string(out), "\n"), func(line string) bool { return !kernelError.MatchString(line) })
+	return strings.Join(lines[max(0, len(lines)-60):], "\n")
+}
+
 // newNode makes a node whose pool is on a filesystem that is mounted already.
 func newNode(t *testing.T, b base, mounted string) *node {
 	t.Helper()
@@ -172,6 +186,7 @@ func newNode(t *testing.T, b base, mounted string) *node {
 			n.kill()
 			if t.Failed() {
 				t.Logf("the end of the last plugin's log:\n%s", n.Tail())
+				t.Logf("the last errors in the kernel's log, of whatever device:\n%s", kernelErrors())
 			}
 		}
 	})
