@@ -77,12 +77,12 @@ func (r rooms) describePlugin() (admin.Plugin, error) {
 	}, err
 }
 
-// status says of a pool that cannot be read what is wrong with it.
+// status says of a pool that cannot be read what is wrong with it, if that is known.
 func (r rooms) status() (s admin.Status, err error) {
 	s.Plugin, err = r.describePlugin()
 	ids, noList := r.pool.Volumes()
 	s.Volumes, s.Findings = len(ids), append([]health.Finding{}, r.plugin.look.wrong()...)
-	if health.Worst(s.Findings) == health.StateBroken {
+	if slices.ContainsFunc(s.Findings, func(f health.Finding) bool { return f.Code == health.PoolUnusable }) {
 		return s, nil
 	}
 	return s, errors.Join(err, noList)

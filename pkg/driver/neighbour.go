@@ -27,7 +27,7 @@ const neighbourPatience = time.Second
 // there says where the driver is.
 func NameRequirement(dir, name, endpoint string) health.Requirement {
 	return health.Requirement{
-		Name: "driver-name", Seldom: true, Code: health.DriverNameTaken,
+		Name: "driver-name", Seldom: true,
 		Look: func() []health.Condition { return neighbours(filepath.Join(dir, name+"-reg.sock"), name, endpoint) },
 		Good: func() string { return fmt.Sprintf("no other driver is registered as %s in %s", name, dir) },
 	}

@@ -17,10 +17,10 @@ type Requirement struct {
 	// Good describes what meets the requirement, for people, if no condition holds. "" means that nothing
 	// can be said of it now.
 	Good func() string
-	// Seldom means that Look tries something, which takes milliseconds or waits for a disk: see [Seldomly]. Code is that of
-	// the condition which holds while Look hangs.
+	// Seldom means that Look tries something, which takes milliseconds or waits for a disk: see [Seldomly].
 	Seldom bool
-	Code   string
+	// Code is that of the condition which holds while a Look that is Seldom hangs. "" is for one that waits for no disk.
+	Code string
 }
 
 // Look returns the conditions of all requirements, with the names of the requirements.

@@ -117,7 +117,13 @@ func TestSeldomlySaysThatItHangs(t *testing.T) {
 		if len(found) != 1 || found[0].Code != PoolUnusable || found[0].Requirement != "disk" || len(Unready(found)) != 1 || found[0].Remedy == "" {
 			t.Errorf("after half a minute: %+v", found)
 		}
-		goOn <- true
+		quiet, tryQuiet := Seldomly([]Requirement{{Name: "socket", Look: look, Seldom: true}})
+		go tryQuiet(0)
+		time.Sleep(2 * hangs)
+		if found := Look(quiet); len(found) != 0 {
+			t.Errorf("of what waits for no disk: %+v", found)
+		}
+		close(goOn)
 		synctest.Wait()
 		if found := Look(all); len(found) != 0 {
 			t.Errorf("after it ended: %+v", found)

@@ -12,7 +12,8 @@ import (
 // Seldomly returns the requirements in a form that everybody may look at all the time: a look at one that is
 // Seldom returns what the last trial found, at first nothing. The trials are made by the function try, of those
 // whose last trial is older than age. It returns when they are made. One that somebody else makes meanwhile, or
-// that hangs on a disk, it does not wait for. What hangs for half a minute is a condition.
+// that hangs on a disk, it does not wait for. What hangs on a disk for half a minute is a
+// condition.
 func Seldomly(requirements []Requirement) (all []Requirement, try func(age time.Duration)) {
 	var trials []*trial
 	for _, r := range requirements {
@@ -75,7 +76,7 @@ func (t *trial) younger(age time.Duration) bool {
 func (t *trial) last() []Condition {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.begun.IsZero() && time.Since(t.begun) >= hangs {
+	if t.code != "" && !t.begun.IsZero() && time.Since(t.begun) >= hangs {
 		return []Condition{{
 			Code: t.code, Severity: Inaccessible, Text: "a trial that began at " + t.begun.UTC().Format(time.RFC3339) + " has not ended",
 			Remedy: "see the kernel log for a disk that does not answer: the pool's, or one below it; the trial ends when that answers",

@@ -187,8 +187,11 @@ func awaitUnmounted(device string) error {
 		if err == nil {
 			return f.Close()
 		}
-		if !errors.Is(err, syscall.EBUSY) || time.Now().After(deadline) {
-			return fmt.Errorf("waiting for the end of a mount: %w", err)
+		if !errors.Is(err, syscall.EBUSY) {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("its filesystem is still mounted %s after the plugin unmounted it, by a process that is being started; try again: %w", unmountTime, err)
 		}
 	}
 }
