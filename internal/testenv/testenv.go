@@ -244,10 +244,9 @@ func DropOthersHere(keep ...string) error {
 	return nil
 }
 
-// ownDev are the nodes that a container has in a /dev of its own, beside a few loop devices: a
-// shell script that makes them in a mount namespace of its own.
-const ownDev = "mount -t tmpfs -o mode=755 tmpfs /dev && mknod -m 666 /dev/null c 1 3 && mknod -m 666 /dev/urandom c 1 9 && " +
-	"for i in 0 1 2 3; do mknod /dev/loop$i b 7 $i; done; "
+// ownDev are the nodes that a container has in a /dev of its own: a shell script that makes them in a mount namespace of
+// its own. No loop device is among them, so that whoever opens one there fails, whichever it is.
+const ownDev = "mount -t tmpfs -o mode=755 tmpfs /dev && mknod -m 666 /dev/null c 1 3 && mknod -m 666 /dev/urandom c 1 9 && "
 
 // OwnDev returns a command that runs another one as on a node of kind or minikube: in a mount
 // namespace of its own, where /dev is a tmpfs in which new loop devices do not appear. The

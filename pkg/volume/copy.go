@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"syscall"
 	"time"
 
 	"github.com/google/uuid"
@@ -167,7 +166,7 @@ func (c *copies) mounted(f *os.File, fs *diskfs.Filesystem, purpose string, do f
 		return err
 	}
 	err = do(mnt)
-	if err := errors.Join(err, mnt.Close(), awaitUnmounted(dev.Path())); err != nil {
+	if err := errors.Join(err, mnt.Close(), awaitUnmounted(dev)); err != nil {
 		return err
 	}
 	return dev.Sync()
@@ -178,20 +177,14 @@ const unmountTime = 10 * time.Second
 
 // awaitUnmounted waits until no filesystem is mounted from a device. Closing a mount's last descriptor unmounts it. But a
 // process that is being started has copies of all descriptors until its program runs.
-//
-// "On Linux 2.6 and later, O_EXCL can be used without O_CREAT if pathname refers to a block device. If the block device is
-// in use by the system (e.g., mounted), open() fails with the error EBUSY." open(2)
-func awaitUnmounted(device string) error {
+func awaitUnmounted(dev *loopdev.Device) error {
 	for deadline := time.Now().Add(unmountTime); ; time.Sleep(time.Millisecond) {
-		f, err := os.OpenFile(device, os.O_RDONLY|syscall.O_EXCL, 0)
-		if err == nil {
-			return f.Close()
-		}
-		if !errors.Is(err, syscall.EBUSY) {
+		mounted, err := dev.InUse()
+		if err != nil || !mounted {
 			return err
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("its filesystem is still mounted %s after the plugin unmounted it, by a process that is being started; try again: %w", unmountTime, err)
+			return fmt.Errorf("%s is still mounted %s after the plugin unmounted it, by a process that is being started; try again", dev.Path(), unmountTime)
 		}
 	}
 }

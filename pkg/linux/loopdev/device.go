@@ -174,6 +174,21 @@ func (d *Device) UpdateSize() error {
 // fsync(2)
 func (d *Device) Sync() error { return sys.Effect("fsync", d.file, unix.Fsync) }
 
+// InUse reports whether a filesystem is mounted from the device, or somebody else has claimed it for itself.
+//
+// "On Linux 2.6 and later, O_EXCL can be used without O_CREAT if pathname refers to a block device. If the block device is
+// in use by the system (e.g., mounted), open() fails with the error EBUSY." open(2)
+func (d *Device) InUse() (bool, error) {
+	f, err := devfs.Open(nameOf(d.index), unix.O_RDONLY|unix.O_EXCL)
+	if errors.Is(err, unix.EBUSY) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return false, f.Close()
+}
+
 // inode identifies a file as LOOP_GET_STATUS64 does. The kernel uses the same getattr
 // as for fstat(2): on btrfs st_dev is the subvolume's own, and differs from that in
 // /proc/self/mountinfo and in the superblock.
