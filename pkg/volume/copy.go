@@ -126,7 +126,10 @@ func (c *copies) newIdentity(f *os.File, filesystem string, id uuid.UUID) error 
 	if !errors.Is(err, diskfs.ErrUnclean) {
 		return err
 	}
-	if err := c.replay(f, fs); err != nil {
+	switch err := c.replay(f, fs); {
+	case errors.Is(err, errdefs.ErrUnderWay):
+		return err
+	case err != nil:
 		return fmt.Errorf("%w: the journal cannot be replayed: %w; check the source with %s", errdefs.ErrState, err, fs.Checker)
 	}
 	return fs.NewIdentity(f, f, id)
@@ -176,7 +179,8 @@ func (c *copies) mounted(f *os.File, fs *diskfs.Filesystem, purpose string, do f
 const unmountTime = 10 * time.Second
 
 // awaitUnmounted waits until no filesystem is mounted from a device. Closing a mount's last descriptor unmounts it. But a
-// process that is being started has copies of all descriptors until its program runs.
+// process that is being started has copies of all descriptors until its program runs. If that lasts too long, the error is
+// [errdefs.ErrUnderWay].
 func awaitUnmounted(dev *loopdev.Device) error {
 	for deadline := time.Now().Add(unmountTime); ; time.Sleep(time.Millisecond) {
 		mounted, err := dev.InUse()
@@ -184,7 +188,8 @@ func awaitUnmounted(dev *loopdev.Device) error {
 			return err
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%s is still mounted %s after the plugin unmounted it, by a process that is being started; try again", dev.Path(), unmountTime)
+			return fmt.Errorf("%w: %s is still mounted %s after the plugin unmounted it, by a process that is being started; try again",
+				errdefs.ErrUnderWay, dev.Path(), unmountTime)
 		}
 	}
 }

@@ -209,6 +209,24 @@ func TestCloseLeavesItAttached(t *testing.T) {
 	testenv.Eventually(t, "the device to be detached", func() bool { return !attached(d.Index()) })
 }
 
+// TestInUse asks for a device that is open, and mounted for a while.
+func TestInUse(t *testing.T) {
+	d := attach(t, new(Allocator), image(t, filepath.Join(testenv.XFS.Pool(t), "f")), Options{})
+	testenv.Run(t, "mkfs.ext4", "-q", d.Path())
+	is := func(want bool) {
+		t.Helper()
+		if got, err := d.InUse(); got != want || err != nil {
+			t.Errorf("InUse is %v, want %v: %v", got, want, err)
+		}
+	}
+	is(false)
+	at := t.TempDir()
+	testenv.Run(t, "mount", d.Path(), at)
+	is(true)
+	testenv.Run(t, "umount", at)
+	is(false)
+}
+
 func TestFind(t *testing.T) {
 	for name, pool := range pools {
 		t.Run(name, func(t *testing.T) {
