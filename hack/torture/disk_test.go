@@ -251,7 +251,7 @@ func (n *node) lacks(d *disk) error {
 	case err != nil:
 		return err
 	default:
-		return fmt.Errorf("volume %s holds %.40q, expected nothing", d.id, got)
+		return fmt.Errorf("%s holds %.40q, expected nothing", d, got)
 	}
 }
 

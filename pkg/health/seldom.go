@@ -12,8 +12,7 @@ import (
 // Seldomly returns the requirements in a form that everybody may look at all the time: a look at one that is
 // Seldom returns what the last trial found, at first nothing. The trials are made by the function try, of those
 // whose last trial is older than age. It returns when they are made. One that somebody else makes meanwhile, or
-// that hangs on a disk, it does not wait for. What hangs on a disk for half a minute is a
-// condition.
+// that hangs on a disk, it does not wait for. What hangs on a disk for half a minute is a condition.
 func Seldomly(requirements []Requirement) (all []Requirement, try func(age time.Duration)) {
 	var trials []*trial
 	for _, r := range requirements {

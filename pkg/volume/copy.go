@@ -126,11 +126,8 @@ func (c *copies) newIdentity(f *os.File, filesystem string, id uuid.UUID) error 
 	if !errors.Is(err, diskfs.ErrUnclean) {
 		return err
 	}
-	switch err := c.replay(f, fs); {
-	case errors.Is(err, errdefs.ErrUnderWay):
+	if err := c.replay(f, fs); err != nil {
 		return err
-	case err != nil:
-		return fmt.Errorf("%w: the journal cannot be replayed: %w; check the source with %s", errdefs.ErrState, err, fs.Checker)
 	}
 	return fs.NewIdentity(f, f, id)
 }
@@ -155,7 +152,7 @@ func (c *copies) replay(f *os.File, fs *diskfs.Filesystem) error {
 }
 
 // mounted calls do with a file's filesystem mounted where nobody sees it. When it returns, the filesystem is
-// unmounted, and everything is in the file.
+// unmounted, and everything is in the file. One that cannot be mounted returns [errdefs.ErrState].
 func (c *copies) mounted(f *os.File, fs *diskfs.Filesystem, purpose string, do func(*mount.Detached) error) error {
 	dev, err := c.devices.Nameless(f, purpose)
 	if err != nil {
@@ -166,7 +163,7 @@ func (c *copies) mounted(f *os.File, fs *diskfs.Filesystem, purpose string, do f
 		FSType: fs.Name, Source: dev.Path(), Data: fs.MountData, Attr: mount.Attr{NoSUID: true, NoDev: true, NoExec: true},
 	})
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: the filesystem cannot be mounted: %w; check the source with %s", errdefs.ErrState, err, fs.Checker)
 	}
 	err = do(mnt)
 	if err := errors.Join(err, mnt.Close(), awaitUnmounted(dev)); err != nil {
@@ -175,21 +172,18 @@ func (c *copies) mounted(f *os.File, fs *diskfs.Filesystem, purpose string, do f
 	return dev.Sync()
 }
 
-// unmountTime is how long a filesystem may stay mounted after its mount was closed.
-const unmountTime = 10 * time.Second
-
 // awaitUnmounted waits until no filesystem is mounted from a device. Closing a mount's last descriptor unmounts it. But a
 // process that is being started has copies of all descriptors until its program runs. If that lasts too long, the error is
 // [errdefs.ErrUnderWay].
 func awaitUnmounted(dev *loopdev.Device) error {
-	for deadline := time.Now().Add(unmountTime); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(detached); ; time.Sleep(place.SettlePoll) {
 		mounted, err := dev.InUse()
 		if err != nil || !mounted {
 			return err
 		}
 		if time.Now().After(deadline) {
 			return fmt.Errorf("%w: %s is still mounted %s after the plugin unmounted it, by a process that is being started; try again",
-				errdefs.ErrUnderWay, dev.Path(), unmountTime)
+				errdefs.ErrUnderWay, dev.Path(), detached)
 		}
 	}
 }

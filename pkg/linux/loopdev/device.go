@@ -174,7 +174,8 @@ func (d *Device) UpdateSize() error {
 // fsync(2)
 func (d *Device) Sync() error { return sys.Effect("fsync", d.file, unix.Fsync) }
 
-// InUse reports whether a filesystem is mounted from the device, or somebody else has claimed it for itself.
+// InUse reports whether a filesystem is mounted from the device, or somebody else has claimed it for itself. It claims the
+// device itself for that moment.
 //
 // "On Linux 2.6 and later, O_EXCL can be used without O_CREAT if pathname refers to a block device. If the block device is
 // in use by the system (e.g., mounted), open() fails with the error EBUSY." open(2)
